@@ -1,0 +1,44 @@
+# make demo: the main job on the embedded tiny model. make test: linting, types and tests.
+# Both set up what they need in .venv, once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types format schemas clean
+
+demo: $(VENV)/.requirements
+	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.requirements-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.requirements-dev
+	$(BIN)/mypy
+
+format: $(VENV)/.requirements-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schemas: $(VENV)/.requirements-dev
+	$(BIN)/python -m schemas
+
+clean:
+	rm -rf $(VENV) outputs checkpoints
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each requirements file: pip runs again only when the file has changed.
+$(VENV)/.requirements: requirements.txt | $(BIN)/python
+	@echo "Installing the pinned requirements into $(VENV): about 2.4 GB, a few minutes, once."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
