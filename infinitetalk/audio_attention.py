@@ -1,0 +1,131 @@
+"""How speech enters the transformer: AudioProj makes audio tokens, AudioAttention lets each video token look at them.
+
+Parameter names are those of the published adapter (`audio_proj.*`, `blocks.N.audio_cross_attn.*`).
+"""
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+from diffusers.models.normalization import FP32LayerNorm
+from torch import Tensor, nn
+
+
+def group_windows(windows: Tensor, vae_scale: int) -> tuple[Tensor, Tensor]:
+    """Pick, for every latent frame, the window slots it sees.
+
+    Latent frame 0 sees the whole window of video frame 0. Each later latent frame covers `vae_scale` video frames and
+    sees the first half of its first frame's window, the centres of the middle ones, the second half of the last one's.
+
+    Args:
+        windows: (speakers, num_frames, window, ...), num_frames = vae_scale·n + 1, window odd.
+        vae_scale: video frames per latent frame.
+
+    Returns:
+        (speakers, 1, window, ...) and (speakers, n, window + vae_scale - 1, ...).
+    """
+    centre = windows.shape[2] // 2
+    groups = windows[:, 1:].unflatten(1, (-1, vae_scale))
+    later = torch.cat(
+        [groups[:, :, 0, : centre + 1], groups[:, :, 1:-1, centre], groups[:, :, -1, centre:]],
+        dim=2,
+    )
+    return windows[:, :1], later
+
+
+class AudioProj(nn.Module):
+    """Speech windows → `context_tokens` audio tokens for every speaker and latent frame."""
+
+    def __init__(
+        self,
+        audio_window: int,
+        audio_layers: int,
+        audio_channels: int,
+        intermediate_dim: int,
+        output_dim: int,
+        context_tokens: int,
+        vae_scale: int,
+    ) -> None:
+        super().__init__()
+        self.vae_scale = vae_scale
+        self.context_tokens = context_tokens
+        slot_dim = audio_layers * audio_channels
+        self.proj1 = nn.Linear(audio_window * slot_dim, intermediate_dim)
+        self.proj1_vf = nn.Linear((audio_window + vae_scale - 1) * slot_dim, intermediate_dim)
+        self.proj2 = nn.Linear(intermediate_dim, intermediate_dim)
+        self.proj3 = nn.Linear(intermediate_dim, context_tokens * output_dim)
+        self.norm = FP32LayerNorm(output_dim)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(speakers, num_frames, window, layers, channels) → (speakers, latent_frames, context_tokens, output_dim)."""
+        first, later = group_windows(windows, self.vae_scale)
+        hidden_states = torch.cat([self.proj1(first.flatten(2)), self.proj1_vf(later.flatten(2))], dim=1).relu()
+        hidden_states = self.proj2(hidden_states).relu()
+        return self.norm(self.proj3(hidden_states).unflatten(-1, (self.context_tokens, -1)))
+
+
+def rotate_pairs(hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of neighbouring elements of the last dimension by its angle (rotary embedding, arXiv 2104.09864).
+
+    Args:
+        hidden_states: (..., head_dim).
+        cos, sin: broadcastable to (..., head_dim / 2), float32.
+
+    Returns:
+        (..., head_dim), dtype of `hidden_states`; computed in float32.
+    """
+    even, odd = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.empty_like(hidden_states)
+    rotated[..., 0::2] = even * cos - odd * sin
+    rotated[..., 1::2] = even * sin + odd * cos
+    return rotated
+
+
+def rotary_angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """1-D rotary angles of real-valued positions (n,): cosines and sines, each (n, head_dim / 2) float32, base 10000."""
+    angles = get_1d_rotary_pos_embed(head_dim, positions.double(), use_real=True, freqs_dtype=torch.float64)
+    return angles[0][:, 0::2], angles[1][:, 0::2]
+
+
+class AudioAttention(nn.Module):
+    """Attention of each latent frame's video tokens to that frame's audio tokens.
+
+    With several speakers, 1-D rotary embeddings of `query_positions` and `key_positions` say who speaks where
+    (L-RoPE, arXiv 2505.22647); with one speaker both are None and the attention is plain.
+    """
+
+    def __init__(self, dim: int, num_heads: int, audio_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(dim, dim)
+        self.kv_linear = nn.Linear(audio_dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        audio_tokens: Tensor,
+        query_positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Attend frame by frame.
+
+        Args:
+            hidden_states: (1, latent_frames · S, dim), tokens ordered by frame.
+            audio_tokens: (latent_frames, speakers · context_tokens, audio_dim), speakers side by side.
+            query_positions: (latent_frames · S,), the place of each video token on the speakers' line, or None.
+            key_positions: (speakers · context_tokens,), the place of each audio token, or None.
+
+        Returns:
+            (1, latent_frames · S, dim).
+        """
+        latent_frames = audio_tokens.shape[0]
+        query = self.q_linear(hidden_states).view(latent_frames, -1, self.num_heads, hidden_states.shape[-1] // self.num_heads)
+        key, value = self.kv_linear(audio_tokens).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        if query_positions is not None and key_positions is not None:
+            query_cos, query_sin = rotary_angles(query_positions, query.shape[-1])
+            key_cos, key_sin = rotary_angles(key_positions, key.shape[-1])
+            frame_shape = (latent_frames, -1, 1, query.shape[-1] // 2)
+            query = rotate_pairs(query, query_cos.view(frame_shape), query_sin.view(frame_shape))
+            key = rotate_pairs(key, key_cos[:, None], key_sin[:, None])
+        attended = dispatch_attention_fn(query, key, value)
+        return self.proj(attended.reshape(hidden_states.shape))

@@ -1,0 +1,81 @@
+"""Which video frames each chunk covers, and which rows of the speech embeddings each of its frames reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AUDIO_WINDOW = 5
+TAIL_MARGIN = 3
+"""Rows beyond the missing ones that the reversed tail adds."""
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """One chunk.
+
+    Attributes:
+        index: from 0.
+        start: first video frame, in frames of the whole video.
+        num_frames: frames generated.
+        num_motion_frames: leading frames that the chunk before has already shown; 0 for the first.
+        num_new_frames: frames that this chunk adds to the video.
+        extends_tail: whether embeddings that end at or before this chunk's end go on with their reversed tail.
+    """
+
+    index: int
+    start: int
+    num_frames: int
+    num_motion_frames: int
+    num_new_frames: int
+    extends_tail: bool
+
+
+def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, motion_frame: int) -> list[ChunkPlan]:
+    """Cover the speech, or `max_frame_num` frames of it, with chunks of `frame_num` frames.
+
+    Each chunk starts `frame_num - motion_frame` frames after the one before. The chunk that reaches the end of the
+    first speaker's speech or `max_frame_num` is the last. When speech had to be extended there, the video also ends
+    with the last speaker's speech (algorithm.md §6; the published code asks for speech longer than one chunk).
+
+    Args:
+        num_rows: rows of each speaker's embeddings, one a video frame.
+        frame_num: frames of a chunk, 4n + 1.
+        max_frame_num: frames of the video at most; `frame_num` for a single chunk.
+        motion_frame: frames a chunk takes over from the one before, fewer than `frame_num`.
+    """
+    step = frame_num - motion_frame
+    end = min(max_frame_num, num_rows[0])
+    num_chunks = 1 + max(0, -(-(end - frame_num) // step))
+    last_end = frame_num + (num_chunks - 1) * step
+    num_frames = min(max_frame_num, last_end)
+    if any(last_end >= rows for rows in num_rows):
+        num_frames = min(num_frames, num_rows[-1])
+    plans = []
+    for index in range(num_chunks):
+        shown = motion_frame if index else 0
+        start = index * step
+        new_frames = min(frame_num - shown, num_frames - start - shown)
+        if new_frames > 0:
+            plans.append(ChunkPlan(index, start, frame_num, shown, new_frames, extends_tail=index == num_chunks - 1))
+    return plans
+
+
+def window_rows(plan: ChunkPlan, num_rows: int) -> Tensor:
+    """Rows of one speaker's embeddings that each frame of a chunk reads: frame f reads f-2 … f+2.
+
+    Rows before the first and after the last are clamped. In the last chunk, embeddings that end at or before its end
+    go on with their own last (missing + 3) rows, reversed.
+
+    Returns:
+        int64 (num_frames, AUDIO_WINDOW), values in [0, num_rows).
+    """
+    end = plan.start + plan.num_frames
+    missing = end - num_rows
+    order = torch.arange(num_rows)
+    if plan.extends_tail and missing >= 0:
+        order = torch.cat([order, order[-(missing + TAIL_MARGIN) :].flip(0)])
+    centres = torch.arange(plan.start, end)
+    offsets = torch.arange(AUDIO_WINDOW) - AUDIO_WINDOW // 2
+    return order[(centres[:, None] + offsets).clamp(0, len(order) - 1)]

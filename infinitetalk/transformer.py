@@ -1,0 +1,309 @@
+"""The InfiniteTalk network: diffusers' Wan 2.1 transformer with an audio attention in every block.
+
+The base model keeps diffusers' parameter names, the adapter its published ones (`audio_proj.*`,
+`blocks.N.audio_cross_attn.*`, `blocks.N.norm_x.*`).
+"""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanTransformer3DModel,
+    WanTransformerBlock,
+)
+from torch import Tensor, nn
+
+from infinitetalk.audio_attention import AudioAttention, AudioProj, rotate_pairs
+from infinitetalk.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
+from infinitetalk.teacache import TeaCache
+
+ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
+"""What tells an adapter's parameter names from the base model's."""
+
+
+class SelfAttnProcessor(WanAttnProcessor):
+    """Self-attention over all video tokens; returns the reference attention map beside it when regions are given."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+        regions: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: (1, tokens, dim).
+            rotary_emb: cosines and sines, each (1, tokens, 1, head_dim / 2).
+            regions: bool (speakers + 1, S) over the tokens of latent frame 0, or None.
+
+        Returns:
+            (1, tokens, dim), and float32 (speakers + 1, tokens) or None.
+        """
+        cos, sin = rotary_emb
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        query, key = rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
+        attended = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        attention_map = None
+        if regions is not None:
+            attention_map = reference_attention_map(query, key[:, : regions.shape[1]], regions)
+        return attn.to_out[0](attended.flatten(2)), attention_map
+
+
+class CrossAttnProcessor(WanAttnProcessor):
+    """Attention to the prompt plus attention to the picture, whatever the number of text tokens."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: tuple[Tensor, Tensor],
+        attention_mask: None = None,
+        rotary_emb: None = None,
+    ) -> Tensor:
+        """Attend: hidden_states (1, tokens, dim), encoder_hidden_states image and text tokens, each (1, n, dim)."""
+        image_states, text_states = encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        text_key = attn.norm_k(attn.to_k(text_states)).unflatten(2, (attn.heads, -1))
+        text_value = attn.to_v(text_states).unflatten(2, (attn.heads, -1))
+        image_key = attn.norm_added_k(attn.add_k_proj(image_states)).unflatten(2, (attn.heads, -1))
+        image_value = attn.add_v_proj(image_states).unflatten(2, (attn.heads, -1))
+        attended = dispatch_attention_fn(query, text_key, text_value, backend=self._attention_backend)
+        attended = attended + dispatch_attention_fn(query, image_key, image_value, backend=self._attention_backend)
+        return attn.to_out[0](attended.flatten(2))
+
+
+class InfiniteTalkTransformerBlock(WanTransformerBlock):
+    """A Wan block with one more residual step, the audio attention, between cross-attention and feed-forward."""
+
+    def __init__(
+        self, dim: int, ffn_dim: int, num_heads: int, eps: float, added_kv_proj_dim: int, audio_dim: int
+    ) -> None:
+        super().__init__(dim, ffn_dim, num_heads, cross_attn_norm=True, eps=eps, added_kv_proj_dim=added_kv_proj_dim)
+        self.attn1.set_processor(SelfAttnProcessor())
+        self.attn2.set_processor(CrossAttnProcessor())
+        self.norm_x = FP32LayerNorm(dim, eps, elementwise_affine=True)
+        self.audio_cross_attn = AudioAttention(dim, num_heads, audio_dim)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: tuple[Tensor, Tensor],
+        timestep_proj: Tensor,
+        rotary_emb: tuple[Tensor, Tensor],
+        audio_tokens: Tensor,
+        regions: Tensor | None = None,
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            hidden_states: (1, tokens, dim).
+            encoder_hidden_states: image tokens (1, image_tokens, dim) and text tokens (1, text_len, dim).
+            timestep_proj: float32 (1, 6, dim).
+            rotary_emb: cosines and sines, each (1, tokens, 1, head_dim / 2).
+            audio_tokens: (latent_frames, speakers · context_tokens, audio_dim).
+            regions: bool (speakers + 1, S) when several speak, else None.
+        """
+        modulation = self.scale_shift_table.float() + timestep_proj
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)
+
+        normed = torch.addcmul(shift, self.norm1(hidden_states.float()), 1 + scale).type_as(hidden_states)
+        attended, attention_map = self.attn1(normed, None, None, rotary_emb, regions=regions)
+        hidden_states = torch.addcmul(hidden_states.float(), attended.float(), gate).type_as(hidden_states)
+
+        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
+
+        query_positions = key_positions = None
+        if attention_map is not None and regions is not None:
+            speakers = len(regions) - 1
+            query_positions = token_positions(attention_map)
+            key_positions = audio_token_positions(speakers, audio_tokens.shape[1] // speakers, audio_tokens.device)
+        hidden_states = hidden_states + self.audio_cross_attn(
+            self.norm_x(hidden_states), audio_tokens, query_positions, key_positions
+        )
+
+        normed = torch.addcmul(ffn_shift, self.norm3(hidden_states.float()), 1 + ffn_scale).type_as(hidden_states)
+        return torch.addcmul(hidden_states.float(), self.ffn(normed).float(), ffn_gate).type_as(hidden_states)
+
+
+class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
+    """Wan 2.1 I2V transformer driven by speech.
+
+    The constructor's arguments are those of `WanTransformer3DModel` for I2V, then the adapter's sizes.
+    """
+
+    _no_split_modules = ["InfiniteTalkTransformerBlock"]
+    _repeated_blocks = ["InfiniteTalkTransformerBlock"]
+    _keep_in_fp32_modules = [*WanTransformer3DModel._keep_in_fp32_modules, "time_proj", "norm_x"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 36,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int = 1280,
+        added_kv_proj_dim: int = 5120,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        audio_window: int = 5,
+        audio_layers: int = 12,
+        audio_channels: int = 768,
+        audio_intermediate_dim: int = 512,
+        audio_output_dim: int = 768,
+        audio_context_tokens: int = 32,
+        vae_scale: int = 4,
+    ) -> None:
+        super().__init__(
+            patch_size=patch_size,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=freq_dim,
+            ffn_dim=ffn_dim,
+            num_layers=0,
+            cross_attn_norm=cross_attn_norm,
+            qk_norm=qk_norm,
+            eps=eps,
+            image_dim=image_dim,
+            added_kv_proj_dim=added_kv_proj_dim,
+            rope_max_seq_len=rope_max_seq_len,
+            pos_embed_seq_len=pos_embed_seq_len,
+        )
+        self.register_to_config(num_layers=num_layers)
+        dim = num_attention_heads * attention_head_dim
+        self.blocks = nn.ModuleList(
+            InfiniteTalkTransformerBlock(dim, ffn_dim, num_attention_heads, eps, added_kv_proj_dim, audio_output_dim)
+            for _ in range(num_layers)
+        )
+        self.audio_proj = AudioProj(
+            audio_window,
+            audio_layers,
+            audio_channels,
+            audio_intermediate_dim,
+            audio_output_dim,
+            audio_context_tokens,
+            vae_scale,
+        )
+
+    def embed_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Time embedding, float32 as in the published model: timestep (1,) in 0…1000 → (1, dim) and (1, 6, dim)."""
+        embedder = self.condition_embedder
+        temb = embedder.time_embedder(embedder.timesteps_proj(timestep))
+        return temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))
+
+    def embed_audio(self, windows: Tensor) -> Tensor:
+        """Speech windows (speakers, num_frames, window, layers, channels) → (latent_frames, speakers · tokens, audio_dim)."""
+        return self.audio_proj(windows).transpose(0, 1).flatten(1, 2)
+
+    def rotary_embedding(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """3-D rotary angles of every token of latents (1, channels, t, h, w): cosines, sines, (1, tokens, 1, head_dim / 2)."""
+        cos, sin = self.rope(latents)
+        return cos[..., 0::2], sin[..., 1::2]
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor,
+        encoder_hidden_states_audio: Tensor,
+        regions: Tensor | None = None,
+        cache: TeaCache | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict the velocity.
+
+        Args:
+            hidden_states: (1, 36, t, h, w): 16 noise channels, then 4 mask and 16 condition channels.
+            timestep: (1,), 0…1000.
+            encoder_hidden_states: prompt embeddings (1, text_len, text_dim).
+            encoder_hidden_states_image: CLIP features of the reference frame (1, 257, image_dim).
+            encoder_hidden_states_audio: speech windows (speakers, 4·(t - 1) + 1, window, layers, channels).
+            regions: bool (speakers + 1, h, w), where each speaker is and the background; needed for several speakers,
+                None for one.
+            cache: TeaCache state of this guidance branch, or None to compute every block.
+
+        Returns:
+            (1, 16, t, h, w), as diffusers' models return it.
+
+        Raises:
+            ValueError: several speakers without regions.
+            RegionError: a speaker's region holds no token.
+        """
+        speakers = len(encoder_hidden_states_audio)
+        if (regions is None) != (speakers == 1):
+            raise ValueError(f"{speakers} speaker(s) need regions {'None' if speakers == 1 else '(speakers + 1, h, w)'}")
+        rotary_emb = self.rotary_embedding(hidden_states)
+        temb, timestep_proj = self.embed_timestep(timestep)
+        tokens = self.patch_embedding(hidden_states)
+        grid = tokens.shape[2:]
+        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
+
+        if cache is None or cache.should_compute(timestep_proj):
+            output = self._run_blocks(
+                tokens,
+                timestep_proj,
+                rotary_emb,
+                grid,
+                encoder_hidden_states,
+                encoder_hidden_states_image,
+                encoder_hidden_states_audio,
+                regions,
+            )
+            if cache is not None:
+                cache.store(output - tokens)
+            tokens = output
+        else:
+            tokens = cache.apply(tokens)
+
+        shift, scale = (self.scale_shift_table.float() + temb[:, None]).chunk(2, dim=1)
+        tokens = self.proj_out(torch.addcmul(shift, self.norm_out(tokens.float()), 1 + scale).type_as(tokens))
+        sample = self._unpatchify(tokens, grid)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run_blocks(
+        self,
+        tokens: Tensor,
+        timestep_proj: Tensor,
+        rotary_emb: tuple[Tensor, Tensor],
+        grid: torch.Size,
+        prompt_embeds: Tensor,
+        image_embeds: Tensor,
+        audio_windows: Tensor,
+        regions: Tensor | None,
+    ) -> Tensor:
+        context = self.condition_embedder.image_embedder(image_embeds), self.condition_embedder.text_embedder(prompt_embeds)
+        audio_tokens = self.embed_audio(audio_windows)
+        reference_regions = None if regions is None else token_regions(regions, grid[1], grid[2])
+        for block in self.blocks:
+            tokens = block(tokens, context, timestep_proj, rotary_emb, audio_tokens, reference_regions)
+        return tokens
+
+    def _unpatchify(self, tokens: Tensor, grid: torch.Size) -> Tensor:
+        """(1, tokens, patch elements · channels) → (1, channels, t, h, w)."""
+        patch = self.config.patch_size
+        video = tokens.unflatten(2, (*patch, -1)).unflatten(1, grid)
+        return video.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
