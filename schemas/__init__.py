@@ -1,0 +1,39 @@
+"""The interface of the worker: a job's input, its progress and its result."""
+
+from schemas.base import explain
+from schemas.job import (
+    BatchItem,
+    BatchJob,
+    Lora,
+    OutputConfig,
+    S3Config,
+    SingleJob,
+    TtsAudio,
+    check_safe_name,
+    parse_input,
+)
+from schemas.progress import Progress, Stage
+from schemas.result import BatchResult, ErrorCode, Failure, ItemFailure, ItemSuccess, JobError, Success, Video
+
+__all__ = [
+    "BatchItem",
+    "BatchJob",
+    "BatchResult",
+    "ErrorCode",
+    "Failure",
+    "ItemFailure",
+    "ItemSuccess",
+    "JobError",
+    "Lora",
+    "OutputConfig",
+    "Progress",
+    "S3Config",
+    "SingleJob",
+    "Stage",
+    "Success",
+    "TtsAudio",
+    "Video",
+    "check_safe_name",
+    "explain",
+    "parse_input",
+]

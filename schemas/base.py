@@ -1,0 +1,60 @@
+"""What every model of the interface shares: strict types, no unknown fields, messages that say what to change."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+SHOWN_VALUE_CHARACTERS = 40
+
+
+class StrictModel(BaseModel):
+    """A model that takes JSON types as they are (no "81" for 81) and refuses fields it does not know."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unknown_fields(cls, data: Any) -> Any:
+        """Names the first unknown field and the known one nearest to it.
+
+        Raises:
+            ValueError: a field is not one of the model's.
+        """
+        if isinstance(data, dict):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            for name in data:
+                if name not in known:
+                    nearest = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.0)[0]
+                    shown = str(name)[:SHOWN_VALUE_CHARACTERS]
+                    raise ValueError(f'has an unknown field "{shown}"; the nearest known one is "{nearest}"')
+        return data
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error as one line for the client: each field by its path, what it must be, what was given.
+
+    Values are shown only where they are short scalars, so that no media and no text of length is echoed.
+    """
+    return "; ".join(_explain_one(details) for details in error.errors(include_url=False))
+
+
+def _explain_one(details: Any) -> str:
+    subject = ".".join(str(part) for part in details["loc"]) or "the input"
+    if details["type"] == "missing":
+        return f"{subject} is required"
+    if details["type"] == "value_error":
+        return f"{subject} {details['ctx']['error']}"
+    if details["type"] == "model_type":
+        return f"{subject} must be an object{_shown(details['input'])}"
+    requirement = re.sub(r"^\w+ should ", "must ", details["msg"])
+    return f"{subject} {requirement}{_shown(details['input'])}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= SHOWN_VALUE_CHARACTERS):
+        return f", not {value!a}"
+    return ""

@@ -1,0 +1,308 @@
+"""A job's input: one video (`SingleJob`) or several (`BatchJob`), and where the result goes (`OutputConfig`)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from schemas.base import StrictModel
+
+DEFAULT_PREFIX = "infinitetalk/jobs"
+DEFAULT_SAMPLE_SHIFT = {"infinitetalk-480": 7.0, "infinitetalk-720": 11.0}
+MAX_SPEAKERS = 8
+LARGEST_SEED = 2**53 - 1
+"""The largest integer that every JSON client carries exactly."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+
+def check_safe_name(name: str) -> str:
+    """A job's or an item's id, which becomes part of a file name and of an S3 key.
+
+    Raises:
+        ValueError: it is not 1 to 128 letters, digits, "-", "_" or "." (not leading).
+    """
+    if not _SAFE_NAME.fullmatch(name):
+        raise ValueError('must be 1 to 128 letters, digits, "-", "_" or "." and may not begin with "."')
+    return name
+
+
+def check_prefix(prefix: str) -> str:
+    """A prefix below which the result is stored; it cannot climb out of its root.
+
+    Raises:
+        ValueError: it is absolute, has an empty, "." or ".." component, a backslash or a control character.
+    """
+    if not prefix.isprintable() or "\\" in prefix:
+        raise ValueError("must not contain control characters or backslashes")
+    if any(component in ("", ".", "..") for component in prefix.split("/")):
+        raise ValueError('must be names joined by single "/" without a leading or trailing "/", "." or ".."')
+    return prefix
+
+
+def check_frame_num(frame_num: int) -> int:
+    """The number of frames of a chunk, whose first latent frame holds one video frame and every other one four.
+
+    Raises:
+        ValueError: it is not 4n+1.
+    """
+    if frame_num % 4 != 1:
+        below = frame_num - (frame_num - 1) % 4
+        raise ValueError(f"must be 4n+1, e.g. {below} or {below + 4}, not {frame_num}")
+    return frame_num
+
+
+def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
+    """Speakers are named person1, person2, … without a gap.
+
+    Raises:
+        ValueError: a name is missing, wrong, or there are more than `MAX_SPEAKERS`.
+    """
+    expected = [f"person{number}" for number in range(1, len(speakers) + 1)]
+    if not speakers or sorted(speakers) != sorted(expected) or len(speakers) > MAX_SPEAKERS:
+        raise ValueError(f"must name its speakers person1, person2, … without a gap, 1 to {MAX_SPEAKERS} of them")
+    return {name: speakers[name] for name in expected}
+
+
+Media = Annotated[str, StringConstraints(min_length=1)]
+BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
+
+
+class OutputConfig(StrictModel):
+    """Where the video and its thumbnail go."""
+
+    store: Literal["s3", "volume", "inline"] = "s3"
+    """"s3": an S3-compatible store (the job's s3Config, else the worker's settings). "volume": the worker's output
+    folder, the network volume on Runpod. "inline": base64 in the result, for small videos only."""
+
+    prefix: Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(check_prefix)] = (
+        DEFAULT_PREFIX
+    )
+    """Folder or key prefix: the video becomes {prefix}/{job_id}.mp4, the thumbnail {prefix}/{job_id}.jpg."""
+
+
+class S3Config(StrictModel):
+    """A store named by the job itself: Runpod's `s3Config`, beside `input`."""
+
+    endpoint_url: Annotated[str, Field(alias="endpointUrl", pattern=r"^https?://")]
+    """Address of the S3-compatible store."""
+
+    access_id: Annotated[str, Field(alias="accessId", min_length=1)]
+    """Access key id."""
+
+    access_secret: Annotated[str, Field(alias="accessSecret", min_length=1, repr=False)]
+    """Secret access key."""
+
+    bucket_name: Annotated[str, Field(alias="bucketName", min_length=1)]
+    """Name of the bucket."""
+
+
+class TtsAudio(StrictModel):
+    """Speech made from text by Kokoro."""
+
+    text: Annotated[str, StringConstraints(min_length=1, max_length=5000)]
+    """What is said; two speakers take turns with "(s1) … (s2) …"."""
+
+    human1_voice: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    """Voice of person1: a name such as "am_adam", or …/voices/am_adam.pt below the worker's Kokoro folder."""
+
+    human2_voice: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    """Voice of person2; null with one speaker."""
+
+
+class Lora(StrictModel):
+    """One LoRA file laid on the base model."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    """File below the worker's LORA_DIR."""
+
+    scale: Annotated[float, Field(ge=-4, le=4)] = 1.0
+    """How strongly it is applied."""
+
+
+class SingleJob(StrictModel):
+    """One talking video: what is said, by whom in which picture, and how it is made."""
+
+    prompt: Annotated[str, StringConstraints(min_length=1, max_length=5000)]
+    """What the picture shows, in words; at most 512 tokens of it count."""
+
+    cond_video: Media
+    """Picture or video of those who speak: http(s) URL, data URI, base64, or a path below the worker's volume."""
+
+    cond_audio: Annotated[dict[str, Media | None], AfterValidator(check_speakers)] | None = None
+    """Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same
+    forms as cond_video; null keeps a speaker silent, and at least one must speak. Give this or tts_audio."""
+
+    tts_audio: TtsAudio | None = None
+    """Text to be spoken. Give this or cond_audio."""
+
+    audio_type: Literal["para", "add"] = "para"
+    """Several speakers: "para", all from the start; "add", one after the other."""
+
+    bbox: Annotated[dict[str, BoundingBox], AfterValidator(check_speakers)] | None = None
+    """Where each speaker is: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source.
+    Null: side by side, left to right. Give this or mask."""
+
+    bbox_order: Literal["xy", "yx"] = "xy"
+    """"xy" as the names say; "yx" reads [y_min, x_min, y_max, x_max], as the published code does."""
+
+    mask: Annotated[dict[str, Media], AfterValidator(check_speakers)] | None = None
+    """Where each speaker is: a picture per speaker, white there. Give this or bbox."""
+
+    loras: list[Lora] = Field(default_factory=list, max_length=8)
+    """LoRA files to lay on the base model."""
+
+    scene_seg: bool = False
+    """Cut a source video at its scenes and drive each with its own stretch of the speech."""
+
+    dry_run: bool = False
+    """Only say what the job would do."""
+
+    size: Literal["infinitetalk-480", "infinitetalk-720"] = "infinitetalk-480"
+    """Table of resolutions; the one nearest to the source's shape is used."""
+
+    mode: Literal["clip", "streaming"] = "clip"
+    """"clip": one chunk, at most frame_num frames. "streaming": as many chunks as the speech needs, at most
+    max_frame_num frames."""
+
+    frame_num: Annotated[int, Field(ge=5, le=401), AfterValidator(check_frame_num)] = 81
+    """Video frames of a chunk, 4n+1, at 25 frames a second."""
+
+    max_frame_num: Annotated[int, Field(ge=1, le=90_000)] = 1000
+    """Video frames at most in streaming mode, at 25 frames a second (90,000 are an hour)."""
+
+    sample_steps: Annotated[int, Field(ge=1, le=200)] = 40
+    """Sampling steps of a chunk."""
+
+    sample_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Shift of the noise schedule; null: 7 for infinitetalk-480, 11 for infinitetalk-720."""
+
+    sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = 5.0
+    """How strongly the prompt guides; 1 saves a third of the work and turns the negative prompt off."""
+
+    sample_audio_guide_scale: Annotated[float, Field(ge=0, le=50)] = 4.0
+    """How strongly the speech guides."""
+
+    motion_frame: Annotated[int, Field(ge=1, le=400)] = 9
+    """Video frames of one chunk that the next one continues from (streaming); fewer than frame_num."""
+
+    negative_prompt: Annotated[str, StringConstraints(max_length=5000)] | None = None
+    """What the picture should not show; null: the published model's default."""
+
+    color_correction_strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """How far each frame's colours are brought to the reference frame's, 0 to 1."""
+
+    use_teacache: bool = False
+    """Reuse the network's last output where it would hardly change."""
+
+    teacache_thresh: Annotated[float, Field(gt=0, le=10)] = 0.2
+    """TeaCache: the accumulated relative change above which the network runs again."""
+
+    use_apg: bool = False
+    """Adaptive projected guidance instead of plain guidance."""
+
+    apg_momentum: Annotated[float, Field(ge=-1, le=1)] = -0.75
+    """APG: momentum of the running average of the guidance."""
+
+    apg_norm_threshold: Annotated[float, Field(gt=0, le=10_000)] = 55.0
+    """APG: largest norm of the guidance."""
+
+    base_seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED)] = 42
+    """Seed of the noise; -1: random, and the result's params name the seed used."""
+
+    num_persistent_param_in_dit: Annotated[int, Field(ge=0)] | None = None
+    """Parameters of the transformer that stay on the GPU; null: the worker chooses."""
+
+    offload_model: bool | None = None
+    """Move networks off the GPU when they are not in use; null: the worker chooses."""
+
+    quant: Literal["int8", "fp8"] | None = None
+    """Quantised weights; null: the worker chooses."""
+
+    output_config: OutputConfig | None = None
+    """Where the result goes; null: s3, prefix infinitetalk/jobs."""
+
+    @model_validator(mode="after")
+    def check_combinations(self) -> SingleJob:
+        """Rules that span fields.
+
+        Raises:
+            ValueError: a combination that cannot be served.
+        """
+        if (self.cond_audio is None) == (self.tts_audio is None):
+            raise ValueError(
+                'needs speech: give exactly one of cond_audio, e.g. {"person1": "https://…/voice.wav"}, and tts_audio'
+            )
+        if self.cond_audio is not None and all(media is None for media in self.cond_audio.values()):
+            raise ValueError("needs speech: at least one speaker of cond_audio must have audio instead of null")
+        if self.bbox is not None and self.mask is not None:
+            raise ValueError("takes bbox or mask, not both")
+        for field, places in (("bbox", self.bbox), ("mask", self.mask)):
+            if places is not None and set(places) != set(self.speakers):
+                raise ValueError(f"needs one {field} for each speaker: {', '.join(self.speakers)}")
+        if self.mode == "streaming" and self.motion_frame >= self.frame_num:
+            raise ValueError(
+                f"needs motion_frame smaller than frame_num in streaming mode, "
+                f"not {self.motion_frame} of {self.frame_num}"
+            )
+        return self
+
+    @property
+    def speakers(self) -> list[str]:
+        """Names of the speakers, person1 first."""
+        if self.cond_audio is not None:
+            return list(self.cond_audio)
+        assert self.tts_audio is not None
+        return ["person1"] if self.tts_audio.human2_voice is None else ["person1", "person2"]
+
+    @property
+    def frame_limit(self) -> int:
+        """The most video frames that the mode allows."""
+        return self.frame_num if self.mode == "clip" else self.max_frame_num
+
+    @property
+    def shift(self) -> float:
+        """`sample_shift`, or the size's default."""
+        return DEFAULT_SAMPLE_SHIFT[self.size] if self.sample_shift is None else self.sample_shift
+
+
+class BatchItem(SingleJob):
+    """One job of a batch."""
+
+    id: Annotated[str, AfterValidator(check_safe_name)]
+    """Name of the item, part of its files' names."""
+
+
+class BatchJob(StrictModel):
+    """Several jobs that run in turn on one GPU."""
+
+    batch: Annotated[list[BatchItem], Field(min_length=1)]
+    """The items; their ids differ."""
+
+    output_config: OutputConfig | None = None
+    """Where the items' results go, unless an item says otherwise; null: s3, prefix infinitetalk/jobs."""
+
+    @model_validator(mode="after")
+    def check_ids(self) -> BatchJob:
+        """Equal ids would overwrite each other's files.
+
+        Raises:
+            ValueError: two items have the same id.
+        """
+        ids = [item.id for item in self.batch]
+        if len(set(ids)) != len(ids):
+            raise ValueError("needs different ids for the items of batch")
+        return self
+
+
+def parse_input(payload: Any) -> SingleJob | BatchJob:
+    """The `input` of a job as a model.
+
+    Raises:
+        pydantic.ValidationError: `explain` makes a message for the client of it.
+    """
+    if isinstance(payload, dict) and "batch" in payload:
+        return BatchJob.model_validate(payload)
+    return SingleJob.model_validate(payload)

@@ -1,0 +1,155 @@
+"""The interface: what a job may say, what it is told when it says something else, and the generated JSON Schemas."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from schemas import BatchJob, OutputConfig, SingleJob, Stage, Video, explain, parse_input
+from schemas.generate import PUBLISHED_MODELS, json_schema_text
+
+SMALLEST_JOB = {"prompt": "A woman sings", "cond_video": "face.jpg", "cond_audio": {"person1": "voice.wav"}}
+USERS_JOB = {
+    "prompt": "A woman sings in a studio",
+    "cond_video": "https://example.com/media/image.jpg",
+    "cond_audio": {"person1": "https://example.com/audio/voice.wav"},
+    "size": "infinitetalk-480",
+    "mode": "clip",
+    "frame_num": 81,
+    "sample_steps": 8,
+    "sample_text_guide_scale": 1.0,
+    "sample_audio_guide_scale": 2.0,
+    "motion_frame": 9,
+    "base_seed": 42,
+    "output_config": {"store": "s3", "prefix": "infinitetalk/jobs"},
+}
+
+
+def refusal(**changes: object) -> str:
+    """What the client is told about the smallest job with these changes."""
+    with pytest.raises(ValidationError) as caught:
+        parse_input(SMALLEST_JOB | changes)
+    return explain(caught.value)
+
+
+def test_the_users_own_job_is_taken_as_it_is():
+    job = parse_input(USERS_JOB)
+    assert job.model_dump(exclude_unset=True) == USERS_JOB
+
+
+def test_defaults_are_those_of_the_interface():
+    job = parse_input(SMALLEST_JOB)
+    assert isinstance(job, SingleJob)
+    expected = {
+        "audio_type": "para", "bbox_order": "xy", "scene_seg": False, "dry_run": False, "size": "infinitetalk-480",
+        "mode": "clip", "frame_num": 81, "max_frame_num": 1000, "sample_steps": 40, "sample_text_guide_scale": 5,
+        "sample_audio_guide_scale": 4, "motion_frame": 9, "color_correction_strength": 1, "use_teacache": False,
+        "teacache_thresh": 0.2, "use_apg": False, "apg_momentum": -0.75, "apg_norm_threshold": 55, "base_seed": 42,
+        "num_persistent_param_in_dit": None, "offload_model": None, "quant": None, "loras": [], "output_config": None,
+    }  # fmt: skip
+    assert {name: getattr(job, name) for name in expected} == expected
+    assert OutputConfig() == OutputConfig(store="s3", prefix="infinitetalk/jobs")
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "shift"),
+    [("infinitetalk-480", None, 7.0), ("infinitetalk-720", None, 11.0), ("infinitetalk-720", 2.0, 2.0)],
+)
+def test_the_shift_follows_the_size_unless_given(size, given, shift):
+    job = parse_input(SMALLEST_JOB | {"size": size, "sample_shift": given})
+    assert job.shift == shift
+
+
+def test_the_mode_decides_how_many_frames_there_may_be():
+    assert parse_input(SMALLEST_JOB | {"frame_num": 33, "max_frame_num": 500}).frame_limit == 33
+    streaming = SMALLEST_JOB | {"frame_num": 33, "max_frame_num": 500, "mode": "streaming"}
+    assert parse_input(streaming).frame_limit == 500
+
+
+def test_speakers_come_in_the_order_of_their_numbers():
+    job = parse_input(SMALLEST_JOB | {"cond_audio": {"person2": None, "person1": "a.wav"}})
+    assert job.speakers == ["person1", "person2"]
+    assert list(job.cond_audio.values()) == ["a.wav", None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frame_num": 80}, "frame_num must be 4n+1, e.g. 77 or 81, not 80"),
+        ({"frame_nums": 81}, 'the input has an unknown field "frame_nums"; the nearest known one is "frame_num"'),
+        ({"output_config": {"stor": "s3"}}, 'output_config has an unknown field "stor"; the nearest known one'),
+        ({"cond_audio": None}, "exactly one of cond_audio"),
+        ({"tts_audio": {"text": "Hi", "human1_voice": "am_adam"}}, "exactly one of cond_audio"),
+        ({"cond_audio": {"person1": None}}, "at least one speaker of cond_audio must have audio"),
+        ({"cond_audio": {"person2": "a.wav"}}, "cond_audio must name its speakers person1, person2"),
+        ({"cond_audio": {f"person{n}": "a" for n in range(1, 10)}}, "1 to 8 of them"),
+        ({"bbox": {"person1": [0, 0, 5]}}, "bbox.person1 must have at least 4 items"),
+        ({"bbox": {"person1": [0, 0, 5, 5], "person2": [0, 0, 5, 5]}}, "one bbox for each speaker: person1"),
+        ({"mask": {"person1": "m.png"}, "bbox": {"person1": [0, 0, 5, 5]}}, "takes bbox or mask, not both"),
+        ({"mode": "streaming", "motion_frame": 81}, "motion_frame smaller than frame_num"),
+        ({"sample_steps": 0}, "sample_steps must be greater than or equal to 1, not 0"),
+        ({"frame_num": "81"}, "frame_num must be a valid integer, not '81'"),
+        ({"base_seed": True}, "base_seed must be a valid integer, not True"),
+        ({"sample_shift": float("nan")}, "sample_shift must be a finite number"),
+        ({"size": "480p"}, "size must be 'infinitetalk-480' or 'infinitetalk-720', not '480p'"),
+        ({"prompt": "\ud800"}, "prompt must be a valid string"),
+        ({"prompt": ""}, "prompt must have at least 1 character"),
+        ({"batch": []}, "the input has an unknown field"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_field_and_what_to_change(changes, message):
+    assert message in refusal(**changes)
+
+
+@pytest.mark.parametrize("payload", [None, [], "text", 5])
+def test_an_input_that_is_not_an_object_is_refused(payload):
+    with pytest.raises(ValidationError) as caught:
+        parse_input(payload)
+    assert "the input must be an object" in explain(caught.value)
+
+
+def test_a_refusal_does_not_echo_media():
+    media = "QUJD" * 1000
+    assert media not in refusal(size=media)
+    assert len(refusal(**{media: 1})) < 200
+
+
+@pytest.mark.parametrize("prefix", ["../up", "a/../b", "/absolute", "a//b", "a/", "", ".", "a\\b", "a\x00b", "a\nb"])
+def test_a_prefix_cannot_climb_out(prefix):
+    assert "output_config.prefix" in refusal(output_config={"prefix": prefix})
+
+
+def test_the_items_of_a_batch_need_different_safe_ids():
+    item = SMALLEST_JOB | {"id": "one"}
+    assert isinstance(parse_input({"batch": [item, item | {"id": "two"}]}), BatchJob)
+    for second in ("one", "../two", ".two", ""):
+        with pytest.raises(ValidationError):
+            parse_input({"batch": [item, item | {"id": second}]})
+
+
+def test_a_video_is_in_exactly_one_place_with_its_thumbnail():
+    facts = {"bytes": 1, "width": 8, "height": 8, "fps": 25.0, "num_frames": 5, "duration_s": 0.2}
+    assert Video(path="a.mp4", thumbnail_path="a.jpg", **facts).path == "a.mp4"
+    for places in ({}, {"path": "a"}, {"path": "a", "thumbnail_url": "b"}, {"path": "a", "url": "b"}):
+        with pytest.raises(ValidationError):
+            Video(**places, **facts)
+
+
+def test_the_stages_are_those_of_the_interface():
+    assert [stage.value for stage in Stage] == [
+        "validation", "download", "embedding", "load", "sampling", "decode", "mux", "upload", "completed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED_MODELS)
+def test_the_json_schemas_beside_the_models_are_in_step(name):
+    path = Path(__file__).parents[1] / "schemas" / f"{name}.schema.json"
+    assert path.read_text(encoding="utf-8") == json_schema_text(PUBLISHED_MODELS[name]), "run python -m schemas"
+
+
+@pytest.mark.parametrize("model", [SingleJob, BatchJob])
+def test_every_field_of_a_job_is_described(model):
+    schema = json.loads(json_schema_text(model))
+    for definition in (schema, *schema["$defs"].values()):
+        assert all(field.get("description") for field in definition["properties"].values()), definition["title"]
