@@ -20,7 +20,8 @@ class ChunkPlan:
         start: first video frame, in frames of the whole video.
         num_frames: frames generated.
         num_motion_frames: leading frames that the chunk before has already shown; 0 for the first.
-        num_new_frames: frames that this chunk adds to the video.
+        num_new_frames: frames that this chunk adds to the video; 0 only where a later speaker's speech ends chunks
+            before the first one's.
         extends_tail: whether embeddings that end at or before this chunk's end go on with their reversed tail.
     """
 
@@ -56,9 +57,8 @@ def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, mot
     for index in range(num_chunks):
         shown = motion_frame if index else 0
         start = index * step
-        new_frames = min(frame_num - shown, num_frames - start - shown)
-        if new_frames > 0:
-            plans.append(ChunkPlan(index, start, frame_num, shown, new_frames, extends_tail=index == num_chunks - 1))
+        new_frames = min(frame_num - shown, max(0, num_frames - start - shown))
+        plans.append(ChunkPlan(index, start, frame_num, shown, new_frames, extends_tail=index == num_chunks - 1))
     return plans
 
 

@@ -1,0 +1,261 @@
+"""From a picture or video, speech and a prompt to video: a generator of chunks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from infinitetalk.chunks import ChunkPlan, plan_chunks, window_rows
+from infinitetalk.color import match_color
+from infinitetalk.media import Source
+from infinitetalk.models import Models
+from infinitetalk.regions import default_regions, latent_regions
+from infinitetalk.sampling import ChunkConditions, GenerationSettings, chunk_noise, make_guidance, sample_chunk
+from infinitetalk.sizes import choose_bucket, resize_and_crop
+from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
+from infinitetalk.vae import decode_latents, encode_frames
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+
+MASK_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sampling step that has just ended; chunks and steps count from 1."""
+
+    chunk: int
+    num_chunks: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class ChunkState:
+    """What is needed to go on after a chunk: the next chunk's index and its motion latents (1, 16, n, h, w)."""
+
+    next_chunk: int
+    motion_latents: Tensor
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        motion_latents = self.motion_latents.contiguous().cpu()
+        return safetensors.torch.save({"next_chunk": torch.tensor(self.next_chunk), "motion_latents": motion_latents})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ChunkState":
+        """The inverse of `to_bytes`."""
+        tensors = safetensors.torch.load(data)
+        return cls(int(tensors["next_chunk"]), tensors["motion_latents"])
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One finished chunk.
+
+    Attributes:
+        plan: its place in the video.
+        num_chunks: of the whole video.
+        video: float (3, num_new_frames, height, width) in [-1, 1], the frames this chunk adds.
+        latents: (1, 16, t, h, w), as handed to the VAE.
+        condition_latents: (1, 16, t, h, w), of the reference frame followed by grey.
+        state: to go on from; None after the last chunk.
+        evaluations, evaluations_skipped: of the network, made and saved by TeaCache.
+    """
+
+    plan: ChunkPlan
+    num_chunks: int
+    video: Tensor
+    latents: Tensor
+    condition_latents: Tensor
+    state: ChunkState | None
+    evaluations: int
+    evaluations_skipped: int
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The new frames as uint8 (num_new_frames, height, width, 3)."""
+        pixels = ((self.video + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(1, 2, 3, 0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a video is made from.
+
+    Attributes:
+        source: the picture or video.
+        speech: embeddings of each speaker.
+        prompt_embeds: (1, text_len, text_dim).
+        negative_prompt_embeds: the same; None where the guidance does without.
+        regions: bool (speakers, source.height, source.width), where each speaker is; None for the default columns.
+    """
+
+    source: Source
+    speech: Sequence[SpeechEmbeddings]
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+    regions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference frame, uint8 (3, h, w) as the source gives it, and what the network is told of it.
+
+    Attributes:
+        pixels: float (1, 3, 1, height, width) in [-1, 1], at the video's resolution.
+        image_embeds: (1, image_tokens, image_dim).
+        latents: (1, 16, t, h, w), of the frame followed by grey frames.
+    """
+
+    frame: Tensor
+    pixels: Tensor
+    image_embeds: Tensor
+    latents: Tensor
+
+
+class InfiniteTalkPipeline:
+    """Generates video with the networks of one checkpoint."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    def __call__(
+        self,
+        source: Source,
+        speech: Sequence[SpeechEmbeddings],
+        prompt: str,
+        settings: GenerationSettings,
+        negative_prompt: str = DEFAULT_NEGATIVE_PROMPT,
+        regions: Tensor | None = None,
+        state: ChunkState | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> Iterator[Chunk]:
+        """Generate a video, chunk by chunk.
+
+        Args:
+            source: the picture or video of the speakers.
+            speech: embeddings of each speaker, one row a video frame.
+            prompt, negative_prompt: what the video shows, and what it does not.
+            settings: how to generate.
+            regions: bool (speakers, source.height, source.width), where each speaker is; by default, columns from left
+                to right.
+            state: of the last chunk that exists already, to go on after it.
+            should_stop: asked before every network evaluation.
+            on_step: told after every sampling step.
+
+        Raises:
+            GenerationStopped: `should_stop` said so.
+            RegionError: a speaker's region is lost at the model's resolution.
+        """
+        needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
+        conditions = Conditions(
+            source=source,
+            speech=speech,
+            prompt_embeds=self.models.prompt_encoder(prompt),
+            negative_prompt_embeds=self.models.prompt_encoder(negative_prompt) if needs_negative else None,
+            regions=regions,
+        )
+        return self.generate(conditions, settings, state, should_stop, on_step)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        conditions: Conditions,
+        settings: GenerationSettings,
+        state: ChunkState | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> Iterator[Chunk]:
+        """As `__call__`, from embedded prompts."""
+        source, speech = conditions.source, conditions.speech
+        height, width = choose_bucket(settings.size, source.height, source.width, self.models.size_scale)
+        regions = self.place_speakers(conditions, height, width)
+        num_rows = [len(embeddings) for embeddings in speech]
+        plans = plan_chunks(num_rows, settings.frame_num, settings.max_frame_num, settings.motion_frame)
+        first_frame = source.frame_at(0.0)
+        color_reference = self.to_pixels(first_frame, height, width)
+        reference: Reference | None = None
+        motion_latents = None if state is None else state.motion_latents.to(self.models.device)
+
+        for plan in plans[0 if state is None else state.next_chunk :]:
+            frame = source.frame_at(plan.start / VIDEO_FPS)
+            if reference is None or reference.frame is not frame:
+                reference = self.encode_reference(frame, height, width, plan.num_frames)
+            if motion_latents is None:
+                motion_latents = reference.latents[:, :, :1]
+            windows = [embeddings.rows(window_rows(plan, len(embeddings))) for embeddings in speech]
+            chunk_conditions = ChunkConditions(
+                prompt_embeds=conditions.prompt_embeds,
+                negative_prompt_embeds=conditions.negative_prompt_embeds,
+                image_embeds=reference.image_embeds,
+                condition=torch.cat([first_frame_mask(reference.latents), reference.latents], dim=1),
+                motion_latents=motion_latents,
+                audio_windows=torch.stack(windows).to(self.models.device),
+                regions=regions,
+            )
+            sampled = sample_chunk(
+                self.models.transformer,
+                self.draw_noise(settings.seed, plan.index, tuple(reference.latents.shape)),
+                chunk_conditions,
+                settings,
+                should_stop,
+                lambda step, plan=plan: on_step(Step(plan.index + 1, len(plans), step, settings.num_inference_steps)),
+            )
+            video = decode_latents(self.models.vae, sampled.latents)
+            video = match_color(video, color_reference, settings.color_correction_strength)
+            is_last = plan.index == len(plans) - 1
+            if not is_last:
+                motion_latents = encode_frames(self.models.vae, video[:, :, -settings.motion_frame :])
+            yield Chunk(
+                plan=plan,
+                num_chunks=len(plans),
+                video=video[0, :, plan.num_motion_frames :][:, : plan.num_new_frames],
+                latents=sampled.latents,
+                condition_latents=reference.latents,
+                state=None if is_last else ChunkState(plan.index + 1, motion_latents),
+                evaluations=sampled.evaluations,
+                evaluations_skipped=sampled.evaluations_skipped,
+            )
+
+    def place_speakers(self, conditions: Conditions, height: int, width: int) -> Tensor | None:
+        """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker, who needs none."""
+        num_speakers = len(conditions.speech)
+        if num_speakers == 1:
+            return None
+        source = conditions.source
+        regions = conditions.regions
+        if regions is None:
+            regions = default_regions(num_speakers, source.height, source.width)
+        return latent_regions(regions, height, width).to(self.models.device)
+
+    def to_pixels(self, frame: Tensor, height: int, width: int) -> Tensor:
+        """uint8 (3, h, w) → float (1, 3, 1, height, width) in [-1, 1] on the model's device."""
+        pixels = resize_and_crop(frame, height, width).to(self.models.device)
+        return (pixels / 127.5 - 1.0)[None, :, None]
+
+    def encode_reference(self, frame: Tensor, height: int, width: int, num_frames: int) -> Reference:
+        """Encode a reference frame for a chunk of `num_frames` frames of height x width pixels."""
+        pixels = self.to_pixels(frame, height, width)
+        grey = pixels.new_zeros(1, 3, num_frames - 1, height, width)
+        return Reference(
+            frame=frame,
+            pixels=pixels,
+            image_embeds=self.models.image_encoder(pixels[:, :, 0]),
+            latents=encode_frames(self.models.vae, torch.cat([pixels, grey], dim=2)),
+        )
+
+    def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
+        """The noise a chunk starts from, on the model's device."""
+        return chunk_noise(seed, chunk, shape).to(self.models.device)
+
+
+def first_frame_mask(latents: Tensor) -> Tensor:
+    """Mask channels that say which video frames are given: ones at latent frame 0, else zeros: (1, 4, t, h, w)."""
+    mask = torch.zeros_like(latents[:, :MASK_CHANNELS])
+    mask[:, :, 0] = 1.0
+    return mask
