@@ -1,0 +1,43 @@
+"""Peak resident memory of speech embeddings at the published width, for speech of 10 s and of 120 s.
+
+Each length runs in a process of its own, on random weights: `python benchmarks/memory_wav2vec2.py`.
+"""
+
+import multiprocessing
+import resource
+import sys
+
+import numpy as np
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from infinitetalk.speech import SAMPLING_RATE
+from infinitetalk.wav2vec2 import SpeechEncoder
+
+DURATIONS_S = (10, 120)
+
+
+def peak_memory_mb(duration_s: int) -> float:
+    """Peak resident memory of this process in MB once it has embedded `duration_s` seconds of noise."""
+    # transformers' defaults are the published sizes: hidden 768, convolutions 512, 12 layers.
+    model = Wav2Vec2Model(Wav2Vec2Config(attn_implementation="sdpa"))
+    waveform = np.random.default_rng(0).standard_normal(duration_s * SAMPLING_RATE, dtype=np.float32)
+    embeddings = SpeechEncoder(model, Wav2Vec2FeatureExtractor())(waveform)
+    if len(embeddings) != duration_s * 25:
+        raise RuntimeError(f"{len(embeddings)} rows for {duration_s} s of speech")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> int:
+    """Print one line for each length and the difference; 1 when it is 5 % or more."""
+    # A pool's workers are new interpreters, one for each task: no length inherits another's peak.
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        peaks = pool.map(peak_memory_mb, DURATIONS_S, chunksize=1)
+    for duration_s, peak in zip(DURATIONS_S, peaks, strict=True):
+        print(f"{duration_s:4d} s of speech: {peak:.0f} MB")
+    difference = peaks[-1] / peaks[0] - 1.0
+    print(f"difference {difference:+.1%}")
+    return int(difference >= 0.05)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Frames to normalised latents and back, by diffusers' `AutoencoderKLWan`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+
+@torch.no_grad()
+def encode_frames(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
+    """Latents of frames: the mode of the VAE's posterior, normalised per channel.
+
+    `frames` is (1, 3, T, H, W) in [-1, 1]; the result float32 (1, 16, t, H/8, W/8), t = (T - 1) // 4 + 1. The VAE takes
+    frame 0 alone, then groups of four; spare frames at the end, fewer than four, are dropped.
+    """
+    with _suitable_threads(vae.device):
+        mode = vae.encode(frames.to(vae.device, vae.dtype)).latent_dist.mode().float()
+    mean, deviation = _latent_statistics(vae)
+    return (mode - mean) / deviation
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Frames of normalised latents, as `encode_frames` gives them.
+
+    `latents` is (1, 16, t, h, w); the result float32 (1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w), clamped to [-1, 1].
+    """
+    mean, deviation = _latent_statistics(vae)
+    scaled = latents.to(vae.device, torch.float32) * deviation + mean
+    with _suitable_threads(vae.device):
+        frames = vae.decode(scaled.to(vae.dtype)).sample
+    return frames.float().clamp(-1.0, 1.0)
+
+
+def _latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each latent channel, float32 (1, 16, 1, 1, 1)."""
+    shape = (1, vae.config.z_dim, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
+    deviation = torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
+    return mean, deviation
+
+
+@contextmanager
+def _suitable_threads(device: torch.device) -> Iterator[None]:
+    """One torch thread on the CPU, where two make this VAE two to five times slower; the count is restored."""
+    if device.type != "cpu":
+        yield
+        return
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
