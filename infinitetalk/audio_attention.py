@@ -81,7 +81,7 @@ def rotate_pairs(hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """1-D rotary angles of real-valued positions (n,): cosines and sines, each (n, head_dim / 2) float32, base 10000."""
+    """Rotary angles of real-valued positions (n,), base 10000: cosines and sines, each float32 (n, head_dim / 2)."""
     angles = get_1d_rotary_pos_embed(head_dim, positions.double(), use_real=True, freqs_dtype=torch.float64)
     return angles[0][:, 0::2], angles[1][:, 0::2]
 
@@ -119,7 +119,9 @@ class AudioAttention(nn.Module):
             (1, latent_frames · S, dim).
         """
         latent_frames = audio_tokens.shape[0]
-        query = self.q_linear(hidden_states).view(latent_frames, -1, self.num_heads, hidden_states.shape[-1] // self.num_heads)
+        query = self.q_linear(hidden_states).view(
+            latent_frames, -1, self.num_heads, hidden_states.shape[-1] // self.num_heads
+        )
         key, value = self.kv_linear(audio_tokens).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         if query_positions is not None and key_positions is not None:
             query_cos, query_sin = rotary_angles(query_positions, query.shape[-1])

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 AUDIO_WINDOW = 5
+#: Rows beyond the missing ones that the reversed tail adds.
 TAIL_MARGIN = 3
-"""Rows beyond the missing ones that the reversed tail adds."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ class PlainGuidance:
         for scale, first, second in scales.differences:
             weights[first] = weights.get(first, 0.0) + scale
             weights[second] = weights.get(second, 0.0) - scale
-        self.weights = {branch: weight for branch, weight in weights.items() if not math.isclose(weight, 0.0, abs_tol=1e-9)}
+        self.weights = {
+            branch: weight for branch, weight in weights.items() if not math.isclose(weight, 0.0, abs_tol=1e-9)
+        }
         self.branches = tuple(self.weights)
 
     def __call__(self, predictions: Mapping[Branch, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Who is where: region masks of the speakers, the reference attention map, and the positions L-RoPE gives each token.
 
-Source: MultiTalk (arXiv 2505.22647) and `docs/algorithm` facts of the published model; more than two speakers are
-spread as LightX2V does, for which no checkpoint was trained.
+Source: MultiTalk (arXiv 2505.22647) and the published model; more than two speakers are spread evenly, as LightX2V
+does, for which no checkpoint was trained.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from infinitetalk.sizes import resize_and_crop_mask
 
+#: Places on the line of L-RoPE: each speaker's range is this long, the last one starts here, the background is there.
 RANGE_LENGTH = 4.0
 LAST_RANGE_START = 20.0
 BACKGROUND_POSITION = 12.0
+#: Share by which a default region is shrunk on every side.
 FACE_SCALE = 0.05
-"""Share by which a default region is shrunk on every side."""
-
+#: Video tokens whose attention to the reference frame is held at a time.
 QUERY_SLICE = 8192
-"""Video tokens whose attention to the reference frame is held at a time."""
 
 
 class RegionError(ValueError):
@@ -58,13 +58,14 @@ def box_regions(boxes: Sequence[Sequence[float]], height: int, width: int, order
         RegionError: a box covers no pixel of the picture.
     """
     regions = torch.zeros(len(boxes), height, width, dtype=torch.bool)
-    for region, box, number in zip(regions, boxes, range(1, len(boxes) + 1), strict=True):
+    for number, (region, box) in enumerate(zip(regions, boxes, strict=True), start=1):
         x_min, y_min, x_max, y_max = (box[1], box[0], box[3], box[2]) if order == "yx" else box
         region[max(int(y_min), 0) : max(int(y_max), 0), max(int(x_min), 0) : max(int(x_max), 0)] = True
         if not region.any():
+            corners = "y_min, x_min, y_max, x_max" if order == "yx" else "x_min, y_min, x_max, y_max"
             raise RegionError(
                 f"the box of person{number}, {list(box)}, covers no pixel of the {width}x{height} picture; "
-                f"give [{'x_min, y_min, x_max, y_max' if order == 'xy' else 'y_min, x_min, y_max, x_max'}] in its pixels"
+                f"give [{corners}] in its pixels"
             )
     return regions
 
@@ -96,8 +97,8 @@ def token_regions(regions: Tensor, height: int, width: int) -> Tensor:
     for speaker, mask in enumerate(masks[:-1], start=1):
         if not mask.any():
             raise RegionError(
-                f"the region of person{speaker} is too small: nothing of it is left on the model's {width}x{height} grid; "
-                f"enlarge the bbox or mask of person{speaker}, or move it into the part of the picture that is kept"
+                f"the region of person{speaker} is too small: nothing of it is left on the model's grid of "
+                f"{width}x{height}; enlarge it, or move it into the part of the picture that is kept"
             )
     return masks.flatten(1)
 
@@ -108,7 +109,7 @@ def speaker_range_starts(num_speakers: int, device: torch.device | None = None) 
 
 
 def audio_token_positions(num_speakers: int, context_tokens: int, device: torch.device | None = None) -> Tensor:
-    """Positions of the audio tokens of a frame, the centre of their speaker's range: (num_speakers · context_tokens,)."""
+    """Positions of a frame's audio tokens, the centres of their speakers' ranges: (num_speakers · context_tokens,)."""
     return (speaker_range_starts(num_speakers, device) + RANGE_LENGTH / 2).repeat_interleave(context_tokens)
 
 

@@ -4,6 +4,8 @@ The base model keeps diffusers' parameter names, the adapter its published ones 
 `blocks.N.audio_cross_attn.*`, `blocks.N.norm_x.*`).
 """
 
+from typing import ClassVar
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -21,8 +23,8 @@ from infinitetalk.audio_attention import AudioAttention, AudioProj, rotate_pairs
 from infinitetalk.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
 from infinitetalk.teacache import TeaCache
 
+#: What tells an adapter's parameter names from the base model's.
 ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
-"""What tells an adapter's parameter names from the base model's."""
 
 
 class SelfAttnProcessor(WanAttnProcessor):
@@ -143,9 +145,9 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
     The constructor's arguments are those of `WanTransformer3DModel` for I2V, then the adapter's sizes.
     """
 
-    _no_split_modules = ["InfiniteTalkTransformerBlock"]
-    _repeated_blocks = ["InfiniteTalkTransformerBlock"]
-    _keep_in_fp32_modules = [*WanTransformer3DModel._keep_in_fp32_modules, "time_proj", "norm_x"]
+    _no_split_modules: ClassVar = ["InfiniteTalkTransformerBlock"]
+    _repeated_blocks: ClassVar = ["InfiniteTalkTransformerBlock"]
+    _keep_in_fp32_modules: ClassVar = [*WanTransformer3DModel._keep_in_fp32_modules, "time_proj", "norm_x"]
 
     @register_to_config
     def __init__(
@@ -215,11 +217,11 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         return temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))
 
     def embed_audio(self, windows: Tensor) -> Tensor:
-        """Speech windows (speakers, num_frames, window, layers, channels) → (latent_frames, speakers · tokens, audio_dim)."""
+        """(speakers, num_frames, window, layers, channels) → (latent_frames, speakers · context_tokens, audio_dim)."""
         return self.audio_proj(windows).transpose(0, 1).flatten(1, 2)
 
     def rotary_embedding(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """3-D rotary angles of every token of latents (1, channels, t, h, w): cosines, sines, (1, tokens, 1, head_dim / 2)."""
+        """3-D rotary angles of latents (1, channels, t, h, w): cosines and sines, each (1, tokens, 1, head_dim / 2)."""
         cos, sin = self.rope(latents)
         return cos[..., 0::2], sin[..., 1::2]
 
@@ -255,7 +257,9 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         """
         speakers = len(encoder_hidden_states_audio)
         if (regions is None) != (speakers == 1):
-            raise ValueError(f"{speakers} speaker(s) need regions {'None' if speakers == 1 else '(speakers + 1, h, w)'}")
+            raise ValueError(
+                f"{speakers} speaker(s) need regions {'None' if speakers == 1 else '(speakers + 1, h, w)'}"
+            )
         rotary_emb = self.rotary_embedding(hidden_states)
         temb, timestep_proj = self.embed_timestep(timestep)
         tokens = self.patch_embedding(hidden_states)
@@ -295,7 +299,10 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         audio_windows: Tensor,
         regions: Tensor | None,
     ) -> Tensor:
-        context = self.condition_embedder.image_embedder(image_embeds), self.condition_embedder.text_embedder(prompt_embeds)
+        context = (
+            self.condition_embedder.image_embedder(image_embeds),
+            self.condition_embedder.text_embedder(prompt_embeds),
+        )
         audio_tokens = self.embed_audio(audio_windows)
         reference_regions = None if regions is None else token_regions(regions, grid[1], grid[2])
         for block in self.blocks:

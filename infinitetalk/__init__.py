@@ -1,0 +1,1 @@
+"""InfiniteTalk: a picture or a video, speech and a prompt become a video of a person speaking."""
