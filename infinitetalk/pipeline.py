@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import safetensors.torch
@@ -204,7 +205,7 @@ class InfiniteTalkPipeline:
                 chunk_conditions,
                 settings,
                 should_stop,
-                lambda step, plan=plan: on_step(Step(plan.index + 1, len(plans), step, settings.num_inference_steps)),
+                partial(_report_step, on_step, plan.index + 1, len(plans), settings.num_inference_steps),
             )
             video = decode_latents(self.models.vae, sampled.latents)
             video = match_color(video, color_reference, settings.color_correction_strength)
@@ -252,6 +253,10 @@ class InfiniteTalkPipeline:
     def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
         """The noise a chunk starts from, on the model's device."""
         return chunk_noise(seed, chunk, shape).to(self.models.device)
+
+
+def _report_step(on_step: Callable[[Step], None], chunk: int, num_chunks: int, num_steps: int, step: int) -> None:
+    on_step(Step(chunk, num_chunks, step, num_steps))
 
 
 def first_frame_mask(latents: Tensor) -> Tensor:

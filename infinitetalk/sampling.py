@@ -72,6 +72,18 @@ class ChunkConditions:
     audio_windows: Tensor
     regions: Tensor | None
 
+    def text_embeds(self, branch: Branch) -> Tensor:
+        """The prompt's or the negative prompt's embeddings, as `branch` asks for.
+
+        Raises:
+            ValueError: the branch needs a negative prompt and there is none.
+        """
+        if branch.has_text:
+            return self.prompt_embeds
+        if self.negative_prompt_embeds is None:
+            raise ValueError("negative_prompt_embeds is None; this guidance needs a negative prompt")
+        return self.negative_prompt_embeds
+
 
 @dataclass(frozen=True)
 class SampledChunk:
@@ -155,7 +167,6 @@ def predict(
     Without audio there is one speaker, whose embeddings are zero.
     """
     dtype = transformer.dtype
-    prompt_embeds = conditions.prompt_embeds if branch.has_text else conditions.negative_prompt_embeds
     if branch.has_audio:
         audio_windows, regions = conditions.audio_windows, conditions.regions
     else:
@@ -163,7 +174,7 @@ def predict(
     return transformer(
         hidden_states=torch.cat([latents, conditions.condition], dim=1).to(dtype),
         timestep=timestep[None].to(latents.device),
-        encoder_hidden_states=prompt_embeds.to(dtype),
+        encoder_hidden_states=conditions.text_embeds(branch).to(dtype),
         encoder_hidden_states_image=conditions.image_embeds.to(dtype),
         encoder_hidden_states_audio=audio_windows.to(dtype),
         regions=regions,

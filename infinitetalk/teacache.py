@@ -23,7 +23,7 @@ class TeaCache:
     """
 
     def __init__(self, size: str, threshold: float) -> None:
-        """`size` ("infinitetalk-480" or "-720") names the coefficients; a step is skipped while distance < threshold."""
+        """`size` ("infinitetalk-480" or "-720") names the polynomial; a step is skipped while distance < threshold."""
         self.polynomial = np.poly1d(COEFFICIENTS[size])
         self.threshold = threshold
         self.step = 0
@@ -32,7 +32,6 @@ class TeaCache:
         self.skipped = 0
         self._accumulated = 0.0
         self._previous: Tensor | None = None
-        self._residual: Tensor | None = None
 
     def should_compute(self, timestep_proj: Tensor) -> bool:
         """Decide for the branch's next step, given its projected time embedding (1, 6, dim)."""
@@ -53,7 +52,7 @@ class TeaCache:
 
     def store(self, residual: Tensor) -> None:
         """Keep what the blocks added to their input: (1, tokens, dim)."""
-        self._residual = residual
+        self._residual: Tensor = residual
 
     def apply(self, hidden_states: Tensor) -> Tensor:
         """Add what the blocks added at the branch's last computed step."""

@@ -30,14 +30,14 @@ ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
 class SelfAttnProcessor(WanAttnProcessor):
     """Self-attention over all video tokens; returns the reference attention map beside it when regions are given."""
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         attn: WanAttention,
         hidden_states: Tensor,
-        encoder_hidden_states: None = None,
-        attention_mask: None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-        regions: Tensor | None = None,
+        encoder_hidden_states: None,
+        attention_mask: None,
+        rotary_emb: tuple[Tensor, Tensor],
+        regions: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -66,13 +66,13 @@ class SelfAttnProcessor(WanAttnProcessor):
 class CrossAttnProcessor(WanAttnProcessor):
     """Attention to the prompt plus attention to the picture, whatever the number of text tokens."""
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         attn: WanAttention,
         hidden_states: Tensor,
         encoder_hidden_states: tuple[Tensor, Tensor],
-        attention_mask: None = None,
-        rotary_emb: None = None,
+        attention_mask: None,
+        rotary_emb: None,
     ) -> Tensor:
         """Attend: hidden_states (1, tokens, dim), encoder_hidden_states image and text tokens, each (1, n, dim)."""
         image_states, text_states = encoder_hidden_states
@@ -98,7 +98,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         self.norm_x = FP32LayerNorm(dim, eps, elementwise_affine=True)
         self.audio_cross_attn = AudioAttention(dim, num_heads, audio_dim)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: tuple[Tensor, Tensor],
@@ -225,7 +225,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         cos, sin = self.rope(latents)
         return cos[..., 0::2], sin[..., 1::2]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         timestep: Tensor,
