@@ -1,0 +1,127 @@
+"""The network's own promises; equality with the published numbers is in test_golden.py."""
+
+import pytest
+import torch
+
+from infinitetalk.regions import RegionError
+from infinitetalk.teacache import TeaCache
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+
+
+@pytest.fixture(scope="module")
+def transformer() -> InfiniteTalkTransformer3DModel:
+    torch.manual_seed(0)
+    return InfiniteTalkTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=2,
+        image_dim=12,
+        added_kv_proj_dim=32,
+        audio_layers=3,
+        audio_channels=4,
+        audio_intermediate_dim=8,
+        audio_output_dim=16,
+        audio_context_tokens=2,
+    ).eval()
+
+
+def inputs(speakers: int = 1) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    shapes = {
+        "hidden_states": (1, 36, 2, 4, 4),
+        "encoder_hidden_states": (1, 6, 8),
+        "encoder_hidden_states_image": (1, 5, 12),
+        "encoder_hidden_states_audio": (speakers, 5, 5, 3, 4),
+    }
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {**tensors, "timestep": torch.tensor([500.0])}
+
+
+def left_and_right() -> torch.Tensor:
+    regions = torch.zeros(3, 4, 4, dtype=torch.bool)
+    regions[0, :, :2], regions[1, :, 2:] = True, True
+    return regions
+
+
+@torch.no_grad()
+def test_a_frames_video_tokens_hear_only_that_latent_frames_speech(
+    transformer: InfiniteTalkTransformer3DModel,
+) -> None:
+    given = inputs()
+    block = transformer.blocks[0]
+    tokens = torch.randn(1, 8, 32)
+    audio = transformer.embed_audio(given["encoder_hidden_states_audio"])
+    before = block.audio_cross_attn(tokens, audio)
+    changed_audio = audio.clone()
+    changed_audio[1] += 1.0
+    after = block.audio_cross_attn(tokens, changed_audio)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+@torch.no_grad()
+def test_which_voice_goes_to_which_region_matters(
+    transformer: InfiniteTalkTransformer3DModel,
+) -> None:
+    given = inputs(speakers=2)
+    regions = left_and_right()
+    straight = transformer(**given, regions=regions).sample
+    swapped_voices = {**given, "encoder_hidden_states_audio": given["encoder_hidden_states_audio"].flip(0)}
+    assert not torch.allclose(straight, transformer(**swapped_voices, regions=regions).sample, atol=1e-4)
+
+
+@torch.no_grad()
+def test_several_speakers_need_regions(transformer: InfiniteTalkTransformer3DModel) -> None:
+    with pytest.raises(ValueError, match="2 speaker"):
+        transformer(**inputs(speakers=2))
+
+
+@torch.no_grad()
+def test_a_vanished_speaker_is_an_error_and_a_vanished_background_is_served(
+    transformer: InfiniteTalkTransformer3DModel,
+) -> None:
+    regions = left_and_right()
+    assert transformer(**inputs(speakers=2), regions=regions).sample.isfinite().all()
+    regions[1] = False
+    with pytest.raises(RegionError, match="person2"):
+        transformer(**inputs(speakers=2), regions=regions)
+
+
+@torch.no_grad()
+def test_three_speakers_are_served(transformer: InfiniteTalkTransformer3DModel) -> None:
+    regions = torch.zeros(4, 4, 4, dtype=torch.bool)
+    regions[0, :2, :2], regions[1, :2, 2:], regions[2, 2:, :2], regions[3, 2:, 2:] = True, True, True, True
+    assert transformer(**inputs(speakers=3), regions=regions).sample.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_skipped_evaluation_adds_the_residual_of_the_last_computed_one(
+    transformer: InfiniteTalkTransformer3DModel,
+) -> None:
+    given = inputs()
+    cache = TeaCache("infinitetalk-480", threshold=1e9)
+    computed = [transformer(**given, cache=cache).sample for _ in range(5)][-1]
+    reused = transformer(**given, cache=cache).sample
+    assert cache.skipped == 1
+    torch.testing.assert_close(reused, computed)
+    torch.testing.assert_close(computed, transformer(**given).sample)
+
+
+def test_norms_modulation_and_time_embedding_stay_in_float32(
+    transformer: InfiniteTalkTransformer3DModel, tmp_path
+) -> None:
+    transformer.save_pretrained(tmp_path)
+    loaded = InfiniteTalkTransformer3DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
+    wide = ("norm2.", "norm_x.", "scale_shift_table", "time_embedder", "time_proj")
+    assert {dtype for name, dtype in dtypes.items() if any(part in name for part in wide)} == {torch.float32}
+    assert dtypes["blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    assert dtypes["blocks.0.audio_cross_attn.q_linear.weight"] == torch.bfloat16
+    with torch.no_grad():
+        given = {name: tensor.to(torch.bfloat16) for name, tensor in inputs().items()}
+        wide_output, narrow_output = transformer(**inputs()).sample, loaded(**given).sample
+    assert narrow_output.dtype == torch.bfloat16
+    assert (wide_output - narrow_output).abs().max() < 0.05 * wide_output.abs().max()
