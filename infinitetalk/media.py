@@ -220,12 +220,12 @@ def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
     return waveform
 
 
-def extract_frames(path: Path, folder: Path, stride: int, max_frames: int) -> VideoFrames:
+def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start: int = 0) -> VideoFrames:
     """Writes the frames that a video shows at 0, stride/25, 2·stride/25 … seconds into `folder`, as PNG.
 
-    Time zero is the first frame. An instant shows the last frame whose timestamp is not later, at any frame rate,
-    constant or not. Frames are upright, 8-bit RGB, of square pixels, transparency over white. Only the first
-    `max_frames`/25 seconds are decoded. Raises `MediaError`.
+    Time zero is `start`/25 seconds into the video, its first frame by default. An instant shows the last frame whose
+    timestamp is not later, at any frame rate, constant or not. Frames are upright, 8-bit RGB, of square pixels,
+    transparency over white. Nothing is decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
     """
     contents = _read_contents(path)
     if contents.video is None or contents.is_picture:
@@ -239,6 +239,7 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int) -> Vi
         .filter("setpts", "PTS-STARTPTS")
         .filter("fps", fps=GRID_FPS, round="up")
         .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * stride)
+        .filter("trim", start_frame=GRID_STEPS_PER_FRAME * start)
         .filter("select", f"not(mod(n,{GRID_STEPS_PER_FRAME * stride}))")
         .filter("scale", width, height, flags=SWSCALE_FLAGS)
         .output(
