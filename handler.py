@@ -1,0 +1,35 @@
+"""The worker's entry point: takes jobs from Runpod's queue, or one from the command line.
+
+python handler.py --test_input '{"id": "demo", "input": {…}}'    one job, its result on stdout
+python handler.py --rp_serve_api                                 the SDK's local API, /run and /status
+"""
+
+import multiprocessing
+import sys
+
+
+def main() -> None:
+    """Loads the model in the background and hands jobs over as they come."""
+    # Imported here, since the SDK's ping process imports this file too and must stay small.
+    from infinitetalk.worker.settings import Settings, default_environment
+
+    default_environment()
+    import runpod
+
+    from infinitetalk.worker.engine import Engine
+    from infinitetalk.worker.logs import configure_logs
+    from infinitetalk.worker.runner import Runner, printing
+
+    # A forked ping process would inherit locks held by the thread that loads the model.
+    multiprocessing.set_start_method("spawn")
+    configure_logs()
+    settings = Settings()
+    engine = Engine(settings)
+    engine.start()
+    runner = Runner(settings, engine)
+    is_test = any(argument.startswith("--test_input") for argument in sys.argv)
+    runpod.serverless.start({"handler": printing(runner) if is_test else runner})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The model and its use: the only place where the worker touches tensors and the pipeline."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, TimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from infinitetalk.chunks import plan_chunks
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture
+from infinitetalk.models import Models
+from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Step
+from infinitetalk.regions import RegionError, box_regions
+from infinitetalk.sampling import GenerationSettings
+from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.worker.checkpoint import load_configured_models
+from infinitetalk.worker.fetch import Media, naming
+from infinitetalk.worker.settings import Settings
+from schemas import SingleJob
+
+POLL_S = 0.1
+WHITE_FROM = 128
+
+Speech = list[SpeechEmbeddings]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a video is to be generated from.
+
+    Attributes:
+        job: the parameters.
+        seed: of the noise.
+        source: picture or video of the speakers.
+        speech: embeddings of each speaker, of equal lengths.
+        regions: bool (speakers, height, width) of the source, where each speaker is; None: side by side.
+        folder: for temporary files.
+    """
+
+    job: SingleJob
+    seed: int
+    source: Media
+    speech: Speech
+    regions: Tensor | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A stretch of the video, in frames."""
+
+    start: int
+    num_frames: int
+
+
+class Engine:
+    """Holds the networks of one checkpoint, which it loads in a thread of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._models: Future[Models] = Future()
+
+    def start(self) -> None:
+        """Begins to load the model; jobs may be validated and fetched meanwhile."""
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+
+    def wait_until_loaded(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Returns once the model is there.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            GenerationStopped: `should_stop` said so.
+        """
+        while True:
+            try:
+                self._models.result(timeout=POLL_S)
+                return
+            except TimeoutError:
+                if should_stop():
+                    raise GenerationStopped from None
+
+    @property
+    def model_name(self) -> str:
+        """Name of the loaded model."""
+        return self._models.result().name
+
+    def embed(self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False) -> Speech:
+        """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, one row a video frame.
+
+        Raises:
+            GenerationStopped: `should_stop` said so.
+        """
+        speech = []
+        for track in tracks:
+            if should_stop():
+                raise GenerationStopped
+            speech.append(self._models.result().speech_encoder(track))
+        return speech
+
+    def generate(
+        self, request: Request, should_stop: Callable[[], bool], on_step: Callable[[Step], None]
+    ) -> Iterator[Chunk]:
+        """The video, chunk by chunk; each scene of it is generated on its own.
+
+        Args:
+            should_stop: asked before every network evaluation.
+            on_step: told after every sampling step; chunks are counted through all scenes.
+
+        Raises:
+            GenerationStopped: `should_stop` said so.
+            RegionError: a speaker's region is lost at the model's resolution.
+            WorkerError: the source cannot be decoded.
+        """
+        pipeline = InfiniteTalkPipeline(self._models.result())
+        job = request.job
+        scenes = plan_scenes(request)
+        all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
+        chunks_before = [0]
+        for settings in all_settings:
+            plans = plan_chunks(
+                [settings.max_frame_num], settings.frame_num, settings.max_frame_num, settings.motion_frame
+            )
+            chunks_before.append(chunks_before[-1] + len(plans))
+
+        for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
+
+            def count_step(step: Step, before: int = chunks_before[index]) -> None:
+                on_step(Step(before + step.chunk, chunks_before[-1], step.step, step.num_steps))
+
+            yield from pipeline(
+                source=open_source(request, scene, settings),
+                speech=[stretch_of(embeddings, scene) for embeddings in request.speech],
+                prompt=job.prompt,
+                settings=settings,
+                negative_prompt=negative_prompt_of(job),
+                regions=request.regions,
+                should_stop=should_stop,
+                on_step=count_step,
+            )
+
+    def _load(self) -> None:
+        try:
+            self._models.set_result(load_configured_models(self._settings))
+        except Exception as error:
+            structlog.get_logger().error("model.not_loaded", exc_info=error)
+            self._models.set_exception(error)
+
+
+def negative_prompt_of(job: SingleJob) -> str:
+    """The job's negative prompt, or the published default."""
+    return DEFAULT_NEGATIVE_PROMPT if job.negative_prompt is None else job.negative_prompt
+
+
+def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
+    """A job's parameters as the pipeline takes them, for one scene."""
+    return GenerationSettings(
+        size=job.size,
+        frame_num=job.frame_num,
+        max_frame_num=scene.num_frames,
+        # A single chunk hands nothing over; the schema has checked the rest.
+        motion_frame=min(job.motion_frame, job.frame_num - 1),
+        num_inference_steps=job.sample_steps,
+        shift=job.shift,
+        text_guide_scale=job.sample_text_guide_scale,
+        audio_guide_scale=job.sample_audio_guide_scale,
+        use_apg=job.use_apg,
+        apg_momentum=job.apg_momentum,
+        apg_norm_threshold=job.apg_norm_threshold,
+        teacache_threshold=job.teacache_thresh if job.use_teacache else None,
+        color_correction_strength=job.color_correction_strength,
+        seed=seed,
+    )
+
+
+def plan_scenes(request: Request) -> list[Scene]:
+    """The scenes of the video: those of the source video where the job asks for them, else one.
+
+    The last one goes on to the end of the speech.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+    """
+    num_frames = len(request.speech[0])
+    if not request.job.scene_seg or request.source.info.kind != "video":
+        return [Scene(0, num_frames)]
+    with naming("cond_video"):
+        starts = detect_scenes(request.source.path, num_frames)
+    ends = [*starts[1:], num_frames]
+    return [Scene(start, end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def open_source(request: Request, scene: Scene, settings: GenerationSettings) -> Source:
+    """The reference frames of a scene, whose time begins with the scene.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+    """
+    with naming("cond_video"):
+        if request.source.info.kind == "image":
+            return Picture.open(request.source.path)
+        folder = request.folder / f"frames-{scene.start:06d}"
+        folder.mkdir()
+        stride = settings.frame_num - settings.motion_frame
+        return extract_frames(request.source.path, folder, stride, scene.num_frames, scene.start)
+
+
+def stretch_of(embeddings: SpeechEmbeddings, scene: Scene) -> SpeechEmbeddings:
+    """The rows of a scene."""
+    if scene.num_frames == len(embeddings):
+        return embeddings
+    return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, scene.start + scene.num_frames)))
+
+
+def speaker_regions(job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None) -> Tensor | None:
+    """Where each speaker is, bool (speakers, height, width) of the source; None: side by side.
+
+    Raises:
+        RegionError: a box or mask does not fit the source, or marks nothing.
+        WorkerError: a mask cannot be decoded.
+    """
+    if job.bbox is not None:
+        return box_regions(list(job.bbox.values()), source.height, source.width, job.bbox_order)
+    if masks is None:
+        return None
+    return torch.stack(
+        [read_mask(mask.path, speaker, source) for speaker, mask in zip(job.speakers, masks, strict=True)]
+    )
+
+
+def read_mask(path: Path, speaker: str, source: MediaInfo) -> Tensor:
+    """A speaker's mask, bool (height, width): where the picture is white.
+
+    Raises:
+        RegionError: it is not of the source's size, or white nowhere.
+        WorkerError: it cannot be decoded.
+    """
+    with naming(f"mask.{speaker}"):
+        pixels = read_picture(path)
+    if pixels.shape[1:] != (source.height, source.width):
+        raise RegionError(
+            f"mask.{speaker} is {pixels.shape[2]}x{pixels.shape[1]} pixels; it must have those of cond_video, "
+            f"{source.width}x{source.height}"
+        )
+    region = pixels.float().mean(dim=0) >= WHITE_FROM
+    if not region.any():
+        raise RegionError(f"mask.{speaker} is white nowhere; paint the place of {speaker} white")
+    return region

@@ -1,0 +1,111 @@
+"""The error codes: what each means for a client, and which exception becomes which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from infinitetalk.encode import EncodeError
+from infinitetalk.media import MediaError
+from infinitetalk.models import CheckpointError
+from infinitetalk.regions import RegionError
+from schemas import ErrorCode, JobError, Stage
+
+
+@dataclass(frozen=True)
+class CodeFacts:
+    """What a code means.
+
+    Attributes:
+        message: what happened, where nothing more precise is known.
+        hint: what the client can do.
+        retryable: whether the same job may succeed later.
+    """
+
+    message: str
+    hint: str
+    retryable: bool
+
+
+CODES: dict[ErrorCode, CodeFacts] = {
+    ErrorCode.INPUT_VALIDATION: CodeFacts(
+        "the input cannot be served", "change the named field and send the job again", False
+    ),
+    ErrorCode.DOWNLOAD_FAILED: CodeFacts(
+        "an input could not be fetched", "check that the address answers from the public internet", True
+    ),
+    ErrorCode.AUDIO_EMBEDDING: CodeFacts(
+        "the speech could not be analysed", "check the audio; if it plays elsewhere, send the job again", True
+    ),
+    ErrorCode.PIPELINE_LOAD: CodeFacts(
+        "the model could not be loaded", "the worker's operator has to check its weights and settings", False
+    ),
+    ErrorCode.OOM: CodeFacts(
+        "the GPU's memory does not suffice", "use size infinitetalk-480 or a smaller frame_num, or a larger GPU", False
+    ),
+    ErrorCode.FFMPEG: CodeFacts("the video could not be encoded", "send the job again", True),
+    ErrorCode.GENERATION_RUNTIME: CodeFacts("the video could not be generated", "send the job again", True),
+    ErrorCode.UPLOAD: CodeFacts("the result could not be stored", "check the store, then send the job again", True),
+    ErrorCode.TIMEOUT: CodeFacts(
+        "the job took longer than allowed", "allow more time, or use fewer steps or frames", True
+    ),
+}
+
+STAGE_CODES: dict[Stage, ErrorCode] = {
+    Stage.VALIDATION: ErrorCode.INPUT_VALIDATION,
+    Stage.DOWNLOAD: ErrorCode.DOWNLOAD_FAILED,
+    Stage.EMBEDDING: ErrorCode.AUDIO_EMBEDDING,
+    Stage.LOAD: ErrorCode.PIPELINE_LOAD,
+    Stage.SAMPLING: ErrorCode.GENERATION_RUNTIME,
+    Stage.DECODE: ErrorCode.GENERATION_RUNTIME,
+    Stage.MUX: ErrorCode.FFMPEG,
+    Stage.UPLOAD: ErrorCode.UPLOAD,
+    Stage.COMPLETED: ErrorCode.GENERATION_RUNTIME,
+}
+"""The code of an exception that only its stage tells apart."""
+
+
+class WorkerError(Exception):
+    """A failure with a code, whose message a client may read: no path, host name, credential or traceback in it.
+
+    Args:
+        code: one of the interface's codes.
+        message: what happened and what to change.
+        retryable: whether the same job may succeed later; None: as the code says.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, retryable: bool | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = CODES[code].retryable if retryable is None else retryable
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an exception's own message is meant for the client."""
+    return isinstance(error, WorkerError | MediaError | RegionError | EncodeError | CheckpointError)
+
+
+def job_error(error: Exception, stage: Stage) -> JobError:
+    """What a client is told of an exception raised at a stage. Unexpected ones get their code's words only."""
+    if isinstance(error, WorkerError):
+        return JobError(code=error.code, message=error.message, retryable=error.retryable, at_stage=stage)
+    code = _code_of(error, stage)
+    facts = CODES[code]
+    message = str(error) if is_expected(error) else f"{facts.message}: {facts.hint}"
+    return JobError(code=code, message=message, retryable=facts.retryable, at_stage=stage)
+
+
+def _code_of(error: Exception, stage: Stage) -> ErrorCode:
+    match error:
+        case MediaError() | RegionError():
+            return ErrorCode.INPUT_VALIDATION
+        case EncodeError():
+            return ErrorCode.FFMPEG
+        case CheckpointError():
+            return ErrorCode.PIPELINE_LOAD
+        case torch.OutOfMemoryError():
+            return ErrorCode.OOM
+        case _:
+            return STAGE_CODES[stage]

@@ -1,0 +1,156 @@
+"""Progress of a job: in order, never faster than an interval, never after the result.
+
+The SDK's `progress_update` starts a thread for each call, so that messages overtake one another and the result. Here
+one task sends, by the SDK's own request, the latest message only, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from runpod.http_client import AsyncClientSession
+from runpod.serverless.modules.rp_http import send_result
+
+from infinitetalk.worker.logs import job_logger
+from schemas import Progress, Stage
+
+REQUEST_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+
+STAGE_PERCENTAGES: dict[Stage, tuple[float, float]] = {
+    Stage.VALIDATION: (0, 1),
+    Stage.DOWNLOAD: (1, 4),
+    Stage.EMBEDDING: (4, 7),
+    Stage.LOAD: (7, 10),
+    Stage.SAMPLING: (10, 90),
+    Stage.DECODE: (90, 93),
+    Stage.MUX: (93, 95),
+    Stage.UPLOAD: (95, 99),
+    Stage.COMPLETED: (100, 100),
+}
+"""Per cent of a job at each stage's beginning and end, roughly by the time they take."""
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class ProgressReporter:
+    """Sends a job's progress while it is entered; `report` may be called from any thread.
+
+    Args:
+        job_id: the job.
+        send: sends one message.
+        interval_s: seconds at least between two messages.
+    """
+
+    def __init__(self, job_id: str, send: Send, interval_s: float) -> None:
+        self.job_id = job_id
+        self.send = send
+        self.interval_s = interval_s
+        self._lock = threading.Lock()
+        self._latest: dict[str, Any] | None = None
+        self._pct = 0.0
+        self._seq = 0
+        self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close(flush=error is None)
+
+    def report(
+        self, stage: Stage, fraction: float = 0.0, eta_s: float | None = None, details: dict[str, Any] | None = None
+    ) -> None:
+        """Says where the job is.
+
+        Args:
+            fraction: 0 to 1, the share of the stage that is done.
+            eta_s: seconds left, where known.
+            details: more on the stage, fit for JSON.
+        """
+        begin, end = STAGE_PERCENTAGES[stage]
+        with self._lock:
+            self._pct = max(self._pct, round(begin + (end - begin) * fraction, 1))
+            self._latest = {"stage": stage, "pct": self._pct, "eta_s": eta_s, "details": details or {}}
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def close(self, flush: bool) -> None:
+        """Ends the sending; nothing goes out afterwards.
+
+        Args:
+            flush: whether a last message that still waits is sent first, within a limited time.
+        """
+        try:
+            if flush:
+                self._closing.set()
+                self._changed.set()
+                await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
+        finally:
+            self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while not (self._closing.is_set() and self._latest is None):
+            await self._changed.wait()
+            self._changed.clear()
+            if (message := self._take()) is not None:
+                await self.send(message)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), timeout=self.interval_s)
+
+    def _take(self) -> dict[str, Any] | None:
+        with self._lock:
+            latest, self._latest = self._latest, None
+        if latest is None:
+            return None
+        self._seq += 1
+        return Progress(job_id=self.job_id, seq=self._seq, **latest).model_dump(mode="json")
+
+
+class QueueSender:
+    """Posts progress to Runpod's queue, where it shows as the job's output while it is IN_PROGRESS."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+
+    async def __aenter__(self) -> Self:
+        self._session = AsyncClientSession()
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await send_result(self._session, {"status": "IN_PROGRESS", "output": message}, self.job)
+        except TimeoutError:
+            # The next message says more than this one.
+            job_logger(self.job["id"]).warning("progress.unanswered", details={"seq": message["seq"]})
+
+
+class LogSender:
+    """Logs progress where there is no queue."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        job_logger(message["job_id"]).info("job.progress", details=message)

@@ -1,0 +1,127 @@
+"""The worker's settings, read from the environment: every one of them, in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CHECKOUT = Path(__file__).parents[2]
+MEGABYTE = 1_000_000
+
+
+class Settings(BaseSettings):
+    """Settings by environment variable: the field's name in capitals, or the names listed with it."""
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, populate_by_name=True, extra="ignore", use_attribute_docstrings=True, frozen=True
+    )
+
+    infinitetalk_model: Literal["tiny", "published"] | None = None
+    """"published": the checkpoint of CKPT_DIR, without which the worker stops. "tiny": the embedded random model.
+    Unset: published where CKPT_DIR is set, else tiny."""
+
+    ckpt_dir: Path | None = None
+    """Folder of the base model, Wan 2.1 I2V-14B."""
+
+    infinitetalk_dir: Path | None = None
+    """Folder of the InfiniteTalk adapter."""
+
+    wav2vec_dir: Path | None = None
+    """Folder of chinese-wav2vec2-base."""
+
+    tiny_dir: Path = CHECKOUT / "checkpoints" / "tiny"
+    """Folder that the embedded tiny model is made in when first asked for."""
+
+    device: str | None = None
+    """Torch device; unset: cuda where there is one, else cpu."""
+
+    output_dir: Path = Path("outputs")
+    """Root of the store "volume"; the network volume in the image. Inputs may be paths below it."""
+
+    volume_dir: Path = Path("/runpod-volume")
+    """Network volume; inputs may be paths below it."""
+
+    s3_endpoint: Annotated[str | None, Field(validation_alias=AliasChoices("s3_endpoint", "BUCKET_ENDPOINT_URL"))] = (
+        None
+    )
+    """Address of the S3-compatible store. Also BUCKET_ENDPOINT_URL."""
+
+    s3_region: str | None = None
+    """Region of the store, where it has any."""
+
+    s3_access_key: Annotated[
+        str | None, Field(validation_alias=AliasChoices("s3_access_key", "BUCKET_ACCESS_KEY_ID"))
+    ] = None
+    """Access key id. Also BUCKET_ACCESS_KEY_ID."""
+
+    s3_secret_key: Annotated[
+        SecretStr | None, Field(validation_alias=AliasChoices("s3_secret_key", "BUCKET_SECRET_ACCESS_KEY"))
+    ] = None
+    """Secret access key. Also BUCKET_SECRET_ACCESS_KEY."""
+
+    s3_bucket: str | None = None
+    """Name of the bucket."""
+
+    s3_public_base: str | None = None
+    """Public address of the bucket's root; results are then given as {base}/{key} instead of presigned."""
+
+    s3_url_expiry_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 7 * 24 * 3600
+    """Seconds that presigned addresses live; seven days at most."""
+
+    max_image_bytes: Annotated[int, Field(ge=1)] = 50 * MEGABYTE
+    """Largest picture taken as input."""
+
+    max_audio_bytes: Annotated[int, Field(ge=1)] = 200 * MEGABYTE
+    """Largest sound taken as input."""
+
+    max_video_bytes: Annotated[int, Field(ge=1)] = 1000 * MEGABYTE
+    """Largest video taken as input."""
+
+    max_result_bytes: Annotated[int, Field(ge=1)] = 10 * MEGABYTE
+    """Largest result as JSON; Runpod drops larger ones of /run."""
+
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds that connecting to an input's or the store's address may take."""
+
+    read_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that an address may stay silent."""
+
+    download_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that one download may take."""
+
+    progress_interval_s: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds at least between two progress messages."""
+
+    webhook_get_job: Annotated[str | None, Field(validation_alias="RUNPOD_WEBHOOK_GET_JOB")] = None
+    """Where jobs are taken from; set by Runpod."""
+
+    webhook_post_output: Annotated[str | None, Field(validation_alias="RUNPOD_WEBHOOK_POST_OUTPUT")] = None
+    """Where progress and results go; set by Runpod."""
+
+    @property
+    def model(self) -> Literal["tiny", "published"]:
+        """The model to load."""
+        return self.infinitetalk_model or ("published" if self.ckpt_dir else "tiny")
+
+    @property
+    def input_roots(self) -> list[tuple[Path, Path]]:
+        """Folders that inputs may lie below, each after the folder that relative paths start from.
+
+        The checkout's examples are served where no queue is, that is on the machine of the one who runs them.
+        """
+        roots = [(folder.resolve(), folder.resolve()) for folder in (self.output_dir, self.volume_dir)]
+        if self.webhook_get_job is None:
+            roots.append((CHECKOUT, CHECKOUT / "examples"))
+        return roots
+
+
+def default_environment() -> None:
+    """Sets what the SDK reads while it is imported: quieter logs, unless the environment says otherwise.
+
+    The SDK's own default prints every payload.
+    """
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")

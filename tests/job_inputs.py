@@ -1,0 +1,65 @@
+"""Small inputs of jobs, made on the spot: pictures and speech as files, data URIs or whole payloads."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+SAMPLING_RATE = 16_000
+
+
+def picture_bytes(height: int = 64, width: int = 64, kind: str = "PNG", white: slice | None = None) -> bytes:
+    """A picture with a gradient, or a black one whose columns `white` are white."""
+    if white is None:
+        rows, columns = np.mgrid[:height, :width]
+        pixels = np.stack([rows * 255 // height, columns * 255 // width, np.full_like(rows, 90)], axis=-1)
+    else:
+        pixels = np.zeros((height, width, 3))
+        pixels[:, white] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def speech_bytes(seconds: float, pitch: float = 150.0, kind: str = "WAV") -> bytes:
+    """Something like speech: a hum of harmonics, four syllables a second."""
+    times = np.arange(round(seconds * SAMPLING_RATE)) / SAMPLING_RATE
+    hum = sum(np.sin(2 * np.pi * pitch * harmonic * times) / harmonic for harmonic in range(1, 8))
+    waveform = 0.1 * hum * np.clip(np.sin(2 * np.pi * 4 * times), 0, None)
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLING_RATE, format=kind, subtype="PCM_16")
+    return file.getvalue()
+
+
+def data_uri(data: bytes, mime: str) -> str:
+    """Bytes as a data URI."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def picture_uri(**options: Any) -> str:
+    """`picture_bytes` as a data URI."""
+    return data_uri(picture_bytes(**options), "image/png")
+
+
+def speech_uri(seconds: float, pitch: float = 150.0) -> str:
+    """`speech_bytes` as a data URI."""
+    return data_uri(speech_bytes(seconds, pitch), "audio/wav")
+
+
+def small_job(**changes: Any) -> dict[str, Any]:
+    """A job of 17 frames and 2 steps, its result on the volume."""
+    return {
+        "prompt": "A woman talks",
+        "cond_video": picture_uri(),
+        "cond_audio": {"person1": speech_uri(0.68)},
+        "frame_num": 17,
+        "sample_steps": 2,
+        "sample_text_guide_scale": 1.0,
+        "sample_audio_guide_scale": 2.0,
+        "output_config": {"store": "volume"},
+    } | changes
