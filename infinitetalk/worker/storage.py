@@ -69,12 +69,12 @@ class VolumeStore(Store):
         self.folder = self.root / prefix
 
     def check(self) -> None:
+        if not self.folder.resolve().is_relative_to(self.root):
+            raise WorkerError(ErrorCode.INPUT_VALIDATION, "output_config.prefix leads out of the volume")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _not_stored("the volume cannot be written to") from error
-        if not self.folder.resolve().is_relative_to(self.root):
-            raise WorkerError(ErrorCode.INPUT_VALIDATION, "output_config.prefix leads out of the volume")
 
     def save(self, name: str, video: Path, thumbnail: Path) -> dict[str, str]:
         return {
