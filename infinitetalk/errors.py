@@ -1,0 +1,9 @@
+"""Errors that no single module owns. Their messages are fit for a client: no path of the worker, no traceback."""
+
+
+class GenerationStopped(Exception):
+    """The caller asked to stop."""
+
+
+class CheckpointError(RuntimeError):
+    """Weights cannot be loaded. The message names the file and, where one is at fault, the tensor."""
