@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from infinitetalk.encode import EncodeError
+from infinitetalk.errors import CheckpointError
 from infinitetalk.media import MediaError
-from infinitetalk.models import CheckpointError
 from infinitetalk.regions import RegionError
 from schemas import ErrorCode, JobError, Stage
 
