@@ -18,8 +18,9 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 
-#: Outputs of the last convolution computed at a time; one is 20 ms of speech.
-_PIECE_POSITIONS = 200
+#: Outputs of the last convolution computed at a time; one is 20 ms of speech. At the published width a temporary of the
+#: first layer is then over 32 MB, which glibc gives back to the system at once.
+_PIECE_POSITIONS = 256
 #: Rows that pass through a feed-forward layer at a time.
 _FEED_FORWARD_ROWS = 256
 
