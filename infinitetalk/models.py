@@ -117,9 +117,9 @@ def load_models(paths: CheckpointPaths, device: torch.device, dtype: torch.dtype
         size_scale=description.get("size_scale", 1.0),
         transformer=load_transformer(paths.base / "transformer", paths.adapter_single, dtype).to(device),
         vae=vae.to(device).eval(),
-        prompt_encoder=PromptEncoder(tokenizer, text_encoder.to(device)),
-        image_encoder=ImageEncoder(image_encoder.to(device)),
-        speech_encoder=SpeechEncoder(wav2vec2.to(device), feature_extractor),
+        prompt_encoder=PromptEncoder(tokenizer, text_encoder.to(device)),  # type: ignore[arg-type]
+        image_encoder=ImageEncoder(image_encoder.to(device)),  # type: ignore[arg-type]
+        speech_encoder=SpeechEncoder(wav2vec2.to(device), feature_extractor),  # type: ignore[arg-type]
         device=device,
         paths=paths,
     )

@@ -41,10 +41,11 @@ DEFAULT_FOLDER = Path(__file__).parents[1] / "checkpoints" / f"{NAME}-{RECIPE}"
 TEXT_DIM = 64
 IMAGE_DIM = 32
 SPEECH_DIM = 32
+#: The words that the tokenizer knows whole.
 WORDS = """a an the and or of in on at to for with by from is are was it he she they we you i this that his her
 man woman person people child face voice talks speaks says sings smiles looks camera studio room light soft warm dark
 bright background table microphone street night day hair eyes mouth hand wearing shirt jacket glasses close shot video
-high quality natural slow motion news show podcast song music interview two speaker turns left right""".split()
+high quality natural slow motion news show podcast song music interview two speaker turns left right"""
 
 HEADS, HEAD_DIM = 4, 32
 DIM = HEADS * HEAD_DIM
@@ -126,7 +127,7 @@ def _vae() -> AutoencoderKLWan:
 
 def _tokenizer() -> T5Tokenizer:
     """A unigram model of letters and some words, scored so that a known word beats its letters."""
-    words = sorted({f"▁{word}" for word in WORDS})
+    words = sorted({f"▁{word}" for word in WORDS.split()})
     characters = ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(word, -4.0) for word in words] + [(character, -6.0) for character in characters]
