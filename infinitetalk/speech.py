@@ -42,9 +42,9 @@ def normalise_loudness(waveform: np.ndarray) -> np.ndarray:
 def arrange_tracks(waveforms: Sequence[np.ndarray | None], audio_type: Literal["para", "add"]) -> list[np.ndarray]:
     """One track for each speaker, float32 (samples,), all of the length of the mix.
 
-    `waveforms` holds one waveform (samples,) for each speaker, or None for a speaker who stays silent. "para": all speak
-    from the start, and the shorter ones are padded with silence (the published code fails there). "add": one after the
-    other in the given order, each silent during the others.
+    `waveforms` holds one waveform (samples,) for each speaker, or None for a speaker who stays silent. "para": all
+    speak from the start, and the shorter ones are padded with silence (the published code fails there). "add": one
+    after the other in the given order, each silent during the others.
 
     Raises `ValueError` when no speaker speaks.
     """
@@ -64,4 +64,4 @@ def arrange_tracks(waveforms: Sequence[np.ndarray | None], audio_type: Literal["
 
 def mix_tracks(tracks: Sequence[np.ndarray]) -> np.ndarray:
     """The sum of tracks of equal length, float32 (samples,): what the listener hears."""
-    return np.sum(tracks, axis=0, dtype=np.float32)
+    return np.stack(tracks).sum(axis=0, dtype=np.float32)

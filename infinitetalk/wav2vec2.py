@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GroupNormConvLayer
 
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 
@@ -33,7 +34,7 @@ class SpeechEmbeddings:
 
     def __init__(self, num_frames: int, num_layers: int, hidden_size: int) -> None:
         self.shape = (num_frames, num_layers, hidden_size)
-        self._file = tempfile.TemporaryFile(buffering=0)
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the object
         self._file.truncate(4 * num_frames * num_layers * hidden_size)
 
     @classmethod
@@ -69,8 +70,8 @@ class SpeechEmbeddings:
 class SpeechEncoder:
     """wav2vec2 with the features of its convolutions resampled to one row for each video frame.
 
-    `model` is any `Wav2Vec2Model` (group norm or layer norm, layers normalised after or before), `feature_extractor` its
-    own, for zero mean and unit variance.
+    `model` is any `Wav2Vec2Model` (group norm or layer norm, layers normalised after or before), `feature_extractor`
+    its own, for zero mean and unit variance.
     """
 
     def __init__(self, model: Wav2Vec2Model, feature_extractor: Wav2Vec2FeatureExtractor) -> None:
@@ -176,7 +177,9 @@ def _pieces(waveform: Tensor, kernels: Sequence[int], strides: Sequence[int], po
         yield waveform[None, None, start * stride : (end - 1) * stride + _reach(kernels, strides)]
 
 
-def _normalised_layer(layer: nn.Module, mean: Tensor, variance: Tensor, hidden_states: Tensor) -> Tensor:
+def _normalised_layer(
+    layer: Wav2Vec2GroupNormConvLayer, mean: Tensor, variance: Tensor, hidden_states: Tensor
+) -> Tensor:
     """A convolution layer with a group norm of one channel a group, by statistics (channels,) that are given."""
     norm = layer.layer_norm
     normalised = nn.functional.batch_norm(
