@@ -16,6 +16,7 @@ def main() -> None:
     default_environment()
     import runpod
 
+    from infinitetalk.errors import CheckpointError
     from infinitetalk.worker.engine import Engine
     from infinitetalk.worker.logs import configure_logs
     from infinitetalk.worker.runner import Runner, printing
@@ -25,7 +26,10 @@ def main() -> None:
     configure_logs()
     settings = Settings()
     engine = Engine(settings)
-    engine.start()
+    try:
+        engine.start()
+    except CheckpointError as error:
+        sys.exit(str(error))
     runner = Runner(settings, engine)
     is_test = any(argument.startswith("--test_input") for argument in sys.argv)
     runpod.serverless.start({"handler": printing(runner) if is_test else runner})

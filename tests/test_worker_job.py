@@ -99,7 +99,6 @@ def test_the_temporary_folder_is_gone_after_a_failure(tmp_path, monkeypatch):
         (MediaError("bad sound"), Stage.EMBEDDING, ErrorCode.INPUT_VALIDATION),
         (RegionError("too small"), Stage.SAMPLING, ErrorCode.INPUT_VALIDATION),
         (EncodeError("no disk"), Stage.SAMPLING, ErrorCode.FFMPEG),
-        (CheckpointError("no weights"), Stage.EMBEDDING, ErrorCode.PIPELINE_LOAD),
         (WorkerError(ErrorCode.TIMEOUT, "late"), Stage.SAMPLING, ErrorCode.TIMEOUT),
     ],
 )
@@ -108,12 +107,27 @@ def test_errors_of_the_library_keep_their_words(error, stage, code):
     assert (told.code, told.message, told.at_stage) == (code, str(error), stage)
 
 
+def test_the_published_model_without_weights_stops_the_worker_naming_the_path(tmp_path):
+    with pytest.raises(CheckpointError, match="CKPT_DIR is not set"):
+        Engine(Settings(infinitetalk_model="published")).start()
+    settings = Settings(ckpt_dir=tmp_path / "absent", infinitetalk_dir=tmp_path, wav2vec_dir=tmp_path)
+    assert settings.model == "published"
+    with pytest.raises(CheckpointError, match=str(tmp_path / "absent")):
+        Engine(settings).start()
+
+
 @pytest.mark.parametrize("stage", Stage)
 def test_an_unexpected_error_is_told_by_its_stage_and_leaks_nothing(stage):
     told = job_error(RuntimeError("/secret/path of host-7"), stage)
     assert told.code == STAGE_CODES[stage]
     assert "secret" not in told.message
     assert "host-7" not in told.message
+
+
+def test_a_checkpoint_at_fault_is_told_without_the_workers_files():
+    told = job_error(CheckpointError("/weights/transformer is damaged"), Stage.EMBEDDING)
+    assert told.code == ErrorCode.PIPELINE_LOAD
+    assert "/weights" not in told.message
 
 
 def test_exhausted_gpu_memory_has_its_own_code_wherever_it_happens():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ import torch
 from torch import Tensor
 
 from infinitetalk.chunks import plan_chunks
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture
-from infinitetalk.models import Models
+from infinitetalk.models import CheckpointPaths, Models, load_models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
+from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
 from infinitetalk.wav2vec2 import SpeechEmbeddings
-from infinitetalk.worker.checkpoint import load_configured_models
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
@@ -70,11 +71,16 @@ class Engine:
         self._models: Future[Models] = Future()
 
     def start(self) -> None:
-        """Begins to load the model; jobs may be validated and fetched meanwhile."""
-        threading.Thread(target=self._load, name="load", daemon=True).start()
+        """Begins to load the model; jobs may be validated and fetched meanwhile.
 
-    def wait_until_loaded(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Returns once the model is there.
+        Raises:
+            CheckpointError: weights are missing.
+        """
+        paths = checkpoint_paths(self._settings)
+        threading.Thread(target=self._load, args=(paths,), name="load", daemon=True).start()
+
+    def prepare(self, num_speakers: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Returns once the model is there, with the adapter for this many speakers.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -82,11 +88,12 @@ class Engine:
         """
         while True:
             try:
-                self._models.result(timeout=POLL_S)
-                return
+                models = self._models.result(timeout=POLL_S)
+                break
             except TimeoutError:
                 if should_stop():
                     raise GenerationStopped from None
+        models.use_adapter(num_speakers)
 
     @property
     def model_name(self) -> str:
@@ -147,12 +154,48 @@ class Engine:
                 on_step=count_step,
             )
 
-    def _load(self) -> None:
+    def _load(self, paths: CheckpointPaths | None) -> None:
+        begin = time.monotonic()
+        device = torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        logger = structlog.get_logger()
         try:
-            self._models.set_result(load_configured_models(self._settings))
+            if paths is None:
+                paths = ensure_tiny_model(self._settings.tiny_dir or DEFAULT_FOLDER)
+            models = load_models(paths, device, dtype)
         except Exception as error:
-            structlog.get_logger().error("model.not_loaded", exc_info=error)
+            logger.error("model.not_loaded", exc_info=error)
             self._models.set_exception(error)
+            return
+        lat_ms = round((time.monotonic() - begin) * 1000)
+        logger.info("model.loaded", lat_ms=lat_ms, details={"model": models.name, "device": str(device)})
+        self._models.set_result(models)
+
+
+def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
+    """Where the published model's weights are; None for the tiny model, which is made where it is missing.
+
+    Raises:
+        CheckpointError: a folder or file is not set or does not exist.
+    """
+    if settings.model == "tiny":
+        return None
+    folders = {
+        "CKPT_DIR": settings.ckpt_dir,
+        "INFINITETALK_DIR": settings.infinitetalk_dir,
+        "WAV2VEC_DIR": settings.wav2vec_dir,
+    }
+    for name, folder in folders.items():
+        if folder is None or not folder.is_dir():
+            where = "is not set" if folder is None else f"names {folder}, which is no folder"
+            raise CheckpointError(f"the published model needs {', '.join(folders)}: {name} {where}")
+    assert settings.ckpt_dir and settings.infinitetalk_dir and settings.wav2vec_dir
+    return CheckpointPaths(
+        base=settings.ckpt_dir,
+        adapter_single=settings.infinitetalk_dir / "single" / "infinitetalk.safetensors",
+        adapter_multi=settings.infinitetalk_dir / "multi" / "infinitetalk.safetensors",
+        wav2vec2=settings.wav2vec_dir,
+    )
 
 
 def negative_prompt_of(job: SingleJob) -> str:

@@ -51,6 +51,9 @@ NOT_YET_SUPPORTED = (
 """Fields that are declared and not served: a job that sets one is refused."""
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
+AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
+"""Stages short enough to report no time left."""
+
 MIN_SPEECH_FRAMES = 5
 TRAINED_SPEAKERS = 2
 
@@ -76,7 +79,7 @@ class StageClock:
     def enter(self, stage: Stage) -> None:
         """Goes to another stage and reports it."""
         self.count_towards(stage)
-        self._report(stage)
+        self._report(stage, eta_s=0.0 if stage in AFTER_SAMPLING else None)
 
     def begin_sampling(self) -> None:
         """Enters sampling, from which on the time left is known."""
@@ -91,9 +94,9 @@ class StageClock:
         details = {"chunk": step.chunk, "num_chunks": step.num_chunks, "step": step.step, "num_steps": step.num_steps}
         self._report(Stage.SAMPLING, done / total, round(eta_s, 1), details)
         if step.step == step.num_steps:
-            self.count_towards(Stage.DECODE)
-            if step.chunk == step.num_chunks:
-                self._report(Stage.DECODE, eta_s=0.0)
+            # While chunks follow, their sampling goes on as far as the client is concerned.
+            is_last = step.chunk == step.num_chunks
+            (self.enter if is_last else self.count_towards)(Stage.DECODE)
 
     def next_chunk(self) -> None:
         """Goes back to sampling after a chunk's frames are encoded."""
@@ -194,7 +197,7 @@ def _run_stages(
     clock.enter(Stage.EMBEDDING)
     tracks = read_tracks(job, media)
     clock.enter(Stage.LOAD)
-    engine.wait_until_loaded(should_stop)
+    engine.prepare(len(job.speakers), should_stop)
     clock.count_towards(Stage.EMBEDDING)
     speech = engine.embed(tracks, should_stop)
 

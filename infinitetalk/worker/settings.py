@@ -25,16 +25,16 @@ class Settings(BaseSettings):
     Unset: published where CKPT_DIR is set, else tiny."""
 
     ckpt_dir: Path | None = None
-    """Folder of the base model, Wan 2.1 I2V-14B."""
+    """Folder of the base model, Wan 2.1 I2V-14B in the Diffusers layout."""
 
     infinitetalk_dir: Path | None = None
-    """Folder of the InfiniteTalk adapter."""
+    """Folder of the InfiniteTalk adapter: single/infinitetalk.safetensors and multi/infinitetalk.safetensors."""
 
     wav2vec_dir: Path | None = None
     """Folder of chinese-wav2vec2-base."""
 
-    tiny_dir: Path = CHECKOUT / "checkpoints" / "tiny"
-    """Folder that the embedded tiny model is made in when first asked for."""
+    tiny_dir: Path | None = None
+    """Folder that the embedded tiny model is made in when first asked for; unset: checkpoints/ of the checkout."""
 
     device: str | None = None
     """Torch device; unset: cuda where there is one, else cpu."""
