@@ -174,7 +174,7 @@ class InfiniteTalkPipeline:
     ) -> Iterator[Chunk]:
         """As `__call__`, from embedded prompts."""
         source, speech = conditions.source, conditions.speech
-        height, width = choose_bucket(settings.size, source.height, source.width, self.models.size_scale)
+        height, width = self.choose_resolution(source, settings.size)
         regions = self.place_speakers(conditions, height, width)
         num_rows = [len(embeddings) for embeddings in speech]
         plans = plan_chunks(num_rows, settings.frame_num, settings.max_frame_num, settings.motion_frame)
@@ -222,6 +222,10 @@ class InfiniteTalkPipeline:
                 evaluations=sampled.evaluations,
                 evaluations_skipped=sampled.evaluations_skipped,
             )
+
+    def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
+        """(height, width) in pixels of the video made from a source; `size` names the table."""
+        return choose_bucket(size, source.height, source.width, self.models.size_scale)
 
     def place_speakers(self, conditions: Conditions, height: int, width: int) -> Tensor | None:
         """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker, who needs none."""
