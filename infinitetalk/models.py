@@ -1,226 +1,206 @@
-"""The networks of one checkpoint, and loading them from its folders."""
+"""The networks of one checkpoint, each loaded when it is first needed."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.image import ImageEncoder
 from infinitetalk.text import PromptEncoder
-from infinitetalk.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
+from infinitetalk.weights.files import read_json
+from infinitetalk.weights.layouts import AdapterKind, CheckpointPaths, adapter_kind, transformer_parts
+from infinitetalk.weights.loading import Quantisation, parameter_shapes
+from infinitetalk.weights.networks import (
+    check_adapter,
+    load_image_encoder,
+    load_speech_encoder,
+    load_text_encoder,
+    load_tokenizer,
+    load_transformer,
+    load_transformer_parameters,
+    load_vae,
+)
 
 PUBLISHED_NAME = "InfiniteTalk-14B"
 DESCRIPTION_FILE = "infinitetalk.json"
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class CheckpointPaths:
-    """Where a checkpoint's parts are.
 
-    Attributes:
-        base: Wan 2.1 I2V in the Diffusers layout: transformer/, vae/, text_encoder/, tokenizer/, image_encoder/.
-        adapter_single, adapter_multi: InfiniteTalk's safetensors files for one and for several speakers.
-        wav2vec2: the speech encoder's folder.
-    """
+class Lazy(Generic[T]):
+    """A value made when it is first asked for, once, by whichever thread asks first; the others wait for it."""
 
-    base: Path
-    adapter_single: Path
-    adapter_multi: Path
-    wav2vec2: Path
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[T] = []
 
-    def adapter(self, num_speakers: int) -> Path:
-        """The adapter that serves this many speakers."""
-        return self.adapter_single if num_speakers == 1 else self.adapter_multi
+    @property
+    def is_made(self) -> bool:
+        """Whether the value is there."""
+        return bool(self._made)
+
+    def get(self) -> T:
+        """The value. Where making it raises, the next call tries again."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+    def drop(self) -> None:
+        """Forgets the value; the next call makes it anew."""
+        with self._lock:
+            self._made.clear()
+
+
+def _lazy(value: T | Lazy[T]) -> Lazy[T]:
+    return value if isinstance(value, Lazy) else Lazy(lambda: value)
+
+
+class TransformerLoader:
+    """The transformer of a checkpoint: one base model, and the adapter that the job in hand needs."""
+
+    def __init__(
+        self, paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None
+    ) -> None:
+        self._paths, self._device, self._dtype, self._quantisation = paths, device, dtype, quantisation
+        self._adapter: AdapterKind = "single"
+        self._loaded = Lazy(self._load)
+        self._loaded_adapter: AdapterKind = "single"
+
+    def use_adapter(self, kind: AdapterKind) -> None:
+        """Chooses the adapter; it is loaded when the transformer is next asked for."""
+        self._adapter = kind
+
+    def get(self) -> InfiniteTalkTransformer3DModel:
+        """The transformer with the adapter chosen.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        transformer = self._loaded.get()
+        if self._loaded_adapter != self._adapter:
+            self._load_adapter(transformer, self._adapter)
+        return transformer
+
+    def _load(self) -> InfiniteTalkTransformer3DModel:
+        self._loaded_adapter = self._adapter
+        return load_transformer(self._paths, self._adapter, self._device, self._dtype, self._quantisation)
+
+    def _load_adapter(self, transformer: InfiniteTalkTransformer3DModel, kind: AdapterKind) -> None:
+        _, adapter = transformer_parts(self._paths, kind, self._quantisation)
+        check_adapter(parameter_shapes(transformer), adapter)
+        load_transformer_parameters(transformer, adapter.sources, self._device, self._dtype, self._quantisation)
+        self._loaded_adapter = kind
 
 
 class Models:
-    """Every network that a video needs, on one device.
+    """Every network that a video needs, on one device, each loaded when it is first asked for.
 
     Attributes:
         name: of the checkpoint, as results and logs give it.
         size_scale: factor on the published resolutions, 1 for the published model.
-        transformer, vae, prompt_encoder, image_encoder, speech_encoder: the networks.
-        device: where they run.
+        device: where the networks run.
     """
 
     def __init__(
         self,
         name: str,
         size_scale: float,
-        transformer: InfiniteTalkTransformer3DModel,
-        vae: AutoencoderKLWan,
-        prompt_encoder: PromptEncoder,
-        image_encoder: ImageEncoder,
-        speech_encoder: SpeechEncoder,
+        transformer: InfiniteTalkTransformer3DModel | TransformerLoader,
+        vae: AutoencoderKLWan | Lazy[AutoencoderKLWan],
+        prompt_encoder: PromptEncoder | Lazy[PromptEncoder],
+        image_encoder: ImageEncoder | Lazy[ImageEncoder],
+        speech_encoder: SpeechEncoder | Lazy[SpeechEncoder],
         device: torch.device,
-        paths: CheckpointPaths | None = None,
     ) -> None:
         self.name = name
         self.size_scale = size_scale
-        self.transformer = transformer
-        self.vae = vae
-        self.prompt_encoder = prompt_encoder
-        self.image_encoder = image_encoder
-        self.speech_encoder = speech_encoder
         self.device = device
-        self._paths = paths
-        self._adapter = None if paths is None else paths.adapter_single
+        self._transformer = transformer
+        self._vae = _lazy(vae)
+        self._prompt_encoder = _lazy(prompt_encoder)
+        self._image_encoder = _lazy(image_encoder)
+        self._speech_encoder = _lazy(speech_encoder)
+
+    @property
+    def transformer(self) -> InfiniteTalkTransformer3DModel:
+        """The network, with the adapter last chosen."""
+        return self._transformer.get() if isinstance(self._transformer, TransformerLoader) else self._transformer
+
+    @property
+    def vae(self) -> AutoencoderKLWan:
+        """Frames to latents and back."""
+        return self._vae.get()
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """Prompts to embeddings."""
+        return self._prompt_encoder.get()
+
+    @property
+    def image_encoder(self) -> ImageEncoder:
+        """A reference frame to features."""
+        return self._image_encoder.get()
+
+    @property
+    def speech_encoder(self) -> SpeechEncoder:
+        """Speech to embeddings."""
+        return self._speech_encoder.get()
 
     def use_adapter(self, num_speakers: int) -> None:
-        """Give the transformer the adapter for this many speakers, if it has the other one; the base model stays.
+        """Chooses the adapter for this many speakers; the base model stays. Returns at once: an adapter that is not
+        there yet is loaded when the transformer is next asked for."""
+        if isinstance(self._transformer, TransformerLoader):
+            self._transformer.use_adapter(adapter_kind(num_speakers))
+
+    def preload(self) -> None:
+        """Loads every network, in the order in which a job needs them.
+
+        Another thread may use those that are there; it waits only for the one it asks for.
 
         Raises:
-            CheckpointError: the adapter cannot be loaded.
+            CheckpointError: a file is missing or damaged, or does not fit.
         """
-        if self._paths is None:
-            return
-        wanted = self._paths.adapter(num_speakers)
-        if wanted != self._adapter:
-            assign_tensors(self.transformer, read_tensors(wanted), wanted.name, adapter=True)
-            self._adapter = wanted
+        for part in (self._speech_encoder, self._prompt_encoder, self._image_encoder, self._vae):
+            part.get()
+        _ = self.transformer
 
 
-def load_models(paths: CheckpointPaths, device: torch.device, dtype: torch.dtype) -> Models:
-    """Load a checkpoint, with the adapter for one speaker.
+def load_models(
+    paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None = None
+) -> Models:
+    """A checkpoint's networks, none of which is loaded yet.
 
     Args:
         dtype: of the transformer and the text encoder; norms, modulation and time embedding stay float32, as do VAE,
             image encoder and speech encoder.
+        quantisation: of the weights of the transformer's blocks, and of the text encoder's where the checkpoint has
+            them quantised.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or does not fit.
+        CheckpointError: the base model or its description is not there.
     """
-    for path in (paths.base, paths.adapter_single, paths.wav2vec2):
-        if not path.exists():
-            raise CheckpointError(f"{path} does not exist; put the checkpoint there or set its path")
+    if not paths.base.is_dir():
+        raise CheckpointError(f"there is no folder {paths.base.name}; put the base model there or set its path")
     description_file = paths.base / DESCRIPTION_FILE
-    description = json.loads(description_file.read_text()) if description_file.exists() else {}
-    try:
-        vae = AutoencoderKLWan.from_pretrained(paths.base / "vae")
-        tokenizer = AutoTokenizer.from_pretrained(paths.base / "tokenizer")
-        text_encoder = UMT5EncoderModel.from_pretrained(paths.base / "text_encoder", dtype=dtype)
-        image_encoder = CLIPVisionModel.from_pretrained(paths.base / "image_encoder")
-        wav2vec2 = Wav2Vec2Model.from_pretrained(paths.wav2vec2, attn_implementation="sdpa")
-        feature_extractor = Wav2Vec2FeatureExtractor.from_pretrained(paths.wav2vec2)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint in {paths.base} cannot be loaded: {error}") from error
+    description = read_json(description_file) if description_file.exists() else {}
+
+    def load_prompt_encoder() -> PromptEncoder:
+        return PromptEncoder(load_tokenizer(paths.base), load_text_encoder(paths, device, dtype, quantisation))
+
     return Models(
         name=description.get("name", PUBLISHED_NAME),
         size_scale=description.get("size_scale", 1.0),
-        transformer=load_transformer(paths.base / "transformer", paths.adapter_single, dtype).to(device),
-        vae=vae.to(device).eval(),
-        prompt_encoder=PromptEncoder(tokenizer, text_encoder.to(device)),  # type: ignore[arg-type]
-        image_encoder=ImageEncoder(image_encoder.to(device)),  # type: ignore[arg-type]
-        speech_encoder=SpeechEncoder(wav2vec2.to(device), feature_extractor),  # type: ignore[arg-type]
+        transformer=TransformerLoader(paths, device, dtype, quantisation),
+        vae=Lazy(lambda: load_vae(paths.base, device)),
+        prompt_encoder=Lazy(load_prompt_encoder),
+        image_encoder=Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device))),
+        speech_encoder=Lazy(lambda: SpeechEncoder(*load_speech_encoder(paths.wav2vec2, device))),
         device=device,
-        paths=paths,
     )
-
-
-def load_transformer(base: Path, adapter: Path, dtype: torch.dtype) -> InfiniteTalkTransformer3DModel:
-    """The transformer of a Diffusers folder with an adapter file; the adapter's sizes are read from its tensors.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over or misshapen.
-    """
-    base_tensors: dict[str, Tensor] = {}
-    for file in sorted(base.glob("*.safetensors")):
-        base_tensors |= read_tensors(file)
-    adapter_tensors = read_tensors(adapter)
-    config = InfiniteTalkTransformer3DModel.load_config(base) | adapter_config(adapter_tensors)
-    with init_empty_weights():
-        transformer = InfiniteTalkTransformer3DModel.from_config(config)
-    assign_tensors(transformer, base_tensors, base.name, adapter=False, dtype=dtype)
-    assign_tensors(transformer, adapter_tensors, adapter.name, adapter=True, dtype=dtype)
-    return transformer.eval()
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-
-
-def adapter_config(adapter: dict[str, Tensor]) -> dict[str, int]:
-    """Sizes of an adapter, for the transformer's constructor, from its tensors' shapes.
-
-    Raises:
-        CheckpointError: a tensor that tells them is missing.
-    """
-    try:
-        intermediate_dim, first_dim = adapter["audio_proj.proj1.weight"].shape
-        tokens_dim = adapter["audio_proj.proj3.weight"].shape[0]
-        output_dim = adapter["audio_proj.norm.weight"].shape[0]
-    except KeyError as error:
-        raise CheckpointError(f"the adapter has no tensor {error}; it is not an InfiniteTalk adapter") from error
-    audio_window, audio_layers = 5, 12
-    return {
-        "audio_window": audio_window,
-        "audio_layers": audio_layers,
-        "audio_channels": first_dim // (audio_window * audio_layers),
-        "audio_intermediate_dim": intermediate_dim,
-        "audio_output_dim": output_dim,
-        "audio_context_tokens": tokens_dim // output_dim,
-    }
-
-
-def assign_tensors(
-    transformer: InfiniteTalkTransformer3DModel,
-    tensors: dict[str, Tensor],
-    origin: str,
-    *,
-    adapter: bool,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Give the transformer's base (or adapter) parameters these tensors, every one of them and no other.
-
-    Args:
-        origin: the file or folder, for messages.
-        dtype: of parameters that need no float32; None keeps each parameter's dtype.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over or misshapen.
-    """
-    parameters = {
-        name: parameter
-        for name, parameter in transformer.named_parameters()
-        if any(pattern in name for pattern in ADAPTER_PATTERNS) == adapter
-    }
-    for name in sorted(parameters.keys() ^ tensors.keys()):
-        problem = "has no tensor" if name in parameters else "has a tensor that the model does not know,"
-        raise CheckpointError(f"{origin} {problem} {name}")
-    for name, parameter in parameters.items():
-        if parameter.shape != tensors[name].shape:
-            raise CheckpointError(
-                f"{origin}: {name} has shape {list(tensors[name].shape)}, the model {list(parameter.shape)}"
-            )
-    state_dict = {
-        name: tensor.to(
-            parameters[name].device if dtype is None else tensor.device, parameter_dtype(transformer, name, dtype)
-        )
-        for name, tensor in tensors.items()
-    }
-    transformer.load_state_dict(state_dict, strict=False, assign=True)
-
-
-def parameter_dtype(transformer: InfiniteTalkTransformer3DModel, name: str, dtype: torch.dtype | None) -> torch.dtype:
-    """`dtype`, or float32 for what the published model keeps in it; without `dtype`, the parameter's own."""
-    if dtype is None:
-        return transformer.get_parameter(name).dtype
-    keeps_float32 = any(pattern in name.split(".") for pattern in transformer._keep_in_fp32_modules)
-    return torch.float32 if keeps_float32 else dtype

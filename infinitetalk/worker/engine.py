@@ -167,9 +167,16 @@ class Engine:
             logger.error("model.not_loaded", exc_info=error)
             self._models.set_exception(error)
             return
+        # A job that comes early takes each network as soon as it is there.
+        self._models.set_result(models)
+        try:
+            models.preload()
+        except Exception as error:
+            # The job that asks for the network that cannot be loaded meets the same error, and tells its client.
+            logger.error("model.not_loaded", exc_info=error)
+            return
         lat_ms = round((time.monotonic() - begin) * 1000)
         logger.info("model.loaded", lat_ms=lat_ms, details={"model": models.name, "device": str(device)})
-        self._models.set_result(models)
 
 
 def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:

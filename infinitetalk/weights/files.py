@@ -1,0 +1,273 @@
+"""Files of tensors: what a file holds, from its header alone, and one tensor at a time.
+
+Every reader maps the file: a tensor's bytes are first read where they are used, and a tensor that runs in the dtype it
+is stored in is never copied on a CPU. A pickle is read with `weights_only=True`.
+"""
+
+import json
+import mmap
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import gguf
+import torch
+from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter
+from torch import Tensor
+
+from infinitetalk.errors import CheckpointError
+
+#: Names of dtypes in a safetensors header (https://github.com/huggingface/safetensors, "Format").
+SAFETENSORS_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+#: GGUF types whose data are plain numbers.
+_GGUF_PLAIN_TYPES = {
+    gguf.GGMLQuantizationType.F32: torch.float32,
+    gguf.GGMLQuantizationType.F16: torch.float16,
+    gguf.GGMLQuantizationType.BF16: torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file says of a tensor.
+
+    Attributes:
+        shape: of the tensor, that of the numbers it stands for where it is quantised.
+        dtype: as stored; None for GGUF's blocks, which are bytes.
+        num_bytes: in the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    num_bytes: int
+
+
+class TensorFile(Protocol):
+    """A file of named tensors."""
+
+    path: Path
+
+    @property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """What the file says of each tensor, in the order in which they lie in it."""
+        ...
+
+    def prefetch(self, name: str) -> None:
+        """Asks the system to start reading a tensor from the disk, where tensors are read one at a time."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU, as stored. Its pages are shared with the file until they are written to."""
+        ...
+
+
+class SafetensorsFile:
+    """A safetensors file; each tensor is a mapping of its own, so that dropping the tensor gives its pages back."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the header.
+
+        Raises:
+            CheckpointError: the file is not safetensors, or shorter or longer than its header says.
+        """
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            try:
+                (header_size,) = struct.unpack("<Q", file.read(8))
+                if header_size > size - 8:
+                    raise ValueError("the header does not fit in the file")
+                entries: dict[str, Any] = json.loads(file.read(header_size))
+            except (struct.error, ValueError) as error:
+                raise CheckpointError(f"{path.name} is truncated or not a safetensors file; fetch it again") from error
+        entries.pop("__metadata__", None)
+        self._start = 8 + header_size
+        self._spans: dict[str, tuple[int, int]] = {}
+        self.headers: dict[str, TensorHeader] = {}
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            if entry["dtype"] not in SAFETENSORS_DTYPES:
+                raise CheckpointError(f"{path.name}: tensor {name} has the dtype {entry['dtype']}, which is not known")
+            if self._start + end > size:
+                raise CheckpointError(f"{path.name} is truncated: tensor {name} is cut off; fetch the file again")
+            header = TensorHeader(tuple(entry["shape"]), SAFETENSORS_DTYPES[entry["dtype"]], end - begin)
+            self._spans[name], self.headers[name] = (begin, end), header
+        expected = self._start + max((end for _, end in self._spans.values()), default=0)
+        if size != expected:
+            raise CheckpointError(
+                f"{path.name} has {size} bytes where its header says {expected}; fetch the file again"
+            )
+
+    def prefetch(self, name: str) -> None:
+        """Asks the system to start reading a tensor from the disk."""
+        begin, end = self._spans[name]
+        with self.path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), self._start + begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU, as stored; pages are shared with the file until they are written to."""
+        header, (begin, end) = self.headers[name], self._spans[name]
+        assert header.dtype is not None
+        if begin == end:
+            return torch.empty(header.shape, dtype=header.dtype)
+        offset = self._start + begin
+        page_start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb") as file:
+            mapping = mmap.mmap(
+                file.fileno(),
+                self._start + end - page_start,
+                flags=mmap.MAP_PRIVATE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                offset=page_start,
+            )
+        stored = torch.frombuffer(mapping, dtype=torch.uint8, count=end - begin, offset=offset - page_start)
+        return stored.view(header.dtype).view(header.shape)
+
+
+class PickleFile:
+    """A `.pth`, `.pt` or `.bin` file: a state dict, unpickled with `weights_only=True`."""
+
+    def __init__(self, path: Path) -> None:
+        """Unpickles the names; tensors stay in the file.
+
+        Raises:
+            CheckpointError: the file is damaged, or holds anything other than tensors and plain values.
+        """
+        self.path = path
+        try:
+            # Only the format in a zip archive, torch's since 1.6, can be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except Exception as error:
+            raise CheckpointError(
+                f"{path.name} is truncated, or not a file of tensors alone; fetch it again"
+            ) from error
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{path.name} holds {type(content).__name__}, not a state dict")
+        self._tensors = dict(_tensors_in(content))
+        self.headers = {
+            name: TensorHeader(tuple(tensor.shape), tensor.dtype, tensor.nbytes)
+            for name, tensor in self._tensors.items()
+        }
+
+    def prefetch(self, name: str) -> None:
+        """Nothing: the system reads ahead in the file as a whole."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU, as stored; pages are shared with the file until they are written to."""
+        return self._tensors[name].detach()
+
+
+def _tensors_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a state dict, or of a dict of several, by their names joined with dots."""
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, Mapping):
+            yield from _tensors_in(value, f"{prefix}{name}.")
+
+
+class GgufFile:
+    """A GGUF file; quantised tensors are read as diffusers' `GGUFParameter`, blocks of bytes as stored."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the header.
+
+        Raises:
+            CheckpointError: the file is damaged, or a tensor has a type that diffusers cannot compute with.
+        """
+        self.path = path
+        try:
+            reader = gguf.GGUFReader(path)
+        except Exception as error:
+            raise CheckpointError(f"{path.name} is truncated or not a GGUF file; fetch it again") from error
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.headers = {}
+        for name, tensor in self._tensors.items():
+            if tensor.tensor_type not in {*_GGUF_PLAIN_TYPES, *SUPPORTED_GGUF_QUANT_TYPES}:
+                raise CheckpointError(
+                    f"{path.name}: tensor {name} has the type {tensor.tensor_type.name}, which is not served; "
+                    "use a Q8_0 or Q4_K_M file"
+                )
+            # GGUF counts dimensions from the innermost one.
+            shape = tuple(int(length) for length in reversed(tensor.shape))
+            self.headers[name] = TensorHeader(shape, _GGUF_PLAIN_TYPES.get(tensor.tensor_type), tensor.n_bytes)
+
+    def prefetch(self, name: str) -> None:
+        """Nothing: the system reads ahead in the file as a whole."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU; a `GGUFParameter` of bytes where it is quantised."""
+        tensor, header = self._tensors[name], self.headers[name]
+        # A copy, because the reader maps the file read-only and parameters may be written to.
+        data = torch.from_numpy(tensor.data.copy())
+        if header.dtype is None:
+            return GGUFParameter(data, quant_type=tensor.tensor_type)
+        return data.view(header.dtype).view(header.shape)
+
+
+READERS: dict[str, Callable[[Path], TensorFile]] = {
+    ".safetensors": SafetensorsFile,
+    ".pth": PickleFile,
+    ".pt": PickleFile,
+    ".bin": PickleFile,
+    ".gguf": GgufFile,
+}
+
+
+def open_file(path: Path) -> TensorFile:
+    """A reader of one file, by its suffix.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged or of an unknown kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path.name} in the folder {path.parent.name}")
+    if path.suffix not in READERS:
+        raise CheckpointError(f"{path.name} is none of {', '.join(READERS)}")
+    return READERS[path.suffix](path)
+
+
+def open_shards(index_path: Path) -> list[TensorFile]:
+    """Readers of the shards that an index (`*.safetensors.index.json`) lists, in the order of their names.
+
+    Raises:
+        CheckpointError: a shard is missing or damaged, or lacks a tensor that the index places in it.
+    """
+    weight_map: dict[str, str] = read_json(index_path)["weight_map"]
+    shards = {name: open_file(index_path.parent / name) for name in sorted(set(weight_map.values()))}
+    for tensor, shard in weight_map.items():
+        if tensor not in shards[shard].headers:
+            raise CheckpointError(f"{shard} lacks the tensor {tensor}, which {index_path.name} places in it")
+    return list(shards.values())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path.name} in the folder {path.parent.name}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is not JSON; fetch it again") from error

@@ -1,0 +1,351 @@
+"""Where the parts of a checkpoint are: the published folders, their file names and their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.weights.files import READERS, open_file, open_shards, read_json
+from infinitetalk.weights.loading import Quantisation
+from infinitetalk.weights.names import (
+    image_encoder_names,
+    is_adapter_name,
+    text_encoder_names,
+    transformer_names,
+    transformers_vision_names,
+    vae_names,
+)
+from infinitetalk.weights.sources import Files, Source, join_scales, merge
+
+AdapterKind = Literal["single", "multi"]
+
+#: Files of the original Wan 2.1 I2V release.
+TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+IMAGE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+VAE_FILE = "Wan2.1_VAE.pth"
+TOKENIZER_FOLDER = "google/umt5-xxl"
+
+#: Heads of the original CLIP's vision tower, which its file does not tell.
+IMAGE_ENCODER_HEADS = 16
+#: Windows of 5 video frames, 12 layers of wav2vec2: fixed in the published network, told by no file.
+AUDIO_WINDOW, AUDIO_LAYERS = 5, 12
+#: What optimum-quanto calls the kinds of weights that are served.
+_QUANTO_TYPES = ("qint8", "qfloat8", "qfloat8_e4m3fn")
+
+
+@dataclass(frozen=True)
+class CheckpointPaths:
+    """Where a checkpoint's parts are.
+
+    Attributes:
+        base: Wan 2.1 I2V, in the original layout or the Diffusers one.
+        adapter_single, adapter_multi: InfiniteTalk's files for one and for several speakers.
+        wav2vec2: the speech encoder's folder.
+        transformer: a single file to take the base model's transformer from instead of `base`; it may hold an adapter
+            too, which then takes the place of the two files.
+        quantised: folder of the published quantised files, which serve where int8 or fp8 is asked for.
+        loras: folder of LoRA files.
+        kokoro: folder of the text-to-speech model.
+    """
+
+    base: Path
+    adapter_single: Path
+    adapter_multi: Path
+    wav2vec2: Path
+    transformer: Path | None = None
+    quantised: Path | None = None
+    loras: Path | None = None
+    kokoro: Path | None = None
+
+    def adapter(self, num_speakers: int) -> Path:
+        """The adapter that serves this many speakers."""
+        return self.adapter_single if adapter_kind(num_speakers) == "single" else self.adapter_multi
+
+    def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:
+        """The published quantised file with this adapter, if it is there."""
+        return self._quantised_file(f"infinitetalk_{kind}_{quantisation}.safetensors")
+
+    def quantised_text_encoder(self, quantisation: Quantisation | None) -> Path | None:
+        """The published quantised text encoder, if it is there."""
+        return self._quantised_file(f"t5_{quantisation}.safetensors")
+
+    def _quantised_file(self, name: str) -> Path | None:
+        if self.quantised is None or not (self.quantised / name).exists():
+            return None
+        return self.quantised / name
+
+
+def adapter_kind(num_speakers: int) -> AdapterKind:
+    """Which of the two published adapters serves this many speakers."""
+    return "single" if num_speakers == 1 else "multi"
+
+
+def find_adapter(folder: Path, kind: AdapterKind) -> Path:
+    """The adapter's file below INFINITETALK_DIR: `single/` and `multi/` hold one file each.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    files = [file for file in sorted((folder / kind).glob("*")) if file.suffix in READERS]
+    if len(files) > 1:
+        raise CheckpointError(f"the folder {kind} holds {', '.join(file.name for file in files)}; leave one adapter")
+    return files[0] if files else folder / kind / "infinitetalk.safetensors"
+
+
+def is_diffusers(base: Path) -> bool:
+    """Whether a base model is in the Diffusers layout (else the original one)."""
+    return (base / "transformer").is_dir()
+
+
+def tensor_files(folder: Path) -> Files:
+    """The safetensors files of a folder: those of its index, or the only one.
+
+    Raises:
+        CheckpointError: there is none, or several without an index; a file is damaged.
+    """
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        return Files(index.name, tuple(open_shards(index)))
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise CheckpointError(
+            f"the folder {folder.name} needs one .safetensors file, or an index of several; it has {found}"
+        )
+    return single_file(files[0])
+
+
+def single_file(path: Path) -> Files:
+    """One file as the whole of a part.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return Files(path.name, (open_file(path),))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a network and the files it comes from.
+
+    Attributes:
+        label: what messages call the files.
+        sources: the tensors, under the network's names.
+    """
+
+    label: str
+    sources: Mapping[str, Source]
+
+
+def transformer_parts(
+    paths: CheckpointPaths, kind: AdapterKind, quantisation: Quantisation | None
+) -> tuple[Part, Part]:
+    """The transformer's base model and adapter.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or both hold the same tensor.
+    """
+    whole = paths.quantised_transformer(kind, quantisation) or paths.transformer
+    base_files = tensor_files(_transformer_folder(paths.base)) if whole is None else single_file(whole)
+    stored = base_files.sources()
+    if whole is not None:
+        check_quanto_map(whole.with_suffix(".json"), stored)
+    sources = join_scales(transformer_names(stored))
+    base = Part(base_files.label, {name: source for name, source in sources.items() if not is_adapter_name(name)})
+    adapter = Part(base_files.label, {name: source for name, source in sources.items() if is_adapter_name(name)})
+    if not adapter.sources:
+        adapter = adapter_part(paths.adapter_single if kind == "single" else paths.adapter_multi)
+    merge((base.sources, adapter.sources))
+    return base, adapter
+
+
+def adapter_part(path: Path) -> Part:
+    """The adapter of one file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    files = single_file(path)
+    return Part(files.label, join_scales(transformer_names(files.sources())))
+
+
+def _transformer_folder(base: Path) -> Path:
+    return base / "transformer" if is_diffusers(base) else base
+
+
+def transformer_config(base: Path, base_part: Part, adapter: Part) -> dict[str, Any]:
+    """Arguments of our transformer's constructor: from `config.json`, and sizes it does not tell from the tensors.
+
+    Raises:
+        CheckpointError: the model is not I2V, or a tensor that tells a size is missing.
+    """
+    config = read_json(_transformer_folder(base) / "config.json")
+    sizes = _adapter_sizes(adapter)
+    if is_diffusers(base):
+        return {name: value for name, value in config.items() if not name.startswith("_")} | sizes
+    if config["model_type"] != "i2v":
+        raise CheckpointError(f"config.json says model_type {config['model_type']!r}; InfiniteTalk needs Wan 2.1 I2V")
+    dim, num_heads = config["dim"], config["num_heads"]
+    return {
+        "num_attention_heads": num_heads,
+        "attention_head_dim": dim // num_heads,
+        "in_channels": config["in_dim"],
+        "out_channels": config["out_dim"],
+        "text_dim": _shape(base_part, "condition_embedder.text_embedder.linear_1.weight")[1],
+        "freq_dim": config["freq_dim"],
+        "ffn_dim": config["ffn_dim"],
+        "num_layers": config["num_layers"],
+        "eps": config["eps"],
+        "image_dim": _shape(base_part, "condition_embedder.image_embedder.norm1.weight")[0],
+        "added_kv_proj_dim": dim,
+        **sizes,
+    }
+
+
+def _adapter_sizes(adapter: Part) -> dict[str, int]:
+    intermediate_dim, first_dim = _shape(adapter, "audio_proj.proj1.weight")
+    output_dim = _shape(adapter, "audio_proj.norm.weight")[0]
+    return {
+        "audio_window": AUDIO_WINDOW,
+        "audio_layers": AUDIO_LAYERS,
+        "audio_channels": first_dim // (AUDIO_WINDOW * AUDIO_LAYERS),
+        "audio_intermediate_dim": intermediate_dim,
+        "audio_output_dim": output_dim,
+        "audio_context_tokens": _shape(adapter, "audio_proj.proj3.weight")[0] // output_dim,
+    }
+
+
+def _shape(part: Part, name: str) -> tuple[int, ...]:
+    if name not in part.sources:
+        raise CheckpointError(f"{part.label} lacks the tensor {name}; check that it is the right file")
+    return part.sources[name].shape
+
+
+def check_quanto_map(map_path: Path, stored: Mapping[str, Source]) -> None:
+    """Holds optimum-quanto's map of quantised modules against the tensors of its file.
+
+    Raises:
+        CheckpointError: the map is missing where the file needs one, names other modules, or asks for a kind of
+            quantisation that is not served.
+    """
+    held = {name.removesuffix(".weight._data") for name in stored if name.endswith(".weight._data")}
+    if not held:
+        return
+    quantisation_map: dict[str, dict[str, str]] = read_json(map_path)
+    listed = set()
+    for module, kinds in quantisation_map.items():
+        if kinds["activations"] != "none" or kinds["weights"] not in ("none", *_QUANTO_TYPES):
+            raise CheckpointError(
+                f"{map_path.name}: {module} has weights {kinds['weights']} and activations {kinds['activations']}; "
+                "only weights in int8 or fp8 are served"
+            )
+        if kinds["weights"] != "none":
+            listed.add(module)
+    for module in sorted(held ^ listed):
+        problem = "does not list" if module in held else "lists"
+        raise CheckpointError(
+            f"{map_path.name} {problem} {module} as quantised, unlike the tensors; fetch both files of one release"
+        )
+
+
+def text_encoder_part(paths: CheckpointPaths, quantisation: Quantisation | None) -> Part:
+    """The text encoder under the names of `UMT5EncoderModel`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    whole = paths.quantised_text_encoder(quantisation)
+    if whole is None and is_diffusers(paths.base):
+        files = tensor_files(paths.base / "text_encoder")
+        sources = files.sources()
+        # transformers ties the two, and which one is saved has changed over its versions.
+        tied = sources.pop("encoder.embed_tokens.weight", None)
+        if tied is not None:
+            sources.setdefault("shared.weight", tied)
+        return Part(files.label, join_scales(sources))
+    files = single_file(whole or paths.base / TEXT_ENCODER_FILE)
+    stored = files.sources()
+    if whole is not None:
+        check_quanto_map(whole.with_name(whole.name.replace("t5_", "t5_map_")).with_suffix(".json"), stored)
+    return Part(files.label, join_scales(text_encoder_names(stored)))
+
+
+def text_encoder_config(paths: CheckpointPaths, part: Part) -> dict[str, Any]:
+    """Arguments of `UMT5Config`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
+    if is_diffusers(paths.base):
+        return read_json(paths.base / "text_encoder" / "config.json")
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    num_buckets, num_heads = _shape(part, f"{attention}.relative_attention_bias.weight")
+    vocab_size, d_model = _shape(part, "shared.weight")
+    return {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_kv": _shape(part, f"{attention}.q.weight")[0] // num_heads,
+        "d_ff": _shape(part, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
+        "num_layers": _num_layers(part, "encoder.block."),
+        "num_heads": num_heads,
+        "relative_attention_num_buckets": num_buckets,
+    }
+
+
+def image_encoder_part(base: Path) -> Part:
+    """The image encoder under the names of `CLIPVisionModel`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if is_diffusers(base):
+        files = tensor_files(base / "image_encoder")
+        return Part(files.label, transformers_vision_names(files.sources()))
+    files = single_file(base / IMAGE_ENCODER_FILE)
+    return Part(files.label, image_encoder_names(files.sources()))
+
+
+def image_encoder_config(base: Path, part: Part) -> dict[str, Any]:
+    """Arguments of `CLIPVisionConfig`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
+    if is_diffusers(base):
+        return read_json(base / "image_encoder" / "config.json")
+    hidden_size, _, patch_size, _ = _shape(part, "embeddings.patch_embedding.weight")
+    num_positions = _shape(part, "embeddings.position_embedding.weight")[0]
+    return {
+        "hidden_size": hidden_size,
+        "intermediate_size": _shape(part, "encoder.layers.0.mlp.fc1.weight")[0],
+        "num_hidden_layers": _num_layers(part, "encoder.layers."),
+        "num_attention_heads": IMAGE_ENCODER_HEADS,
+        "patch_size": patch_size,
+        "image_size": round((num_positions - 1) ** 0.5) * patch_size,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def _num_layers(part: Part, prefix: str) -> int:
+    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in part.sources if name.startswith(prefix))
+
+
+def vae_part(base: Path) -> Part:
+    """The VAE under the names of `AutoencoderKLWan`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if is_diffusers(base):
+        files = tensor_files(base / "vae")
+        return Part(files.label, files.sources())
+    files = single_file(base / VAE_FILE)
+    return Part(files.label, vae_names(files.sources()))
+
+
+def vae_config(base: Path, part: Part) -> dict[str, Any]:
+    """Arguments of `AutoencoderKLWan`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
+    if is_diffusers(base):
+        config = read_json(base / "vae" / "config.json")
+        return {name: value for name, value in config.items() if not name.startswith("_")}
+    return {"base_dim": _shape(part, "encoder.conv_in.weight")[0], "z_dim": _shape(part, "post_quant_conv.weight")[0]}
+
+
+def tokenizer_folder(base: Path) -> Path:
+    """The text encoder's tokenizer."""
+    return base / "tokenizer" if is_diffusers(base) else base / TOKENIZER_FOLDER

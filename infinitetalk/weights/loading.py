@@ -1,0 +1,151 @@
+"""From files into a network: every tensor finds its place, none is left over, none missing.
+
+The network is made on the meta device, so that it takes no memory, and each parameter goes from the file to the device
+in the dtype it runs in: never a copy of everything in float32, never two copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+from torch import Tensor, nn
+from torchao.quantization import Float8Tensor, Int8Tensor, PerRow
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.weights.sources import Source
+
+Quantisation = Literal["fp8", "int8"]
+
+#: How far ahead of the tensor in hand the disk is asked to read.
+_PREFETCH_BYTES = 1 << 30
+#: Names listed in a message.
+_NAMES_IN_MESSAGE = 3
+
+
+def check_match(shapes: Mapping[str, tuple[int, ...]], sources: Mapping[str, Source], label: str) -> None:
+    """Holds what a network needs against what files have.
+
+    Args:
+        shapes: of every parameter to be loaded.
+        sources: what the files hold, under the network's names.
+        label: what a message calls the files where no single one is at fault.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape; the message names file and tensor.
+    """
+    missing = [name for name in shapes if name not in sources]
+    if missing:
+        raise CheckpointError(f"{label} lacks {_tensors(missing)}; fetch it again, or check that it is the right model")
+    for name, source in sources.items():
+        if name not in shapes:
+            left_over = [name for name in sources if name not in shapes]
+            raise CheckpointError(
+                f"{source.file.path.name} holds {_tensors([sources[name].name for name in left_over])}, "
+                "for which the network has no place"
+            )
+        if source.shape != shapes[name]:
+            raise CheckpointError(
+                f"{source.file.path.name}: tensor {source.name} has the shape {list(source.shape)}; "
+                f"the network needs {list(shapes[name])}"
+            )
+
+
+def _tensors(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:_NAMES_IN_MESSAGE])
+    more = len(names) - _NAMES_IN_MESSAGE
+    return f"the tensor{'s' if len(names) > 1 else ''} {listed}" + (f" and {more} more" if more > 0 else "")
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter."""
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def load_parameters(
+    module: nn.Module,
+    sources: Mapping[str, Source],
+    device: torch.device,
+    dtype: torch.dtype,
+    float32_modules: Iterable[str] = (),
+    quantise: Quantisation | None = None,
+    keep_quantised: bool = False,
+) -> None:
+    """Sets parameters of `module` from files, in the order in which they lie there.
+
+    Args:
+        module: its parameters may be on the meta device.
+        sources: for each parameter to set; they have been held against the network by `check_match`.
+        device: where the parameters go.
+        dtype: what they become.
+        float32_modules: parts of names, as in diffusers' `_keep_in_fp32_modules`, of what becomes float32 instead.
+        quantise: what weights of the linear layers in the network's blocks become.
+        keep_quantised: weights of linear layers that are quantised in the file stay so.
+    """
+    float32_parts = set(float32_modules)
+    for name, source in _in_file_order(sources):
+        owner, leaf = _owner(module, name)
+        wide = bool(float32_parts.intersection(name.split(".")))
+        linear_weight = isinstance(owner, nn.Linear) and leaf == "weight" and not wide
+        if linear_weight and keep_quantised and source.quantisation is not None:
+            tensor = source.load_quantised(device, dtype)
+        else:
+            tensor = source.load(device, torch.float32 if wide else dtype)
+            if linear_weight and quantise is not None and name.startswith("blocks."):
+                tensor = quantised(tensor, quantise)
+        if isinstance(tensor, GGUFParameter):
+            owner = _gguf_linear(module, name, dtype)
+        setattr(owner, leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False))
+
+
+def _in_file_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, Source]]:
+    """Names and sources as they lie on the disk, which is asked to read some way ahead."""
+    order = {}
+    for source in sources.values():
+        if source.file.path not in order:
+            order[source.file.path] = {name: index for index, name in enumerate(source.file.headers)}
+    files = {path: index for index, path in enumerate(sorted(order))}
+    items = sorted(
+        sources.items(),
+        key=lambda item: (files[item[1].file.path], order[item[1].file.path][item[1].name], item[1].rows or (0, 0)),
+    )
+    upcoming = iter(items)
+    ahead = 0
+    for name, source in items:
+        while ahead < _PREFETCH_BYTES and (following := next(upcoming, None)) is not None:
+            following[1].prefetch()
+            ahead += following[1].num_bytes
+        yield name, source
+        ahead -= source.num_bytes
+
+
+def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:
+    """A linear layer's weight (out, in) with a scale for each row, as torchao holds it.
+
+    The largest error of an element is 1/16 of its magnitude for fp8 (e4m3: three bits of mantissa) and 1/254 of the
+    largest magnitude in its row for int8.
+    """
+    if quantisation == "fp8":
+        return Float8Tensor.from_hp(weight, granularity=PerRow())
+    return Int8Tensor.from_hp(weight, granularity=PerRow())
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path), leaf
+
+
+def _gguf_linear(module: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+    """The linear layer that owns a parameter, made one of diffusers' that computes with GGUF's blocks."""
+    path = name.rpartition(".")[0]
+    linear = module.get_submodule(path)
+    if isinstance(linear, GGUFLinear):
+        return linear
+    assert isinstance(linear, nn.Linear)
+    with torch.device("meta"):
+        replacement = GGUFLinear(linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype)
+    replacement.bias = linear.bias
+    module.set_submodule(path, replacement)
+    return replacement

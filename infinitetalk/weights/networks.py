@@ -1,0 +1,240 @@
+"""The networks of a checkpoint, each made without memory on the meta device and filled from its files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerBase,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.weights.files import open_file, read_json
+from infinitetalk.weights.layouts import (
+    AdapterKind,
+    CheckpointPaths,
+    Part,
+    image_encoder_config,
+    image_encoder_part,
+    text_encoder_config,
+    text_encoder_part,
+    tokenizer_folder,
+    transformer_config,
+    transformer_parts,
+    vae_config,
+    vae_part,
+)
+from infinitetalk.weights.loading import Quantisation, check_match, load_parameters, parameter_shapes
+from infinitetalk.weights.names import is_adapter_name
+from infinitetalk.weights.sources import Source
+
+if TYPE_CHECKING:
+    from kokoro import KModel
+
+#: What the pretraining of wav2vec2 leaves in its file.
+_WAV2VEC2_PRETRAINING = ("quantizer.", "project_q.", "project_hid.")
+
+
+def empty_transformer(paths: CheckpointPaths, base: Part, adapter: Part) -> InfiniteTalkTransformer3DModel:
+    """The transformer on the meta device, held against its files.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    with torch.device("meta"):
+        transformer = InfiniteTalkTransformer3DModel(**transformer_config(paths.base, base, adapter))
+    config = transformer.config
+    transformer.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+    shapes = parameter_shapes(transformer)
+    check_match({name: shape for name, shape in shapes.items() if not is_adapter_name(name)}, base.sources, base.label)
+    check_adapter(shapes, adapter)
+    return transformer.eval().requires_grad_(False)
+
+
+def check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Part) -> None:
+    """Holds an adapter against the transformer's parameters.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    own = {name: shape for name, shape in shapes.items() if is_adapter_name(name)}
+    check_match(own, adapter.sources, adapter.label)
+
+
+def load_transformer(
+    paths: CheckpointPaths,
+    kind: AdapterKind,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantisation: Quantisation | None = None,
+) -> InfiniteTalkTransformer3DModel:
+    """The transformer with an adapter.
+
+    Args:
+        quantisation: None: weights in `dtype`, widened where the file holds them quantised. Else weights of the blocks'
+            linear layers as they are quantised in the file, and quantised while they are read where they are not.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
+    """
+    base, adapter = transformer_parts(paths, kind, quantisation)
+    transformer = empty_transformer(paths, base, adapter)
+    load_transformer_parameters(transformer, {**base.sources, **adapter.sources}, device, dtype, quantisation)
+    transformer.rope.to(device)
+    return transformer
+
+
+def load_transformer_parameters(
+    transformer: InfiniteTalkTransformer3DModel,
+    sources: Mapping[str, Source],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantisation: Quantisation | None,
+) -> None:
+    """Sets parameters of the transformer, of the whole of it or of an adapter; norms, modulation and time embedding
+    become float32."""
+    load_parameters(
+        transformer,
+        sources,
+        device,
+        dtype,
+        float32_modules=transformer._keep_in_fp32_modules,
+        quantise=quantisation,
+        keep_quantised=quantisation is not None,
+    )
+
+
+def load_text_encoder(
+    paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None = None
+) -> UMT5EncoderModel:
+    """UMT5, quantised only where the files are.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
+    """
+    part = text_encoder_part(paths, quantisation)
+    config = UMT5Config(**text_encoder_config(paths, part))
+    with torch.device("meta"):
+        text_encoder = UMT5EncoderModel(config)
+    _fill(text_encoder, part, device, dtype, keep_quantised=quantisation is not None)
+    text_encoder.tie_weights()
+    return text_encoder
+
+
+def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    """The text encoder's tokenizer.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    folder = tokenizer_folder(base)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder.relative_to(base)} in {base.name}")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer in {folder.name} cannot be read; fetch it again") from error
+
+
+def load_image_encoder(base: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> CLIPVisionModel:
+    """The vision tower of CLIP.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
+    """
+    part = image_encoder_part(base)
+    config = CLIPVisionConfig(**image_encoder_config(base, part))
+    with torch.device("meta"):
+        image_encoder = CLIPVisionModel(config)
+    _fill(image_encoder, part, device, dtype)
+    num_positions = part.sources["embeddings.position_embedding.weight"].shape[0]
+    image_encoder.get_submodule("embeddings").position_ids = torch.arange(num_positions, device=device)[None]
+    return image_encoder
+
+
+def load_vae(base: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
+    """The VAE.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
+    """
+    part = vae_part(base)
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(**vae_config(base, part))
+    _fill(vae, part, device, dtype)
+    return vae
+
+
+def _fill(
+    module: nn.Module, part: Part, device: torch.device, dtype: torch.dtype, keep_quantised: bool = False
+) -> None:
+    check_match(parameter_shapes(module), part.sources, part.label)
+    load_parameters(module, part.sources, device, dtype, keep_quantised=keep_quantised)
+    module.eval().requires_grad_(False)
+
+
+def load_speech_encoder(folder: Path, device: torch.device) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
+    """wav2vec2, from `model.safetensors` or `pytorch_model.bin`; its 0.4 GB are read by transformers.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
+    """
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        weights = folder / "pytorch_model.bin"
+    open_file(weights)
+    try:
+        loaded: Any = Wav2Vec2Model.from_pretrained(
+            folder, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+        )
+        feature_extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{weights.name} or a JSON file beside it does not fit Wav2Vec2Model") from error
+    model, found = loaded
+    left_over = [name for name in found["unexpected_keys"] if not name.startswith(_WAV2VEC2_PRETRAINING)]
+    for problem, names in (("lacks", found["missing_keys"]), ("holds the unknown", left_over)):
+        for name in sorted(names):
+            raise CheckpointError(f"{weights.name} {problem} tensor {name}; fetch it again")
+    return model.to(device).eval().requires_grad_(False), feature_extractor
+
+
+def load_kokoro(folder: Path, device: torch.device) -> KModel:
+    """Kokoro, the text-to-speech model, from `config.json` and `kokoro-v1_0.pth`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
+    """
+    # Importing it takes seconds, and only jobs with text to be spoken need it.
+    from kokoro import KModel
+
+    weights = open_file(folder / "kokoro-v1_0.pth")
+    # Given no tensors it makes the network alone: its own loading passes over what does not fit.
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    model = KModel(repo_id="hexgrad/Kokoro-82M", config=read_json(folder / "config.json"), model=nothing)
+    # The published tensors were saved by data-parallel wrappers.
+    state_dict = {name.replace(".module.", ".", 1): weights.read(name) for name in weights.headers}
+    try:
+        found = model.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{weights.path.name}: {str(error).splitlines()[1].strip()}") from error
+    for problem, names in (("lacks", found.missing_keys), ("holds the unknown", found.unexpected_keys)):
+        for name in names:
+            raise CheckpointError(f"{weights.path.name} {problem} tensor {name}; fetch it again")
+    return model.to(device).eval()

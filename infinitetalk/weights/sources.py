@@ -1,0 +1,201 @@
+"""Where each parameter of a network comes from: a tensor of a file, or a part of one, and how it is quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+from torch import Tensor
+from torchao.quantization import Float8Tensor, Int8Tensor
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.weights.files import TensorFile
+
+FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of a file, as a parameter sees it.
+
+    Attributes:
+        file: the file.
+        name: the tensor's name in the file.
+        shape: what the parameter gets; the tensor may have more dimensions of length 1.
+        rows: first row and the one after the last of a tensor that holds several parameters; None: all.
+        scale: of a quantised tensor, by which its numbers are multiplied: one number, or one for each row.
+    """
+
+    file: TensorFile
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+    scale: Source | None = None
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """As in the file; None for GGUF's blocks."""
+        return self.file.headers[self.name].dtype
+
+    @property
+    def quantisation(self) -> str | None:
+        """ "fp8", "int8", "gguf" or None for plain numbers."""
+        if self.stored_dtype is None:
+            return "gguf"
+        if self.stored_dtype in FLOAT8_DTYPES:
+            return "fp8"
+        return "int8" if self.stored_dtype == torch.int8 and self.scale is not None else None
+
+    @property
+    def num_bytes(self) -> int:
+        """Read from the file, the scale's included."""
+        header = self.file.headers[self.name]
+        scale_bytes = 0 if self.scale is None else self.scale.num_bytes
+        if self.rows is None:
+            return header.num_bytes + scale_bytes
+        first, end = self.rows
+        return header.num_bytes * (end - first) // header.shape[0] + scale_bytes
+
+    def prefetch(self) -> None:
+        """Asks the system to start reading the tensor from the disk."""
+        self.file.prefetch(self.name)
+
+    def read(self) -> Tensor:
+        """The numbers as stored, on the CPU, without the scale."""
+        stored = self.file.read(self.name)
+        if isinstance(stored, GGUFParameter):
+            return stored
+        if self.rows is not None:
+            stored = stored[self.rows[0] : self.rows[1]]
+        return stored.view(self.shape)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The numbers in `dtype` on `device`: the narrower of the two dtypes travels."""
+        stored = self.read()
+        if isinstance(stored, GGUFParameter):
+            blocks = GGUFParameter(stored.to(device), quant_type=stored.quant_type)
+            return dequantize_gguf_tensor(blocks).as_subclass(torch.Tensor).view(self.shape).to(dtype)
+        if self.quantisation is None:
+            return stored.to(device).to(dtype)
+        numbers = stored.to(device).to(torch.float32)
+        return (numbers * self.load_scale(device)).view(self.shape).to(dtype)
+
+    def load_quantised(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The numbers as stored on `device`, in a tensor that stands for numbers of `dtype`.
+
+        A torchao tensor for fp8 and int8, a `GGUFParameter` for GGUF; weights of linear layers only.
+        """
+        stored = self.read()
+        if isinstance(stored, GGUFParameter):
+            return GGUFParameter(stored.to(device), quant_type=stored.quant_type)
+        scale = self.load_scale(device)
+        if self.quantisation == "fp8":
+            block_size = [self.shape[0] // scale.shape[0], self.shape[1]]
+            return Float8Tensor(stored.to(device), scale, block_size=block_size, dtype=dtype)
+        rows_of_scale = scale.expand(self.shape[0], 1).contiguous()
+        return Int8Tensor(stored.to(device), rows_of_scale, [1, self.shape[1]], dtype)
+
+    def load_scale(self, device: torch.device) -> Tensor:
+        """float32 (1, 1) or (rows, 1, …), of the tensor's number of dimensions."""
+        dimensions = max(len(self.shape), 1)
+        if self.scale is None:
+            return torch.ones((1,) * dimensions, device=device)
+        scale = self.scale.read().to(device, torch.float32).reshape(-1)
+        return scale.view(-1, *(1,) * (dimensions - 1))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that together hold one part of a checkpoint.
+
+    Attributes:
+        label: what messages call them.
+        files: readers.
+    """
+
+    label: str
+    files: tuple[TensorFile, ...]
+
+    def sources(self) -> dict[str, Source]:
+        """Every tensor under its own name.
+
+        Raises:
+            CheckpointError: two of the files hold the same tensor.
+        """
+        found: dict[str, Source] = {}
+        for file in self.files:
+            for name, header in file.headers.items():
+                if name in found:
+                    raise CheckpointError(f"tensor {name} is in {found[name].file.path.name} and in {file.path.name}")
+                found[name] = Source(file, name, header.shape)
+        return found
+
+
+def merge(parts: Iterable[Mapping[str, Source]]) -> dict[str, Source]:
+    """Sources of several parts in one.
+
+    Raises:
+        CheckpointError: two parts hold the same tensor.
+    """
+    merged: dict[str, Source] = {}
+    for part in parts:
+        for name in merged.keys() & part.keys():
+            raise CheckpointError(
+                f"tensor {name} is in {merged[name].file.path.name} and in {part[name].file.path.name}; "
+                "give the base model and the adapter once each"
+            )
+        merged.update(part)
+    return merged
+
+
+#: Suffixes of the scale that belongs to `X.weight`: optimum-quanto's, and that of "scaled" fp8 files.
+_SCALE_SUFFIXES = {"weight._data": "weight._scale", "weight": "scale_weight"}
+#: What quantised files hold for activations in eight bits, which are not used: activations stay in 16 bits.
+_ACTIVATION_SUFFIXES = ("input_scale", "output_scale", "scale_input")
+#: The tensor that marks a "scaled" fp8 file; its dtype is that of the weights.
+_SCALED_MARKER = "scaled_fp8"
+
+
+def join_scales(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Puts each quantised weight and its scale together, under the name of the weight.
+
+    Raises:
+        CheckpointError: a scale fits no weight, or a weight of int8 has no scale.
+    """
+    joined: dict[str, Source] = {}
+    used: set[str] = set()
+    for name, source in sources.items():
+        module, leaf = _split(name)
+        if leaf in _ACTIVATION_SUFFIXES or name == _SCALED_MARKER:
+            used.add(name)
+        if leaf not in _SCALE_SUFFIXES:
+            continue
+        used.add(name)
+        scale = sources.get(f"{module}.{_SCALE_SUFFIXES[leaf]}")
+        if scale is not None:
+            used.add(f"{module}.{_SCALE_SUFFIXES[leaf]}")
+            _check_scale(source, scale)
+        elif leaf == "weight._data":
+            raise CheckpointError(f"{source.file.path.name} lacks the tensor {module}.weight._scale")
+        joined[f"{module}.weight"] = replace(source, scale=scale)
+    joined.update({name: source for name, source in sources.items() if name not in used})
+    return joined
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A tensor's name as that of its module and what follows: "weight", "weight._data" …"""
+    module, _, leaf = name.rpartition(".")
+    if leaf in ("_data", "_scale"):
+        return module.removesuffix(".weight"), f"weight.{leaf}"
+    return module, leaf
+
+
+def _check_scale(source: Source, scale: Source) -> None:
+    length = torch.Size(scale.shape).numel()
+    if length not in (1, source.shape[0]):
+        raise CheckpointError(
+            f"{scale.file.path.name}: tensor {scale.name} has {length} numbers; "
+            f"{source.name} needs one, or one for each of its {source.shape[0]} rows"
+        )
