@@ -26,7 +26,8 @@ import imageio_ffmpeg
 import librosa
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
@@ -67,13 +68,40 @@ ORIENTATION_FILTERS: dict[int, list[tuple[str, dict[str, str]]]] = {
 }
 EXIF_ORIENTATION_TAG = 0x0112
 
+WEBP_ANIMATION_FLAG = 0x02
+
 # Frames are counted on a grid of milliseconds, 40 to a frame at 25 fps, see `extract_frames`.
 GRID_FPS = 1000
 GRID_STEPS_PER_FRAME = GRID_FPS // VIDEO_FPS
 
+# How ffmpeg's showinfo filter names the transfer curves of HDR10 and HLG.
+HDR_TRANSFERS = (b"color_trc:smpte2084", b"color_trc:arib-std-b67")
+
+# HDR → BT.709: to linear light with white at 100 cd/m², BT.709 primaries, highlights compressed.
+TONE_MAPPING_FILTERS: list[tuple[str, dict[str, Any]]] = [
+    ("zscale", {"transfer": "linear", "npl": 100}),
+    ("format", {"pix_fmts": "gbrpf32le"}),
+    ("zscale", {"primaries": "bt709"}),
+    ("tonemap", {"tonemap": "hable", "desat": 0}),
+    ("zscale", {"transfer": "bt709", "matrix": "bt709", "range": "tv"}),
+    ("format", {"pix_fmts": "yuv444p"}),
+]
+
 SCENE_FRAME_WIDTH = 256
 
 SWSCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+
+
+MAX_LOG_BYTES = 65_536
+
+# ffmpeg's words for a file whose end is missing; it reports no failure then.
+CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
+
+UNREADABLE = (
+    "The file is damaged or of a kind that cannot be read: send a picture as PNG, JPEG or WebP, sound as WAV, MP3, "
+    "M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
+)
+TOO_LARGE = f"The picture is too large: at most {MAX_PIXELS // 2**20} million pixels can be read"
 
 
 class MediaError(ValueError):
@@ -83,8 +111,11 @@ class MediaError(ValueError):
 class Source(Protocol):
     """Where reference frames come from. `height` and `width` are in pixels, upright, of square pixels."""
 
-    height: int
-    width: int
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
 
     def frame_at(self, seconds: float) -> Tensor:
         """The frame shown at an instant: uint8 (3, height, width), RGB."""
@@ -172,9 +203,9 @@ def probe(path: Path) -> MediaInfo:
     contents = _read_contents(path)
     if contents.video is None:
         return MediaInfo("audio", 0, 0, contents.duration_s, True)
-    height, width = _measure_first_frame(path, contents)
+    frame = _read_first_frame(path, contents)
     kind: Literal["image", "video"] = "image" if contents.is_picture else "video"
-    return MediaInfo(kind, height, width, contents.duration_s, contents.audio is not None)
+    return MediaInfo(kind, frame.height, frame.width, contents.duration_s, contents.audio is not None)
 
 
 def read_picture(path: Path) -> Tensor:
@@ -186,13 +217,13 @@ def read_picture(path: Path) -> Tensor:
     contents = _read_contents(path)
     if contents.video is None or not (contents.is_picture or contents.animated):
         raise MediaError("The file is no picture: send a PNG, JPEG, WebP, BMP, TIFF or GIF picture")
-    height, width = _measure_first_frame(path, contents)
-    frame = _upright(contents).output("pipe:", format="rawvideo", pix_fmt="rgba", **{"frames:v": 1})
-    with _child(path, frame, DECODE_TIMEOUT_S) as stdout:
-        rgba = stdout.read()
-    if len(rgba) != height * width * 4:
-        raise MediaError("The picture is damaged: save it again as PNG or JPEG")
-    return _over_white(np.frombuffer(rgba, np.uint8).reshape(height, width, 4))
+    frame = _read_first_frame(path, contents)
+    picture = _upright(contents).output(
+        "pipe:", format="rawvideo", pix_fmt="rgba", sws_flags=SWSCALE_FLAGS, **{"frames:v": 1}
+    )
+    with _child(path, picture, DECODE_TIMEOUT_S) as child:
+        rgba = child.stdout.read()
+    return _over_white(np.frombuffer(rgba, np.uint8).reshape(frame.height, frame.width, 4))
 
 
 def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
@@ -230,7 +261,7 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     contents = _read_contents(path)
     if contents.video is None or contents.is_picture:
         raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
-    height, width = _measure_first_frame(path, contents)
+    first_frame = _read_first_frame(path, contents)
     # A frame's first place on the grid is its time rounded up, so place n shows the last frame not later than n ms; and
     # rounding up to 1 ms does not change what 40 ms steps show. The grid is finer than any frame is long, so even a
     # last frame that no 40 ms step meets is on it; repeated for one more stride, it is also the last one selected.
@@ -241,24 +272,26 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
         .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * stride)
         .filter("trim", start_frame=GRID_STEPS_PER_FRAME * start)
         .filter("select", f"not(mod(n,{GRID_STEPS_PER_FRAME * stride}))")
-        .filter("scale", width, height, flags=SWSCALE_FLAGS)
-        .output(
-            str(folder / "%06d.png"),
-            format="image2",
-            vcodec="png",
-            pix_fmt="rgba",
-            compression_level=1,
-            fps_mode="passthrough",
-            start_number=0,
-            **{"frames:v": -(-max_frames // stride)},
-        )
     )
-    with _child(path, frames, DECODE_TIMEOUT_S):
+    if first_frame.high_dynamic_range:
+        for name, arguments in TONE_MAPPING_FILTERS:
+            frames = frames.filter(name, **arguments)
+    files = frames.filter("scale", first_frame.width, first_frame.height, flags=SWSCALE_FLAGS).output(
+        str(folder / "%06d.png"),
+        format="image2",
+        vcodec="png",
+        pix_fmt="rgba",
+        compression_level=1,
+        fps_mode="passthrough",
+        start_number=0,
+        **{"frames:v": -(-max_frames // stride)},
+    )
+    with _child(path, files, DECODE_TIMEOUT_S):
         pass
     paths = sorted(folder.glob("*.png"))
     if not paths:
         raise MediaError("The video has no frame that can be decoded: export it again as H.264 MP4")
-    return VideoFrames(paths, stride, max_frames, height, width)
+    return VideoFrames(paths, stride, max_frames, first_frame.height, first_frame.width)
 
 
 def detect_scenes(path: Path, max_frames: int) -> list[int]:
@@ -272,8 +305,8 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
     contents = _read_contents(path)
     if contents.video is None or contents.is_picture:
         raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
-    height, width = _measure_first_frame(path, contents)
-    small_height = max(1, round(height * SCENE_FRAME_WIDTH / width))
+    first_frame = _read_first_frame(path, contents)
+    small_height = max(1, round(first_frame.height * SCENE_FRAME_WIDTH / first_frame.width))
     frames = (
         _upright(contents)
         .filter("setpts", "PTS-STARTPTS")
@@ -284,13 +317,11 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
     detector = ContentDetector()
     cuts: list[int] = []
     frame_bytes = small_height * SCENE_FRAME_WIDTH * 3
-    with _child(path, frames, DECODE_TIMEOUT_S) as stdout:
-        index = 0
-        while len(frame := stdout.read(frame_bytes)) == frame_bytes:
+    with _child(path, frames, DECODE_TIMEOUT_S) as child:
+        for index, frame in enumerate(iter(lambda: child.stdout.read(frame_bytes), b"")):
             pixels = np.frombuffer(frame, np.uint8).reshape(small_height, SCENE_FRAME_WIDTH, 3)
             found = detector.process_frame(FrameTimecode(index, fps=float(VIDEO_FPS)), pixels)
             cuts += [cut.frame_num for cut in found]
-            index += 1
     return [0, *cuts]
 
 
@@ -302,6 +333,13 @@ class _Stream:
     sample_aspect_ratio: Fraction
     num_packets: int
     duration_s: float
+
+
+@dataclass(frozen=True)
+class _FirstFrame:
+    height: int
+    width: int
+    high_dynamic_range: bool
 
 
 @dataclass(frozen=True)
@@ -340,25 +378,32 @@ def _read_contents(path: Path) -> _Contents:
     if not path.is_file():
         raise MediaError("The file does not exist")
     with path.open("rb") as opened:
-        head = opened.read(16)
+        head = opened.read(32)
     if not head:
         raise MediaError("The file is empty: upload it again")
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"):
         raise MediaError("HEIC and AVIF pictures are not supported: send the picture as JPEG, PNG or WebP")
     demuxer = _picture_demuxer(head)
+    if demuxer == "webp_pipe" and head[12:16] == b"VP8X" and head.ljust(21)[20] & WEBP_ANIMATION_FLAG:
+        raise MediaError("Animated WebP is not supported: send a still WebP, a GIF or an MP4 video")
     options: dict[str, Any] = {
         "protocol_whitelist": "file",
         "max_pixels": MAX_PIXELS,
         "threads": DECODER_THREADS,
         **({"format_whitelist": CONTAINERS} if demuxer is None else {"format": demuxer, "noautorotate": None}),
     }
+    if demuxer == "jpeg_pipe":
+        # Otherwise the rows missing from a JPEG cut short are grey, and nothing is said.
+        options["err_detect"] = "explode"
     file = ffmpeg.input("file:/dev/stdin", **options)
     packets = ffmpeg.output(file["V:0?"], file["a:0?"], "pipe:", format="framecrc", c="copy")
-    with _child(path, packets, PROBE_TIMEOUT_S) as stdout:
-        streams = _parse_packets(stdout)
+    with _child(path, packets, PROBE_TIMEOUT_S) as child:
+        streams = _parse_packets(child.stdout)
+    if not streams:
+        raise MediaError(UNREADABLE)
     video, audio = streams.get("video"), streams.get("audio")
     if video is not None and max(video.sample_aspect_ratio, Fraction(1)) * video.height * video.width > MAX_PIXELS:
-        raise MediaError(f"The picture is too large: at most {MAX_PIXELS // 2**20} million pixels can be read")
+        raise MediaError(TOO_LARGE)
     animated = demuxer == "gif" and video is not None and video.num_packets > 1
     return _Contents(
         input_options=options,
@@ -413,12 +458,14 @@ def _read_orientation(path: Path) -> int:
     """
     try:
         with Image.open(path, formats=["JPEG", "PNG", "WEBP", "TIFF"]) as image:
-            if image.format == "TIFF":
-                return int(image.tag_v2.get(EXIF_ORIENTATION_TAG, 1))  # type: ignore[attr-defined]
+            if isinstance(image, TiffImageFile):
+                return int(image.tag_v2.get(EXIF_ORIENTATION_TAG, 1))
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
             return int(exif.get(EXIF_ORIENTATION_TAG, 1))
-    except UnidentifiedImageError:
+    except Exception:
+        # Pillow raises errors of many kinds for other formats and damaged metadata. Like a viewer, show the picture as
+        # it is; whether its pixels can be read is the child's to say.
         return 1
 
 
@@ -430,16 +477,17 @@ def _upright(contents: _Contents) -> Any:
     return stream
 
 
-def _measure_first_frame(path: Path, contents: _Contents) -> tuple[int, int]:
-    """(height, width) of the first frame, decoded, upright and, for a video, of square pixels (the height is kept)."""
+def _read_first_frame(path: Path, contents: _Contents) -> _FirstFrame:
+    """Decodes the first frame, upright and, for a video, of square pixels (its height is kept)."""
     frame = _upright(contents)
     if not contents.is_picture:
-        frame = frame.filter("scale", "max(1,round(iw*sar))", "ih").filter("setsar", 1)
-    with _child(path, frame.output("pipe:", format="framecrc", **{"frames:v": 1}), PROBE_TIMEOUT_S) as stdout:
-        video = _parse_packets(stdout).get("video")
+        frame = frame.filter("scale", "max(1,round(iw*sar))", "ih").filter("setsar", 1).filter("showinfo")
+    measured = frame.output("pipe:", format="framecrc", **{"frames:v": 1})
+    with _child(path, measured, PROBE_TIMEOUT_S, loglevel="info") as child:
+        video = _parse_packets(child.stdout).get("video")
     if video is None:
         raise MediaError("The file has no frame that can be decoded: save it again as PNG, JPEG or H.264 MP4")
-    return video.height, video.width
+    return _FirstFrame(video.height, video.width, any(transfer in child.log for transfer in HDR_TRANSFERS))
 
 
 def _over_white(rgba: np.ndarray) -> Tensor:
@@ -449,14 +497,22 @@ def _over_white(rgba: np.ndarray) -> Tensor:
     return torch.from_numpy(blended.astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 
+@dataclass
+class _Child:
+    """A running ffmpeg: its standard output, and its log once it has ended."""
+
+    stdout: IO[bytes]
+    log: bytes = b""
+
+
 @contextmanager
-def _child(path: Path, output: Any, timeout_s: float) -> Iterator[IO[bytes]]:
-    """Runs ffmpeg on a file and gives its standard output, which must be read to its end.
+def _child(path: Path, output: Any, timeout_s: float, loglevel: str = "error") -> Iterator[_Child]:
+    """Runs ffmpeg on a file; its standard output must be read to the end.
 
     The child is killed after `timeout_s`, and may write no file above `MAX_CHILD_FILE_BYTES`. Raises `MediaError`
     for a child that refuses, crashes or is killed.
     """
-    command = output.compile(cmd=[ffmpeg_path(), "-nostdin", "-hide_banner", "-loglevel", "error"])
+    command = output.compile(cmd=[ffmpeg_path(), "-nostdin", "-hide_banner", "-loglevel", loglevel])
     timed_out = threading.Event()
     with path.open("rb") as media, tempfile.TemporaryFile() as log:
         with subprocess.Popen(command, stdin=media, stdout=subprocess.PIPE, stderr=log) as process:
@@ -470,21 +526,19 @@ def _child(path: Path, output: Any, timeout_s: float) -> Iterator[IO[bytes]]:
             try:
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (MAX_CHILD_FILE_BYTES, MAX_CHILD_FILE_BYTES))
                 assert process.stdout is not None
-                yield process.stdout
+                child = _Child(process.stdout)
+                yield child
                 process.wait()
             finally:
                 watchdog.cancel()
                 process.kill()
         log.seek(0)
-        complaint = log.read(65536)
+        child.log = log.read(MAX_LOG_BYTES)
     if timed_out.is_set():
         raise MediaError(f"The file could not be decoded within {timeout_s:g} s: send a shorter or simpler one")
-    if b"partial file" in complaint or b"File ended prematurely" in complaint:
+    if any(complaint in child.log for complaint in CUT_SHORT_COMPLAINTS):
         raise MediaError("The file is cut short: upload it again")
-    if b"exceeds specified max pixel count" in complaint:
-        raise MediaError(f"The picture is too large: at most {MAX_PIXELS // 2**20} million pixels can be read")
+    if b"exceeds specified max pixel count" in child.log:
+        raise MediaError(TOO_LARGE)
     if process.returncode != 0:
-        raise MediaError(
-            "The file is damaged or of a kind that cannot be read: send a picture as PNG, JPEG or WebP, sound as WAV, "
-            "MP3, M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
-        )
+        raise MediaError(UNREADABLE)
