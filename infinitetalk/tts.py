@@ -32,7 +32,7 @@ SOURCE_SEED = 0
 
 #: Rows of a voice: as many phonemes can be spoken in one go.
 MAX_PHONEMES = 510
-#: Size of the noise that a voice's row holds: the style of its timbre, then that of its prosody.
+#: Numbers in a row of a voice: the style of its timbre, then that of its prosody.
 STYLE_SIZE = 256
 #: Where speech may be cut into pieces, best first.
 PAUSES = (".!?…", ";:,—", " ")
@@ -47,9 +47,13 @@ ESPEAK_LANGUAGES = {
     "i": "it",
     "p": "pt-br",
 }
-CHINESE = "z"
-#: Package that the pronunciation of English rests on; misaki would download it at run time.
-ENGLISH_PACKAGE = "en_core_web_sm"
+#: What else the published model needs for a voice's language: packages, and how to install them. misaki would
+#: download the English one at run time.
+LANGUAGE_PACKAGES = {
+    "a": (("en_core_web_sm",), "python -m spacy download en_core_web_sm"),
+    "b": (("en_core_web_sm",), "python -m spacy download en_core_web_sm"),
+    "z": (("jieba", "pypinyin", "cn2an"), 'pip install "misaki[zh]"'),
+}
 
 TINY_WARNING = (
     "speech comes from the embedded tiny Kokoro model, whose weights are random: it has the length of the text, "
@@ -210,13 +214,14 @@ class SpeechSynthesiser:
             name = voice_name(voice)
             if name not in self.voices:
                 raise SynthesisError(f'there is no voice "{name[:64]}": choose one of {", ".join(self.voices)}')
-            if name[0] not in ESPEAK_LANGUAGES and (self._is_tiny or name[0] != CHINESE):
+            languages = set(ESPEAK_LANGUAGES) if self._is_tiny else ESPEAK_LANGUAGES.keys() | LANGUAGE_PACKAGES.keys()
+            if name[0] not in languages:
                 raise SynthesisError(
                     f'voices of the language "{name[0]}" cannot be spoken: choose one whose name begins with '
-                    f"{', '.join(ESPEAK_LANGUAGES)}"
+                    f"{', '.join(sorted(languages))}"
                 )
-            if name[0] in "ab" and not self._is_tiny:
-                _require_english_package()
+            if not self._is_tiny:
+                _require_packages(name[0])
 
     def speak(
         self,
@@ -303,10 +308,7 @@ class SpeechSynthesiser:
             pipeline = KPipeline("e", repo_id=REPOSITORY, model=self._model)
             pipeline.g2p = EspeakG2P(ESPEAK_LANGUAGES[language])
             return pipeline
-        try:
-            return KPipeline(language, repo_id=REPOSITORY, model=self._model)
-        except ImportError as error:
-            raise SynthesisSetupError('Chinese voices need more packages: pip install "misaki[zh]"') from error
+        return KPipeline(language, repo_id=REPOSITORY, model=self._model)
 
     def _load_model(self) -> Any:
         from kokoro import KModel
@@ -350,11 +352,13 @@ def _spoken(text: str, place: str) -> str:
     return text.strip()
 
 
-def _require_english_package() -> None:
-    try:
-        metadata.distribution(ENGLISH_PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        raise SynthesisSetupError(
-            f"English speech needs the spaCy package {ENGLISH_PACKAGE}, which is not installed: install it where the "
-            f"worker runs, with python -m spacy download {ENGLISH_PACKAGE}"
-        ) from error
+def _require_packages(language: str) -> None:
+    packages, command = LANGUAGE_PACKAGES.get(language, ((), ""))
+    for package in packages:
+        try:
+            metadata.distribution(package)
+        except metadata.PackageNotFoundError as error:
+            raise SynthesisSetupError(
+                f'voices of the language "{language}" need the package {package}, which is not installed: '
+                f"run {command} where the worker runs"
+            ) from error
