@@ -19,7 +19,7 @@ def main() -> None:
     from infinitetalk.errors import CheckpointError
     from infinitetalk.worker.engine import Engine
     from infinitetalk.worker.logs import configure_logs
-    from infinitetalk.worker.runner import Runner, printing
+    from infinitetalk.worker.runner import Handler, Runner, printing, with_error_as_text
 
     # A forked ping process would inherit locks held by the thread that loads the model.
     multiprocessing.set_start_method("spawn")
@@ -30,9 +30,12 @@ def main() -> None:
         engine.start()
     except CheckpointError as error:
         sys.exit(str(error))
-    runner = Runner(settings, engine)
-    is_test = any(argument.startswith("--test_input") for argument in sys.argv)
-    runpod.serverless.start({"handler": printing(runner) if is_test else runner})
+    handler: Handler = Runner(settings, engine)
+    if any(argument.startswith("--test_input") for argument in sys.argv):
+        handler = printing(handler)
+    if "--rp_serve_api" in sys.argv:
+        handler = with_error_as_text(handler)
+    runpod.serverless.start({"handler": handler})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import base64
 import io
 from typing import Any
 
+import av
 import numpy as np
 import soundfile
 from PIL import Image
@@ -36,6 +37,21 @@ def speech_bytes(seconds: float, pitch: float = 150.0, kind: str = "WAV") -> byt
     return file.getvalue()
 
 
+def scenes_bytes(lengths: list[int], height: int = 64, width: int = 64) -> bytes:
+    """An MP4 of 25 fps whose scenes, of as many frames as given, differ in their colours."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, width=width, height=height, pix_fmt="yuv420p")
+        for scene, length in enumerate(lengths):
+            pixels = np.full((height, width, 3), 0, dtype=np.uint8)
+            pixels[..., scene % 3] = 230
+            pixels[: height // 2] = 255 * (scene % 2)
+            for _ in range(length):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 def data_uri(data: bytes, mime: str) -> str:
     """Bytes as a data URI."""
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
@@ -52,12 +68,13 @@ def speech_uri(seconds: float, pitch: float = 150.0) -> str:
 
 
 def small_job(**changes: Any) -> dict[str, Any]:
-    """A job of 17 frames and 2 steps, its result on the volume."""
+    """A job of 9 frames and 2 steps, its result on the volume."""
     return {
         "prompt": "A woman talks",
         "cond_video": picture_uri(),
-        "cond_audio": {"person1": speech_uri(0.68)},
-        "frame_num": 17,
+        "cond_audio": {"person1": speech_uri(0.36)},
+        "frame_num": 9,
+        "motion_frame": 5,
         "sample_steps": 2,
         "sample_text_guide_scale": 1.0,
         "sample_audio_guide_scale": 2.0,

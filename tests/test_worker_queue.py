@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
-from schemas import Failure
-from tests.job_inputs import data_uri, small_job
+from schemas import Failure, Progress, Stage, Success
+from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.queue_server import LocalQueue, QueuedJob
 
 CHECKOUT = Path(__file__).parents[1]
@@ -50,6 +52,18 @@ class Worker:
         job = self.run(job_input, **envelope)
         assert job.status == "FAILED", job
         return job, Failure.model_validate(job.output | {"error": job.error}, strict=False)
+
+    def success(self, job_input: object, **envelope: object) -> tuple[QueuedJob, Success]:
+        """A job that succeeds, and its result."""
+        job = self.run(job_input, **envelope)
+        assert job.status == "COMPLETED", job
+        return job, Success.model_validate(job.output, strict=False)
+
+    def frames(self, result: Success) -> np.ndarray:
+        """The video of a result decoded back: uint8 (T, H, W, 3)."""
+        assert result.video.path is not None
+        with av.open(str(self.volume / result.video.path)) as container:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
     def stop(self) -> None:
         """Drains the worker."""
@@ -99,3 +113,141 @@ def test_a_broken_input_is_answered_within_a_second(worker, changes, code, words
 def test_an_input_of_another_shape_is_a_coded_failure(worker, job_input):
     _, failure = worker.refusal(job_input)
     assert failure.error.code == "E_INPUT_VALIDATION"
+
+
+def test_a_job_shows_its_stages_in_order_and_ends_with_its_video(worker):
+    job, result = worker.success(small_job())
+    progress = [Progress.model_validate(message, strict=False) for message in job.progress]
+    stages = [message.stage for message in progress]
+    order = list(Stage)
+    assert [message.seq for message in progress] == list(range(1, len(progress) + 1))
+    assert sorted(stages, key=order.index) == stages
+    assert {Stage.SAMPLING, Stage.DECODE, Stage.COMPLETED} <= set(stages)
+    assert [message.pct for message in progress] == sorted(message.pct for message in progress)
+    steps = [message for message in progress if message.details]
+    # The last step's message may give way to the decoding that follows at once.
+    assert [message.details["step"] for message in steps] in ([1], [1, 2])
+    assert all(message.eta_s is not None for message in steps)
+    assert job.posts_after_end == 0
+    assert worker.queue.unauthorised == 0
+
+    assert result.job_id == job.id
+    assert (result.video.num_frames, result.video.fps, result.model) == (9, 25, "tiny-random")
+    assert set(result.timings) == {f"{stage}_ms" for stage in order[:-1]} | {"total_ms"}
+    assert abs(sum(result.timings.values()) - 2 * result.timings["total_ms"]) < 20
+    assert result.params["sample_shift"] == 7
+    assert result.warnings == []
+    assert worker.frames(result).shape == (9, result.video.height, result.video.width, 3)
+    assert (worker.volume / result.video.thumbnail_path).read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_the_seed_decides(worker):
+    _, first = worker.success(small_job())
+    _, again = worker.success(small_job())
+    _, other = worker.success(small_job(base_seed=43))
+    assert np.array_equal(worker.frames(first), worker.frames(again))
+    assert not np.array_equal(worker.frames(first), worker.frames(other))
+
+
+def test_a_random_seed_is_named_and_gives_the_same_frames_again(worker):
+    _, random = worker.success(small_job(base_seed=-1))
+    _, again = worker.success(small_job(base_seed=random.params["base_seed"]))
+    assert random.params["base_seed"] >= 0
+    assert np.array_equal(worker.frames(random), worker.frames(again))
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_frames", "warned"),
+    [
+        ({"cond_audio": {"person1": speech_uri(0.24), "person2": speech_uri(0.3, 220)}}, 7, False),
+        (
+            {
+                "cond_audio": {"person1": speech_uri(0.16), "person2": speech_uri(0.16, 220)},
+                "audio_type": "add",
+                "bbox": {"person1": [0, 0, 30, 64], "person2": [34, 0, 64, 64]},
+            },
+            8,
+            False,
+        ),
+        (
+            {
+                "cond_audio": {"person1": speech_uri(0.2), "person2": None},
+                "mask": {"person1": picture_uri(white=slice(0, 30)), "person2": picture_uri(white=slice(34, 64))},
+            },
+            5,
+            False,
+        ),
+        ({"cond_audio": {"person1": speech_uri(0.2), "person2": None, "person3": None}}, 5, True),
+    ],
+    ids=["para", "add with boxes", "silent with masks", "three"],
+)
+def test_several_speakers(changes, num_frames, warned, worker):
+    _, result = worker.success(small_job(**changes))
+    assert result.video.num_frames == len(worker.frames(result)) == num_frames
+    assert bool(result.warnings) == warned
+
+
+def test_streaming_goes_on_to_the_end_of_the_speech(worker):
+    speech = speech_uri(0.68)
+    job, result = worker.success(small_job(mode="streaming", cond_audio={"person1": speech}))
+    assert result.video.num_frames == len(worker.frames(result)) == 17
+    steps = [message["details"] for message in job.progress if message["details"]]
+    assert sorted({step["chunk"] for step in steps}) == [1, 2, 3]
+    assert {step["num_chunks"] for step in steps} == {3}
+
+
+def test_a_source_video_is_cut_at_its_scenes_without_losing_a_frame(worker):
+    source = worker.volume / "scenes.mp4"
+    source.parent.mkdir(exist_ok=True)
+    source.write_bytes(scenes_bytes([22, 22]))
+    request = small_job(
+        mode="streaming",
+        cond_video="scenes.mp4",
+        scene_seg=True,
+        cond_audio={"person1": speech_uri(1.2)},
+        frame_num=17,
+        motion_frame=9,
+    )
+    job, result = worker.success(request)
+    frames = worker.frames(result)
+    assert result.video.num_frames == len(frames) == 30
+    # 22 frames are two chunks of 17 that share 9, and the 8 frames of the second scene are one.
+    assert {message["details"]["num_chunks"] for message in job.progress if message["details"]} == {3}
+    # Colours follow each scene's own first frame, and the second scene is the brighter one.
+    brightness = frames.mean(axis=(1, 2, 3))
+    assert brightness[:22].max() < brightness[22:].min()
+
+
+def test_a_small_video_comes_inline(worker):
+    _, result = worker.success(small_job(output_config={"store": "inline"}))
+    assert result.video.path is None
+    assert result.video.data is not None and result.video.thumbnail_data is not None
+
+
+def test_guidance_and_teacache_count_their_evaluations(worker):
+    _, plain = worker.success(small_job(sample_text_guide_scale=5.0))
+    _, single = worker.success(small_job(sample_audio_guide_scale=1.0))
+    _, cached = worker.success(small_job(sample_steps=8, use_teacache=True, use_apg=True))
+    assert (plain.evaluations, single.evaluations) == (6, 2)
+    assert cached.evaluations + cached.evaluations_skipped == 16
+
+
+def test_a_cancelled_job_stops_and_the_next_one_is_served(worker):
+    long = small_job(mode="streaming", sample_steps=50, cond_audio={"person1": speech_uri(8)})
+    job_id = worker.queue.post(long)
+    worker.queue.wait_until(job_id, lambda job: len(job.progress) > 6, JOB_TIMEOUT_S)
+    worker.queue.cancel(job_id)
+    _, result = worker.success(small_job())
+    assert result.video.num_frames == 9
+    cancelled = worker.queue.jobs[job_id]
+    assert cancelled.ended_at is None
+    assert f'"job_id": "{job_id}", "event": "job.stopped"' in worker.log.read_text()
+    assert not (worker.volume / "infinitetalk/jobs" / f"{job_id}.mp4").exists()
+
+
+def test_nothing_temporary_is_left_after_all_these_jobs(worker):
+    assert list(worker.temporary.glob("infinitetalk-*")) == []
+
+
+def test_the_worker_pings_the_queue(worker):
+    assert worker.queue.pings > 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -17,13 +18,14 @@ from torch import Tensor
 from infinitetalk.chunks import plan_chunks
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture
-from infinitetalk.models import CheckpointPaths, Models, load_models
+from infinitetalk.models import Models, load_models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
 from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.weights.layouts import CheckpointPaths, find_adapter
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
@@ -32,6 +34,7 @@ POLL_S = 0.1
 WHITE_FROM = 128
 
 Speech = list[SpeechEmbeddings]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._models: Future[Models] = Future()
+        self._preloaded: Future[None] = Future()
 
     def start(self) -> None:
         """Begins to load the model; jobs may be validated and fetched meanwhile.
@@ -77,41 +81,42 @@ class Engine:
             CheckpointError: weights are missing.
         """
         paths = checkpoint_paths(self._settings)
-        threading.Thread(target=self._load, args=(paths,), name="load", daemon=True).start()
-
-    def prepare(self, num_speakers: int, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Returns once the model is there, with the adapter for this many speakers.
-
-        Raises:
-            CheckpointError: it cannot be loaded.
-            GenerationStopped: `should_stop` said so.
-        """
-        while True:
-            try:
-                models = self._models.result(timeout=POLL_S)
-                break
-            except TimeoutError:
-                if should_stop():
-                    raise GenerationStopped from None
-        models.use_adapter(num_speakers)
+        # No daemon: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
+        threading.Thread(target=self._load, args=(paths,), name="load").start()
 
     @property
     def model_name(self) -> str:
-        """Name of the loaded model."""
+        """Name of the model."""
         return self._models.result().name
 
     def embed(self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False) -> Speech:
         """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, one row a video frame.
 
+        Waits for the speech encoder alone.
+
         Raises:
+            CheckpointError: it cannot be loaded.
             GenerationStopped: `should_stop` said so.
         """
+        speech_encoder = wait_for(self._models, should_stop).speech_encoder
         speech = []
         for track in tracks:
             if should_stop():
                 raise GenerationStopped
-            speech.append(self._models.result().speech_encoder(track))
+            speech.append(speech_encoder(track))
         return speech
+
+    def prepare(self, num_speakers: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Returns once every network is there, with the adapter for this many speakers.
+
+        Raises:
+            CheckpointError: one cannot be loaded.
+            GenerationStopped: `should_stop` said so.
+        """
+        wait_for(self._preloaded, should_stop)
+        models = self._models.result()
+        models.use_adapter(num_speakers)
+        _ = models.transformer
 
     def generate(
         self, request: Request, should_stop: Callable[[], bool], on_step: Callable[[Step], None]
@@ -159,24 +164,36 @@ class Engine:
         device = torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         logger = structlog.get_logger()
+        waiting: Future[Models] | Future[None] = self._models
         try:
             if paths is None:
                 paths = ensure_tiny_model(self._settings.tiny_dir or DEFAULT_FOLDER)
             models = load_models(paths, device, dtype)
-        except Exception as error:
-            logger.error("model.not_loaded", exc_info=error)
-            self._models.set_exception(error)
-            return
-        # A job that comes early takes each network as soon as it is there.
-        self._models.set_result(models)
-        try:
+            self._models.set_result(models)
+            waiting = self._preloaded
             models.preload()
         except Exception as error:
-            # The job that asks for the network that cannot be loaded meets the same error, and tells its client.
             logger.error("model.not_loaded", exc_info=error)
+            waiting.set_exception(error)
             return
         lat_ms = round((time.monotonic() - begin) * 1000)
         logger.info("model.loaded", lat_ms=lat_ms, details={"model": models.name, "device": str(device)})
+        self._preloaded.set_result(None)
+
+
+def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
+    """The future's result.
+
+    Raises:
+        GenerationStopped: `should_stop` said so first.
+        Exception: what the future ended with.
+    """
+    while True:
+        try:
+            return future.result(timeout=POLL_S)
+        except TimeoutError:
+            if should_stop():
+                raise GenerationStopped from None
 
 
 def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
@@ -199,8 +216,8 @@ def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
     assert settings.ckpt_dir and settings.infinitetalk_dir and settings.wav2vec_dir
     return CheckpointPaths(
         base=settings.ckpt_dir,
-        adapter_single=settings.infinitetalk_dir / "single" / "infinitetalk.safetensors",
-        adapter_multi=settings.infinitetalk_dir / "multi" / "infinitetalk.safetensors",
+        adapter_single=find_adapter(settings.infinitetalk_dir, "single"),
+        adapter_multi=find_adapter(settings.infinitetalk_dir, "multi"),
         wav2vec2=settings.wav2vec_dir,
     )
 

@@ -83,8 +83,8 @@ class WorkerError(Exception):
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether an exception's own message is meant for the client; a `CheckpointError` names the worker's files."""
-    return isinstance(error, WorkerError | MediaError | RegionError | EncodeError)
+    """Whether an exception's own message is meant for the client."""
+    return isinstance(error, WorkerError | MediaError | RegionError | EncodeError | CheckpointError)
 
 
 def job_error(error: Exception, stage: Stage) -> JobError:

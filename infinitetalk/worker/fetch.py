@@ -110,7 +110,7 @@ def _download(
     timeouts = (settings.connect_timeout_s, settings.read_timeout_s)
     try:
         # The limit is kept here, for a message of its own: the SDK's would be one of a refused address.
-        with safe_get(url, timeout=timeouts, max_bytes=sys.maxsize) as response, target.open("wb") as file:  # type: ignore[arg-type]
+        with safe_get(url, timeout=timeouts, max_bytes=sys.maxsize) as response, target.open("wb") as file:
             if response.status_code != requests.codes.ok:
                 raise WorkerError(
                     ErrorCode.DOWNLOAD_FAILED,

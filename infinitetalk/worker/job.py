@@ -73,7 +73,7 @@ class StageClock:
         self.stage = Stage.VALIDATION
         self._report = report
         self._begin = self._since = time.monotonic()
-        self._seconds = {stage: 0.0 for stage in Stage if stage is not Stage.COMPLETED}
+        self._seconds: dict[Stage, float] = {stage: 0.0 for stage in Stage if stage is not Stage.COMPLETED}
         report(self.stage)
 
     def enter(self, stage: Stage) -> None:
@@ -196,10 +196,10 @@ def _run_stages(
 
     clock.enter(Stage.EMBEDDING)
     tracks = read_tracks(job, media)
+    speech = engine.embed(tracks, should_stop)
+
     clock.enter(Stage.LOAD)
     engine.prepare(len(job.speakers), should_stop)
-    clock.count_towards(Stage.EMBEDDING)
-    speech = engine.embed(tracks, should_stop)
 
     clock.begin_sampling()
     request = Request(job=job, seed=seed, source=media.source, speech=speech, regions=regions, folder=folder)
@@ -214,17 +214,17 @@ def _run_stages(
     places = store.save(job_id, video, thumbnail)
     height, width = rendered.first_frame.shape[:2]
     clock.enter(Stage.COMPLETED)
+    facts = {
+        "bytes": video.stat().st_size,
+        "width": width,
+        "height": height,
+        "fps": float(VIDEO_FPS),
+        "num_frames": rendered.num_frames,
+        "duration_s": rendered.num_frames / VIDEO_FPS,
+    }
     return Success(
         job_id=job_id,
-        video=Video(
-            **places,
-            bytes=video.stat().st_size,
-            width=width,
-            height=height,
-            fps=VIDEO_FPS,
-            num_frames=rendered.num_frames,
-            duration_s=rendered.num_frames / VIDEO_FPS,
-        ),
+        video=Video.model_validate(places | facts),
         timings=clock.timings(),
         params=resolved_parameters(job, seed),
         model=engine.model_name,

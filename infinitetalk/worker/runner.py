@@ -90,6 +90,16 @@ def checked_result(job_id: str, result: dict[str, Any], max_bytes: int) -> dict[
     return Failure(job_id=job_id, error=error).model_dump(mode="json")
 
 
+def with_error_as_text(handler: Handler) -> Handler:
+    """A handler for the SDK's local API, which takes an error as text only and else answers with status 500."""
+
+    async def put_error_as_text(job: dict[str, Any]) -> dict[str, Any]:
+        result = await handler(job)
+        return result | {"error": json.dumps(result["error"])} if "error" in result else result
+
+    return put_error_as_text
+
+
 def printing(handler: Handler) -> Handler:
     """A handler that prints its result as JSON on stdout: what `--test_input` is for."""
 

@@ -25,10 +25,10 @@ class Settings(BaseSettings):
     Unset: published where CKPT_DIR is set, else tiny."""
 
     ckpt_dir: Path | None = None
-    """Folder of the base model, Wan 2.1 I2V-14B in the Diffusers layout."""
+    """Folder of the base model, Wan 2.1 I2V-14B, in the original or the Diffusers layout."""
 
     infinitetalk_dir: Path | None = None
-    """Folder of the InfiniteTalk adapter: single/infinitetalk.safetensors and multi/infinitetalk.safetensors."""
+    """Folder of the InfiniteTalk adapter: one file in single/ and one in multi/."""
 
     wav2vec_dir: Path | None = None
     """Folder of chinese-wav2vec2-base."""
