@@ -1,0 +1,201 @@
+"""The pipeline on the tiny model: chunks join, jobs resume, seeds decide, reference frames come from the right instant.
+
+Equality with the published model over several chunks is in test_golden.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.media import Picture
+from infinitetalk.models import Models, load_models
+from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
+from infinitetalk.regions import RegionError, default_regions
+from infinitetalk.sampling import GenerationSettings, chunk_noise
+from infinitetalk.tiny import ensure_tiny_model
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+
+SETTINGS = GenerationSettings(
+    frame_num=9,
+    max_frame_num=1000,
+    motion_frame=5,
+    num_inference_steps=2,
+    text_guide_scale=1.0,
+    audio_guide_scale=2.0,
+)
+PROMPT = "A woman talks"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    paths = ensure_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+    models = load_models(paths, torch.device("cpu"), torch.float32)
+    models.size_scale = 0.1
+    return models
+
+
+@pytest.fixture(scope="module")
+def pipeline(models: Models) -> InfiniteTalkPipeline:
+    return InfiniteTalkPipeline(models)
+
+
+def picture(seed: int = 0) -> Picture:
+    generator = torch.Generator().manual_seed(seed)
+    return Picture(torch.randint(0, 256, (3, 60, 60), dtype=torch.uint8, generator=generator))
+
+
+def speech(num_frames: int, seed: int = 0) -> SpeechEmbeddings:
+    generator = torch.Generator().manual_seed(seed)
+    return SpeechEmbeddings.from_tensor(torch.randn(num_frames, 12, 32, generator=generator))
+
+
+def frames(chunks: Iterator[Chunk]) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in chunks])
+
+
+@pytest.fixture(scope="module")
+def whole(pipeline: InfiniteTalkPipeline) -> list[Chunk]:
+    return list(pipeline(picture(), [speech(22)], PROMPT, SETTINGS))
+
+
+def test_chunks_add_up_to_the_speech(whole: list[Chunk]) -> None:
+    assert [chunk.plan.start for chunk in whole] == [0, 4, 8, 12, 16]
+    assert sum(len(chunk.frames) for chunk in whole) == 22
+    assert whole[0].frames.shape[1:] == (64, 64, 3)
+    assert whole[0].frames.dtype == np.uint8
+
+
+def test_a_job_resumed_from_any_chunk_gives_the_same_frames(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
+    for done in (1, 4):
+        state = ChunkState.from_bytes(whole[done - 1].state.to_bytes())
+        resumed = list(pipeline(picture(), [speech(22)], PROMPT, SETTINGS, state=state))
+        assert [chunk.plan.index for chunk in resumed] == list(range(done, len(whole)))
+        for chunk, expected in zip(resumed, whole[done:], strict=True):
+            assert np.array_equal(chunk.frames, expected.frames)
+
+
+def test_the_last_chunk_has_no_state(whole: list[Chunk]) -> None:
+    assert [chunk.state is None for chunk in whole] == [False] * (len(whole) - 1) + [True]
+
+
+def test_the_seed_decides(pipeline: InfiniteTalkPipeline) -> None:
+    settings = replace(SETTINGS, max_frame_num=9)
+    first = frames(pipeline(picture(), [speech(20)], PROMPT, settings))
+    assert np.array_equal(first, frames(pipeline(picture(), [speech(20)], PROMPT, settings)))
+    assert not np.array_equal(first, frames(pipeline(picture(), [speech(20)], PROMPT, replace(settings, seed=43))))
+
+
+def test_noise_depends_on_seed_and_chunk_alone() -> None:
+    shape = (1, 16, 2, 4, 4)
+    assert torch.equal(chunk_noise(7, 3, shape), chunk_noise(7, 3, shape))
+    assert not torch.equal(chunk_noise(7, 3, shape), chunk_noise(7, 4, shape))
+    assert not torch.equal(chunk_noise(7, 3, shape), chunk_noise(8, 3, shape))
+
+
+def test_prompt_and_speech_reach_the_picture(pipeline: InfiniteTalkPipeline) -> None:
+    settings = replace(SETTINGS, max_frame_num=9, color_correction_strength=0.0)
+    first = frames(pipeline(picture(), [speech(20)], PROMPT, settings))
+    assert not np.array_equal(first, frames(pipeline(picture(), [speech(20)], "A man sings", settings)))
+    assert not np.array_equal(first, frames(pipeline(picture(), [speech(20, seed=1)], PROMPT, settings)))
+
+
+def test_it_stops_before_the_next_evaluation(pipeline: InfiniteTalkPipeline) -> None:
+    asked = []
+
+    def should_stop() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    with pytest.raises(GenerationStopped):
+        list(pipeline(picture(), [speech(20)], PROMPT, SETTINGS, should_stop=should_stop))
+    assert len(asked) == 3
+
+
+def test_every_step_is_reported_in_order(pipeline: InfiniteTalkPipeline) -> None:
+    steps: list[Step] = []
+    list(pipeline(picture(), [speech(13)], PROMPT, SETTINGS, on_step=steps.append))
+    assert [(step.chunk, step.step) for step in steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert {(step.num_chunks, step.num_steps) for step in steps} == {(2, 2)}
+
+
+@dataclass
+class Clock:
+    """A source video whose frame says its own instant: every pixel is 10 times the frame's number at 25 fps."""
+
+    height: int = 60
+    width: int = 60
+    asked: list[float] = field(default_factory=list)
+
+    def frame_at(self, seconds: float) -> torch.Tensor:
+        self.asked.append(seconds)
+        return torch.full((3, self.height, self.width), round(seconds * 25) * 10 % 256, dtype=torch.uint8)
+
+
+def test_each_chunk_takes_its_reference_frame_at_its_own_first_instant(pipeline: InfiniteTalkPipeline) -> None:
+    clock = Clock()
+    chunks = list(pipeline(clock, [speech(17)], PROMPT, SETTINGS))
+    assert clock.asked[-len(chunks) :] == [chunk.plan.start / 25 for chunk in chunks]
+    first_latents = [chunk.condition_latents for chunk in chunks]
+    assert all(not torch.equal(first_latents[0], latents) for latents in first_latents[1:])
+
+
+def test_a_picture_is_encoded_once_a_job(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
+    assert all(chunk.condition_latents is whole[0].condition_latents for chunk in whole)
+
+
+@pytest.mark.parametrize("num_speakers", [2, 3])
+def test_several_speakers_are_served_each_by_their_own_voice(
+    pipeline: InfiniteTalkPipeline, models: Models, num_speakers: int
+) -> None:
+    models.use_adapter(num_speakers)
+    settings = replace(SETTINGS, max_frame_num=9, color_correction_strength=0.0)
+    voices = [speech(20, seed=seed) for seed in range(num_speakers)]
+    straight = frames(pipeline(picture(), voices, PROMPT, settings))
+    swapped = frames(pipeline(picture(), voices[::-1], PROMPT, settings))
+    models.use_adapter(1)
+    assert not np.array_equal(straight, swapped)
+
+
+def test_a_region_that_is_lost_at_the_models_resolution_is_an_error(pipeline: InfiniteTalkPipeline) -> None:
+    regions = default_regions(2, 60, 60)
+    regions[1] = False
+    regions[1, 1, 1] = True
+    with pytest.raises(RegionError, match="person2"):
+        list(pipeline(picture(), [speech(9), speech(9)], PROMPT, SETTINGS, regions=regions))
+
+
+def test_both_scales_of_one_need_one_evaluation_a_step(pipeline: InfiniteTalkPipeline) -> None:
+    settings = replace(SETTINGS, max_frame_num=9, audio_guide_scale=1.0)
+    (chunk,) = pipeline(picture(), [speech(20)], PROMPT, settings)
+    assert chunk.evaluations == 2
+
+
+@pytest.mark.parametrize(("text_scale", "branches"), [(1.0, 2), (5.0, 3)])
+def test_teacache_counts_what_it_skips_for_two_and_three_branches(
+    pipeline: InfiniteTalkPipeline, text_scale: float, branches: int
+) -> None:
+    settings = replace(
+        SETTINGS, max_frame_num=9, num_inference_steps=8, text_guide_scale=text_scale, teacache_threshold=1e9
+    )
+    (chunk,) = pipeline(picture(), [speech(20)], PROMPT, settings)
+    assert (chunk.evaluations, chunk.evaluations_skipped) == (5 * branches, 3 * branches)
+
+
+def test_teacache_starts_anew_in_each_chunk(pipeline: InfiniteTalkPipeline) -> None:
+    settings = replace(SETTINGS, num_inference_steps=7, teacache_threshold=1e9)
+    skipped = [chunk.evaluations_skipped for chunk in pipeline(picture(), [speech(13)], PROMPT, settings)]
+    assert skipped == [4, 4]
+
+
+def test_a_state_survives_as_safetensors(tmp_path: Path) -> None:
+    state = ChunkState(3, torch.randn(1, 16, 2, 4, 4))
+    file = tmp_path / "state.safetensors"
+    file.write_bytes(state.to_bytes())
+    restored = ChunkState.from_bytes(file.read_bytes())
+    assert restored.next_chunk == 3
+    assert torch.equal(restored.motion_latents, state.motion_latents)
