@@ -32,7 +32,7 @@ def guidance(case: Case) -> Outcome:
     """Case 11: a few steps of each way to combine predictions."""
     steps = _predictions(case)
     outcome = Outcome()
-    for run in case.runs:
+    for run in (run for run in case.runs if run["name"] in case.tensors):
         settings = GenerationSettings(
             text_guide_scale=run["text_scale"],
             audio_guide_scale=run["audio_scale"],
