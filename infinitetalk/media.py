@@ -77,12 +77,13 @@ GRID_STEPS_PER_FRAME = GRID_FPS // VIDEO_FPS
 # How ffmpeg's showinfo filter names the transfer curves of HDR10 and HLG.
 HDR_TRANSFERS = (b"color_trc:smpte2084", b"color_trc:arib-std-b67")
 
-# HDR → BT.709: to linear light with white at 100 cd/m², BT.709 primaries, highlights compressed.
+# HDR → BT.709: to linear light with 1 at HDR's reference white, 203 cd/m² (ITU-R BT.2408), BT.709 primaries, highlights
+# compressed while all up to mid-tones stays as it is.
 TONE_MAPPING_FILTERS: list[tuple[str, dict[str, Any]]] = [
-    ("zscale", {"transfer": "linear", "npl": 100}),
+    ("zscale", {"transfer": "linear", "npl": 203}),
     ("format", {"pix_fmts": "gbrpf32le"}),
     ("zscale", {"primaries": "bt709"}),
-    ("tonemap", {"tonemap": "hable", "desat": 0}),
+    ("tonemap", {"tonemap": "mobius", "desat": 0}),
     ("zscale", {"transfer": "bt709", "matrix": "bt709", "range": "tv"}),
     ("format", {"pix_fmts": "yuv444p"}),
 ]
@@ -243,11 +244,14 @@ def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
         wav = Path(folder) / "sound.wav"
         with _child(path, sound.output(str(wav), format="wav", acodec="pcm_f32le"), DECODE_TIMEOUT_S):
             pass
-        waveform, _ = librosa.load(wav, sr=SAMPLING_RATE, mono=True)
+        try:
+            waveform, _ = librosa.load(wav, sr=SAMPLING_RATE, mono=True)
+        except librosa.ParameterError as error:
+            raise MediaError(
+                "The sound has samples that are not finite numbers: export it again as 16-bit WAV"
+            ) from error
     if waveform.size == 0:
         raise MediaError("The sound is empty: send one of at least 0.2 s")
-    if not np.isfinite(waveform).all():
-        raise MediaError("The sound has samples that are not finite numbers: export it again as 16-bit WAV")
     return waveform
 
 
@@ -390,6 +394,8 @@ def _read_contents(path: Path) -> _Contents:
         "protocol_whitelist": "file",
         "max_pixels": MAX_PIXELS,
         "threads": DECODER_THREADS,
+        # A video whose frames change size goes on in the same filters, which would start counting anew otherwise.
+        "reinit_filter": 0,
         **({"format_whitelist": CONTAINERS} if demuxer is None else {"format": demuxer, "noautorotate": None}),
     }
     if demuxer == "jpeg_pipe":
