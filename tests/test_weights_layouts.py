@@ -26,6 +26,17 @@ from infinitetalk.weights.networks import (
 from tests import checkpoint_factory as factory
 
 CPU = torch.device("cpu")
+BASE_SIZES = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "text_dim",
+    "freq_dim",
+    "ffn_dim",
+    "num_layers",
+    "image_dim",
+    "added_kv_proj_dim",
+)
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
 
@@ -73,27 +84,12 @@ def test_the_original_layout_gives_what_the_plainest_loading_gives(original: Che
 
 def test_the_diffusers_layout_gives_what_the_plainest_loading_gives(original: CheckpointPaths, tmp_path: Path) -> None:
     sizes = factory.plain_transformer().config
-    base = WanTransformer3DModel(
-        **{name: sizes[name] for name in WanTransformer3DModel.load_config(sizes) if name in WANTED_SIZES}
-    )
+    base = WanTransformer3DModel(**{name: sizes[name] for name in BASE_SIZES})
     base.load_state_dict(factory.diffusers_names(factory.base_tensors()))
     base.save_pretrained(tmp_path / "base" / "transformer", max_shard_size="2MB")
     assert len(list((tmp_path / "base" / "transformer").glob("*.safetensors"))) > 1
     loaded = load_float32(paths_of(tmp_path / "base", adapters_of(original)))
     assert_same(loaded, factory.plain_transformer())
-
-
-WANTED_SIZES = (
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "text_dim",
-    "freq_dim",
-    "ffn_dim",
-    "num_layers",
-    "image_dim",
-    "added_kv_proj_dim",
-)
 
 
 def test_norms_modulation_and_time_embedding_run_in_float32_and_the_rest_in_bfloat16(
@@ -164,10 +160,13 @@ def test_a_gguf_file_stays_quantised_or_becomes_wide(
     original: CheckpointPaths, tmp_path: Path, four_bits: bool
 ) -> None:
     numbers = factory.save_gguf(tmp_path / "wan.gguf", factory.base_tensors(), four_bits)
-    check_quantised(original, tmp_path / "wan.gguf", numbers, "int8")
+    # diffusers widens GGUF's blocks to float16 in each layer.
+    check_quantised(original, tmp_path / "wan.gguf", numbers, "int8", tolerance=5e-3)
 
 
-def check_quantised(original: CheckpointPaths, file: Path, numbers: dict[str, Tensor], quantisation: str) -> None:
+def check_quantised(
+    original: CheckpointPaths, file: Path, numbers: dict[str, Tensor], quantisation: str, tolerance: float = 1e-4
+) -> None:
     """Holds both ways to load a quantised file against a network filled with the numbers that it stands for."""
     paths = with_transformer(original, file)
     # The adapter is quantised while it is read where its file is not: left wide here.
@@ -180,7 +179,7 @@ def check_quantised(original: CheckpointPaths, file: Path, numbers: dict[str, Te
     for name, parameter in kept.named_parameters():
         if "audio_cross_attn" in name and name.endswith("weight"):
             plain.get_parameter(name).data = parameter.dequantize()
-    torch.testing.assert_close(factory.evaluate(kept), factory.evaluate(plain), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(factory.evaluate(kept), factory.evaluate(plain), atol=tolerance, rtol=tolerance)
 
 
 def test_quantised_and_wide_adapters_load_from_single_files(original: CheckpointPaths, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ is stored in is never copied on a CPU. A pickle is read with `weights_only=True`
 import json
 import mmap
 import os
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -155,10 +156,12 @@ class PickleFile:
         try:
             # Only the format in a zip archive, torch's since 1.6, can be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:
+        except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{path.name} is truncated, or not a file of tensors alone; fetch it again"
+                f"{path.name} is truncated or holds more than tensors, which is refused: reading it could run code"
             ) from error
+        except Exception as error:
+            raise CheckpointError(f"{path.name} is truncated or not a pickled state dict; fetch it again") from error
         if not isinstance(content, Mapping):
             raise CheckpointError(f"{path.name} holds {type(content).__name__}, not a state dict")
         self._tensors = dict(_tensors_in(content))

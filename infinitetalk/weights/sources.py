@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, GGUFParameter, dequantize_functions
 from torch import Tensor
 from torchao.quantization import Float8Tensor, Int8Tensor
 
@@ -75,8 +75,11 @@ class Source:
         """The numbers in `dtype` on `device`: the narrower of the two dtypes travels."""
         stored = self.read()
         if isinstance(stored, GGUFParameter):
-            blocks = GGUFParameter(stored.to(device), quant_type=stored.quant_type)
-            return dequantize_gguf_tensor(blocks).as_subclass(torch.Tensor).view(self.shape).to(dtype)
+            block_size, type_size = GGML_QUANT_SIZES[stored.quant_type]
+            blocks = stored.as_tensor().to(device).view(torch.uint8).reshape(-1, type_size)
+            # diffusers computes layers in float16 from here on; widening once is worth float32.
+            numbers = dequantize_functions[stored.quant_type](blocks, block_size, type_size, dtype=torch.float32)
+            return numbers.view(self.shape).to(dtype)
         if self.quantisation is None:
             return stored.to(device).to(dtype)
         numbers = stored.to(device).to(torch.float32)
