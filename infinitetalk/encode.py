@@ -48,16 +48,17 @@ class PartEncoder:
         self._reformatter = VideoReformatter()
         try:
             self._container = av.open(str(path), "w", format="mp4")
+            self._stream = self._container.add_stream("libx264", rate=VIDEO_FPS, options=H264_OPTIONS)
+            self._stream.height, self._stream.width = height, width
+            self._stream.pix_fmt = "yuv420p"
+            codec_context = self._stream.codec_context
+            codec_context.colorspace = Colorspace.ITU709
+            codec_context.color_primaries = ColorPrimaries.BT709
+            codec_context.color_trc = ColorTrc.BT709
+            codec_context.color_range = ColorRange.MPEG
+            self._container.start_encoding()
         except av.FFmpegError as error:
             raise EncodeError("A part of the video could not be opened for writing") from error
-        self._stream = self._container.add_stream("libx264", rate=VIDEO_FPS, options=H264_OPTIONS)
-        self._stream.height, self._stream.width = height, width
-        self._stream.pix_fmt = "yuv420p"
-        codec_context = self._stream.codec_context
-        codec_context.colorspace = Colorspace.ITU709
-        codec_context.color_primaries = ColorPrimaries.BT709
-        codec_context.color_trc = ColorTrc.BT709
-        codec_context.color_range = ColorRange.MPEG
 
     def write(self, frames: np.ndarray) -> None:
         """Encodes frames: uint8 (T, height, width, 3), RGB. Raises `EncodeError`."""
