@@ -1,5 +1,6 @@
 """Which video frames each chunk covers, and which rows of the speech embeddings each of its frames reads."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,11 +45,18 @@ def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, mot
         num_rows: rows of each speaker's embeddings, one a video frame.
         frame_num: frames of a chunk, 4n + 1.
         max_frame_num: frames of the video at most; `frame_num` for a single chunk.
-        motion_frame: frames a chunk takes over from the one before, fewer than `frame_num`.
+        motion_frame: frames a chunk takes over from the one before, fewer than `frame_num` where there are several.
+
+    Raises:
+        ValueError: several chunks, none of which would add a frame.
     """
     step = frame_num - motion_frame
     end = min(max_frame_num, num_rows[0])
-    num_chunks = 1 + max(0, -(-(end - frame_num) // step))
+    num_chunks = 1
+    if end > frame_num:
+        if step < 1:
+            raise ValueError(f"motion_frame is {motion_frame}; several chunks need fewer than frame_num, {frame_num}")
+        num_chunks += math.ceil((end - frame_num) / step)
     last_end = frame_num + (num_chunks - 1) * step
     num_frames = min(max_frame_num, last_end)
     if any(last_end >= rows for rows in num_rows):

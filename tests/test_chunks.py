@@ -53,3 +53,13 @@ def test_only_the_last_chunk_reads_the_reversed_tail() -> None:
     first_end = next(plan for plan in plans if plan.start + plan.num_frames > 20)
     assert not first_end.extends_tail
     assert torch.equal(window_rows(first_end, 20)[-1], torch.full((5,), 19))
+
+
+def test_a_single_chunk_takes_nothing_over() -> None:
+    (plan,) = plan_chunks([9], 9, 9, 9)
+    assert (plan.num_motion_frames, plan.num_new_frames) == (0, 9)
+
+
+def test_chunks_that_would_add_nothing_are_an_error() -> None:
+    with pytest.raises(ValueError, match="motion_frame is 9"):
+        plan_chunks([40], 9, 40, 9)
