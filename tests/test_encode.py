@@ -204,6 +204,7 @@ def test_what_cannot_be_encoded_is_an_error_that_names_no_path(tmp_path: Path) -
         lambda: join_parts([], np.zeros(640, np.float32), tmp_path / "joined.mp4"),
         lambda: join_parts([tmp_path / "none.mp4"], np.zeros(640, np.float32), tmp_path / "joined.mp4"),
         lambda: join_parts(make_parts(tmp_path, [5]), np.zeros(640, np.float32), tmp_path / "none" / "joined.mp4"),
+        lambda: join_parts(make_parts(tmp_path, [5]), np.zeros(640, np.float32), Path("/dev/full")),
         lambda: write_thumbnail(np.zeros((4, 4, 3), np.uint8), tmp_path / "none" / "thumbnail.jpg"),
     ]
     for attempt in attempts:

@@ -402,8 +402,18 @@ def test_sound_without_samples_or_with_broken_ones_is_refused(tmp_path: Path) ->
 # Video frames
 
 
-@pytest.mark.parametrize("rate", ["24000/1001", "25", "30", "30000/1001", "60", "12"])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("rate", "suffix"),
+    [
+        ("24000/1001", "mp4"),
+        ("25", "mp4"),
+        ("30", "mp4"),
+        ("60", "mp4"),
+        ("12", "mp4"),
+        ("24000/1001", "mkv"),
+        ("60", "mkv"),
+    ],
+)
 def test_each_instant_shows_the_last_frame_not_later_than_it(tmp_path: Path, rate: str, suffix: str) -> None:
     numerator, _, denominator = rate.partition("/")
     fps = int(numerator) / int(denominator or 1)
