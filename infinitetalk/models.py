@@ -1,14 +1,16 @@
 """The networks of one checkpoint, each loaded when it is first needed."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
+from torch import Tensor
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.image import ImageEncoder
+from infinitetalk.lora import Lora, LoraStack, find_lora
 from infinitetalk.text import PromptEncoder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
@@ -17,14 +19,15 @@ from infinitetalk.weights.layouts import AdapterKind, CheckpointPaths, adapter_k
 from infinitetalk.weights.loading import Quantisation, parameter_shapes
 from infinitetalk.weights.networks import (
     check_adapter,
+    empty_transformer,
     load_image_encoder,
     load_speech_encoder,
     load_text_encoder,
     load_tokenizer,
-    load_transformer,
     load_transformer_parameters,
     load_vae,
 )
+from infinitetalk.weights.sources import Source
 
 PUBLISHED_NAME = "InfiniteTalk-14B"
 DESCRIPTION_FILE = "infinitetalk.json"
@@ -70,8 +73,20 @@ class TransformerLoader:
     ) -> None:
         self._paths, self._device, self._dtype, self._quantisation = paths, device, dtype, quantisation
         self._adapter: AdapterKind = "single"
+        self._loras: tuple[Lora, ...] = ()
         self._loaded = Lazy(self._load)
         self._loaded_adapter: AdapterKind = "single"
+        self._sources: dict[str, Source] = {}
+        self._stack: LoraStack | None = None
+        self._lock = threading.Lock()
+
+    def use_loras(self, loras: Sequence[tuple[str, float]]) -> None:
+        """Chooses the LoRAs, files below LORA_DIR with their scales.
+
+        Raises:
+            CheckpointError: there is no file of a name.
+        """
+        self._loras = tuple(Lora(find_lora(self._paths.loras, name), scale) for name, scale in loras)
 
     def use_adapter(self, kind: AdapterKind) -> None:
         """Chooses the adapter; it is loaded when the transformer is next asked for."""
@@ -83,20 +98,39 @@ class TransformerLoader:
         Raises:
             CheckpointError: it cannot be loaded.
         """
-        transformer = self._loaded.get()
-        if self._loaded_adapter != self._adapter:
-            self._load_adapter(transformer, self._adapter)
-        return transformer
+        with self._lock:
+            transformer = self._loaded.get()
+            assert self._stack is not None
+            if self._loaded_adapter != self._adapter:
+                self._load_adapter(transformer, self._adapter)
+            self._stack.apply(self._loras, self._device)
+            return transformer
 
     def _load(self) -> InfiniteTalkTransformer3DModel:
         self._loaded_adapter = self._adapter
-        return load_transformer(self._paths, self._adapter, self._device, self._dtype, self._quantisation)
+        base, adapter = transformer_parts(self._paths, self._adapter, self._quantisation)
+        self._sources = {**base.sources, **adapter.sources}
+        transformer = empty_transformer(self._paths, base, adapter)
+        self._load_parameters(transformer, self._sources)
+        transformer.rope.to(self._device)
+        self._stack = LoraStack(transformer, self._read_base)
+        return transformer
 
     def _load_adapter(self, transformer: InfiniteTalkTransformer3DModel, kind: AdapterKind) -> None:
         _, adapter = transformer_parts(self._paths, kind, self._quantisation)
         check_adapter(parameter_shapes(transformer), adapter)
-        load_transformer_parameters(transformer, adapter.sources, self._device, self._dtype, self._quantisation)
+        assert self._stack is not None
+        self._stack.remove()
+        self._load_parameters(transformer, adapter.sources)
+        self._sources |= adapter.sources
         self._loaded_adapter = kind
+
+    def _load_parameters(self, transformer: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source]) -> None:
+        load_transformer_parameters(transformer, sources, self._device, self._dtype, self._quantisation)
+
+    def _read_base(self, name: str) -> Tensor:
+        """A parameter of plain numbers as it is without LoRAs."""
+        return self._sources[name].load(self._device, torch.float32)
 
 
 class Models:
@@ -158,6 +192,15 @@ class Models:
         there yet is loaded when the transformer is next asked for."""
         if isinstance(self._transformer, TransformerLoader):
             self._transformer.use_adapter(adapter_kind(num_speakers))
+
+    def use_loras(self, loras: Sequence[tuple[str, float]]) -> None:
+        """Chooses the LoRAs, by name and scale, that the transformer has when it is next asked for.
+
+        Raises:
+            CheckpointError: there is no file of a name.
+        """
+        if isinstance(self._transformer, TransformerLoader):
+            self._transformer.use_loras(loras)
 
     def preload(self) -> None:
         """Loads every network, in the order in which a job needs them.
