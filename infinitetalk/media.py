@@ -260,8 +260,8 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
 
     Time zero is `start`/25 seconds into the video, its first frame by default. An instant shows the last frame whose
     timestamp is not later, at any frame rate, constant or not. Frames are upright, 8-bit RGB, of square pixels,
-    transparency over white; HDR is tone-mapped, colours without a tag are taken as BT.601 (ffmpeg's default). Nothing is
-    decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
+    transparency over white; HDR is tone-mapped, colours without a tag are taken as BT.601 (ffmpeg's default). Nothing
+    is decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
     """
     contents = _read_contents(path)
     if contents.video is None or contents.is_picture:
