@@ -68,13 +68,13 @@ def speech_uri(seconds: float, pitch: float = 150.0) -> str:
 
 
 def small_job(**changes: Any) -> dict[str, Any]:
-    """A job of 9 frames and 2 steps, its result on the volume."""
+    """A job of 5 frames and 2 steps, its result on the volume."""
     return {
         "prompt": "A woman talks",
         "cond_video": picture_uri(),
-        "cond_audio": {"person1": speech_uri(0.36)},
-        "frame_num": 9,
-        "motion_frame": 5,
+        "cond_audio": {"person1": speech_uri(0.2)},
+        "frame_num": 5,
+        "motion_frame": 1,
         "sample_steps": 2,
         "sample_text_guide_scale": 1.0,
         "sample_audio_guide_scale": 2.0,
