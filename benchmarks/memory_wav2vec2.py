@@ -1,6 +1,6 @@
 """Peak resident memory of speech embeddings at the published width, for speech of 10 s and of 120 s.
 
-Each length runs in a process of its own, on random weights: `python benchmarks/memory_wav2vec2.py`.
+Each length runs in a process of its own, on random weights: `python -m benchmarks.memory_wav2vec2`.
 """
 
 import multiprocessing

@@ -83,7 +83,9 @@ def evaluate_wave(text: str, prefix: str) -> np.ndarray:
     for value, end in reversed(re.findall(rf"({NUMBER})\s*for\s*n\s*<\s*(\d+)", envelope_text)):
         envelope[n < int(end)] = float(value)
     amplitude, frequency, rate = _search(rf"({NUMBER})\s*\*\s*sin\(2\*pi\*({NUMBER})\*n/({NUMBER})\)\s*\*\s*env", text)
-    noise_amplitude, key, size = _search(rf'({NUMBER})\s*\*\s*formula_input\("([^"]*)",\s*\[(\d+)\]', text)
+    noise_amplitude, key, size = _search(
+        rf'({NUMBER})\s*\*\s*formula_input\((?:P\s*\+\s*)?"([^"]*)",\s*\[(\d+)\]', text
+    )
     noise = formula_input(with_prefix(key, prefix), (int(size),)).astype(np.float64)
     tone = float(amplitude) * np.sin(2 * np.pi * float(frequency) * n / float(rate)) * envelope
     return (tone + float(noise_amplitude) * noise).astype(np.float32)

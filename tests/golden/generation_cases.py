@@ -122,7 +122,7 @@ def teacache(case: Case) -> Outcome:
             "audio_guide_scale": loop["audio_scale"],
             "use_teacache": True,
             "teacache_thresh": loop["thresh"],
-            "size": loop["model_scale"],
+            "model_scale": loop["model_scale"],
             "people": loop["people"],
             "source": f"picture {loop['image']}",
         }
@@ -160,7 +160,7 @@ def _generate(
         regions=source_regions(given["people"], boxes, face_scale, source.height, source.width),
     )
     settings = GenerationSettings(
-        size=given.get("size", "infinitetalk-480"),
+        size=given.get("model_scale", "infinitetalk-480"),
         frame_num=given["frame_num"],
         max_frame_num=given["max_frames_num"],
         motion_frame=given.get("motion_frame", 1),

@@ -43,7 +43,8 @@ def loudness(case: Case) -> Outcome:
     """Case 03 of loudness: `<name>_out` is every n-th sample of the input `<name>`, brought to -23 LUFS."""
     outcome = Outcome()
     scalars = case.entry["scalars"]
-    for name in case.inputs:
+    # P, where it is given, is the prefix of keys.
+    for name in case.inputs.keys() - {"P"}:
         waveform = _waveform(case, name)
         normalised = normalise_loudness(waveform)
         if f"{name}_out" in case.tensors:
