@@ -261,9 +261,9 @@ def float_wav(samples: np.ndarray) -> bytes:
 
 
 def tone_with(value: float) -> bytes:
-    """A tone with one sample of another value."""
+    """A tone with one sample of another value, early enough for a short video to need it."""
     samples = tone()[:, 0]
-    samples[len(samples) // 2] = value
+    samples[len(samples) // 4] = value
     return float_wav(samples)
 
 
