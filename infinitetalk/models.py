@@ -11,12 +11,13 @@ from torch import Tensor
 from infinitetalk.errors import CheckpointError
 from infinitetalk.image import ImageEncoder
 from infinitetalk.lora import Lora, LoraStack, find_lora
+from infinitetalk.memory import MemoryPlan, is_streamed, set_tiling, stop_streaming, stream_blocks, stream_layers
 from infinitetalk.text import PromptEncoder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
 from infinitetalk.weights.files import read_json
 from infinitetalk.weights.layouts import AdapterKind, CheckpointPaths, adapter_kind, transformer_parts
-from infinitetalk.weights.loading import Quantisation, parameter_shapes
+from infinitetalk.weights.loading import parameter_shapes
 from infinitetalk.weights.networks import (
     check_adapter,
     empty_transformer,
@@ -31,6 +32,8 @@ from infinitetalk.weights.sources import Source
 
 PUBLISHED_NAME = "InfiniteTalk-14B"
 DESCRIPTION_FILE = "infinitetalk.json"
+#: Everything on the device, weights in 16 bits.
+DEFAULT_PLAN = MemoryPlan()
 
 T = TypeVar("T")
 
@@ -68,10 +71,10 @@ def _lazy(value: T | Lazy[T]) -> Lazy[T]:
 class TransformerLoader:
     """The transformer of a checkpoint: one base model, and the adapter that the job in hand needs."""
 
-    def __init__(
-        self, paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None
-    ) -> None:
-        self._paths, self._device, self._dtype, self._quantisation = paths, device, dtype, quantisation
+    def __init__(self, paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> None:
+        self._paths, self._device, self._dtype = paths, device, dtype
+        self._memory = memory
+        self._loaded_memory = memory
         self._adapter: AdapterKind = "single"
         self._loras: tuple[Lora, ...] = ()
         self._loaded = Lazy(self._load)
@@ -79,6 +82,10 @@ class TransformerLoader:
         self._sources: dict[str, Source] = {}
         self._stack: LoraStack | None = None
         self._lock = threading.Lock()
+
+    def use_memory(self, memory: MemoryPlan) -> None:
+        """Chooses the mode; where weights have to be quantised otherwise, they are read anew."""
+        self._memory = memory
 
     def use_loras(self, loras: Sequence[tuple[str, float]]) -> None:
         """Chooses the LoRAs, files below LORA_DIR with their scales.
@@ -99,34 +106,51 @@ class TransformerLoader:
             CheckpointError: it cannot be loaded.
         """
         with self._lock:
+            if self._loaded_memory.quantisation != self._memory.quantisation:
+                self._loaded.drop()
             transformer = self._loaded.get()
             assert self._stack is not None
             if self._loaded_adapter != self._adapter:
                 self._load_adapter(transformer, self._adapter)
+            if self._loaded_memory.persistent_parameters != self._memory.persistent_parameters:
+                self._place(transformer)
             self._stack.apply(self._loras, self._device)
             return transformer
 
     def _load(self) -> InfiniteTalkTransformer3DModel:
-        self._loaded_adapter = self._adapter
-        base, adapter = transformer_parts(self._paths, self._adapter, self._quantisation)
+        self._loaded_adapter, self._loaded_memory = self._adapter, self._memory
+        base, adapter = transformer_parts(self._paths, self._adapter, self._memory.quantisation)
         self._sources = {**base.sources, **adapter.sources}
         transformer = empty_transformer(self._paths, base, adapter)
         self._load_parameters(transformer, self._sources)
-        transformer.rope.to(self._device)
         self._stack = LoraStack(transformer, self._read_base)
+        self._place(transformer)
         return transformer
 
     def _load_adapter(self, transformer: InfiniteTalkTransformer3DModel, kind: AdapterKind) -> None:
-        _, adapter = transformer_parts(self._paths, kind, self._quantisation)
+        _, adapter = transformer_parts(self._paths, kind, self._loaded_memory.quantisation)
         check_adapter(parameter_shapes(transformer), adapter)
         assert self._stack is not None
         self._stack.remove()
+        stop_streaming(transformer)
         self._load_parameters(transformer, adapter.sources)
         self._sources |= adapter.sources
         self._loaded_adapter = kind
+        self._place(transformer)
+
+    def _place(self, transformer: InfiniteTalkTransformer3DModel) -> None:
+        """Puts the weights where the mode wants them."""
+        stop_streaming(transformer)
+        if self._memory.persistent_parameters is None:
+            transformer.to(self._device)
+        else:
+            stream_blocks(transformer, self._memory.persistent_parameters, self._device)
+        self._loaded_memory = self._memory
 
     def _load_parameters(self, transformer: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source]) -> None:
-        load_transformer_parameters(transformer, sources, self._device, self._dtype, self._quantisation)
+        streamed = self._memory.persistent_parameters is not None
+        device = torch.device("cpu") if streamed else self._device
+        load_transformer_parameters(transformer, sources, device, self._dtype, self._loaded_memory.quantisation)
 
     def _read_base(self, name: str) -> Tensor:
         """A parameter of plain numbers as it is without LoRAs."""
@@ -140,6 +164,7 @@ class Models:
         name: of the checkpoint, as results and logs give it.
         size_scale: factor on the published resolutions, 1 for the published model.
         device: where the networks run.
+        memory: the mode they run in.
     """
 
     def __init__(
@@ -152,8 +177,10 @@ class Models:
         image_encoder: ImageEncoder | Lazy[ImageEncoder],
         speech_encoder: SpeechEncoder | Lazy[SpeechEncoder],
         device: torch.device,
+        memory: MemoryPlan = DEFAULT_PLAN,
     ) -> None:
         self.name = name
+        self.memory = memory
         self.size_scale = size_scale
         self.device = device
         self._transformer = transformer
@@ -170,12 +197,21 @@ class Models:
     @property
     def vae(self) -> AutoencoderKLWan:
         """Frames to latents and back."""
-        return self._vae.get()
+        vae = self._vae.get()
+        set_tiling(vae, self.memory.vae_tiling)
+        return vae
 
     @property
     def prompt_encoder(self) -> PromptEncoder:
         """Prompts to embeddings."""
-        return self._prompt_encoder.get()
+        prompt_encoder = self._prompt_encoder.get()
+        text_encoder = prompt_encoder.text_encoder
+        if self.memory.stream_text_encoder and not is_streamed(text_encoder):
+            stream_layers(text_encoder, self.device)
+        elif not self.memory.stream_text_encoder and is_streamed(text_encoder):
+            stop_streaming(text_encoder)
+            text_encoder.to(self.device)
+        return prompt_encoder
 
     @property
     def image_encoder(self) -> ImageEncoder:
@@ -192,6 +228,12 @@ class Models:
         there yet is loaded when the transformer is next asked for."""
         if isinstance(self._transformer, TransformerLoader):
             self._transformer.use_adapter(adapter_kind(num_speakers))
+
+    def use_memory(self, memory: MemoryPlan) -> None:
+        """Chooses the mode that networks are in when they are next asked for."""
+        self.memory = memory
+        if isinstance(self._transformer, TransformerLoader):
+            self._transformer.use_memory(memory)
 
     def use_loras(self, loras: Sequence[tuple[str, float]]) -> None:
         """Chooses the LoRAs, by name and scale, that the transformer has when it is next asked for.
@@ -210,21 +252,20 @@ class Models:
         Raises:
             CheckpointError: a file is missing or damaged, or does not fit.
         """
-        for part in (self._speech_encoder, self._prompt_encoder, self._image_encoder, self._vae):
-            part.get()
-        _ = self.transformer
+        for name in ("speech_encoder", "prompt_encoder", "image_encoder", "vae", "transformer"):
+            getattr(self, name)
 
 
 def load_models(
-    paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None = None
+    paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, memory: MemoryPlan = DEFAULT_PLAN
 ) -> Models:
     """A checkpoint's networks, none of which is loaded yet.
 
     Args:
         dtype: of the transformer and the text encoder; norms, modulation and time embedding stay float32, as do VAE,
             image encoder and speech encoder.
-        quantisation: of the weights of the transformer's blocks, and of the text encoder's where the checkpoint has
-            them quantised.
+        memory: the mode. A quantisation is of the weights of the transformer's blocks, and of the text encoder's where
+            the checkpoint has them quantised.
 
     Raises:
         CheckpointError: the base model or its description is not there.
@@ -235,15 +276,18 @@ def load_models(
     description = read_json(description_file) if description_file.exists() else {}
 
     def load_prompt_encoder() -> PromptEncoder:
-        return PromptEncoder(load_tokenizer(paths.base), load_text_encoder(paths, device, dtype, quantisation))
+        place = torch.device("cpu") if memory.stream_text_encoder else device
+        text_encoder = load_text_encoder(paths, place, dtype, memory.quantisation)
+        return PromptEncoder(load_tokenizer(paths.base), text_encoder)
 
     return Models(
         name=description.get("name", PUBLISHED_NAME),
         size_scale=description.get("size_scale", 1.0),
-        transformer=TransformerLoader(paths, device, dtype, quantisation),
+        transformer=TransformerLoader(paths, device, dtype, memory),
         vae=Lazy(lambda: load_vae(paths.base, device)),
         prompt_encoder=Lazy(load_prompt_encoder),
         image_encoder=Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device))),
         speech_encoder=Lazy(lambda: SpeechEncoder(*load_speech_encoder(paths.wav2vec2, device))),
         device=device,
+        memory=memory,
     )

@@ -49,4 +49,4 @@ class PromptEncoder:
             return_tensors="pt",
         ).to(self.text_encoder.device)
         embeddings = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        return embeddings * tokens.attention_mask[..., None].to(embeddings.dtype)
+        return embeddings * tokens.attention_mask[..., None].to(embeddings)

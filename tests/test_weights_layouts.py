@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
+from infinitetalk.memory import MemoryPlan
 from infinitetalk.models import CheckpointPaths, load_models
 from infinitetalk.tiny import _image_encoder, _speech_encoder, _text_encoder, ensure_tiny_model
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
@@ -208,7 +209,7 @@ def test_the_published_quantised_transformer_runs_as_quanto_made_it(
         )
         plain[adapter] = factory.evaluate(factory.plain_transformer(numbers))
     paths = paths_of(original.base, tmp_path / "no adapters are needed", quantised=quantised)
-    models = load_models(paths, CPU, torch.float32, kind)
+    models = load_models(paths, CPU, torch.float32, MemoryPlan(kind))
     torch.testing.assert_close(factory.evaluate(models.transformer), plain["single"], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(plain["multi"], plain["single"], atol=1e-2)
     models.use_adapter(2)
