@@ -34,7 +34,7 @@ class Worker:
             "TMPDIR": str(self.temporary),
             "PROGRESS_INTERVAL_S": "0",
             "INFINITETALK_MODEL": "tiny",
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": "1",
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
