@@ -119,6 +119,19 @@ def load_transformer_parameters(
     )
 
 
+def empty_text_encoder(paths: CheckpointPaths, part: Part) -> UMT5EncoderModel:
+    """UMT5 on the meta device, held against its files.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    config = UMT5Config(**text_encoder_config(paths, part))
+    with torch.device("meta"):
+        text_encoder = UMT5EncoderModel(config)
+    check_match(parameter_shapes(text_encoder), part.sources, part.label)
+    return text_encoder
+
+
 def load_text_encoder(
     paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None = None
 ) -> UMT5EncoderModel:
@@ -128,9 +141,7 @@ def load_text_encoder(
         CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
     """
     part = text_encoder_part(paths, quantisation)
-    config = UMT5Config(**text_encoder_config(paths, part))
-    with torch.device("meta"):
-        text_encoder = UMT5EncoderModel(config)
+    text_encoder = empty_text_encoder(paths, part)
     _fill(text_encoder, part, device, dtype, keep_quantised=quantisation is not None)
     text_encoder.tie_weights()
     return text_encoder
@@ -151,6 +162,19 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"the tokenizer in {folder.name} cannot be read; fetch it again") from error
 
 
+def empty_image_encoder(base: Path, part: Part) -> CLIPVisionModel:
+    """The vision tower of CLIP on the meta device, held against its files.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    config = CLIPVisionConfig(**image_encoder_config(base, part))
+    with torch.device("meta"):
+        image_encoder = CLIPVisionModel(config)
+    check_match(parameter_shapes(image_encoder), part.sources, part.label)
+    return image_encoder
+
+
 def load_image_encoder(base: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> CLIPVisionModel:
     """The vision tower of CLIP.
 
@@ -158,13 +182,23 @@ def load_image_encoder(base: Path, device: torch.device, dtype: torch.dtype = to
         CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
     """
     part = image_encoder_part(base)
-    config = CLIPVisionConfig(**image_encoder_config(base, part))
-    with torch.device("meta"):
-        image_encoder = CLIPVisionModel(config)
+    image_encoder = empty_image_encoder(base, part)
     _fill(image_encoder, part, device, dtype)
     num_positions = part.sources["embeddings.position_embedding.weight"].shape[0]
     image_encoder.get_submodule("embeddings").position_ids = torch.arange(num_positions, device=device)[None]
     return image_encoder
+
+
+def empty_vae(base: Path, part: Part) -> AutoencoderKLWan:
+    """The VAE on the meta device, held against its files.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(**vae_config(base, part))
+    check_match(parameter_shapes(vae), part.sources, part.label)
+    return vae
 
 
 def load_vae(base: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
@@ -174,8 +208,7 @@ def load_vae(base: Path, device: torch.device, dtype: torch.dtype = torch.float3
         CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
     """
     part = vae_part(base)
-    with torch.device("meta"):
-        vae = AutoencoderKLWan(**vae_config(base, part))
+    vae = empty_vae(base, part)
     _fill(vae, part, device, dtype)
     return vae
 
@@ -183,7 +216,6 @@ def load_vae(base: Path, device: torch.device, dtype: torch.dtype = torch.float3
 def _fill(
     module: nn.Module, part: Part, device: torch.device, dtype: torch.dtype, keep_quantised: bool = False
 ) -> None:
-    check_match(parameter_shapes(module), part.sources, part.label)
     load_parameters(module, part.sources, device, dtype, keep_quantised=keep_quantised)
     module.eval().requires_grad_(False)
 

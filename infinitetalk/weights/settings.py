@@ -1,0 +1,37 @@
+"""Where the weights are, by environment variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WeightsSettings(BaseSettings):
+    """Where weights are, by environment variable: the field's name in capitals."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", use_attribute_docstrings=True, frozen=True)
+
+    ckpt_dir: Path | None = None
+    """Folder of the base model, Wan 2.1 I2V-14B, original or Diffusers."""
+
+    infinitetalk_dir: Path | None = None
+    """Folder of the adapters: single/ and multi/."""
+
+    wav2vec_dir: Path | None = None
+    """Folder of chinese-wav2vec2-base."""
+
+    quant_dir: Path | None = None
+    """Folder of the published quantised files, quant_models."""
+
+    transformer_file: Path | None = None
+    """A single file to take the transformer from: fp8, scaled fp8 or GGUF."""
+
+    lora_dir: Path | None = None
+    """Folder of LoRA files."""
+
+    kokoro_dir: Path | None = None
+    """Folder of Kokoro-82M."""
+
+    volume_dir: Path = Path("/runpod-volume")
+    """Network volume."""

@@ -1,0 +1,287 @@
+"""`python -m infinitetalk.weights`: what it says, writes and fetches; and where weights are looked for."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.tiny import _speech_encoder
+from infinitetalk.weights.__main__ import main
+from infinitetalk.weights.check import check_checkpoint
+from infinitetalk.weights.convert import Entry, convert, write_safetensors
+from infinitetalk.weights.download import REPOSITORIES
+from infinitetalk.weights.files import open_file
+from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.weights.locate import locate
+from infinitetalk.weights.networks import load_transformer
+from infinitetalk.weights.settings import WeightsSettings
+from tests import checkpoint_factory as factory
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders as people have them after following the published instructions."""
+    folder = tmp_path_factory.mktemp("weights")
+    factory.save_original_base(folder / "Wan2.1-I2V-14B-480P")
+    factory.save_adapters(folder / "InfiniteTalk")
+    speech = folder / "chinese-wav2vec2-base"
+    speech.mkdir()
+    factory.save_pickled_wav2vec2(speech, _speech_encoder())
+    Wav2Vec2FeatureExtractor(sampling_rate=16000).save_pretrained(speech)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in WeightsSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("VOLUME_DIR", str(tmp_path / "volume"))
+
+
+@pytest.fixture
+def settings(weights: Path, monkeypatch: pytest.MonkeyPatch) -> WeightsSettings:
+    monkeypatch.setenv("CKPT_DIR", str(weights / "Wan2.1-I2V-14B-480P"))
+    monkeypatch.setenv("INFINITETALK_DIR", str(weights / "InfiniteTalk"))
+    monkeypatch.setenv("WAV2VEC_DIR", str(weights / "chinese-wav2vec2-base"))
+    return WeightsSettings()
+
+
+# check.
+
+
+def test_check_says_what_is_there_its_size_and_the_modes(
+    settings: WeightsSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.monotonic()
+    assert main(["check"]) == 0
+    assert time.monotonic() - begin < 5
+    output = capsys.readouterr().out
+    for part in ("transformer, adapter 'single'", "text encoder", "tokenizer", "VAE", "speech encoder"):
+        assert f"ok       {part}: 0." in output
+    assert "GiB  infinitetalk-720  fp8, text encoder streamed" in output
+
+
+def test_check_names_what_is_missing_and_fails(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    factory.save_original_base(base)
+    (base / "Wan2.1_VAE.pth").unlink()
+    (base / "diffusion_pytorch_model-00003-of-00007.safetensors").write_bytes(b"")
+    for name, folder in {"CKPT_DIR": base, "INFINITETALK_DIR": weights / "InfiniteTalk", "WAV2VEC_DIR": base}.items():
+        monkeypatch.setenv(name, str(folder))
+    assert main(["check"]) == 1
+    output = capsys.readouterr().out
+    assert "MISSING  VAE: there is no file Wan2.1_VAE.pth in the folder base" in output
+    assert (
+        "MISSING  transformer, adapter 'single': diffusion_pytorch_model-00003-of-00007.safetensors is trunc" in output
+    )
+    assert "missing  transformer, adapter 'multi'" in output
+    assert "MISSING  speech encoder: there is no file pytorch_model.bin" in output
+    assert "ok       text encoder" in output
+
+
+def test_check_covers_quantised_files_and_text_to_speech(settings: WeightsSettings, tmp_path: Path) -> None:
+    tensors = {**factory.base_tensors(), **factory.adapter_tensors()}
+    quantised = tmp_path / "quant_models"
+    file = quantised / "infinitetalk_single_fp8.safetensors"
+    factory.save_quanto(file, file.with_suffix(".json"), tensors, "fp8")
+    found = locate(settings)
+    paths = CheckpointPaths(
+        found.base, found.adapter_single, found.adapter_multi, found.wav2vec2, quantised=quantised, kokoro=tmp_path
+    )
+    findings = {finding.part: finding for finding in check_checkpoint(paths)}
+    assert findings["transformer in fp8, adapter 'single'"].problem is None
+    assert "voices" in (findings["text to speech"].problem or "")
+    assert not findings["text to speech"].needed
+
+
+# convert.
+
+
+def test_convert_writes_a_diffusers_folder_in_the_order_of_use(settings: WeightsSettings, tmp_path: Path) -> None:
+    original = locate(settings)
+    parts: list[str] = []
+    converted = convert(original, tmp_path / "converted", on_part=parts.append)
+    assert parts[0] == "text encoder" and parts[-1] == "adapter multi"
+    assert not list((tmp_path / "converted").rglob("*.pth"))
+    for kind in ("single", "multi"):
+        loaded, plain = (load_transformer(paths, kind, CPU, torch.bfloat16) for paths in (converted, original))
+        for name, parameter in plain.named_parameters():
+            assert torch.equal(loaded.get_parameter(name), parameter), name
+    file = open_file(converted.base / "transformer" / "diffusion_pytorch_model.safetensors")
+    names = list(file.headers)
+    assert names[0].startswith("patch_embedding.") and names[-1].startswith("proj_out.")
+    blocks = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
+    assert blocks == sorted(blocks)
+    assert file.headers["blocks.0.attn1.to_q.weight"].dtype == torch.bfloat16
+    assert file.headers["blocks.0.norm2.weight"].dtype == torch.float32
+    # Other programs read it too.
+    WanTransformer3DModel.from_pretrained(converted.base / "transformer")
+    AutoencoderKLWan.from_pretrained(converted.base / "vae")
+    UMT5EncoderModel.from_pretrained(converted.base / "text_encoder")
+    CLIPVisionModel.from_pretrained(converted.base / "image_encoder")
+
+
+def test_convert_to_fp8_equals_quantising_while_loading(settings: WeightsSettings, tmp_path: Path) -> None:
+    original = locate(settings)
+    converted = convert(original, tmp_path / "converted", fp8=True)
+    loaded, plain = (load_transformer(paths, "single", CPU, torch.float32, "fp8") for paths in (converted, original))
+    torch.testing.assert_close(factory.evaluate(loaded), factory.evaluate(plain), atol=2e-2, rtol=2e-2)
+    weight = "blocks.1.ffn.net.2.weight"
+    assert torch.equal(loaded.get_parameter(weight).dequantize(), plain.get_parameter(weight).dequantize())
+    sizes = [
+        sum(header.num_bytes for name, header in open_file(file).headers.items() if name.startswith("blocks."))
+        for file in (
+            converted.base / "transformer" / "diffusion_pytorch_model.safetensors",
+            convert(original, tmp_path / "wide").base / "transformer" / "diffusion_pytorch_model.safetensors",
+        )
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_convert_keeps_out_of_folders_that_hold_something(
+    settings: WeightsSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").touch()
+    assert main(["convert", str(tmp_path)]) == 1
+    assert "is not empty; give another" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_whole_does_not_appear(tmp_path: Path) -> None:
+    def fail() -> torch.Tensor:
+        raise CheckpointError("damaged")
+
+    with pytest.raises(CheckpointError):
+        write_safetensors(tmp_path / "x.safetensors", [Entry("weight", torch.float32, (2,), fail)])
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+# Where weights are.
+
+
+def test_weights_are_found_on_the_volume_and_in_the_hosts_cache(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = tmp_path / "volume"
+    with pytest.raises(CheckpointError, match=r"CKPT_DIR is not set, .*weights download"):
+        locate(WeightsSettings())
+    (volume / "weights").mkdir(parents=True)
+    for name in ("InfiniteTalk", "chinese-wav2vec2-base"):
+        (volume / "weights" / name).symlink_to(weights / name)
+    repository = volume / "huggingface-cache" / "hub" / "models--Wan-AI--Wan2.1-I2V-14B-480P"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / ("a" * 40)).symlink_to(weights / "Wan2.1-I2V-14B-480P")
+    paths = locate(WeightsSettings())
+    assert paths.base == repository / "snapshots" / ("a" * 40)
+    assert paths.adapter_multi == volume / "weights" / "InfiniteTalk" / "multi" / "infinitetalk.safetensors"
+    assert all(finding.problem is None for finding in check_checkpoint(paths))
+
+    monkeypatch.setenv("CKPT_DIR", str(tmp_path / "elsewhere"))
+    with pytest.raises(CheckpointError, match=r"CKPT_DIR names .*elsewhere, which is no folder"):
+        locate(WeightsSettings())
+
+
+# download.
+
+
+@contextmanager
+def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
+    """A stand-in for the hub with one commit of every repository; yields its address and the files it was asked for."""
+    fetched: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def _reply(self, body: bytes, **headers: str) -> None:
+            self.send_response(200)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if "/resolve/" in self.path:
+                name = self.path.split("/resolve/")[1].split("/", 1)[1]
+                if self.command == "GET":
+                    fetched.append(name)
+                self._reply(files[name], X_Repo_Commit="b" * 40, ETag=f'"{zlib.crc32(name.encode()):x}"')
+            elif "/tree/" in self.path:
+                tree = [{"type": "file", "path": name, "size": len(data), "oid": name} for name, data in files.items()]
+                self._reply(json.dumps(tree).encode(), Content_Type="application/json")
+            else:
+                siblings = [{"rfilename": name} for name in files]
+                answer = {"id": "x/y", "modelId": "x/y", "sha": "b" * 40, "siblings": siblings}
+                self._reply(json.dumps(answer).encode(), Content_Type="application/json")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", fetched
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_download_fetches_the_files_needed_and_no_others(tmp_path: Path) -> None:
+    files = {
+        "README.md": b"no",
+        "single/infinitetalk.safetensors": b"single",
+        "multi/infinitetalk.safetensors": b"multi",
+        "quant_models/infinitetalk_single_int8.safetensors": b"int8",
+        "quant_models/infinitetalk_single_fp8.safetensors": b"fp8",
+        "comfyui/infinitetalk_single.safetensors": b"no",
+    }
+    with serve_hub(files) as (address, fetched):
+
+        def download(*names: str) -> str:
+            finished = subprocess.run(
+                [sys.executable, "-m", "infinitetalk.weights", "download", *names, "--folder", tmp_path],
+                env={**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+                cwd=Path(__file__).parents[1],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert finished.returncode == 0, finished.stderr
+            return finished.stdout
+
+        output = download("adapter", "int8")
+        assert sorted(fetched) == [
+            "multi/infinitetalk.safetensors",
+            "quant_models/infinitetalk_single_int8.safetensors",
+            "single/infinitetalk.safetensors",
+        ]
+        assert (tmp_path / "InfiniteTalk" / "single" / "infinitetalk.safetensors").read_bytes() == b"single"
+        assert f"INFINITETALK_DIR={tmp_path / 'InfiniteTalk'}" in output
+        assert f"QUANT_DIR={tmp_path / 'InfiniteTalk' / 'quant_models'}" in output
+        fetched.clear()
+        download("adapter")
+        assert fetched == []
+
+
+def test_download_names_repositories_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["download", "everything"])
+    assert f"there is no everything; there are {', '.join(REPOSITORIES)}" in capsys.readouterr().err
