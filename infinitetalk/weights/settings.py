@@ -34,4 +34,4 @@ class WeightsSettings(BaseSettings):
     """Folder of Kokoro-82M."""
 
     volume_dir: Path = Path("/runpod-volume")
-    """Network volume."""
+    """Network volume; weights may be on it, and inputs may be paths below it."""

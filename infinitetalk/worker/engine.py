@@ -15,17 +15,17 @@ import structlog
 import torch
 from torch import Tensor
 
-from infinitetalk.chunks import plan_chunks
-from infinitetalk.errors import CheckpointError, GenerationStopped
+from infinitetalk.chunks import count_chunks, usable_rows
+from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture
 from infinitetalk.models import Models, load_models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Step
-from infinitetalk.regions import RegionError, box_regions
+from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
 from infinitetalk.wav2vec2 import SpeechEmbeddings
-from infinitetalk.weights.layouts import CheckpointPaths, find_adapter
+from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
@@ -138,10 +138,8 @@ class Engine:
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = [0]
         for settings in all_settings:
-            plans = plan_chunks(
-                [settings.max_frame_num], settings.frame_num, settings.max_frame_num, settings.motion_frame
-            )
-            chunks_before.append(chunks_before[-1] + len(plans))
+            num_chunks = count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame)
+            chunks_before.append(chunks_before[-1] + num_chunks)
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
 
@@ -150,7 +148,7 @@ class Engine:
 
             yield from pipeline(
                 source=open_source(request, scene, settings),
-                speech=[stretch_of(embeddings, scene) for embeddings in request.speech],
+                speech=[stretch_of(embeddings, scene, settings) for embeddings in request.speech],
                 prompt=job.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
@@ -200,26 +198,11 @@ def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
     """Where the published model's weights are; None for the tiny model, which is made where it is missing.
 
     Raises:
-        CheckpointError: a folder or file is not set or does not exist.
+        CheckpointError: a part is neither set nor found, or a folder that is set does not exist.
     """
     if settings.model == "tiny":
         return None
-    folders = {
-        "CKPT_DIR": settings.ckpt_dir,
-        "INFINITETALK_DIR": settings.infinitetalk_dir,
-        "WAV2VEC_DIR": settings.wav2vec_dir,
-    }
-    for name, folder in folders.items():
-        if folder is None or not folder.is_dir():
-            where = "is not set" if folder is None else f"names {folder}, which is no folder"
-            raise CheckpointError(f"the published model needs {', '.join(folders)}: {name} {where}")
-    assert settings.ckpt_dir and settings.infinitetalk_dir and settings.wav2vec_dir
-    return CheckpointPaths(
-        base=settings.ckpt_dir,
-        adapter_single=find_adapter(settings.infinitetalk_dir, "single"),
-        adapter_multi=find_adapter(settings.infinitetalk_dir, "multi"),
-        wav2vec2=settings.wav2vec_dir,
-    )
+    return locate(settings)
 
 
 def negative_prompt_of(job: SingleJob) -> str:
@@ -233,8 +216,7 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
         size=job.size,
         frame_num=job.frame_num,
         max_frame_num=scene.num_frames,
-        # A single chunk hands nothing over; the schema has checked the rest.
-        motion_frame=min(job.motion_frame, job.frame_num - 1),
+        motion_frame=job.motion_frame,
         num_inference_steps=job.sample_steps,
         shift=job.shift,
         text_guide_scale=job.sample_text_guide_scale,
@@ -256,7 +238,7 @@ def plan_scenes(request: Request) -> list[Scene]:
     Raises:
         WorkerError: the source cannot be decoded.
     """
-    num_frames = len(request.speech[0])
+    num_frames = min(request.job.frame_limit, len(request.speech[0]))
     if not request.job.scene_seg or request.source.info.kind != "video":
         return [Scene(0, num_frames)]
     with naming("cond_video"):
@@ -280,11 +262,13 @@ def open_source(request: Request, scene: Scene, settings: GenerationSettings) ->
         return extract_frames(request.source.path, folder, stride, scene.num_frames, scene.start)
 
 
-def stretch_of(embeddings: SpeechEmbeddings, scene: Scene) -> SpeechEmbeddings:
-    """The rows of a scene."""
-    if scene.num_frames == len(embeddings):
+def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationSettings) -> SpeechEmbeddings:
+    """The rows of a scene, and those after it that its last frames hear."""
+    usable = usable_rows(scene.num_frames, settings.frame_num, settings.motion_frame)
+    end = min(scene.start + usable, len(embeddings))
+    if (scene.start, end) == (0, len(embeddings)):
         return embeddings
-    return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, scene.start + scene.num_frames)))
+    return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))
 
 
 def speaker_regions(job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None) -> Tensor | None:
@@ -295,7 +279,9 @@ def speaker_regions(job: SingleJob, source: MediaInfo, masks: Sequence[Media] | 
         WorkerError: a mask cannot be decoded.
     """
     if job.bbox is not None:
-        return box_regions(list(job.bbox.values()), source.height, source.width, job.bbox_order)
+        boxes = list(job.bbox.values())
+        check_boxes(boxes, source.height, source.width, job.bbox_order)
+        return box_regions(boxes, source.height, source.width, job.bbox_order)
     if masks is None:
         return None
     return torch.stack(

@@ -1,4 +1,4 @@
-"""The worker's settings, read from the environment: every one of them, in one place."""
+"""The worker's settings, read from the environment: those of the weights come from `infinitetalk.weights.settings`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from infinitetalk.weights.settings import WeightsSettings
 
 CHECKOUT = Path(__file__).parents[2]
 MEGABYTE = 1_000_000
 
 
-class Settings(BaseSettings):
+class Settings(WeightsSettings):
     """Settings by environment variable: the field's name in capitals, or the names listed with it."""
 
     model_config = SettingsConfigDict(
@@ -24,15 +26,6 @@ class Settings(BaseSettings):
     """"published": the checkpoint of CKPT_DIR, without which the worker stops. "tiny": the embedded random model.
     Unset: published where CKPT_DIR is set, else tiny."""
 
-    ckpt_dir: Path | None = None
-    """Folder of the base model, Wan 2.1 I2V-14B, in the original or the Diffusers layout."""
-
-    infinitetalk_dir: Path | None = None
-    """Folder of the InfiniteTalk adapter: one file in single/ and one in multi/."""
-
-    wav2vec_dir: Path | None = None
-    """Folder of chinese-wav2vec2-base."""
-
     tiny_dir: Path | None = None
     """Folder that the embedded tiny model is made in when first asked for; unset: checkpoints/ of the checkout."""
 
@@ -41,9 +34,6 @@ class Settings(BaseSettings):
 
     output_dir: Path = Path("outputs")
     """Root of the store "volume"; the network volume in the image. Inputs may be paths below it."""
-
-    volume_dir: Path = Path("/runpod-volume")
-    """Network volume; inputs may be paths below it."""
 
     s3_endpoint: Annotated[str | None, Field(validation_alias=AliasChoices("s3_endpoint", "BUCKET_ENDPOINT_URL"))] = (
         None
