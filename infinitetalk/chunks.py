@@ -51,12 +51,7 @@ def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, mot
         ValueError: several chunks, none of which would add a frame.
     """
     step = frame_num - motion_frame
-    end = min(max_frame_num, num_rows[0])
-    num_chunks = 1
-    if end > frame_num:
-        if step < 1:
-            raise ValueError(f"motion_frame is {motion_frame}; several chunks need fewer than frame_num, {frame_num}")
-        num_chunks += math.ceil((end - frame_num) / step)
+    num_chunks = count_chunks(min(max_frame_num, num_rows[0]), frame_num, motion_frame)
     last_end = frame_num + (num_chunks - 1) * step
     num_frames = min(max_frame_num, last_end)
     if any(last_end >= rows for rows in num_rows):
@@ -68,6 +63,28 @@ def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, mot
         new_frames = min(frame_num - shown, max(0, num_frames - start - shown))
         plans.append(ChunkPlan(index, start, frame_num, shown, new_frames, extends_tail=index == num_chunks - 1))
     return plans
+
+
+def count_chunks(num_frames: int, frame_num: int, motion_frame: int) -> int:
+    """Chunks that cover `num_frames` video frames, at least one.
+
+    Raises:
+        ValueError: several chunks, none of which would add a frame.
+    """
+    if num_frames <= frame_num:
+        return 1
+    if motion_frame >= frame_num:
+        raise ValueError(f"motion_frame is {motion_frame}; several chunks need fewer than frame_num, {frame_num}")
+    return 1 + math.ceil((num_frames - frame_num) / (frame_num - motion_frame))
+
+
+def usable_rows(max_frame_num: int, frame_num: int, motion_frame: int) -> int:
+    """Rows of speech that a video of at most `max_frame_num` frames reads: to the end of its last chunk's windows.
+
+    Longer speech can be cut to this without changing which rows any frame reads.
+    """
+    num_chunks = count_chunks(max_frame_num, frame_num, motion_frame)
+    return frame_num + (num_chunks - 1) * (frame_num - motion_frame) + AUDIO_WINDOW // 2
 
 
 def window_rows(plan: ChunkPlan, num_rows: int) -> Tensor:

@@ -70,6 +70,24 @@ def box_regions(boxes: Sequence[Sequence[float]], height: int, width: int, order
     return regions
 
 
+def check_boxes(boxes: Sequence[Sequence[float]], height: int, width: int, order: str = "xy") -> None:
+    """Refuse boxes that reach beyond the picture, which `box_regions` would clip as the published code does.
+
+    Args:
+        boxes, order: as for `box_regions`.
+
+    Raises:
+        RegionError: a box has a corner outside the picture.
+    """
+    limits = (height, width) * 2 if order == "yx" else (width, height) * 2
+    for number, box in enumerate(boxes, start=1):
+        if any(not 0 <= value <= limit for value, limit in zip(box, limits, strict=True)):
+            raise RegionError(
+                f"the box of person{number}, {list(box)}, reaches beyond the {width}x{height} picture; "
+                f'its corners must lie within it, in pixels, in the order "{order}"'
+            )
+
+
 def latent_regions(regions: Tensor, height: int, width: int, vae_scale: int = 8) -> Tensor:
     """Bring regions to the latent grid and add the background, which is where no speaker is.
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infinitetalk.chunks import plan_chunks, window_rows
+from infinitetalk.chunks import plan_chunks, usable_rows, window_rows
 
 
 @pytest.mark.parametrize("motion_frame", [1, 9, 11, 16])
@@ -63,3 +63,12 @@ def test_a_single_chunk_takes_nothing_over() -> None:
 def test_chunks_that_would_add_nothing_are_an_error() -> None:
     with pytest.raises(ValueError, match="motion_frame is 9"):
         plan_chunks([40], 9, 40, 9)
+
+
+@pytest.mark.parametrize("max_frame_num", [9, 17, 18, 30, 100])
+def test_speech_cut_to_what_is_usable_is_read_as_if_it_went_on(max_frame_num: int) -> None:
+    rows = usable_rows(max_frame_num, 17, 9)
+    cut, whole = plan_chunks([rows], 17, max_frame_num, 9), plan_chunks([500], 17, max_frame_num, 9)
+    assert cut == whole
+    for plan in whole:
+        assert torch.equal(window_rows(plan, rows), window_rows(plan, 500))

@@ -8,6 +8,7 @@ from infinitetalk.regions import (
     RegionError,
     audio_token_positions,
     box_regions,
+    check_boxes,
     default_regions,
     latent_regions,
     reference_attention_map,
@@ -103,3 +104,11 @@ def test_token_positions_lie_in_the_range_of_the_region_they_belong_to() -> None
 def test_audio_tokens_sit_at_the_centre_of_their_speakers_range() -> None:
     assert audio_token_positions(2, 2).tolist() == [2.0, 2.0, 22.0, 22.0]
     assert audio_token_positions(3, 1).tolist() == [2.0, 12.0, 22.0]
+
+
+@pytest.mark.parametrize(("box", "order"), [([0, 0, 50, 101], "xy"), ([-1, 0, 5, 5], "xy"), ([0, 0, 50, 100], "yx")])
+def test_a_box_that_reaches_beyond_the_picture_can_be_refused(box: list[float], order: str) -> None:
+    """The published code clips it without a word."""
+    check_boxes([[0, 0, 50, 50]], height=100, width=50, order=order)
+    with pytest.raises(RegionError, match="person2"):
+        check_boxes([[0, 0, 50, 50], box], height=100, width=50, order=order)

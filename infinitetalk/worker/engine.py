@@ -26,6 +26,7 @@ from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.weights.locate import locate
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob

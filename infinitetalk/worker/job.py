@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import ValidationError
 
+from infinitetalk.chunks import usable_rows
 from infinitetalk.encode import PartEncoder, join_parts, write_thumbnail
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import read_waveform
@@ -291,12 +292,12 @@ def download(job: SingleJob, folder: Path, settings: Settings, should_stop: Call
 
 
 def read_tracks(job: SingleJob, media: JobMedia) -> list[np.ndarray]:
-    """One normalised track for each speaker, float32 (samples,), no longer than the video can be.
+    """One normalised track for each speaker, float32 (samples,), no longer than the video can use.
 
     Raises:
         WorkerError: the speech is too short or cannot be decoded.
     """
-    max_seconds = job.frame_limit / VIDEO_FPS
+    max_seconds = usable_rows(job.frame_limit, job.frame_num, job.motion_frame) / VIDEO_FPS
     waveforms = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
         with naming(f"cond_audio.{speaker}"):
