@@ -16,7 +16,7 @@ from tests.queue_server import LocalQueue, QueuedJob
 
 CHECKOUT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120
-JOB_TIMEOUT_S = 120
+JOB_TIMEOUT_S = 400
 
 
 class Worker:
