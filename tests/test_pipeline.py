@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.media import Picture
+from infinitetalk.media import Picture, Source, extract_frames
 from infinitetalk.models import Models, load_models
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, default_regions
 from infinitetalk.sampling import GenerationSettings, chunk_noise
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.wav2vec2 import SpeechEmbeddings
+from tests.media_factory import make_numbered_video, read_number
 
 SETTINGS = GenerationSettings(
     frame_num=9,
@@ -142,6 +143,42 @@ def test_each_chunk_takes_its_reference_frame_at_its_own_first_instant(pipeline:
     assert clock.asked[-len(chunks) :] == [chunk.plan.start / 25 for chunk in chunks]
     first_latents = [chunk.condition_latents for chunk in chunks]
     assert all(not torch.equal(first_latents[0], latents) for latents in first_latents[1:])
+
+
+@dataclass
+class Watched:
+    """A source that keeps the burnt-in number of every frame it hands out."""
+
+    source: Source
+    numbers: list[int] = field(default_factory=list)
+
+    @property
+    def height(self) -> int:
+        return self.source.height
+
+    @property
+    def width(self) -> int:
+        return self.source.width
+
+    def frame_at(self, seconds: float) -> torch.Tensor:
+        frame = self.source.frame_at(seconds)
+        self.numbers.append(read_number(frame.permute(1, 2, 0).numpy()))
+        return frame
+
+
+@pytest.mark.parametrize(("rate", "frames_per_second"), [("24000/1001", 24000 / 1001), ("30", 30), ("60", 60)])
+def test_each_chunk_takes_the_source_videos_frame_that_is_shown_at_its_first_instant(
+    rate: str, frames_per_second: float, pipeline: InfiniteTalkPipeline, tmp_path: Path
+) -> None:
+    """The published code counts source frames as if every video had 25 a second, and drifts."""
+    make_numbered_video(tmp_path / "source.mp4", range(round(0.5 * frames_per_second)), rate)
+    (tmp_path / "frames").mkdir()
+    stride = SETTINGS.frame_num - SETTINGS.motion_frame
+    source = Watched(extract_frames(tmp_path / "source.mp4", tmp_path / "frames", stride, 17))
+    chunks = list(pipeline(source, [speech(17)], PROMPT, SETTINGS))
+    last = round(0.5 * frames_per_second) - 1
+    shown = [min(int(chunk.plan.start / 25 * frames_per_second + 1e-6), last) for chunk in chunks]
+    assert source.numbers[-len(chunks) :] == shown
 
 
 def test_a_picture_is_encoded_once_a_job(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
