@@ -72,12 +72,24 @@ class TensorFile(Protocol):
         ...
 
     def prefetch(self, name: str) -> None:
-        """Asks the system to start reading a tensor from the disk, where tensors are read one at a time."""
+        """Brings a tensor from the disk into the page cache, where that is faster than using it at once."""
         ...
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, as stored. Its pages are shared with the file until they are written to."""
         ...
+
+
+#: Read from the disk at a time.
+_READ_BYTES = 8 << 20
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Whether the byte at `offset` of a file is in the page cache."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
 
 
 class SafetensorsFile:
@@ -118,10 +130,16 @@ class SafetensorsFile:
             )
 
     def prefetch(self, name: str) -> None:
-        """Asks the system to start reading a tensor from the disk."""
+        """Brings a tensor from the disk into the page cache, in large pieces one after another.
+
+        Pages that are touched through the mapping come in small pieces, several times as slowly.
+        """
         begin, end = self._spans[name]
-        with self.path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), self._start + begin, end - begin, os.POSIX_FADV_WILLNEED)
+        scratch = bytearray(_READ_BYTES)
+        with self.path.open("rb", buffering=0) as file:
+            for offset in range(self._start + begin, self._start + end, _READ_BYTES):
+                if not _is_cached(file.fileno(), offset):
+                    os.preadv(file.fileno(), [scratch], offset)
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, as stored; pages are shared with the file until they are written to."""

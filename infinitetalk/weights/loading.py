@@ -7,6 +7,7 @@ in the dtype it runs in: never a copy of everything in float32, never two copies
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
@@ -19,8 +20,8 @@ from infinitetalk.weights.sources import Source
 
 Quantisation = Literal["fp8", "int8"]
 
-#: How far ahead of the tensor in hand the disk is asked to read.
-_PREFETCH_BYTES = 1 << 30
+#: Tensors that are on their way from the disk while one goes to the device, and threads that read them.
+_TENSORS_AHEAD, _READERS = 16, 2
 #: Names listed in a message.
 _NAMES_IN_MESSAGE = 3
 
@@ -101,7 +102,7 @@ def load_parameters(
 
 
 def _in_file_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, Source]]:
-    """Names and sources as they lie on the disk, which is asked to read some way ahead."""
+    """Names and sources as they lie on the disk, each once it is in the page cache; others are read meanwhile."""
     order = {}
     for source in sources.values():
         if source.file.path not in order:
@@ -111,14 +112,13 @@ def _in_file_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, Source]
         sources.items(),
         key=lambda item: (files[item[1].file.path], order[item[1].file.path][item[1].name], item[1].rows or (0, 0)),
     )
-    upcoming = iter(items)
-    ahead = 0
-    for name, source in items:
-        while ahead < _PREFETCH_BYTES and (following := next(upcoming, None)) is not None:
-            following[1].prefetch()
-            ahead += following[1].num_bytes
-        yield name, source
-        ahead -= source.num_bytes
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="prefetch") as readers:
+        reads = [readers.submit(source.prefetch) for _, source in items[:_TENSORS_AHEAD]]
+        for index, (name, source) in enumerate(items):
+            reads[index].result()
+            if index + _TENSORS_AHEAD < len(items):
+                reads.append(readers.submit(items[index + _TENSORS_AHEAD][1].prefetch))
+            yield name, source
 
 
 def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:

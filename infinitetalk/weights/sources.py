@@ -59,7 +59,7 @@ class Source:
         return header.num_bytes * (end - first) // header.shape[0] + scale_bytes
 
     def prefetch(self) -> None:
-        """Asks the system to start reading the tensor from the disk."""
+        """Brings the tensor from the disk into the page cache."""
         self.file.prefetch(self.name)
 
     def read(self) -> Tensor:
