@@ -10,6 +10,7 @@ import shutil
 import string
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from transformers import (
 from infinitetalk.models import DESCRIPTION_FILE, CheckpointPaths
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
+from infinitetalk.tts import CONFIG_FILE, make_tiny_kokoro
 
 NAME = "tiny-random"
 SEED = 2508
@@ -63,18 +65,15 @@ def paths_in(folder: Path) -> CheckpointPaths:
 
 def ensure_tiny_model(folder: Path = DEFAULT_FOLDER) -> CheckpointPaths:
     """Make the checkpoint in `folder` unless it is there; safe when two processes do it at once."""
-    if not (folder / DESCRIPTION_FILE).exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        make_tiny_model(scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            # Another process was first: a folder that is not empty cannot be replaced.
-            shutil.rmtree(scratch)
-            if not (folder / DESCRIPTION_FILE).exists():
-                raise
+    _make_once(folder, DESCRIPTION_FILE, make_tiny_model)
     return paths_in(folder)
+
+
+def ensure_tiny_kokoro(model_folder: Path = DEFAULT_FOLDER) -> Path:
+    """Make a Kokoro beside the tiny model unless it is there, and return its folder; safe as `ensure_tiny_model`."""
+    folder = model_folder.with_name(f"kokoro-{model_folder.name}")
+    _make_once(folder, CONFIG_FILE, make_tiny_kokoro)
+    return folder
 
 
 def make_tiny_model(folder: Path) -> None:
@@ -89,6 +88,22 @@ def make_tiny_model(folder: Path) -> None:
         _speech_encoder().save_pretrained(folder / "wav2vec2")
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLING_RATE).save_pretrained(folder / "wav2vec2")
     (folder / DESCRIPTION_FILE).write_text(json.dumps({"name": NAME, "size_scale": SIZE_SCALE}))
+
+
+def _make_once(folder: Path, last_file: str, make: Callable[[Path], None]) -> None:
+    """Lets `make` fill a folder beside, which takes the place of `folder` once it is complete with its last file."""
+    if (folder / last_file).exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    make(scratch)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        # Another process was first: a folder that is not empty cannot be replaced.
+        shutil.rmtree(scratch)
+        if not (folder / last_file).exists():
+            raise
 
 
 def _save_transformer(folder: Path) -> None:

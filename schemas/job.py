@@ -73,14 +73,36 @@ BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
 class OutputConfig(StrictModel):
     """Where the video and its thumbnail go."""
 
-    store: Literal["s3", "volume", "inline"] = "s3"
+    store: Literal["s3", "volume", "inline", "put"] = "s3"
     """"s3": an S3-compatible store (the job's s3Config, else the worker's settings). "volume": the worker's output
-    folder, the network volume on Runpod. "inline": base64 in the result, for small videos only."""
+    folder, the network volume on Runpod. "inline": base64 in the result, for small videos only. "put": the addresses
+    video_url and thumbnail_url."""
 
     prefix: Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(check_prefix)] = (
         DEFAULT_PREFIX
     )
-    """Folder or key prefix: the video becomes {prefix}/{job_id}.mp4, the thumbnail {prefix}/{job_id}.jpg."""
+    """Folder or key prefix of "s3" and "volume": the video becomes {prefix}/{job_id}.mp4, the thumbnail
+    {prefix}/{job_id}.jpg; {prefix}/{job_id}.json says how they were made."""
+
+    video_url: Annotated[str, StringConstraints(max_length=8192, pattern=r"^https?://")] | None = None
+    """Store "put": presigned address that takes the MP4 by PUT, with Content-Type video/mp4."""
+
+    thumbnail_url: Annotated[str, StringConstraints(max_length=8192, pattern=r"^https?://")] | None = None
+    """Store "put": presigned address that takes the JPEG by PUT, with Content-Type image/jpeg."""
+
+    @model_validator(mode="after")
+    def check_addresses(self) -> OutputConfig:
+        """Addresses belong to the store "put", which needs both.
+
+        Raises:
+            ValueError: one is missing, or given for another store.
+        """
+        addresses = [self.video_url, self.thumbnail_url]
+        if self.store == "put" and None in addresses:
+            raise ValueError('with store "put" needs video_url and thumbnail_url, presigned for PUT')
+        if self.store != "put" and addresses != [None, None]:
+            raise ValueError('takes video_url and thumbnail_url with store "put" only')
+        return self
 
 
 class S3Config(StrictModel):
@@ -95,7 +117,7 @@ class S3Config(StrictModel):
     access_secret: Annotated[str, Field(alias="accessSecret", min_length=1, repr=False)]
     """Secret access key."""
 
-    bucket_name: Annotated[str, Field(alias="bucketName", min_length=1)]
+    bucket_name: Annotated[str, Field(alias="bucketName", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
     """Name of the bucket."""
 
 
@@ -110,6 +132,11 @@ class TtsAudio(StrictModel):
 
     human2_voice: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     """Voice of person2; null with one speaker."""
+
+    @property
+    def voices(self) -> list[str]:
+        """Voice of each speaker."""
+        return [self.human1_voice] if self.human2_voice is None else [self.human1_voice, self.human2_voice]
 
 
 class Lora(StrictModel):
@@ -255,7 +282,7 @@ class SingleJob(StrictModel):
         if self.cond_audio is not None:
             return list(self.cond_audio)
         assert self.tts_audio is not None
-        return ["person1"] if self.tts_audio.human2_voice is None else ["person1", "person2"]
+        return [f"person{number}" for number, _ in enumerate(self.tts_audio.voices, start=1)]
 
     @property
     def frame_limit(self) -> int:
@@ -271,15 +298,15 @@ class SingleJob(StrictModel):
 class BatchItem(SingleJob):
     """One job of a batch."""
 
-    id: Annotated[str, AfterValidator(check_safe_name)]
-    """Name of the item, part of its files' names."""
+    id: Annotated[str, StringConstraints(max_length=64), AfterValidator(check_safe_name)]
+    """Name of the item: its files are {prefix}/{job_id}-{id}.mp4, .jpg and .json."""
 
 
 class BatchJob(StrictModel):
     """Several jobs that run in turn on one GPU."""
 
     batch: Annotated[list[BatchItem], Field(min_length=1)]
-    """The items; their ids differ."""
+    """The items; their ids differ, and there are at most as many as the worker's MAX_BATCH_ITEMS."""
 
     output_config: OutputConfig | None = None
     """Where the items' results go, unless an item says otherwise; null: s3, prefix infinitetalk/jobs."""

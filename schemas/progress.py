@@ -40,7 +40,14 @@ class Progress(StrictModel):
     """Number of the message, counted up."""
 
     eta_s: Annotated[float, Field(ge=0)] | None = None
-    """Seconds left, as far as known; null until a sampling step has been timed."""
+    """Seconds left, as far as known, of the item in a batch; null until a sampling step has been timed."""
+
+    item_id: str | None = None
+    """Of a batch: the item at work."""
+
+    item_index: Annotated[int, Field(ge=0)] | None = None
+    """Of a batch: the item's place in it, counted from 0."""
 
     details: dict[str, Any] = Field(default_factory=dict)
-    """More on the stage; for sampling: chunk, num_chunks, step, num_steps, each counted from 1."""
+    """More on the stage; for sampling: chunk, num_chunks, step, num_steps, each counted from 1; for
+    download and upload: bytes so far and, where known, total_bytes."""

@@ -29,7 +29,7 @@ class Video(StrictModel):
     """The video made, in exactly one place, and its thumbnail in the same."""
 
     url: str | None = None
-    """Store "s3": address of the MP4."""
+    """Store "s3": address of the MP4. Store "put": the address given, without its query."""
 
     path: str | None = None
     """Store "volume": path of the MP4 relative to the volume's root."""
@@ -44,13 +44,19 @@ class Video(StrictModel):
     """Size of the MP4."""
 
     thumbnail_url: str | None = None
-    """Store "s3": address of the JPEG."""
+    """Stores "s3" and "put": address of the JPEG."""
 
     thumbnail_path: str | None = None
     """Store "volume": path of the JPEG relative to the volume's root."""
 
     thumbnail_data: str | None = None
     """Store "inline": the JPEG in base64."""
+
+    metadata_url: str | None = None
+    """Store "s3": address of a JSON file with parameters, timings, model, seed and versions."""
+
+    metadata_path: str | None = None
+    """Store "volume": path of the same file relative to the volume's root."""
 
     width: Annotated[int, Field(ge=1)]
     """Pixels."""

@@ -10,7 +10,7 @@ import pytest
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.fetch import fetch_media
+from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
 from schemas import ErrorCode
 from tests.job_inputs import data_uri, picture_bytes, speech_bytes
@@ -73,7 +73,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def fetch(source: str, settings: Settings, tmp_path: Path, kinds: tuple[str, ...] = ("image", "video")):
-    return fetch_media("cond_video", source, kinds, tmp_path / "fetched", settings)
+    return fetch_all({"cond_video": Wanted(source, kinds)}, tmp_path, settings)["cond_video"]
 
 
 def refusal(source: str, settings: Settings, tmp_path: Path, kinds: tuple[str, ...] = ("image", "video")):
@@ -195,4 +195,6 @@ def test_base64_that_is_broken_is_refused(settings, tmp_path):
 
 def test_a_stop_ends_a_download(site, open_network, settings, tmp_path):
     with pytest.raises(GenerationStopped):
-        fetch_media("cond_video", f"{site}/endless", ("image",), tmp_path / "fetched", settings, lambda: True)
+        fetch_all(
+            {"cond_video": Wanted(f"{site}/endless", ("image",))}, tmp_path, settings, should_stop=lambda: True
+        )

@@ -16,7 +16,7 @@ from infinitetalk.worker.job import NOT_YET_SUPPORTED, StageClock, run_job
 from infinitetalk.worker.logs import loggable
 from infinitetalk.worker.runner import checked_result
 from infinitetalk.worker.settings import CHECKOUT, Settings
-from schemas import BatchJob, ErrorCode, Failure, SingleJob, Stage
+from schemas import ErrorCode, Failure, SingleJob, Stage
 from tests.job_inputs import picture_bytes, picture_uri, small_job, speech_uri
 
 
@@ -58,7 +58,6 @@ def test_a_mistake_gets_its_code_and_says_what_to_change(changes, code, words, t
         ({"quant": "int8", "offload_model": False}, "quant, offload_model"),
         ({"loras": [{"name": "a"}]}, "loras"),
         ({"num_persistent_param_in_dit": 0}, "num_persistent_param_in_dit"),
-        ({"cond_audio": None, "tts_audio": {"text": "Hi", "human1_voice": "am_adam"}}, "tts_audio"),
     ],
 )
 def test_fields_that_are_not_served_are_named(changes, names, tmp_path):
@@ -67,13 +66,8 @@ def test_fields_that_are_not_served_are_named(changes, names, tmp_path):
     assert failure.error.at_stage == Stage.VALIDATION
 
 
-def test_a_batch_is_not_yet_served(tmp_path):
-    failure = failure_of({"batch": [small_job(id="one")]}, tmp_path)
-    assert failure.error.message == "not yet supported: batch; leave it out"
-
-
 def test_only_declared_fields_are_listed_as_not_served():
-    assert set(NOT_YET_SUPPORTED) <= set(SingleJob.model_fields) | set(BatchJob.model_fields)
+    assert set(NOT_YET_SUPPORTED) <= set(SingleJob.model_fields)
 
 
 @pytest.mark.parametrize("job_id", ["..\\up", "a/b", "", ".hidden", "a" * 200])

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from infinitetalk.chunks import count_chunks, usable_rows
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture
 from infinitetalk.models import Models, load_models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
-from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
+from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model
+from infinitetalk.tts import SpeechSynthesiser
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
@@ -74,6 +75,8 @@ class Engine:
         self._settings = settings
         self._models: Future[Models] = Future()
         self._preloaded: Future[None] = Future()
+        self._kokoro_dir = settings.kokoro_dir
+        self._synthesiser: SpeechSynthesiser | None = None
 
     def start(self) -> None:
         """Begins to load the model; jobs may be validated and fetched meanwhile.
@@ -82,6 +85,8 @@ class Engine:
             CheckpointError: weights are missing.
         """
         paths = checkpoint_paths(self._settings)
+        if paths is not None:
+            self._kokoro_dir = paths.kokoro
         # No daemon: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
         threading.Thread(target=self._load, args=(paths,), name="load").start()
 
@@ -89,6 +94,22 @@ class Engine:
     def model_name(self) -> str:
         """Name of the model."""
         return self._models.result().name
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def synthesiser(self) -> SpeechSynthesiser:
+        """Kokoro, which loads its network when it first speaks.
+
+        Raises:
+            CheckpointError: its weights are missing.
+        """
+        if self._synthesiser is None:
+            self._synthesiser = SpeechSynthesiser(self._find_kokoro(), self.device)
+        return self._synthesiser
 
     def embed(self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False) -> Speech:
         """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, one row a video frame.
@@ -158,9 +179,19 @@ class Engine:
                 on_step=count_step,
             )
 
+    def _find_kokoro(self) -> Path:
+        if self._kokoro_dir is not None:
+            return self._kokoro_dir
+        if self._settings.model == "tiny":
+            return ensure_tiny_kokoro(self._settings.tiny_dir or DEFAULT_FOLDER)
+        raise CheckpointError(
+            "tts_audio needs Kokoro-82M, which is neither in KOKORO_DIR nor on the network volume nor in the image; "
+            "the worker's operator fetches it by `python -m infinitetalk.weights download`"
+        )
+
     def _load(self, paths: CheckpointPaths | None) -> None:
         begin = time.monotonic()
-        device = torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = self.device
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         logger = structlog.get_logger()
         waiting: Future[Models] | Future[None] = self._models

@@ -5,30 +5,60 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+import urllib3
 from runpod.serverless.utils.rp_ssrf import safe_get
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import MediaError, MediaInfo, probe
+from infinitetalk.tts import SynthesisError
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from schemas import ErrorCode
 
 BLOCK_BYTES = 1 << 16
-TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+MAX_SIDE_BY_SIDE = 8
+FIRST_WAIT_S = 0.5
+"""Seconds before a download is tried again, doubled each time."""
+
+LONGEST_WAIT_S = 30.0
+"""Seconds at most that a Retry-After is waited for."""
+
+STOP_POLL_S = 0.1
+TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 SHORTEST_BASE64 = 64
 """Characters. No picture or sound is smaller; paths, which may look like base64 only without a dot, rarely longer."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+OnBytes = Callable[[int, int | None], None]
+"""Told how many bytes have been moved, and of how many where that is known."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A medium as a job names it.
+
+    Attributes:
+        source: URL, data URI, base64 or path.
+        kinds: what it may be, of "image", "video" and "audio"; a video counts as audio where it has sound.
+    """
+
+    source: str
+    kinds: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -44,21 +74,90 @@ class Media:
     info: MediaInfo
 
 
+class ByteCount:
+    """Bytes of several downloads together, as they are reported."""
+
+    def __init__(self, on_bytes: OnBytes, num_downloads: int) -> None:
+        self._on_bytes = on_bytes
+        self._lock = threading.Lock()
+        self._received = 0
+        self._expected = 0
+        self._num_silent = num_downloads
+
+    def expect(self, num_bytes: int | None) -> None:
+        """One more download says how long it is, or that it does not know."""
+        with self._lock:
+            if num_bytes is not None:
+                self._expected += num_bytes
+                self._num_silent -= 1
+
+    def forget(self, received: int, expected: int | None) -> None:
+        """A download begins again."""
+        with self._lock:
+            self._received -= received
+            if expected is not None:
+                self._expected -= expected
+                self._num_silent += 1
+
+    def add(self, num_bytes: int) -> None:
+        """Bytes have arrived."""
+        with self._lock:
+            self._received += num_bytes
+            self._on_bytes(self._received, None if self._num_silent else self._expected)
+
+
+def fetch_all(
+    wanted: Mapping[str, Wanted],
+    folder: Path,
+    settings: Settings,
+    on_bytes: OnBytes = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Media]:
+    """Bring the media of a job here, side by side; one that fails stops the others.
+
+    Args:
+        wanted: by the job's fields.
+        folder: to write to; files get their fields' names.
+        on_bytes: told what has arrived from all addresses together.
+        should_stop: looked at while data arrives.
+
+    Raises:
+        WorkerError: as `fetch_media`, of the first field that failed by itself.
+        GenerationStopped: `should_stop` said so.
+    """
+    failed = threading.Event()
+    count = ByteCount(on_bytes, sum(_is_url(medium.source) for medium in wanted.values()))
+
+    def fetch_one(field: str, medium: Wanted) -> Media:
+        try:
+            return fetch_media(field, medium, folder / field, settings, count, lambda: failed.is_set() or should_stop())
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(MAX_SIDE_BY_SIDE, thread_name_prefix="fetch") as pool:
+        futures = {field: pool.submit(fetch_one, field, medium) for field, medium in wanted.items()}
+    errors = [error for future in futures.values() if (error := future.exception()) is not None]
+    # Those that were only stopped follow the one that stopped them.
+    for error in sorted(errors, key=lambda error: isinstance(error, GenerationStopped)):
+        raise error
+    return {field: future.result() for field, future in futures.items()}
+
+
 def fetch_media(
     field: str,
-    source: str,
-    kinds: Collection[str],
+    wanted: Wanted,
     target: Path,
     settings: Settings,
+    count: ByteCount,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Media:
     """Bring one medium here and look what it is.
 
     Args:
         field: the job's field, for messages.
-        source: URL, data URI, base64 or path.
-        kinds: what it may be, of "image", "video" and "audio"; a video counts as audio where it has sound.
         target: file to write to, unless the source is a file already.
+        count: told what arrives from an address.
         should_stop: looked at while data arrives.
 
     Raises:
@@ -66,14 +165,20 @@ def fetch_media(
         GenerationStopped: `should_stop` said so.
     """
     limits = {"image": settings.max_image_bytes, "audio": settings.max_audio_bytes, "video": settings.max_video_bytes}
-    may_be_video = {"video", "audio"} & set(kinds)
+    may_be_video = {"video", "audio"} & set(wanted.kinds)
     limit = settings.max_video_bytes if may_be_video else settings.max_image_bytes
-    path = _fetch(field, source, limit, target, settings, should_stop)
+    if _is_url(wanted.source):
+        Download(field, wanted.source, limit, target, settings, count, should_stop).run()
+        path = target
+    else:
+        path = _read_local(field, wanted.source, limit, target, settings)
+    if should_stop():
+        raise GenerationStopped
     with naming(field):
         info = probe(path)
-    usable = info.kind in kinds or (info.kind == "video" and info.has_audio and "audio" in kinds)
+    usable = info.kind in wanted.kinds or (info.kind == "video" and info.has_audio and "audio" in wanted.kinds)
     if not usable:
-        raise _invalid(field, f"must be {_listed(kinds)}, but it is {_described(info)}")
+        raise _invalid(field, f"must be {_listed(wanted.kinds)}, but it is {_described(info)}")
     if path.stat().st_size > limits[info.kind]:
         raise _too_large(field, limits[info.kind])
     return Media(path, info)
@@ -81,19 +186,154 @@ def fetch_media(
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Lets a `MediaError` from inside become a `WorkerError` that names the job's field."""
+    """Lets a `MediaError` or `SynthesisError` from inside become a `WorkerError` that names the job's field."""
     try:
         yield
-    except MediaError as error:
+    except (MediaError, SynthesisError) as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"{field}: {error}") from error
 
 
-def _fetch(
-    field: str, source: str, limit: int, target: Path, settings: Settings, should_stop: Callable[[], bool]
-) -> Path:
-    if source.lower().startswith(("http://", "https://")):
-        _download(field, source, limit, target, settings, should_stop)
-        return target
+class Transient(Exception):
+    """A download failed in a way that may pass.
+
+    Args:
+        failure: what the client is told if it does not.
+        wait_s: seconds to wait that the address asked for.
+    """
+
+    def __init__(self, failure: WorkerError, wait_s: float | None = None) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.wait_s = wait_s
+
+
+class Download:
+    """One file from an address on the internet.
+
+    Args:
+        field: the job's field, for messages.
+        limit: bytes at most.
+        target: file to write to.
+        count: told what arrives.
+        should_stop: looked at while data arrives and between two attempts.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        url: str,
+        limit: int,
+        target: Path,
+        settings: Settings,
+        count: ByteCount,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.field = field
+        self.url = url
+        self.limit = limit
+        self.target = target
+        self.settings = settings
+        self.count = count
+        self.should_stop = should_stop
+
+    def run(self) -> None:
+        """Downloads, again where what stopped it may pass.
+
+        Raises:
+            WorkerError: the address is refused, fails for good, is too slow, or sends too much.
+            GenerationStopped: `should_stop` said so.
+        """
+        self._deadline = time.monotonic() + self.settings.download_timeout_s
+        for attempt in range(1, self.settings.download_attempts + 1):
+            try:
+                return self._try()
+            except Transient as transient:
+                wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) if transient.wait_s is None else transient.wait_s
+                if attempt == self.settings.download_attempts or wait_s > LONGEST_WAIT_S:
+                    raise transient.failure from transient
+            self._wait(wait_s)
+        raise AssertionError("there is at least one attempt")
+
+    def _try(self) -> None:
+        self._received = 0
+        self._expected: int | None = None
+        timeouts = (self.settings.connect_timeout_s, self.settings.read_timeout_s)
+        try:
+            # The limit is kept here, for a message of its own: the SDK's would be one of a refused address.
+            with safe_get(
+                self.url, headers={"Accept-Encoding": "identity"}, timeout=timeouts, max_bytes=sys.maxsize
+            ) as response:
+                self._check_status(response)
+                self._receive(response.raw)
+        except ValueError as error:
+            # An address that makes no sense is a ValueError too, whichever library says so.
+            if _is_name_server_busy(error):
+                raise Transient(self._failed("the address could not be looked up")) from error
+            raise self._failed(
+                "the address was refused; it must be http or https, resolve to a public address and redirect at most "
+                "5 times",
+                retryable=False,
+            ) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            failure = self._failed("the address did not answer, or not to the end")
+            self.count.forget(self._received, self._expected)
+            raise Transient(failure) from error
+
+    def _check_status(self, response: requests.Response) -> None:
+        status = response.status_code
+        if status == requests.codes.ok:
+            return
+        is_transient = status in TRANSIENT_STATUSES
+        failure = self._failed(f"the address answered with status {status}", retryable=is_transient)
+        if not is_transient:
+            raise failure
+        # A date in its place is rare, and as good as none.
+        retry_after = response.headers.get("Retry-After", "")
+        raise Transient(failure, float(retry_after) if retry_after.isdecimal() else None)
+
+    def _receive(self, body: urllib3.BaseHTTPResponse) -> None:
+        assert isinstance(body, urllib3.HTTPResponse)
+        self._expected = body.length_remaining
+        if self._expected is not None and self._expected > self.limit:
+            raise _too_large(self.field, self.limit)
+        self.count.expect(self._expected)
+        with self.target.open("wb") as file:
+            # Whatever has come, however little: a read of a whole block would outlast the deadline.
+            while block := body.read1(BLOCK_BYTES, decode_content=True):
+                self._received += len(block)
+                if self._received > self.limit:
+                    raise _too_large(self.field, self.limit)
+                self._check_time()
+                file.write(block)
+                self.count.add(len(block))
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._check_time()
+            time.sleep(min(left, STOP_POLL_S))
+
+    def _check_time(self) -> None:
+        if self.should_stop():
+            raise GenerationStopped
+        if time.monotonic() > self._deadline:
+            raise self._failed(f"the download took longer than {self.settings.download_timeout_s:g} s")
+
+    def _failed(self, message: str, retryable: bool | None = None) -> WorkerError:
+        return WorkerError(ErrorCode.DOWNLOAD_FAILED, f"{self.field}: {message}", retryable)
+
+
+def _is_name_server_busy(error: ValueError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def _read_local(field: str, source: str, limit: int, target: Path, settings: Settings) -> Path:
+    """The file that a data URI, base64 or a path stands for."""
     if header := _DATA_URI.match(source):
         _decode_base64(field, source[header.end() :], limit, target)
         return target
@@ -101,48 +341,6 @@ def _fetch(
         _decode_base64(field, source, limit, target)
         return target
     return _allowed_file(field, source, limit, settings)
-
-
-def _download(
-    field: str, url: str, limit: int, target: Path, settings: Settings, should_stop: Callable[[], bool]
-) -> None:
-    deadline = time.monotonic() + settings.download_timeout_s
-    timeouts = (settings.connect_timeout_s, settings.read_timeout_s)
-    try:
-        # The limit is kept here, for a message of its own: the SDK's would be one of a refused address.
-        with safe_get(url, timeout=timeouts, max_bytes=sys.maxsize) as response, target.open("wb") as file:
-            if response.status_code != requests.codes.ok:
-                raise WorkerError(
-                    ErrorCode.DOWNLOAD_FAILED,
-                    f"{field}: the address answered with status {response.status_code}",
-                    retryable=response.status_code in TRANSIENT_STATUSES,
-                )
-            if int(response.headers.get("Content-Length", 0)) > limit:
-                raise _too_large(field, limit)
-            received = 0
-            for block in response.iter_content(BLOCK_BYTES):
-                received += len(block)
-                if received > limit:
-                    raise _too_large(field, limit)
-                if time.monotonic() > deadline:
-                    raise WorkerError(
-                        ErrorCode.DOWNLOAD_FAILED,
-                        f"{field}: the download took longer than {settings.download_timeout_s:g} s",
-                    )
-                if should_stop():
-                    raise GenerationStopped
-                file.write(block)
-    except ValueError as error:
-        raise WorkerError(
-            ErrorCode.DOWNLOAD_FAILED,
-            f"{field}: the address was refused; it must be http or https, resolve to a public address and "
-            "redirect at most 5 times",
-            retryable=False,
-        ) from error
-    except requests.RequestException as error:
-        raise WorkerError(
-            ErrorCode.DOWNLOAD_FAILED, f"{field}: the address did not answer, or not to the end"
-        ) from error
 
 
 def _decode_base64(field: str, text: str, limit: int, target: Path) -> None:

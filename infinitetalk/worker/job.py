@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from secrets import randbelow
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -19,16 +23,23 @@ from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import read_waveform
 from infinitetalk.pipeline import Step
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
+from infinitetalk.worker.batch import run_batch
 from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, speaker_regions
 from infinitetalk.worker.errors import WorkerError, is_expected, job_error
-from infinitetalk.worker.fetch import Media, fetch_media, naming
+from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.logs import job_logger
+from infinitetalk.worker.progress import Report
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.storage import Store, make_store
+from infinitetalk.worker.storage import Artifacts, Store, make_store
 from schemas import (
+    BatchItem,
     BatchJob,
+    BatchResult,
     ErrorCode,
     Failure,
+    ItemFailure,
+    ItemSuccess,
+    JobError,
     OutputConfig,
     S3Config,
     SingleJob,
@@ -41,8 +52,6 @@ from schemas import (
 )
 
 NOT_YET_SUPPORTED = (
-    "batch",
-    "tts_audio",
     "loras",
     "quant",
     "offload_model",
@@ -52,19 +61,12 @@ NOT_YET_SUPPORTED = (
 """Fields that are declared and not served: a job that sets one is refused."""
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
+VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "runpod")
 AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
 """Stages short enough to report no time left."""
 
 MIN_SPEECH_FRAMES = 5
 TRAINED_SPEAKERS = 2
-
-
-class Report(Protocol):
-    """Takes a job's progress: see `ProgressReporter.report`."""
-
-    def __call__(
-        self, stage: Stage, fraction: float = 0.0, eta_s: float | None = None, details: dict[str, Any] | None = None
-    ) -> None: ...
 
 
 class StageClock:
@@ -98,6 +100,12 @@ class StageClock:
             # While chunks follow, their sampling goes on as far as the client is concerned.
             is_last = step.chunk == step.num_chunks
             (self.enter if is_last else self.count_towards)(Stage.DECODE)
+
+    def count_bytes(self, done: int, total: int | None) -> None:
+        """Reports bytes that have been fetched or stored, of all where that is known."""
+        details = {"bytes": done} | ({} if total is None else {"total_bytes": total})
+        fraction = min(done / total, 1.0) if total else 0.0
+        self._report(self.stage, fraction, 0.0 if self.stage in AFTER_SAMPLING else None, details)
 
     def next_chunk(self) -> None:
         """Goes back to sampling after a chunk's frames are encoded."""
@@ -141,62 +149,135 @@ class Rendered:
     evaluations_skipped: int
 
 
+@dataclass(frozen=True)
+class Task:
+    """One video to make.
+
+    Attributes:
+        job_id: the job.
+        item_id: of a batch, which of its items; None for a job of its own.
+        job: the parameters.
+        store: where the result goes.
+    """
+
+    job_id: str
+    item_id: str | None
+    job: SingleJob
+    store: Store
+
+    @property
+    def name(self) -> str:
+        """Of the files that the task leaves, without extension."""
+        return self.job_id if self.item_id is None else f"{self.job_id}-{self.item_id}"
+
+
 def run_job(
-    job: dict[str, Any], settings: Settings, engine: Engine, report: Report, should_stop: Callable[[], bool]
+    payload: dict[str, Any], settings: Settings, engine: Engine, report: Report, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Run one job as the queue hands it over; whatever goes wrong becomes a coded failure.
 
     Args:
-        job: `id`, `input` and, where the job names its own store, `s3Config`.
+        payload: `id`, `input` and, where the job names its own store, `s3Config`.
         report: told where the job is.
         should_stop: asked before every network evaluation and while data arrives.
 
     Returns:
-        `schemas.Success` or `schemas.Failure`, as JSON types.
+        `schemas.Success`, `schemas.Failure` or, for a batch, `schemas.BatchResult`, as JSON types.
 
     Raises:
         GenerationStopped: `should_stop` said so.
     """
-    job_id = str(job["id"])
-    logger = job_logger(job_id)
+    job_id = str(payload["id"])
     clock = StageClock(report)
     try:
-        # Whatever becomes of the job, nothing of it stays but what the store has.
-        with TemporaryDirectory(prefix="infinitetalk-") as folder:
-            result = _run_stages(job_id, job, Path(folder), settings, engine, clock, should_stop)
-    except GenerationStopped:
-        raise
+        job, s3_config = parse_payload(job_id, payload, settings)
     except Exception as error:
-        failure = job_error(error, clock.stage)
-        logger.error(
-            "job.failed",
-            details=failure.model_dump(mode="json") | {"timings": clock.timings()},
-            exc_info=None if is_expected(error) else error,
+        return as_json(Failure(job_id=job_id, error=_failed(error, clock, job_logger(job_id))))
+    if isinstance(job, SingleJob):
+        return as_json(run_single(job_id, None, job, s3_config, settings, engine, clock, should_stop))
+
+    def run_item(item: BatchItem, report: Report) -> ItemSuccess | ItemFailure:
+        with_store = item.model_copy(update={"output_config": item.output_config or job.output_config})
+        clock = StageClock(report)
+        result = run_single(
+            job_id, item.id, with_store, s3_config, settings, engine, clock, should_stop, len(job.batch)
         )
-        return Failure(job_id=job_id, error=failure).model_dump(mode="json")
-    logger.info("job.completed", details={"timings": result.timings, "model": result.model})
+        kind = ItemSuccess if isinstance(result, Success) else ItemFailure
+        return kind.model_validate(dict(result) | {"item_id": item.id})
+
+    return as_json(run_batch(job_id, job, run_item, report))
+
+
+def as_json(result: Success | Failure | BatchResult) -> dict[str, Any]:
+    """A result as the handler returns it; Runpod takes a job with an `error` for failed."""
     return result.model_dump(mode="json", exclude_none=True)
 
 
-def _run_stages(
+def run_single(
     job_id: str,
-    payload: dict[str, Any],
+    item_id: str | None,
+    job: SingleJob,
+    s3_config: S3Config | None,
+    settings: Settings,
+    engine: Engine,
+    clock: StageClock,
+    should_stop: Callable[[], bool],
+    num_results: int = 1,
+) -> Success | Failure:
+    """Makes one video; whatever goes wrong becomes a coded failure.
+
+    Args:
+        item_id: of a batch, the item; its job's other items share the job's result.
+        num_results: how many videos share it.
+
+    Raises:
+        GenerationStopped: `should_stop` said so.
+    """
+    logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
+    try:
+        store = make_store(job.output_config or OutputConfig(), s3_config, settings, num_results)
+        task = Task(job_id, item_id, job, store)
+        check(task, engine)
+        # Whatever becomes of the job, nothing of it stays but what the store has.
+        with TemporaryDirectory(prefix="infinitetalk-") as folder:
+            result = _run_stages(task, Path(folder), settings, engine, clock, should_stop)
+    except GenerationStopped:
+        raise
+    except Exception as error:
+        return Failure(job_id=job_id, error=_failed(error, clock, logger))
+    logger.info("job.completed", details={"timings": result.timings, "model": result.model})
+    return result
+
+
+def _failed(error: Exception, clock: StageClock, logger: Any) -> JobError:
+    """What the client is told of an error, which is logged."""
+    told = job_error(error, clock.stage)
+    logger.error(
+        "job.failed",
+        details=told.model_dump(mode="json") | {"timings": clock.timings()},
+        exc_info=None if is_expected(error) else error,
+    )
+    return told
+
+
+def _run_stages(
+    task: Task,
     folder: Path,
     settings: Settings,
     engine: Engine,
     clock: StageClock,
     should_stop: Callable[[], bool],
 ) -> Success:
-    job, store = validate(job_id, payload, settings)
+    job = task.job
     seed = randbelow(2**32) if job.base_seed == -1 else job.base_seed
 
     clock.enter(Stage.DOWNLOAD)
-    media = download(job, folder, settings, should_stop)
+    media = download(job, folder, settings, clock.count_bytes, should_stop)
 
     regions = speaker_regions(job, media.source.info, media.masks)
 
     clock.enter(Stage.EMBEDDING)
-    tracks = read_tracks(job, media)
+    tracks = make_tracks(job, media, engine, should_stop)
     speech = engine.embed(tracks, should_stop)
 
     clock.enter(Stage.LOAD)
@@ -207,39 +288,42 @@ def _run_stages(
     rendered = render(engine, request, clock, should_stop)
 
     clock.enter(Stage.MUX)
-    video, thumbnail = folder / "video.mp4", folder / "thumbnail.jpg"
-    join_parts(rendered.parts, mix_tracks(tracks), video)
-    write_thumbnail(rendered.first_frame, thumbnail)
-
-    clock.enter(Stage.UPLOAD)
-    places = store.save(job_id, video, thumbnail)
+    artifacts = Artifacts(folder / "video.mp4", folder / "thumbnail.jpg", folder / "metadata.json")
+    join_parts(rendered.parts, mix_tracks(tracks), artifacts.video)
+    write_thumbnail(rendered.first_frame, artifacts.thumbnail)
     height, width = rendered.first_frame.shape[:2]
-    clock.enter(Stage.COMPLETED)
     facts = {
-        "bytes": video.stat().st_size,
+        "bytes": artifacts.video.stat().st_size,
         "width": width,
         "height": height,
         "fps": float(VIDEO_FPS),
         "num_frames": rendered.num_frames,
         "duration_s": rendered.num_frames / VIDEO_FPS,
     }
-    return Success(
-        job_id=job_id,
-        video=Video.model_validate(places | facts),
-        timings=clock.timings(),
-        params=resolved_parameters(job, seed),
-        model=engine.model_name,
-        evaluations=rendered.evaluations,
-        evaluations_skipped=rendered.evaluations_skipped,
-        warnings=warnings_of(job),
-    )
+    about: dict[str, Any] = {
+        "params": resolved_parameters(job, seed),
+        "model": engine.model_name,
+        "evaluations": rendered.evaluations,
+        "evaluations_skipped": rendered.evaluations_skipped,
+        "warnings": warnings_of(job, engine),
+    }
+
+    clock.enter(Stage.UPLOAD)
+    identity = {"job_id": task.job_id, "item_id": task.item_id}
+    metadata = identity | about | {"seed": seed, "video": facts, "timings": clock.timings(), "versions": versions()}
+    artifacts.metadata.write_text(json.dumps(metadata, indent=2, ensure_ascii=False), encoding="utf-8")
+    places = task.store.save(task.name, artifacts, clock.count_bytes, should_stop)
+    clock.enter(Stage.COMPLETED)
+    return Success(job_id=task.job_id, video=Video.model_validate(places | facts), timings=clock.timings(), **about)
 
 
-def validate(job_id: str, payload: dict[str, Any], settings: Settings) -> tuple[SingleJob, Store]:
-    """A job's input as a model, and the store its result will go to, looked at.
+def parse_payload(
+    job_id: str, payload: dict[str, Any], settings: Settings
+) -> tuple[SingleJob | BatchJob, S3Config | None]:
+    """A job's input and its own store as models.
 
     Raises:
-        WorkerError: the input breaks the interface, asks for what is not served, or the store would refuse it.
+        WorkerError: the input breaks the interface, or asks for what is not served.
     """
     try:
         check_safe_name(job_id)
@@ -249,66 +333,100 @@ def validate(job_id: str, payload: dict[str, Any], settings: Settings) -> tuple[
         raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error)) from None
     except ValueError as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"id {error}") from None
+    if isinstance(job, BatchJob) and len(job.batch) > settings.max_batch_items:
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"batch has {len(job.batch)} items; this worker takes at most {settings.max_batch_items}, send the rest "
+            "as another job",
+        )
+    return job, s3_config
+
+
+def check(task: Task, engine: Engine) -> None:
+    """Looks, before anything is fetched, at what need not be fetched.
+
+    Raises:
+        WorkerError: the job asks for what is not served, its text cannot be spoken, or the store would refuse the
+            result.
+        CheckpointError: the worker cannot speak.
+    """
+    job = task.job
     if unserved := unsupported_fields(job):
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"not yet supported: {', '.join(unserved)}; leave it out")
-    assert isinstance(job, SingleJob)
-    store = make_store(job.output_config or OutputConfig(), s3_config, settings)
-    store.check()
-    return job, store
+    if job.tts_audio is not None:
+        with naming("tts_audio"):
+            engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
+    task.store.check()
 
 
-def unsupported_fields(job: SingleJob | BatchJob) -> list[str]:
+def unsupported_fields(job: SingleJob) -> list[str]:
     """Fields of `NOT_YET_SUPPORTED` that a job sets to anything but their default."""
-    fields = type(job).model_fields
+    fields = SingleJob.model_fields
     return [
-        name
-        for name in NOT_YET_SUPPORTED
-        if name in fields and getattr(job, name) != fields[name].get_default(call_default_factory=True)
+        name for name in NOT_YET_SUPPORTED if getattr(job, name) != fields[name].get_default(call_default_factory=True)
     ]
 
 
-def download(job: SingleJob, folder: Path, settings: Settings, should_stop: Callable[[], bool]) -> JobMedia:
+def download(
+    job: SingleJob, folder: Path, settings: Settings, on_bytes: OnBytes, should_stop: Callable[[], bool]
+) -> JobMedia:
     """All media of a job as local files, each known to be of a fit kind.
 
     Raises:
         WorkerError: one cannot be fetched or decoded, is too large, or of the wrong kind.
         GenerationStopped: `should_stop` said so.
     """
-    assert job.cond_audio is not None
-
-    def fetch(field: str, source: str, *kinds: str) -> Media:
-        return fetch_media(field, source, kinds, folder / field, settings, should_stop)
-
+    wanted = {"cond_video": Wanted(job.cond_video, ("image", "video"))}
+    speech = job.cond_audio or {}
+    for speaker, source in speech.items():
+        if source is not None:
+            wanted[f"cond_audio.{speaker}"] = Wanted(source, ("audio",))
+    for speaker, source in (job.mask or {}).items():
+        wanted[f"mask.{speaker}"] = Wanted(source, ("image",))
+    media = fetch_all(wanted, folder, settings, on_bytes, should_stop)
     return JobMedia(
-        source=fetch("cond_video", job.cond_video, "image", "video"),
-        speech=[
-            None if source is None else fetch(f"cond_audio.{speaker}", source, "audio")
-            for speaker, source in job.cond_audio.items()
-        ],
-        masks=None
-        if job.mask is None
-        else [fetch(f"mask.{speaker}", source, "image") for speaker, source in job.mask.items()],
+        source=media["cond_video"],
+        speech=[media.get(f"cond_audio.{speaker}") for speaker in speech],
+        masks=None if job.mask is None else [media[f"mask.{speaker}"] for speaker in job.mask],
     )
 
 
-def read_tracks(job: SingleJob, media: JobMedia) -> list[np.ndarray]:
+def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Callable[[], bool]) -> list[np.ndarray]:
     """One normalised track for each speaker, float32 (samples,), no longer than the video can use.
 
     Raises:
-        WorkerError: the speech is too short or cannot be decoded.
+        WorkerError: the speech is too short, cannot be decoded, or its text cannot be spoken.
+        CheckpointError: Kokoro cannot be loaded.
+        GenerationStopped: `should_stop` said so.
     """
     max_seconds = usable_rows(job.frame_limit, job.frame_num, job.motion_frame) / VIDEO_FPS
+    if job.tts_audio is not None:
+        with naming("tts_audio"):
+            spoken = engine.synthesiser.speak(job.tts_audio.text, job.tts_audio.voices, max_seconds, should_stop)
+        tracks = [normalise_loudness(track) for track in spoken]
+    else:
+        tracks = arrange_tracks(read_waveforms(job, media, max_seconds), job.audio_type)
+        tracks = [track[: round(max_seconds * SAMPLING_RATE)] for track in tracks]
+    if len(tracks[0]) * VIDEO_FPS < MIN_SPEECH_FRAMES * SAMPLING_RATE:
+        field = "cond_audio" if job.tts_audio is None else "tts_audio"
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION, f"{field} is too short: at least {MIN_SPEECH_FRAMES / VIDEO_FPS:g} s"
+        )
+    return tracks
+
+
+def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[np.ndarray | None]:
+    """The normalised sound of each speaker, float32 (samples,); None for a silent one.
+
+    Raises:
+        WorkerError: one cannot be decoded.
+    """
     waveforms = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
         with naming(f"cond_audio.{speaker}"):
             waveform = None if medium is None else read_waveform(medium.path, max_seconds)
         waveforms.append(None if waveform is None else normalise_loudness(waveform))
-    tracks = [track[: round(max_seconds * SAMPLING_RATE)] for track in arrange_tracks(waveforms, job.audio_type)]
-    if len(tracks[0]) * VIDEO_FPS < MIN_SPEECH_FRAMES * SAMPLING_RATE:
-        raise WorkerError(
-            ErrorCode.INPUT_VALIDATION, f"cond_audio is too short: at least {MIN_SPEECH_FRAMES / VIDEO_FPS:g} s"
-        )
-    return tracks
+    return waveforms
 
 
 def render(engine: Engine, request: Request, clock: StageClock, should_stop: Callable[[], bool]) -> Rendered:
@@ -340,20 +458,27 @@ def render(engine: Engine, request: Request, clock: StageClock, should_stop: Cal
 
 def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
     """The parameters as used, without media and fields that are not served."""
-    params = job.model_dump(mode="json", exclude={*MEDIA_FIELDS, *NOT_YET_SUPPORTED, "output_config"})
+    params = job.model_dump(mode="json", exclude={*MEDIA_FIELDS, *NOT_YET_SUPPORTED, "output_config", "id"})
     output_config = job.output_config or OutputConfig()
     resolved = {
         "sample_shift": job.shift,
         "base_seed": seed,
         "negative_prompt": negative_prompt_of(job),
-        "output_config": output_config.model_dump(mode="json"),
+        # Presigned addresses are credentials.
+        "output_config": output_config.model_dump(mode="json", exclude={"video_url", "thumbnail_url"}),
     }
     return params | resolved
 
 
-def warnings_of(job: SingleJob) -> list[str]:
+@cache
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that decide how a video looks."""
+    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED}
+
+
+def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
     """What may disappoint in the result."""
-    warnings = []
+    warnings = [] if job.tts_audio is None else list(engine.synthesiser.warnings)
     if len(job.speakers) > TRAINED_SPEAKERS:
         warnings.append(
             f"{len(job.speakers)} speakers: no checkpoint is trained for more than {TRAINED_SPEAKERS}; "

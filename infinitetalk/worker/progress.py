@@ -10,8 +10,9 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
@@ -36,6 +37,28 @@ STAGE_PERCENTAGES: dict[Stage, tuple[float, float]] = {
 """Per cent of a job at each stage's beginning and end, roughly by the time they take."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ItemPosition:
+    """Which item of a batch is at work; `index` counts from 0."""
+
+    item_id: str
+    index: int
+    num_items: int
+
+
+class Report(Protocol):
+    """Takes a job's progress: see `ProgressReporter.report`."""
+
+    def __call__(
+        self,
+        stage: Stage,
+        fraction: float = 0.0,
+        eta_s: float | None = None,
+        details: dict[str, Any] | None = None,
+        item: ItemPosition | None = None,
+    ) -> None: ...
 
 
 class ProgressReporter:
@@ -69,7 +92,12 @@ class ProgressReporter:
         await self.close(flush=error is None)
 
     def report(
-        self, stage: Stage, fraction: float = 0.0, eta_s: float | None = None, details: dict[str, Any] | None = None
+        self,
+        stage: Stage,
+        fraction: float = 0.0,
+        eta_s: float | None = None,
+        details: dict[str, Any] | None = None,
+        item: ItemPosition | None = None,
     ) -> None:
         """Says where the job is.
 
@@ -77,11 +105,17 @@ class ProgressReporter:
             fraction: 0 to 1, the share of the stage that is done.
             eta_s: seconds left, where known.
             details: more on the stage, fit for JSON.
+            item: of a batch, whose items have equal shares of `pct`.
         """
         begin, end = STAGE_PERCENTAGES[stage]
+        pct = begin + (end - begin) * fraction
+        message: dict[str, Any] = {"stage": stage, "eta_s": eta_s, "details": details or {}}
+        if item is not None:
+            pct = (100 * item.index + pct) / item.num_items
+            message |= {"item_id": item.item_id, "item_index": item.index}
         with self._lock:
-            self._pct = max(self._pct, round(begin + (end - begin) * fraction, 1))
-            self._latest = {"stage": stage, "pct": self._pct, "eta_s": eta_s, "details": details or {}}
+            self._pct = max(self._pct, round(pct, 1))
+            self._latest = message | {"pct": self._pct}
         self._loop.call_soon_threadsafe(self._changed.set)
 
     async def close(self, flush: bool) -> None:

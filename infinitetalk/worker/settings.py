@@ -62,6 +62,9 @@ class Settings(WeightsSettings):
     s3_url_expiry_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 7 * 24 * 3600
     """Seconds that presigned addresses live; seven days at most."""
 
+    serve_examples: bool = False
+    """Inputs may be paths below the checkout's examples/, as they may without a queue; set by `make serve`."""
+
     max_image_bytes: Annotated[int, Field(ge=1)] = 50 * MEGABYTE
     """Largest picture taken as input."""
 
@@ -83,6 +86,12 @@ class Settings(WeightsSettings):
     download_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that one download may take."""
 
+    download_attempts: Annotated[int, Field(ge=1)] = 4
+    """Times that a download is tried while what stops it may pass."""
+
+    max_batch_items: Annotated[int, Field(ge=1, le=50)] = 20
+    """Items that a batch may have."""
+
     progress_interval_s: Annotated[float, Field(ge=0)] = 1.0
     """Seconds at least between two progress messages."""
 
@@ -101,10 +110,10 @@ class Settings(WeightsSettings):
     def input_roots(self) -> list[tuple[Path, Path]]:
         """Folders that inputs may lie below, each after the folder that relative paths start from.
 
-        The checkout's examples are served where no queue is, that is on the machine of the one who runs them.
+        The checkout's examples are served on the machine of the one who runs them only.
         """
         roots = [(folder.resolve(), folder.resolve()) for folder in (self.output_dir, self.volume_dir)]
-        if self.webhook_get_job is None:
+        if self.serve_examples or self.webhook_get_job is None:
             roots.append((CHECKOUT, CHECKOUT / "examples"))
         return roots
 

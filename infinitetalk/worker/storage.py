@@ -5,29 +5,65 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import socket
+import threading
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import boto3
+import requests
 from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from runpod.serverless.utils.rp_ssrf import SSRFError, resolve_and_validate
+from botocore.httpsession import URLLib3Session
+from runpod.serverless.utils.rp_ssrf import PinnedIPAdapter, SSRFError, resolve_and_validate
+from urllib3.connection import HTTPConnection
 
+from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.fetch import TRANSIENT_STATUSES, OnBytes
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from schemas import ErrorCode, OutputConfig, S3Config
 
 VIDEO_TYPE = "video/mp4"
 THUMBNAIL_TYPE = "image/jpeg"
+METADATA_TYPE = "application/json"
 RESULT_OVERHEAD_BYTES = 100_000
 """Room that the rest of a result gets beside inline media."""
 
+S3_ATTEMPTS = 5
+PUT_ATTEMPTS = 4
+FIRST_WAIT_S = 0.5
+"""Seconds before a PUT is tried again, doubled each time."""
+
+BLOCK_BYTES = 1 << 18
+STOP_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The files that a task leaves: the MP4, its JPEG, and a JSON file that says how they were made."""
+
+    video: Path
+    thumbnail: Path
+    metadata: Path
+
 
 class Store(ABC):
-    """Keeps a video and its thumbnail."""
+    """Keeps a video and what belongs to it."""
 
     @abstractmethod
     def check(self) -> None:
@@ -38,16 +74,32 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def save(self, name: str, video: Path, thumbnail: Path) -> dict[str, str]:
-        """Stores both under `name`; returns the fields of `schemas.Video` that say where.
+    def save(
+        self,
+        name: str,
+        artifacts: Artifacts,
+        on_bytes: OnBytes = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
+        """Stores the artifacts under `name`; returns the fields of `schemas.Video` that say where.
+
+        Args:
+            on_bytes: told what has been sent over the network.
+            should_stop: asked while it is sent; nothing half done stays behind.
 
         Raises:
             WorkerError: they could not be stored.
+            GenerationStopped: `should_stop` said so.
         """
 
 
-def make_store(output_config: OutputConfig, s3_config: S3Config | None, settings: Settings) -> Store:
+def make_store(
+    output_config: OutputConfig, s3_config: S3Config | None, settings: Settings, num_results: int = 1
+) -> Store:
     """The store that a job asks for.
+
+    Args:
+        num_results: how many videos share the job's result, and with it the room for inline ones.
 
     Raises:
         WorkerError: the worker has no settings for it.
@@ -56,7 +108,10 @@ def make_store(output_config: OutputConfig, s3_config: S3Config | None, settings
         case "volume":
             return VolumeStore(settings.output_dir, output_config.prefix)
         case "inline":
-            return InlineStore(settings.max_result_bytes - RESULT_OVERHEAD_BYTES)
+            return InlineStore(settings.max_result_bytes // num_results - RESULT_OVERHEAD_BYTES)
+        case "put":
+            assert output_config.video_url is not None and output_config.thumbnail_url is not None
+            return PutStore(output_config.video_url, output_config.thumbnail_url, settings)
         case "s3":
             return S3Store.from_settings(output_config.prefix, s3_config, settings)
 
@@ -76,10 +131,17 @@ class VolumeStore(Store):
         except OSError as error:
             raise _not_stored("the volume cannot be written to") from error
 
-    def save(self, name: str, video: Path, thumbnail: Path) -> dict[str, str]:
+    def save(
+        self,
+        name: str,
+        artifacts: Artifacts,
+        on_bytes: OnBytes = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
         return {
-            "path": self._copy(video, f"{name}.mp4"),
-            "thumbnail_path": self._copy(thumbnail, f"{name}.jpg"),
+            "path": self._copy(artifacts.video, f"{name}.mp4"),
+            "thumbnail_path": self._copy(artifacts.thumbnail, f"{name}.jpg"),
+            "metadata_path": self._copy(artifacts.metadata, f"{name}.json"),
         }
 
     def _copy(self, source: Path, name: str) -> str:
@@ -108,10 +170,16 @@ class InlineStore(Store):
     def check(self) -> None:
         """Nothing to look at: how large the video gets is known at the end."""
 
-    def save(self, name: str, video: Path, thumbnail: Path) -> dict[str, str]:
+    def save(
+        self,
+        name: str,
+        artifacts: Artifacts,
+        on_bytes: OnBytes = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
         encoded = {
-            "data": base64.b64encode(video.read_bytes()).decode("ascii"),
-            "thumbnail_data": base64.b64encode(thumbnail.read_bytes()).decode("ascii"),
+            "data": base64.b64encode(artifacts.video.read_bytes()).decode("ascii"),
+            "thumbnail_data": base64.b64encode(artifacts.thumbnail.read_bytes()).decode("ascii"),
         }
         characters = sum(len(text) for text in encoded.values())
         if characters > self.max_characters:
@@ -148,8 +216,11 @@ class S3Store(Store):
             WorkerError: neither is complete, or the job's store is not at a public address.
         """
         if s3_config is not None:
-            _check_public(s3_config.endpoint_url)
+            check_public("s3Config.endpointUrl", s3_config.endpoint_url)
             client = _s3_client(s3_config.endpoint_url, None, s3_config.access_id, s3_config.access_secret, settings)
+            session = PublicSession(settings)
+            # What this returns is taken for the answer, and nothing else is sent.
+            client.meta.events.register("before-send.s3", lambda request, **_: session.send(request))
             return cls(client, s3_config.bucket_name, prefix, None, settings.s3_url_expiry_s)
         required = {
             "S3_ENDPOINT": settings.s3_endpoint,
@@ -181,22 +252,211 @@ class S3Store(Store):
         except (BotoCoreError, ClientError) as error:
             raise _s3_error(error) from error
 
-    def save(self, name: str, video: Path, thumbnail: Path) -> dict[str, str]:
-        return {
-            "url": self._upload(video, f"{self.prefix}/{name}.mp4", VIDEO_TYPE),
-            "thumbnail_url": self._upload(thumbnail, f"{self.prefix}/{name}.jpg", THUMBNAIL_TYPE),
+    def save(
+        self,
+        name: str,
+        artifacts: Artifacts,
+        on_bytes: OnBytes = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
+        uploads = {
+            "url": (artifacts.video, "mp4", VIDEO_TYPE),
+            "thumbnail_url": (artifacts.thumbnail, "jpg", THUMBNAIL_TYPE),
+            "metadata_url": (artifacts.metadata, "json", METADATA_TYPE),
         }
+        sent = SentBytes(on_bytes, sum(path.stat().st_size for path, _, _ in uploads.values()))
+        places = {}
+        for field, (path, extension, content_type) in uploads.items():
+            key = f"{self.prefix}/{name}.{extension}"
+            self._upload(path, key, content_type, sent, should_stop)
+            places[field] = self._address(key)
+        return places
 
-    def _upload(self, source: Path, key: str, content_type: str) -> str:
+    def _upload(
+        self, path: Path, key: str, content_type: str, sent: SentBytes, should_stop: Callable[[], bool]
+    ) -> None:
+        subscriber = ProgressCallbackInvoker(sent.add)
         try:
-            self.client.upload_file(str(source), self.bucket, key, ExtraArgs={"ContentType": content_type})
-            if self.public_base is not None:
-                return f"{self.public_base.rstrip('/')}/{quote(key)}"
-            return self.client.generate_presigned_url(
-                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=self.url_expiry_s
-            )
+            # Left by an exception, the manager stops what is under way and aborts a multipart upload.
+            with create_transfer_manager(self.client, TransferConfig()) as manager:
+                upload = manager.upload(
+                    str(path), self.bucket, key, extra_args={"ContentType": content_type}, subscribers=[subscriber]
+                )
+                while not upload.done():
+                    if should_stop():
+                        raise GenerationStopped
+                    time.sleep(STOP_POLL_S)
+                upload.result()
         except (BotoCoreError, ClientError, S3UploadFailedError) as error:
             raise _s3_error(error) from error
+
+    def _address(self, key: str) -> str:
+        if self.public_base is not None:
+            return f"{self.public_base.rstrip('/')}/{quote(key)}"
+        return self.client.generate_presigned_url(
+            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=self.url_expiry_s
+        )
+
+
+class PutStore(Store):
+    """Addresses, presigned by the job's sender, that take the files by PUT."""
+
+    def __init__(self, video_url: str, thumbnail_url: str, settings: Settings) -> None:
+        self.video_url = video_url
+        self.thumbnail_url = thumbnail_url
+        self.timeouts = (settings.connect_timeout_s, settings.read_timeout_s)
+
+    def check(self) -> None:
+        """Nothing but whether the addresses are public: a presigned PUT allows no other request."""
+        check_public("output_config.video_url", self.video_url)
+        check_public("output_config.thumbnail_url", self.thumbnail_url)
+
+    def save(
+        self,
+        name: str,
+        artifacts: Artifacts,
+        on_bytes: OnBytes = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
+        sent = SentBytes(on_bytes, artifacts.video.stat().st_size + artifacts.thumbnail.stat().st_size)
+        self._put(artifacts.video, "video_url", self.video_url, VIDEO_TYPE, sent, should_stop)
+        self._put(artifacts.thumbnail, "thumbnail_url", self.thumbnail_url, THUMBNAIL_TYPE, sent, should_stop)
+        return {"url": _without_query(self.video_url), "thumbnail_url": _without_query(self.thumbnail_url)}
+
+    def _put(
+        self, path: Path, field: str, url: str, content_type: str, sent: SentBytes, should_stop: Callable[[], bool]
+    ) -> None:
+        for attempt in range(1, PUT_ATTEMPTS + 1):
+            body = FileBody(path, sent, should_stop)
+            try:
+                status = self._send(url, body, content_type)
+            except SSRFError as error:
+                raise _not_public(f"output_config.{field}") from error
+            except requests.RequestException as error:
+                failure = _not_stored(f"the address of output_config.{field} did not answer")
+                failure.__cause__ = error
+            else:
+                if 200 <= status < 300:
+                    return
+                failure = _not_stored(
+                    f"the address of output_config.{field} answered with status {status}; it must be presigned for "
+                    f"PUT with Content-Type {content_type} and not have expired",
+                    retryable=status in TRANSIENT_STATUSES,
+                )
+            if attempt == PUT_ATTEMPTS or not failure.retryable:
+                raise failure
+            body.forget()
+            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+
+    def _send(self, url: str, body: FileBody, content_type: str) -> int:
+        """The status that the address answers with; a redirect is not followed."""
+        # Straight to the checked address: a proxy would look the name up again.
+        with requests.Session() as session:
+            session.trust_env = False
+            session.mount(url, PinnedIPAdapter(_public_addresses(url)[0]))
+            return session.put(
+                url,
+                data=body,
+                headers={"Content-Type": content_type},
+                timeout=self.timeouts,
+                allow_redirects=False,
+            ).status_code
+
+
+class SentBytes:
+    """Bytes of a task's files that have been sent, as they are reported; threads may add at once."""
+
+    def __init__(self, on_bytes: OnBytes, total: int) -> None:
+        self._on_bytes = on_bytes
+        self._total = total
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def add(self, num_bytes: int) -> None:
+        """More bytes, or fewer where a part is sent again."""
+        with self._lock:
+            self._done += num_bytes
+            self._on_bytes(self._done, self._total)
+
+
+class FileBody:
+    """A file as the body of a request, which counts and may be stopped."""
+
+    def __init__(self, path: Path, sent: SentBytes, should_stop: Callable[[], bool]) -> None:
+        self._path = path
+        self._sent = sent
+        self._should_stop = should_stop
+        self._num_sent = 0
+
+    def __len__(self) -> int:
+        return self._path.stat().st_size
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                if self._should_stop():
+                    raise GenerationStopped
+                yield block
+                self._num_sent += len(block)
+                self._sent.add(len(block))
+
+    def forget(self) -> None:
+        """Takes back what has been counted, since it will be sent again."""
+        self._sent.add(-self._num_sent)
+
+
+@contextmanager
+def pinned(connection: HTTPConnection) -> Iterator[None]:
+    """Lets a connection be opened to an address that has just been looked up and is public, and to no other.
+
+    Raises:
+        SSRFError: the host has no address, or one that is not public.
+    """
+    name = connection._dns_host
+    connection._dns_host = resolve_and_validate(name, connection.port)[0]
+    try:
+        yield
+    finally:
+        # The certificate is for the name.
+        connection._dns_host = name
+
+
+class PublicConnection(AWSHTTPConnection):
+    """A connection to a public address."""
+
+    def _new_conn(self) -> socket.socket:
+        with pinned(self):
+            return super()._new_conn()
+
+
+class PublicSecureConnection(AWSHTTPSConnection):
+    """A connection over TLS to a public address."""
+
+    def _new_conn(self) -> socket.socket:
+        with pinned(self):
+            return super()._new_conn()
+
+
+class PublicPool(AWSHTTPConnectionPool):
+    """Connections to public addresses."""
+
+    ConnectionCls = PublicConnection
+
+
+class PublicSecurePool(AWSHTTPSConnectionPool):
+    """Connections over TLS to public addresses."""
+
+    ConnectionCls = PublicSecureConnection
+
+
+class PublicSession(URLLib3Session):
+    """botocore's HTTP session, which connects to public addresses only, however often a name's address changes."""
+
+    def __init__(self, settings: Settings) -> None:
+        timeouts: Any = (settings.connect_timeout_s, settings.read_timeout_s)
+        super().__init__(timeout=timeouts)
+        pools: Any = self
+        pools._manager.pool_classes_by_scheme = {"http": PublicPool, "https": PublicSecurePool}
 
 
 def _s3_client(
@@ -210,9 +470,11 @@ def _s3_client(
         aws_secret_access_key=secret_key,
         config=Config(
             signature_version="s3v4",
+            # The checksum that every store knows: the SHA-256 of each part, signed, over TLS too.
+            s3={"payload_signing_enabled": True},
             connect_timeout=settings.connect_timeout_s,
             read_timeout=settings.read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": 3},
+            retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
             # Not every compatible store knows the newer checksum headers.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -220,19 +482,35 @@ def _s3_client(
     )
 
 
-def _check_public(endpoint: str) -> None:
-    """A store that a job names must be as public as an input that it names.
+def check_public(field: str, url: str) -> None:
+    """An address that a job writes to must be as public as one that it reads from.
 
     Raises:
-        WorkerError: it is not.
+        WorkerError: it is not; the message names the field.
     """
     try:
-        parts = urlsplit(endpoint)
-        resolve_and_validate(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-    except (SSRFError, ValueError) as error:
-        raise WorkerError(
-            ErrorCode.INPUT_VALIDATION, "s3Config.endpointUrl must resolve to a public address"
-        ) from error
+        _public_addresses(url)
+    except ValueError as error:
+        raise _not_public(field) from error
+
+
+def _public_addresses(url: str) -> list[str]:
+    """IP addresses of a URL's host, each public.
+
+    Raises:
+        SSRFError: one is not, or there is none.
+        ValueError: the URL makes no sense.
+    """
+    parts = urlsplit(url)
+    return resolve_and_validate(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+
+
+def _not_public(field: str) -> WorkerError:
+    return WorkerError(ErrorCode.INPUT_VALIDATION, f"{field} must resolve to a public address")
+
+
+def _without_query(url: str) -> str:
+    return urlsplit(url)._replace(query="", fragment="").geturl()
 
 
 def _s3_error(error: Exception) -> WorkerError:

@@ -1,0 +1,63 @@
+"""Several videos of one job, made in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from infinitetalk.worker.progress import ItemPosition, Report
+from schemas import BatchItem, BatchJob, BatchResult, ItemFailure, ItemSuccess, JobError, Stage
+
+
+class RunItem(Protocol):
+    """Makes one item's video; whatever goes wrong becomes an `ItemFailure`."""
+
+    def __call__(self, item: BatchItem, report: Report) -> ItemSuccess | ItemFailure: ...
+
+
+def run_batch(
+    job_id: str,
+    batch: BatchJob,
+    run_item: RunItem,
+    report: Report,
+    now: Callable[[], float] = time.monotonic,
+) -> BatchResult:
+    """Runs a batch's items one after the other; one that fails does not stop the next.
+
+    Args:
+        job_id: the job.
+        run_item: makes one item.
+        report: told where the batch is.
+        now: seconds, for the timings.
+
+    Raises:
+        GenerationStopped: `run_item` did.
+    """
+    begin = now()
+    results = []
+    for index, item in enumerate(batch.batch):
+        position = ItemPosition(item.id, index, len(batch.batch))
+        results.append(run_item(item, partial(report, item=position)))
+    report(Stage.COMPLETED)
+    failures = [result for result in results if isinstance(result, ItemFailure)]
+    none_succeeded = len(failures) == len(results)
+    return BatchResult(
+        job_id=job_id,
+        status="error" if none_succeeded else "partial" if failures else "success",
+        items=results,
+        timings={"total_ms": round((now() - begin) * 1000)},
+        error=_error_of_all(failures) if none_succeeded else None,
+    )
+
+
+def _error_of_all(failures: list[ItemFailure]) -> JobError:
+    """The first item's error, in the batch's words; retryable where any item is."""
+    first = failures[0].error
+    return JobError(
+        code=first.code,
+        message=f"no item of the batch succeeded; {failures[0].item_id}: {first.message}",
+        retryable=any(failure.error.retryable for failure in failures),
+        at_stage=first.at_stage,
+    )
