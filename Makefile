@@ -1,14 +1,22 @@
 # make demo: the main job on the embedded tiny model. make test: linting, types and tests.
-# Both set up what they need in .venv, once.
+# make serve: the worker behind a local endpoint. make page: a page in the browser for it.
+# Each sets up what it needs in .venv (the page in .venv-page), once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PAGE_VENV := .venv-page
 
-.PHONY: demo test lint types format schemas clean
+.PHONY: demo serve page test lint types format schemas clean
 
 demo: $(VENV)/.requirements
 	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
+
+serve: $(VENV)/.requirements
+	$(BIN)/python -m infinitetalk.worker.local_endpoint
+
+page: $(PAGE_VENV)/.requirements
+	$(PAGE_VENV)/bin/python examples/app.py
 
 test: lint types
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
@@ -28,7 +36,7 @@ schemas: $(VENV)/.requirements-dev
 	$(BIN)/python -m schemas
 
 clean:
-	rm -rf $(VENV) outputs checkpoints
+	rm -rf $(VENV) $(PAGE_VENV) outputs checkpoints
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,4 +49,10 @@ $(VENV)/.requirements: requirements.txt | $(BIN)/python
 
 $(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The page's library wants older versions of packages that the worker has: it gets an environment of its own.
+$(PAGE_VENV)/.requirements: examples/requirements.txt
+	$(PYTHON) -m venv $(PAGE_VENV)
+	$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
 	@touch $@

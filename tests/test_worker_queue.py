@@ -165,7 +165,7 @@ def test_a_cancelled_job_stops_and_the_next_one_is_served(worker):
     _, result = worker.success(small_job())
     assert result.video.num_frames == 5
     cancelled = worker.queue.jobs[job_id]
-    assert cancelled.ended_at is None
+    assert cancelled.posts_after_end == 0
     assert f'"job_id": "{job_id}", "event": "job.stopped"' in worker.log.read_text()
     assert not (worker.volume / "infinitetalk/jobs" / f"{job_id}.mp4").exists()
 

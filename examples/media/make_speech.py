@@ -26,7 +26,11 @@ SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), c
 
 
 def synthesise(espeak: ctypes.CDLL, text: str, voice: str, words_per_minute: int, pitch: int) -> bytes:
-    """Speaks `text` and returns its samples, signed 16 bit mono; `pitch` is 0…100. Raises RuntimeError for an unknown voice."""
+    """Speaks `text`, with a pitch of 0 to 100, and returns its samples, signed 16 bit mono.
+
+    Raises:
+        RuntimeError: espeak-ng does not know the voice.
+    """
     samples = bytearray()
 
     @SynthCallback

@@ -1,0 +1,219 @@
+"""The local endpoint answers clients as Runpod does; the worker's side is tested with the real worker elsewhere."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import requests
+
+from examples.client import InfiniteTalkClient, JobError
+from infinitetalk.worker import local_endpoint
+from tests.queue_server import API_KEY, LocalQueue
+
+DONE = {"output": {"status": "success", "video": {"path": "made/talk.mp4"}}}
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[LocalQueue]:
+    with LocalQueue(tmp_path) as queue:
+        yield queue
+
+
+@pytest.fixture
+def client(queue: LocalQueue) -> InfiniteTalkClient:
+    return InfiniteTalkClient(queue.endpoint.url, API_KEY)
+
+
+def call(queue: LocalQueue, method: str, path: str, **options: object) -> requests.Response:
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    return requests.request(method, f"{queue.endpoint.url}/{path}", headers=headers, timeout=20, **options)  # type: ignore[arg-type]
+
+
+def work(queue: LocalQueue, *messages: dict) -> threading.Thread:
+    """A worker that takes one job and says these things."""
+
+    def take_and_report() -> None:
+        while (payload := queue.take()) is None:
+            time.sleep(0.01)
+        for message in messages:
+            queue.report(payload["id"], message)
+
+    thread = threading.Thread(target=take_and_report, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_job_goes_from_queue_through_progress_to_its_result(queue):
+    job_id = call(queue, "POST", "run", json={"input": {"prompt": "x"}, "s3Config": {"bucketName": "b"}}).json()["id"]
+    assert call(queue, "GET", f"status/{job_id}").json() == {"id": job_id, "status": "IN_QUEUE"}
+    assert queue.take() == {"id": job_id, "input": {"prompt": "x"}, "s3Config": {"bucketName": "b"}}
+    queue.report(job_id, {"status": "IN_PROGRESS", "output": {"stage": "sampling", "pct": 40}})
+    running = call(queue, "GET", f"status/{job_id}").json()
+    assert (running["status"], running["output"]["pct"]) == ("IN_PROGRESS", 40)
+    queue.report(job_id, {"output": {"status": "success"}})
+    ended = call(queue, "GET", f"status/{job_id}").json()
+    assert (ended["status"], ended["output"]) == ("COMPLETED", {"status": "success"})
+    assert {"delayTime", "executionTime", "workerId"} <= ended.keys()
+
+
+def test_runsync_answers_with_the_result(queue):
+    worker = work(queue, DONE)
+    answer = call(queue, "POST", "runsync", json={"input": {}}).json()
+    worker.join(10)
+    assert (answer["status"], answer["output"]) == ("COMPLETED", DONE["output"])
+
+
+def test_a_cancelled_job_stops_and_nothing_said_later_counts(queue):
+    job_id = queue.post({})
+    queue.take()
+    assert call(queue, "POST", f"cancel/{job_id}").json()["status"] == "CANCELLED"
+    assert queue.take_stops() == [job_id]
+    queue.report(job_id, DONE)
+    assert call(queue, "GET", f"status/{job_id}").json()["status"] == "CANCELLED"
+
+
+def test_a_cancelled_job_that_waits_is_never_taken(queue):
+    call(queue, "POST", f"cancel/{queue.post({})}")
+    assert queue.take() is None
+    assert queue.take_stops() == []
+
+
+def test_a_failed_job_is_tried_again_under_its_id_and_a_completed_one_is_not(queue):
+    job_id = queue.post({"prompt": "x"})
+    queue.take()
+    queue.report(job_id, {"error": {"code": "E_OOM"}})
+    assert call(queue, "GET", f"status/{job_id}").json()["status"] == "FAILED"
+    assert call(queue, "POST", f"retry/{job_id}").json() == {"id": job_id, "status": "IN_QUEUE"}
+    assert queue.take() == {"id": job_id, "input": {"prompt": "x"}}
+    queue.report(job_id, DONE)
+    assert call(queue, "POST", f"retry/{job_id}").status_code == 400
+    assert call(queue, "GET", "health").json()["jobs"] == {
+        "completed": 1,
+        "failed": 0,
+        "inProgress": 0,
+        "inQueue": 0,
+        "retried": 1,
+    }
+
+
+def test_a_job_is_stopped_when_its_execution_timeout_is_over(queue, monkeypatch):
+    monkeypatch.setattr(local_endpoint, "SHORTEST_TIMEOUT_MS", 50)
+    job_id = queue.post({}, policy={"executionTimeout": 50})
+    queue.take()
+    job = queue.wait_until(job_id, lambda job: job.status == "TIMED_OUT", 5)
+    assert "executionTimeout" in job.error
+    assert queue.take_stops() == [job_id]
+
+
+@pytest.mark.parametrize("policy", [{"executionTimeout": 1800}, {"ttl": 86400 * 365_000}, {"ttl": "1 h"}])
+def test_a_policy_that_runpod_would_refuse_is_refused(queue, policy):
+    answer = call(queue, "POST", "run", json={"input": {}, "policy": policy})
+    assert answer.status_code == 400
+    assert "milliseconds" in answer.json()["error"]
+
+
+def test_requests_that_are_too_large_or_no_job_are_refused(queue):
+    assert call(queue, "POST", "run", data=b"x" * 10_000_001).status_code == 413
+    assert call(queue, "POST", "run", data=b"not json").status_code == 400
+    assert call(queue, "POST", "run", json={"prompt": "x"}).status_code == 400
+    assert call(queue, "GET", "status/unknown").status_code == 404
+
+
+def test_nothing_is_answered_without_the_key(queue):
+    for path in ("v2/local/health", "files/uploads/x", "v2/local/job-take/w"):
+        assert requests.get(f"http://127.0.0.1:{queue.endpoint.port}/{path}", timeout=5).status_code == 401
+
+
+def test_a_job_outlives_two_lost_workers_and_fails_with_the_third(queue):
+    job_id = queue.post({})
+    for _ in range(3):
+        assert queue.take() is not None
+        queue.lose_worker()
+    assert queue.jobs[job_id].status == "FAILED"
+    assert queue.take() is None
+
+
+def test_a_webhook_is_told_until_it_answers_with_200(queue, monkeypatch):
+    monkeypatch.setattr(local_endpoint, "WEBHOOK_PAUSE_S", 0.5)
+    received: list[dict] = []
+
+    class Site(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500 if len(received) == 1 else 200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Site) as site:
+        thread = threading.Thread(target=site.serve_forever, daemon=True)
+        thread.start()
+        job_id = queue.post({}, webhook=f"http://127.0.0.1:{site.server_port}/")
+        queue.take()
+        queue.report(job_id, DONE)
+        deadline = time.monotonic() + 10
+        while len(received) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        site.shutdown()
+    assert [(message["id"], message["status"]) for message in received] == [(job_id, "COMPLETED")] * 2
+
+
+def test_the_client_tells_progress_and_downloads_the_video(queue, client, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/talk.mp4").write_bytes(b"video")
+    told: list[str] = []
+    work(queue, {"status": "IN_PROGRESS", "output": {"stage": "sampling", "pct": 40, "eta_s": 2.0}})
+
+    def on_progress(progress: dict) -> None:
+        told.append(progress["stage"])
+        if progress["stage"] == "sampling":
+            queue.report(next(iter(queue.jobs)), DONE)
+
+    result = client.run({"prompt": "x"}, on_progress, poll_s=0.05)
+    assert told[-1] == "sampling"
+    assert client.download(result, tmp_path / "out.mp4").read_bytes() == b"video"
+
+
+def test_the_client_raises_a_failed_jobs_code(queue, client):
+    work(queue, {"error": {"code": "E_OOM", "message": "too large", "retryable": False}, "output": {"job_id": "x"}})
+    with pytest.raises(JobError, match="E_OOM: too large"):
+        client.run({}, poll_s=0.05)
+
+
+def test_the_client_cancels_its_job_on_ctrl_c(queue, client):
+    work(queue, {"status": "IN_PROGRESS", "output": {"stage": "sampling", "pct": 40}})
+
+    def interrupt(progress: dict) -> None:
+        if progress["stage"] == "sampling":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.run({}, interrupt, poll_s=0.05)
+    assert [job.status for job in queue.jobs.values()] == ["CANCELLED"]
+
+
+def test_the_client_inlines_small_files_and_uploads_large_ones(client, tmp_path):
+    small, large = tmp_path / "small.png", tmp_path / "large.wav"
+    small.write_bytes(b"small")
+    assert client.media(small, "https://example.com/a.wav") == [
+        "data:image/png;base64,c21hbGw=",
+        "https://example.com/a.wav",
+    ]
+    large.write_bytes(b"x" * 7_000_001)
+    path, other = client.media(large, small)
+    assert (tmp_path / path).read_bytes() == large.read_bytes()
+    assert (tmp_path / other).read_bytes() == b"small"
+
+
+def test_an_upload_cannot_climb_out_of_its_folder(queue, tmp_path):
+    address = f"http://127.0.0.1:{queue.endpoint.port}/files/uploads"
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    for name in ("..%2Foutside", ".hidden", "a%00b"):
+        assert requests.put(f"{address}/{name}", data=b"x", headers=headers, timeout=5).status_code in (400, 404)
+    assert requests.get(f"{address}/..%2F..%2F..%2Fetc%2Fpasswd", headers=headers, timeout=5).status_code in (403, 404)
+    assert not (tmp_path / "outside").exists()
