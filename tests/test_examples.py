@@ -1,0 +1,153 @@
+"""Each example payload runs as it stands through POST /run of `make serve`, sent by the example client.
+
+Steps and frames are reduced; inputs, speakers, modes and stores are the payload's own.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import requests
+
+from examples import client as client_module
+from examples.client import InfiniteTalkClient
+from schemas import BatchResult, Success, parse_input
+
+CHECKOUT = Path(__file__).parents[1]
+PAYLOADS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in CHECKOUT.glob("examples/*.json")}
+EXAMPLES = {
+    "single_image",
+    "single_video",
+    "two_speakers",
+    "two_speakers_add",
+    "tts_single",
+    "tts_two",
+    "long_streaming",
+    "batch",
+}
+START_TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfiniteTalkClient]:
+    """A client of `make serve`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("serve")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
+    environment |= {"OUTPUT_DIR": str(folder / "outputs"), "INFINITETALK_MODEL": "tiny", "PROGRESS_INTERVAL_S": "0"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "infinitetalk.worker.local_endpoint", "--port", str(port)],
+            cwd=CHECKOUT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with socket.socket() as connection:
+            while connection.connect_ex(("127.0.0.1", port)) and server.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield InfiniteTalkClient(f"http://127.0.0.1:{port}/v2/local")
+    finally:
+        server.terminate()
+        server.wait(START_TIMEOUT_S)
+        print((folder / "log").read_text()[-10_000:])
+
+
+def reduced(job_input: dict[str, Any]) -> dict[str, Any]:
+    """The same job with two steps, chunks of 17 frames, and two chunks at most."""
+    if "batch" in job_input:
+        return job_input | {"batch": [reduced(item) for item in job_input["batch"]]}
+    return job_input | {"sample_steps": 2, "frame_num": 17, "max_frame_num": 21}
+
+
+def num_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        assert container.streams.audio
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_the_examples_are_all_there_and_valid():
+    assert set(PAYLOADS) == EXAMPLES
+    for payload in PAYLOADS.values():
+        parse_input(payload["input"])
+
+
+def test_times_of_the_long_example_are_milliseconds():
+    assert PAYLOADS["long_streaming"]["policy"] == {"executionTimeout": 1_800_000, "ttl": 86_400_000}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES - {"batch"}))
+def test_an_example_becomes_a_video(name, client, tmp_path):
+    payload = dict(PAYLOADS[name])
+    del payload["id"]
+    job_input = reduced(payload.pop("input"))
+    stages = []
+    result = client.run(job_input, lambda progress: stages.append(progress["stage"]), poll_s=0.1, **payload)
+    success = Success.model_validate(result, strict=False)
+    frames = num_frames(client.download(result, tmp_path / "talk.mp4"))
+    assert success.video.num_frames == frames
+    assert frames == (21 if job_input["mode"] == "streaming" else 17)
+    assert "sampling" in stages
+
+
+def test_the_batch_example_becomes_a_video_for_each_item(client, tmp_path):
+    result = client.run(reduced(PAYLOADS["batch"]["input"]), poll_s=0.1)
+    BatchResult.model_validate(result, strict=False)
+    assert result["status"] == "success"
+    assert [item["item_id"] for item in result["items"]] == ["first", "second"]
+    for item in result["items"]:
+        assert num_frames(client.download(item, tmp_path / item["item_id"])) == 17
+
+
+def test_the_command_line_turns_a_picture_and_a_voice_into_a_video(client, tmp_path, capsys):
+    picture, voice = (str(CHECKOUT / "examples/media" / name) for name in ("portrait.jpg", "speech.wav"))
+    output = tmp_path / "talk.mp4"
+    changes = [f"--set={name}={value}" for name, value in reduced({}).items()]
+    assert client_module.main([picture, voice, "-o", str(output), "--url", client.url, "--key", "local", *changes]) == 0
+    assert num_frames(output) == 21
+    captured = capsys.readouterr()
+    assert captured.out == f"{output}\n"
+    assert "100% |" in captured.err
+
+
+def test_the_command_line_tells_a_failure(client, tmp_path, capsys):
+    code = client_module.main(
+        ["https://127.0.0.1/a.png", "https://127.0.0.1/a.wav", "-o", str(tmp_path / "x.mp4"), "--url", client.url]
+        + ["--key", "local"]
+    )
+    assert code == 1
+    assert "error: E_DOWNLOAD_FAILED" in capsys.readouterr().err
+
+
+def test_ctrl_c_cancels_the_job(client, tmp_path):
+    payload = tmp_path / "long.json"
+    payload.write_text(json.dumps({"input": PAYLOADS["single_image"]["input"] | {"sample_steps": 200}}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "examples.client", "--payload", str(payload), "--url", client.url, "--key", "local"],
+        cwd=CHECKOUT,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    seen = b""
+    while b"sampling" not in seen:
+        block = process.stderr.read1()
+        assert block, seen
+        seen += block
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    health = requests.get(f"{client.url}/health", headers={"Authorization": "Bearer local"}, timeout=5).json()
+    assert (health["jobs"]["inProgress"], health["jobs"]["inQueue"]) == (0, 0)
