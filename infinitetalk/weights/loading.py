@@ -21,7 +21,7 @@ from infinitetalk.weights.sources import Source
 Quantisation = Literal["fp8", "int8"]
 
 #: Tensors that are on their way from the disk while one goes to the device, and threads that read them.
-_TENSORS_AHEAD, _READERS = 16, 2
+_TENSORS_AHEAD, _READERS = 16, 4
 #: Names listed in a message.
 _NAMES_IN_MESSAGE = 3
 
