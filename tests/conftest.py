@@ -5,6 +5,7 @@ import os
 # Before torch is imported: tests run side by side, and threads that wait for each other at these sizes only lose time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests.local_jobs import local_worker, tiny_engine
 from tests.s3_server import s3_server, s3_server_process
 
-__all__ = ["s3_server", "s3_server_process"]
+__all__ = ["local_worker", "s3_server", "s3_server_process", "tiny_engine"]
