@@ -45,7 +45,11 @@ def test_a_job_from_the_command_line_leaves_its_files_and_prints_its_result(tmp_
     result = Success.model_validate(printed, strict=False)
     assert code == 0
     assert (result.job_id, result.video.path) == ("demo", "infinitetalk/jobs/demo.mp4")
-    assert sorted(path.name for path in (tmp_path / "infinitetalk/jobs").iterdir()) == ["demo.jpg", "demo.json", "demo.mp4"]
+    assert sorted(path.name for path in (tmp_path / "infinitetalk/jobs").iterdir()) == [
+        "demo.jpg",
+        "demo.json",
+        "demo.mp4",
+    ]
 
 
 def test_a_failed_job_from_the_command_line_ends_with_code_1(tmp_path):
