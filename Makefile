@@ -24,6 +24,7 @@ test: lint types
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: $(VENV)/.requirements-dev
 	$(BIN)/mypy
@@ -34,6 +35,7 @@ format: $(VENV)/.requirements-dev
 
 schemas: $(VENV)/.requirements-dev
 	$(BIN)/python -m schemas
+	$(BIN)/python -m infinitetalk.worker.settings_table docs/deploy.md
 
 clean:
 	rm -rf $(VENV) $(PAGE_VENV) outputs checkpoints

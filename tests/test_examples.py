@@ -113,6 +113,11 @@ def test_the_batch_example_becomes_a_video_for_each_item(client, tmp_path):
         assert num_frames(client.download(item, tmp_path / item["item_id"])) == 17
 
 
+def test_the_hubs_own_test_passes(client):
+    (test,) = json.loads((CHECKOUT / ".runpod/tests.json").read_text(encoding="utf-8"))["tests"]
+    assert client.run(test["input"], poll_s=0.1)["video"]["data"]
+
+
 def test_the_command_line_turns_a_picture_and_a_voice_into_a_video(client, tmp_path, capsys):
     picture, voice = (str(CHECKOUT / "examples/media" / name) for name in ("portrait.jpg", "speech.wav"))
     output = tmp_path / "talk.mp4"
@@ -125,10 +130,8 @@ def test_the_command_line_turns_a_picture_and_a_voice_into_a_video(client, tmp_p
 
 
 def test_the_command_line_tells_a_failure(client, tmp_path, capsys):
-    code = client_module.main(
-        ["https://127.0.0.1/a.png", "https://127.0.0.1/a.wav", "-o", str(tmp_path / "x.mp4"), "--url", client.url]
-        + ["--key", "local"]
-    )
+    unreachable = ["https://127.0.0.1/a.png", "https://127.0.0.1/a.wav"]
+    code = client_module.main([*unreachable, "-o", str(tmp_path / "x.mp4"), "--url", client.url, "--key", "local"])
     assert code == 1
     assert "error: E_DOWNLOAD_FAILED" in capsys.readouterr().err
 
