@@ -28,22 +28,24 @@ class StrictModel(BaseModel):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for name in data:
                 if name not in known:
-                    nearest = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.0)[0]
                     shown = str(name)[:SHOWN_VALUE_CHARACTERS]
+                    nearest = difflib.get_close_matches(shown, sorted(known), n=1, cutoff=0.0)[0]
                     raise ValueError(f'has an unknown field "{shown}"; the nearest known one is "{nearest}"')
         return data
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, root: str = "") -> str:
     """A validation error as one line for the client: each field by its path, what it must be, what was given.
 
-    Values are shown only where they are short scalars, so that no media and no text of length is echoed.
+    `root` is the path of the model itself, where it is not the job's input. Values are shown only where they are short
+    scalars, so that no media and no text of length is echoed.
     """
-    return "; ".join(_explain_one(details) for details in error.errors(include_url=False))
+    return "; ".join(_explain_one(details, root) for details in error.errors(include_url=False))
 
 
-def _explain_one(details: Any) -> str:
-    subject = ".".join(str(part) for part in details["loc"]) or "the input"
+def _explain_one(details: Any, root: str) -> str:
+    path = [root, *details["loc"]] if root else details["loc"]
+    subject = ".".join(str(part) for part in path) or "the input"
     if details["type"] == "missing":
         return f"{subject} is required"
     if details["type"] == "value_error":

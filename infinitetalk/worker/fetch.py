@@ -28,6 +28,9 @@ from schemas import ErrorCode
 
 BLOCK_BYTES = 1 << 16
 MAX_SIDE_BY_SIDE = 8
+MAX_ASPECT = 20
+"""Of a picture's sides: scaled to the model's height, a strip of pixels would take all memory."""
+
 FIRST_WAIT_S = 0.5
 """Seconds before a download is tried again, doubled each time."""
 
@@ -179,6 +182,10 @@ def fetch_media(
     usable = info.kind in wanted.kinds or (info.kind == "video" and info.has_audio and "audio" in wanted.kinds)
     if not usable:
         raise _invalid(field, f"must be {_listed(wanted.kinds)}, but it is {_described(info)}")
+    if min(info.height, info.width) * MAX_ASPECT < max(info.height, info.width):
+        raise _invalid(
+            field, f"is {info.width}x{info.height} pixels; no side may be more than {MAX_ASPECT} times the other"
+        )
     if path.stat().st_size > limits[info.kind]:
         raise _too_large(field, limits[info.kind])
     return Media(path, info)

@@ -327,12 +327,16 @@ def parse_payload(
     """
     try:
         check_safe_name(job_id)
-        job = parse_input(payload["input"])
-        s3_config = S3Config.model_validate(payload["s3Config"]) if payload.get("s3Config") else None
-    except ValidationError as error:
-        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error)) from None
     except ValueError as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"id {error}") from None
+    try:
+        job = parse_input(payload["input"])
+    except ValidationError as error:
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error)) from None
+    try:
+        s3_config = S3Config.model_validate(payload["s3Config"]) if payload.get("s3Config") else None
+    except ValidationError as error:
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error, "s3Config")) from None
     if isinstance(job, BatchJob) and len(job.batch) > settings.max_batch_items:
         raise WorkerError(
             ErrorCode.INPUT_VALIDATION,

@@ -1,0 +1,51 @@
+"""Every input of the table of hostile inputs gets the answer it should, and no answer says too much."""
+
+import json
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from infinitetalk.errors import GenerationStopped
+from schemas import Failure, Stage
+from tests.hostile import HOSTILE_FILES, HOSTILE_INPUTS, OK, PICTURE, TEXTS, HostileInput, job_with, table
+from tests.local_jobs import LocalWorker
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "hostile.md"
+LEAKS = ("Traceback", "site-packages", "root:x:", ".py", "0x7f")
+
+
+def answer_to(job: dict, worker: LocalWorker) -> str:
+    """ "ok" for a job that gets as far as the model, with its picture or video open; else its error's code."""
+    with capture_logs() as logs:
+        try:
+            result = worker.run(job, lambda: Stage.SAMPLING in worker.stages)
+        except GenerationStopped:
+            return OK
+    assert not [entry for entry in logs if entry.get("exc_info")], "an error that nobody expected"
+    failure = Failure.model_validate(result, strict=False)
+    text = json.dumps(result, allow_nan=False)
+    assert not [leak for leak in (*LEAKS, str(worker.volume.parent)) if leak in text]
+    assert len(text) < 2000
+    return failure.error.code
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_INPUTS, ids=lambda hostile: hostile.name)
+def test_a_hostile_input_gets_its_answer(hostile: HostileInput, local_worker: LocalWorker) -> None:
+    assert answer_to(job_with(hostile), local_worker) in hostile.expected
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [hostile for hostile in HOSTILE_FILES if hostile.field == PICTURE and hostile.file_name.partition(".")[0] in TEXTS],
+    ids=lambda hostile: hostile.name,
+)
+def test_a_file_on_the_volume_is_known_by_its_content(hostile: HostileInput, local_worker: LocalWorker) -> None:
+    (local_worker.volume / hostile.file_name).write_bytes(hostile.make())
+    job = job_with(hostile)
+    job["input"][PICTURE] = hostile.file_name
+    assert answer_to(job, local_worker) in hostile.expected
+
+
+def test_the_document_shows_the_table() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == table(), "run python -m tests.hostile"
