@@ -71,6 +71,7 @@ COPY infinitetalk infinitetalk
 # Deployed, a worker without weights shall stop, not make noise.
 ENV INFINITETALK_MODEL=published \
     OUTPUT_DIR=/runpod-volume \
+    TINY_DIR=/tmp/tiny \
     HF_HUB_OFFLINE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -4,6 +4,7 @@ Every reader maps the file: a tensor's bytes are first read where they are used,
 is stored in is never copied on a CPU. A pickle is read with `weights_only=True`.
 """
 
+import errno
 import json
 import mmap
 import os
@@ -85,10 +86,15 @@ _READ_BYTES = 8 << 20
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:
-    """Whether the byte at `offset` of a file is in the page cache."""
+    """Whether the byte at `offset` of a file is in the page cache; False where the file system does not tell."""
     try:
         return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except BlockingIOError:
+        return False
+    except OSError as error:
+        # Network, overlay and memory file systems may not know the flag.
+        if error.errno != errno.EOPNOTSUPP:
+            raise
         return False
 
 
