@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page test lint types format schemas clean
+.PHONY: demo serve page test fuzz lint types format schemas clean
 
 demo: $(VENV)/.requirements
 	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
@@ -20,6 +20,10 @@ page: $(PAGE_VENV)/.requirements
 
 test: lint types
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+# Tens of minutes: random jobs, always a result or a coded error. A short form is among the tests.
+fuzz: $(VENV)/.requirements-dev
+	$(BIN)/python -m tests.fuzz_jobs
 
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .

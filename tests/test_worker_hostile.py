@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
 from schemas import Failure, Stage
+from tests.fuzz_jobs import fuzz_to_the_model, fuzz_whole
 from tests.hostile import HOSTILE_FILES, HOSTILE_INPUTS, OK, PICTURE, TEXTS, HostileInput, job_with, table
 from tests.local_jobs import LocalWorker
 
@@ -49,3 +50,8 @@ def test_a_file_on_the_volume_is_known_by_its_content(hostile: HostileInput, loc
 
 def test_the_document_shows_the_table() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == table(), "run python -m tests.hostile"
+
+
+def test_random_jobs_end_with_a_result_or_a_coded_error(local_worker: LocalWorker) -> None:
+    assert fuzz_to_the_model(local_worker, 60).total() >= 60
+    assert fuzz_whole(local_worker, 4).total() >= 4

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import requests
 from botocore.exceptions import ConnectionClosedError
+from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker import storage
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.storage import Artifacts, InlineStore, S3Store, VolumeStore, make_store
-from schemas import ErrorCode, OutputConfig, S3Config
+from schemas import ErrorCode, OutputConfig, S3Config, Stage, Success
+from tests.job_inputs import small_job
+from tests.local_jobs import LocalWorker
 from tests.s3_server import S3Server
 
 VIDEO, THUMBNAIL, METADATA = b"a video" * 1000, b"a picture", b'{"seed": 42}'
@@ -66,6 +69,12 @@ def own_store(server: S3Server, **changes: str) -> S3Config:
         "bucketName": server.bucket,
     }
     return S3Config.model_validate(fields | changes)
+
+
+def with_store(worker: LocalWorker, store: Settings, **changes: str) -> Settings:
+    """A worker's settings with those of a store."""
+    fields = {name: getattr(store, name) for name in ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")}
+    return Settings.model_validate(worker.settings.model_dump(exclude_unset=True) | fields | changes)
 
 
 def unfinished_uploads(server: S3Server) -> list[str]:
@@ -395,3 +404,34 @@ def test_the_projects_names_of_the_store_come_first(monkeypatch):
     monkeypatch.setenv("BUCKET_ENDPOINT_URL", "https://one.example.com")
     monkeypatch.setenv("S3_ENDPOINT", "https://two.example.com")
     assert Settings().s3_endpoint == "https://two.example.com"
+
+
+def test_a_job_leaves_video_thumbnail_and_an_account_of_itself_in_the_bucket(local_worker, s3_settings, s3_server):
+    local_worker.settings = with_store(local_worker, s3_settings)
+    result = local_worker.run({"id": "job-1", "input": small_job(output_config={"store": "s3", "prefix": "a b/c"})})
+    video = Success.model_validate(result, strict=False).video
+    assert sorted(s3_server.keys()) == [f"a b/c/job-1.{kind}" for kind in ("jpg", "json", "mp4")]
+    assert len(requests.get(video.url, timeout=10).content) == video.bytes
+    account = requests.get(video.metadata_url, timeout=10).json()
+    assert (account["job_id"], account["seed"], account["model"]) == ("job-1", 42, "tiny-random")
+    assert account["params"] == result["params"]
+    assert account["timings"]["sampling_ms"] == result["timings"]["sampling_ms"]
+    assert {"python", "torch", "diffusers"} <= set(account["versions"])
+
+
+def test_a_job_with_wrong_credentials_fails_before_anything_is_fetched(local_worker, s3_settings):
+    local_worker.settings = with_store(local_worker, s3_settings, s3_secret_key="wrong")
+    result = local_worker.run({"id": "job-1", "input": small_job(output_config=None)})
+    assert (result["error"]["code"], result["error"]["at_stage"]) == ("E_UPLOAD", "validation")
+    assert local_worker.stages == [Stage.VALIDATION]
+
+
+def test_a_job_that_names_addresses_to_put_to_does_not_repeat_their_signatures(
+    local_worker, s3_settings, s3_server, open_network
+):
+    config = put_config(s3_server).model_dump(exclude_defaults=True)
+    with capture_logs() as logs:
+        result = local_worker.run({"id": "job-1", "input": small_job(output_config=config)})
+    assert result["video"]["url"].endswith("/results/theirs/video.mp4")
+    assert "Signature" not in str(result) + str(logs) + str(local_worker.messages)
+    assert len(s3_server.keys()) == 2
