@@ -65,8 +65,13 @@ class MemoryPlan:
 
     @property
     def name(self) -> str:
-        """For logs and results: "bf16", "fp8", "int8 with 4000000000 parameters kept" …"""
-        parts: list[str] = [self.quantisation or "bf16"]
+        """As on a GPU: "bf16", "fp8", "int8, with 4000000000 parameters kept and the others streamed" …"""
+        return self.describe(torch.bfloat16)
+
+    def describe(self, dtype: torch.dtype) -> str:
+        """For logs and results; `dtype` is that of the transformer's weights where they are not quantised."""
+        unquantised = {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]
+        parts: list[str] = [self.quantisation or unquantised]
         if self.persistent_parameters is not None:
             parts.append(f"with {self.persistent_parameters} parameters kept and the others streamed")
         if self.stream_text_encoder:

@@ -108,6 +108,9 @@ class Success(StrictModel):
     model: str
     """The model that made the video; "tiny-random" makes noise."""
 
+    memory_mode: str
+    """How the networks were held: "bf16", "fp8, VAE in tiles" …"""
+
     evaluations: Annotated[int, Field(ge=0)]
     """Network evaluations made."""
 

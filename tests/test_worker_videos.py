@@ -164,3 +164,26 @@ def test_boxes_that_cannot_be_served_are_refused(boxes: dict, word: str, worker:
     _, failure = worker.refusal(small_job(cond_video=picture_uri(), cond_audio=cond_audio, bbox=boxes))
     assert failure.error.code == "E_INPUT_VALIDATION"
     assert word in failure.error.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [
+        ({"num_persistent_param_in_dit": 0}, "float32, with 0 parameters kept and the others streamed"),
+        ({"offload_model": True}, "float32, with 0 parameters kept and the others streamed, text encoder streamed"),
+    ],
+    ids=["blocks", "all"],
+)
+def test_streamed_weights_give_the_same_frames(changes: dict, mode: str, worker: Worker) -> None:
+    _, plain = worker.success(small_job())
+    _, streamed = worker.success(small_job(**changes))
+    assert (plain.memory_mode, streamed.memory_mode) == ("float32", mode)
+    assert np.array_equal(worker.frames(plain), worker.frames(streamed))
+
+
+def test_quantised_weights_are_named_in_the_result_and_change_little(worker: Worker) -> None:
+    _, plain = worker.success(small_job())
+    _, quantised = worker.success(small_job(quant="int8"))
+    assert quantised.memory_mode == "int8"
+    difference = worker.frames(plain).astype(int) - worker.frames(quantised)
+    assert 0 < np.abs(difference).mean() < 5

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +17,23 @@ from torch import Tensor
 
 from infinitetalk.chunks import count_chunks, usable_rows
 from infinitetalk.errors import CheckpointError, GenerationStopped
+from infinitetalk.lora import find_lora
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture
+from infinitetalk.memory import (
+    DoesNotFitError,
+    MemoryPlan,
+    ModelSizes,
+    Workload,
+    choose_plan,
+    free_bytes,
+    model_sizes,
+    release_cached_memory,
+)
 from infinitetalk.models import Models, load_models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings
+from infinitetalk.sizes import choose_bucket
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model
 from infinitetalk.tts import SpeechSynthesiser
@@ -34,6 +46,8 @@ from schemas import SingleJob
 
 POLL_S = 0.1
 WHITE_FROM = 128
+#: What the mode is chosen for while no job has come: a chunk of the default length at the lower resolution.
+SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
 
 Speech = list[SpeechEmbeddings]
 T = TypeVar("T")
@@ -68,6 +82,14 @@ class Scene:
     num_frames: int
 
 
+@dataclass(frozen=True)
+class MemoryBudget:
+    """GPU memory in bytes before any network is on it, and the checkpoint's sizes."""
+
+    free_bytes: int
+    sizes: ModelSizes
+
+
 class Engine:
     """Holds the networks of one checkpoint, which it loads in a thread of its own."""
 
@@ -76,7 +98,9 @@ class Engine:
         self._models: Future[Models] = Future()
         self._preloaded: Future[None] = Future()
         self._kokoro_dir = settings.kokoro_dir
+        self._lora_dir = settings.lora_dir
         self._synthesiser: SpeechSynthesiser | None = None
+        self._budget: MemoryBudget | None = None
 
     def start(self) -> None:
         """Begins to load the model; jobs may be validated and fetched meanwhile.
@@ -86,7 +110,7 @@ class Engine:
         """
         paths = checkpoint_paths(self._settings)
         if paths is not None:
-            self._kokoro_dir = paths.kokoro
+            self._kokoro_dir, self._lora_dir = paths.kokoro, paths.loras
         # No daemon: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
         threading.Thread(target=self._load, args=(paths,), name="load").start()
 
@@ -99,6 +123,11 @@ class Engine:
     def device(self) -> torch.device:
         """Where networks run."""
         return torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer and the text encoder."""
+        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     @property
     def synthesiser(self) -> SpeechSynthesiser:
@@ -128,17 +157,49 @@ class Engine:
             speech.append(speech_encoder(track))
         return speech
 
-    def prepare(self, num_speakers: int, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Returns once every network is there, with the adapter for this many speakers.
+    def prepare(self, job: SingleJob, source: MediaInfo, should_stop: Callable[[], bool] = lambda: False) -> str:
+        """Returns once every network is there as the job needs it: adapter, LoRAs, and a mode that fits the memory.
+
+        Returns:
+            The mode's name.
 
         Raises:
-            CheckpointError: one cannot be loaded.
+            CheckpointError: a network or a LoRA cannot be loaded.
+            DoesNotFitError: no mode fits the free memory.
             GenerationStopped: `should_stop` said so.
         """
         wait_for(self._preloaded, should_stop)
         models = self._models.result()
-        models.use_adapter(num_speakers)
+        models.use_adapter(len(job.speakers))
+        models.use_loras([(lora.name, lora.scale) for lora in job.loras])
+        models.use_memory(self._choose_memory(job, source, models.size_scale))
         _ = models.transformer
+        return models.memory.describe(self.dtype)
+
+    def check_loras(self, job: SingleJob) -> None:
+        """Looks whether the job's LoRAs are there.
+
+        Raises:
+            CheckpointError: there is no file of a name.
+        """
+        for lora in job.loras:
+            find_lora(self._lora_dir, lora.name)
+
+    def _choose_memory(self, job: SingleJob, source: MediaInfo, size_scale: float) -> MemoryPlan:
+        """What the job asks for; on a GPU, completed to the fastest mode that fits."""
+        requested = requested_memory(job)
+        if self._budget is None:
+            return requested
+        height, width = choose_bucket(job.size, source.height, source.width, size_scale)
+        workload = Workload(job.frame_num, height, width)
+        plan = choose_plan(self._budget.free_bytes, self._budget.sizes, workload, requested)
+        if job.offload_model is False and plan.persistent_parameters is not None:
+            raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
+        return plan
+
+    def recover(self) -> None:
+        """Gives back the memory that a failed job may still hold."""
+        release_cached_memory()
 
     def generate(
         self, request: Request, should_stop: Callable[[], bool], on_step: Callable[[Step], None]
@@ -192,13 +253,17 @@ class Engine:
     def _load(self, paths: CheckpointPaths | None) -> None:
         begin = time.monotonic()
         device = self.device
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         logger = structlog.get_logger()
         waiting: Future[Models] | Future[None] = self._models
         try:
             if paths is None:
                 paths = ensure_tiny_model(self._settings.tiny_dir or DEFAULT_FOLDER)
-            models = load_models(paths, device, dtype)
+                paths = replace(paths, loras=self._lora_dir)
+            memory = MemoryPlan()
+            if device.type == "cuda":
+                self._budget = MemoryBudget(free_bytes(device), model_sizes(paths))
+                memory = choose_plan(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
+            models = load_models(paths, device, self.dtype, memory)
             self._models.set_result(models)
             waiting = self._preloaded
             models.preload()
@@ -207,7 +272,8 @@ class Engine:
             waiting.set_exception(error)
             return
         lat_ms = round((time.monotonic() - begin) * 1000)
-        logger.info("model.loaded", lat_ms=lat_ms, details={"model": models.name, "device": str(device)})
+        details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}
+        logger.info("model.loaded", lat_ms=lat_ms, details=details)
         self._preloaded.set_result(None)
 
 
@@ -235,6 +301,14 @@ def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
     if settings.model == "tiny":
         return None
     return locate(settings)
+
+
+def requested_memory(job: SingleJob) -> MemoryPlan:
+    """The part of the mode that a job fixes; offload_model keeps no block of the transformer on the GPU."""
+    kept = job.num_persistent_param_in_dit
+    if kept is None and job.offload_model:
+        kept = 0
+    return MemoryPlan(quantisation=job.quant, persistent_parameters=kept, stream_text_encoder=bool(job.offload_model))
 
 
 def negative_prompt_of(job: SingleJob) -> str:

@@ -9,6 +9,7 @@ import torch
 from infinitetalk.encode import EncodeError
 from infinitetalk.errors import CheckpointError
 from infinitetalk.media import MediaError
+from infinitetalk.memory import DoesNotFitError
 from infinitetalk.regions import RegionError
 from schemas import ErrorCode, JobError, Stage
 
@@ -84,7 +85,7 @@ class WorkerError(Exception):
 
 def is_expected(error: Exception) -> bool:
     """Whether an exception's own message is meant for the client."""
-    return isinstance(error, WorkerError | MediaError | RegionError | EncodeError | CheckpointError)
+    return isinstance(error, WorkerError | MediaError | RegionError | EncodeError | CheckpointError | DoesNotFitError)
 
 
 def job_error(error: Exception, stage: Stage) -> JobError:

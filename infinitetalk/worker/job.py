@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from infinitetalk.chunks import usable_rows
 from infinitetalk.encode import PartEncoder, join_parts, write_thumbnail
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.media import read_waveform
 from infinitetalk.pipeline import Step
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
@@ -51,13 +51,7 @@ from schemas import (
     parse_input,
 )
 
-NOT_YET_SUPPORTED = (
-    "loras",
-    "quant",
-    "offload_model",
-    "num_persistent_param_in_dit",
-    "dry_run",
-)
+NOT_YET_SUPPORTED = ("dry_run",)
 """Fields that are declared and not served: a job that sets one is refused."""
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
@@ -244,9 +238,13 @@ def run_single(
     except GenerationStopped:
         raise
     except Exception as error:
-        return Failure(job_id=job_id, error=_failed(error, clock, logger))
-    logger.info("job.completed", details={"timings": result.timings, "model": result.model})
-    return result
+        failure = Failure(job_id=job_id, error=_failed(error, clock, logger))
+    else:
+        logger.info("job.completed", details={"timings": result.timings, "model": result.model})
+        return result
+    # Outside the except clause, so that the exception and the tensors of its frames are gone.
+    engine.recover()
+    return failure
 
 
 def _failed(error: Exception, clock: StageClock, logger: Any) -> JobError:
@@ -281,7 +279,7 @@ def _run_stages(
     speech = engine.embed(tracks, should_stop)
 
     clock.enter(Stage.LOAD)
-    engine.prepare(len(job.speakers), should_stop)
+    memory_mode = engine.prepare(job, media.source.info, should_stop)
 
     clock.begin_sampling()
     request = Request(job=job, seed=seed, source=media.source, speech=speech, regions=regions, folder=folder)
@@ -303,6 +301,7 @@ def _run_stages(
     about: dict[str, Any] = {
         "params": resolved_parameters(job, seed),
         "model": engine.model_name,
+        "memory_mode": memory_mode,
         "evaluations": rendered.evaluations,
         "evaluations_skipped": rendered.evaluations_skipped,
         "warnings": warnings_of(job, engine),
@@ -357,6 +356,10 @@ def check(task: Task, engine: Engine) -> None:
     job = task.job
     if unserved := unsupported_fields(job):
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"not yet supported: {', '.join(unserved)}; leave it out")
+    try:
+        engine.check_loras(job)
+    except CheckpointError as error:
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, f"loras: {error}") from None
     if job.tts_audio is not None:
         with naming("tts_audio"):
             engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
