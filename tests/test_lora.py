@@ -183,7 +183,7 @@ PAIR = {
         ),
         (
             PAIR | {name.replace("lora_down", "lora_A"): PAIR[name].clone() for name in PAIR},
-            r"lora_A.weight for the same l",
+            r"lora_(A|down).weight for the same l",
         ),
         ({}, "matches no layer"),
     ],
