@@ -96,6 +96,8 @@ def test_speakers_come_in_the_order_of_their_numbers():
         ({"prompt": "\ud800"}, "prompt must be a valid string"),
         ({"prompt": ""}, "prompt must have at least 1 character"),
         ({"batch": []}, "the input has an unknown field"),
+        ({"output_config": {"store": "put"}}, 'output_config with store "put" needs video_url and thumbnail_url'),
+        ({"output_config": {"video_url": "https://a.com"}}, 'takes video_url and thumbnail_url with store "put" only'),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_field_and_what_to_change(changes, message):

@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import URLLib3Session
 from runpod.serverless.utils.rp_ssrf import PinnedIPAdapter, SSRFError, resolve_and_validate
 from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.errors import WorkerError
@@ -350,16 +351,20 @@ class PutStore(Store):
 
     def _send(self, url: str, body: FileBody, content_type: str) -> int:
         """The status that the address answers with; a redirect is not followed."""
-        # Straight to the checked address: a proxy would look the name up again.
+        *others, last = _public_addresses(url)
+        for address in others:
+            with suppress(requests.ConnectionError):
+                return self._send_to(address, url, body, content_type)
+            body.forget()
+        return self._send_to(last, url, body, content_type)
+
+    def _send_to(self, address: str, url: str, body: FileBody, content_type: str) -> int:
         with requests.Session() as session:
+            # Straight to the checked address: a proxy would look the name up again.
             session.trust_env = False
-            session.mount(url, PinnedIPAdapter(_public_addresses(url)[0]))
+            session.mount(url, PinnedIPAdapter(address))
             return session.put(
-                url,
-                data=body,
-                headers={"Content-Type": content_type},
-                timeout=self.timeouts,
-                allow_redirects=False,
+                url, data=body, headers={"Content-Type": content_type}, timeout=self.timeouts, allow_redirects=False
             ).status_code
 
 
@@ -403,19 +408,24 @@ class FileBody:
     def forget(self) -> None:
         """Takes back what has been counted, since it will be sent again."""
         self._sent.add(-self._num_sent)
+        self._num_sent = 0
 
 
-@contextmanager
-def pinned(connection: HTTPConnection) -> Iterator[None]:
-    """Lets a connection be opened to an address that has just been looked up and is public, and to no other.
+def connect_to_public(connection: HTTPConnection, connect: Callable[[], socket.socket]) -> socket.socket:
+    """Lets a connection look its host's name up once, and open its socket to a public address and to no other.
 
     Raises:
         SSRFError: the host has no address, or one that is not public.
     """
     name = connection._dns_host
-    connection._dns_host = resolve_and_validate(name, connection.port)[0]
+    *others, last = resolve_and_validate(name, connection.port)
     try:
-        yield
+        for address in others:
+            connection._dns_host = address
+            with suppress(NewConnectionError, ConnectTimeoutError):
+                return connect()
+        connection._dns_host = last
+        return connect()
     finally:
         # The certificate is for the name.
         connection._dns_host = name
@@ -425,16 +435,14 @@ class PublicConnection(AWSHTTPConnection):
     """A connection to a public address."""
 
     def _new_conn(self) -> socket.socket:
-        with pinned(self):
-            return super()._new_conn()
+        return connect_to_public(self, super()._new_conn)
 
 
 class PublicSecureConnection(AWSHTTPSConnection):
     """A connection over TLS to a public address."""
 
     def _new_conn(self) -> socket.socket:
-        with pinned(self):
-            return super()._new_conn()
+        return connect_to_public(self, super()._new_conn)
 
 
 class PublicPool(AWSHTTPConnectionPool):
