@@ -38,9 +38,10 @@ def explain(error: ValidationError, root: str = "") -> str:
     """A validation error as one line for the client: each field by its path, what it must be, what was given.
 
     `root` is the path of the model itself, where it is not the job's input. Values are shown only where they are short
-    scalars, so that no media and no text of length is echoed.
+    scalars, so that no media and no text of length is echoed, and what no text can hold is escaped.
     """
-    return "; ".join(_explain_one(details, root) for details in error.errors(include_url=False))
+    message = "; ".join(_explain_one(details, root) for details in error.errors(include_url=False))
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 def _explain_one(details: Any, root: str) -> str:

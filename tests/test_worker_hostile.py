@@ -25,7 +25,8 @@ def answer_to(job: dict, worker: LocalWorker) -> str:
             return OK
     assert not [entry for entry in logs if entry.get("exc_info")], "an error that nobody expected"
     failure = Failure.model_validate(result, strict=False)
-    text = json.dumps(result, allow_nan=False)
+    text = json.dumps(result, allow_nan=False, ensure_ascii=False)
+    assert text.encode()
     assert not [leak for leak in (*LEAKS, str(worker.volume.parent)) if leak in text]
     assert len(text) < 2000
     return failure.error.code

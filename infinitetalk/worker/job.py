@@ -181,7 +181,8 @@ def run_job(
     Raises:
         GenerationStopped: `should_stop` said so.
     """
-    job_id = str(payload["id"])
+    # An id is refused further down, but the refusal itself must be fit to be sent.
+    job_id = str(payload["id"]).encode("utf-8", "backslashreplace").decode()
     clock = StageClock(report)
     try:
         job, s3_config = parse_payload(job_id, payload, settings)
