@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,10 +61,14 @@ class InfiniteTalkClient:
         url: up to and with the endpoint's id.
         key: of the API.
         timeout_s: for one answer.
+        inline_bytes: media of a job that are sent within the request; larger ones are uploaded before.
     """
 
-    def __init__(self, url: str = LOCAL_URL, key: str = "local", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str = LOCAL_URL, key: str = "local", timeout_s: float = 60.0, inline_bytes: int = INLINE_BYTES
+    ) -> None:
         self.url = url.rstrip("/")
+        self._inline_bytes = inline_bytes
         self._timeout_s = timeout_s
         self._session = requests.Session()
         self._session.headers["Authorization"] = f"Bearer {key}"
@@ -94,7 +98,7 @@ class InfiniteTalkClient:
             KeyError: the store is needed and not named.
         """
         files = [Path(source) for source in sources if not _is_address(source)]
-        fits = sum(file.stat().st_size for file in files) <= INLINE_BYTES
+        fits = sum(file.stat().st_size for file in files) <= self._inline_bytes
         carry = _data_uri if fits else self._put_file if self.is_local else _upload_to_s3
         return [str(source) if _is_address(source) else carry(Path(source)) for source in sources]
 
@@ -122,34 +126,47 @@ class InfiniteTalkClient:
         """
         self._call("POST", f"cancel/{job_id}")
 
+    def watch(self, job_id: str, poll_s: float = 1.0) -> Generator[dict[str, Any], None, dict[str, Any]]:
+        """A job's progress, {"stage", "pct", "eta_s", …}; the stage is "queued" before a worker has it.
+
+        The generator's return value is the result.
+
+        Raises:
+            JobError: the job fails, is cancelled or times out.
+        """
+        while (answer := self.status(job_id))["status"] not in ENDED:
+            if answer["status"] == "IN_QUEUE":
+                yield {"stage": "queued", "pct": 0.0}
+            elif isinstance(answer.get("output"), dict):
+                yield answer["output"]
+            time.sleep(poll_s)
+        if answer["status"] != "COMPLETED":
+            raise _job_error(answer)
+        return dict(answer["output"])
+
     def run(
         self, job_input: dict[str, Any], on_progress: Progress = lambda _: None, poll_s: float = 1.0, **envelope: Any
     ) -> dict[str, Any]:
         """Queues a job and waits for its result; the job is cancelled where anything ends the wait, such as Ctrl-C.
 
         Args:
-            on_progress: told {"stage", "pct", "eta_s", …} as it changes; the stage is "queued" before a worker has it.
+            on_progress: told what `watch` gives.
 
         Raises:
             JobError: the job fails, is cancelled or times out.
         """
         job_id = self.submit(job_input, **envelope)
-        answer: dict[str, Any] = {}
+        progress = self.watch(job_id, poll_s)
         try:
-            while answer.get("status") not in ENDED:
-                if answer:
-                    time.sleep(poll_s)
-                answer = self.status(job_id)
-                if answer["status"] == "IN_QUEUE":
-                    on_progress({"stage": "queued", "pct": 0.0})
-                elif answer["status"] == "IN_PROGRESS" and isinstance(answer.get("output"), dict):
-                    on_progress(answer["output"])
+            while True:
+                on_progress(next(progress))
+        except StopIteration as end:
+            return dict(end.value)
+        except JobError:
+            raise
         except BaseException:
             self.cancel(job_id)
             raise
-        if answer["status"] != "COMPLETED":
-            raise _job_error(answer)
-        return dict(answer["output"])
 
     def download(self, result: dict[str, Any], target: str | Path) -> Path:
         """Writes a result's video to a file.
