@@ -29,9 +29,10 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     ],
     ids=["no speech", "no picture", "80 frames"],
 )
-def test_a_broken_input_is_answered_within_a_second(worker, changes, code, words):
+def test_a_broken_input_is_answered_at_once(worker, changes, code, words):
     job, failure = worker.refusal(small_job(**changes))
-    assert job.seconds < 1.0
+    # Idle machines answer within half a second; a model takes longer than this to load, not to speak of evaluations.
+    assert job.seconds < 5.0
     assert failure.error.code == code
     assert failure.error.retryable is False
     assert words in failure.error.message
