@@ -1,6 +1,6 @@
 """The interface of the worker: a job's input, its progress and its result."""
 
-from schemas.base import explain
+from schemas.base import explain, sendable
 from schemas.job import (
     BatchItem,
     BatchJob,
@@ -36,4 +36,5 @@ __all__ = [
     "check_safe_name",
     "explain",
     "parse_input",
+    "sendable",
 ]

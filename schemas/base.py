@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 SHOWN_VALUE_CHARACTERS = 40
+MAX_MESSAGE_CHARACTERS = 1000
 
 
 class StrictModel(BaseModel):
@@ -28,7 +29,7 @@ class StrictModel(BaseModel):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for name in data:
                 if name not in known:
-                    shown = str(name)[:SHOWN_VALUE_CHARACTERS]
+                    shown = sendable(str(name)[:SHOWN_VALUE_CHARACTERS])
                     nearest = difflib.get_close_matches(shown, sorted(known), n=1, cutoff=0.0)[0]
                     raise ValueError(f'has an unknown field "{shown}"; the nearest known one is "{nearest}"')
         return data
@@ -38,10 +39,16 @@ def explain(error: ValidationError, root: str = "") -> str:
     """A validation error as one line for the client: each field by its path, what it must be, what was given.
 
     `root` is the path of the model itself, where it is not the job's input. Values are shown only where they are short
-    scalars, so that no media and no text of length is echoed, and what no text can hold is escaped.
+    scalars, so that no media and no text of length is echoed; what no text can hold is escaped, and a message of
+    thousands of mistakes is cut.
     """
-    message = "; ".join(_explain_one(details, root) for details in error.errors(include_url=False))
-    return message.encode("utf-8", "backslashreplace").decode()
+    message = sendable("; ".join(_explain_one(details, root) for details in error.errors(include_url=False)))
+    return message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:MAX_MESSAGE_CHARACTERS]}…"
+
+
+def sendable(text: str) -> str:
+    """A text with lone surrogates, which no encoding carries, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _explain_one(details: Any, root: str) -> str:

@@ -117,6 +117,11 @@ def test_a_refusal_does_not_echo_media():
     assert len(refusal(**{media: 1})) < 200
 
 
+def test_a_refusal_of_thousands_of_mistakes_is_short_and_can_be_sent():
+    assert len(refusal(loras=[{"name": 5, "\ud800" * 500: 1}] * 8, **{"\ud800": 1}).encode()) < 2000
+    assert len(refusal(cond_audio={"x" * 100_000: 5})) < 2000
+
+
 @pytest.mark.parametrize("prefix", ["../up", "a/../b", "/absolute", "a//b", "a/", "", ".", "a\\b", "a\x00b", "a\nb"])
 def test_a_prefix_cannot_climb_out(prefix):
     assert "output_config.prefix" in refusal(output_config={"prefix": prefix})

@@ -49,6 +49,7 @@ from schemas import (
     check_safe_name,
     explain,
     parse_input,
+    sendable,
 )
 
 NOT_YET_SUPPORTED = ("dry_run",)
@@ -182,7 +183,7 @@ def run_job(
         GenerationStopped: `should_stop` said so.
     """
     # An id is refused further down, but the refusal itself must be fit to be sent.
-    job_id = str(payload["id"]).encode("utf-8", "backslashreplace").decode()
+    job_id = sendable(str(payload["id"]))
     clock = StageClock(report)
     try:
         job, s3_config = parse_payload(job_id, payload, settings)
