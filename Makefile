@@ -18,7 +18,7 @@ serve: $(VENV)/.requirements
 page: $(PAGE_VENV)/.requirements
 	$(PAGE_VENV)/bin/python examples/app.py
 
-test: lint types $(PAGE_VENV)/.requirements
+test: lint types
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 # Tens of minutes: random jobs, always a result or a coded error. A short form is among the tests.
