@@ -63,27 +63,26 @@ class AudioProj(nn.Module):
         return self.norm(self.proj3(hidden_states).unflatten(-1, (self.context_tokens, -1)))
 
 
-def rotate_pairs(hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
     """Turn each pair of neighbouring elements of the last dimension by its angle (rotary embedding, arXiv 2104.09864).
+
+    A pair is a complex number, so that the whole is one product.
 
     Args:
         hidden_states: (..., head_dim).
-        cos, sin: broadcastable to (..., head_dim / 2), float32.
+        rotary_emb: complex64 of modulus 1, broadcastable to (..., head_dim / 2).
 
     Returns:
         (..., head_dim), dtype of `hidden_states`; computed in float32.
     """
-    even, odd = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.empty_like(hidden_states)
-    rotated[..., 0::2] = even * cos - odd * sin
-    rotated[..., 1::2] = even * sin + odd * cos
-    return rotated
+    pairs = torch.view_as_complex(hidden_states.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary_emb).flatten(-2).type_as(hidden_states)
 
 
-def rotary_angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Rotary angles of real-valued positions (n,), base 10000: cosines and sines, each float32 (n, head_dim / 2)."""
-    angles = get_1d_rotary_pos_embed(head_dim, positions.double(), use_real=True, freqs_dtype=torch.float64)
-    return angles[0][:, 0::2], angles[1][:, 0::2]
+def rotary_embedding(positions: Tensor, head_dim: int) -> Tensor:
+    """Rotary embedding of real-valued positions (n,), base 10000: complex64 (n, head_dim / 2)."""
+    embedding = get_1d_rotary_pos_embed(head_dim, positions.double(), use_real=False, freqs_dtype=torch.float64)
+    return embedding.to(torch.complex64)
 
 
 class AudioAttention(nn.Module):
@@ -124,10 +123,8 @@ class AudioAttention(nn.Module):
         )
         key, value = self.kv_linear(audio_tokens).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         if query_positions is not None and key_positions is not None:
-            query_cos, query_sin = rotary_angles(query_positions, query.shape[-1])
-            key_cos, key_sin = rotary_angles(key_positions, key.shape[-1])
-            frame_shape = (latent_frames, -1, 1, query.shape[-1] // 2)
-            query = rotate_pairs(query, query_cos.view(frame_shape), query_sin.view(frame_shape))
-            key = rotate_pairs(key, key_cos[:, None], key_sin[:, None])
+            query_rotary_emb = rotary_embedding(query_positions, query.shape[-1])
+            query = rotate_pairs(query, query_rotary_emb.view(latent_frames, -1, 1, query.shape[-1] // 2))
+            key = rotate_pairs(key, rotary_embedding(key_positions, key.shape[-1])[:, None])
         attended = dispatch_attention_fn(query, key, value)
         return self.proj(attended.reshape(hidden_states.shape))

@@ -1,4 +1,9 @@
-"""Colour transfer: frames take on the colour statistics of a reference frame, in CIE Lab."""
+"""Colour transfer: frames take on the colour statistics of a reference frame, in CIE Lab.
+
+Both curves on the way between sRGB and Lab are a power above a threshold and a line below it that meets it there. They
+are computed without a mask, as power(max(x, threshold)) + slope · min(x - threshold, 0), and powers as
+2^(exponent · log2 x). What lies between the curves is linear: products with 3×3 matrices.
+"""
 
 import torch
 from torch import Tensor
@@ -6,10 +11,11 @@ from torch import Tensor
 # sRGB (IEC 61966-2-1) and CIE XYZ with the D65 white point of the 2 degree observer, as in scikit-image.
 _XYZ_FROM_RGB = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)
+#: L, a and b of the compressed X, Y and Z; 16 is taken from L.
+_LAB_FROM_COMPRESSED = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
+_LIGHTNESS_OFFSET = 16.0
 #: Below this deviation, in Lab units, a channel holds rounding only (greys have up to 0.001): nothing to amplify.
 _FLAT_DEVIATION = 0.01
-#: Frames converted at a time: Lab needs some ten temporaries of a frame's size.
-_FRAMES_AT_ONCE = 8
 
 
 def match_color(frames: Tensor, reference: Tensor, strength: float) -> Tensor:
@@ -21,55 +27,77 @@ def match_color(frames: Tensor, reference: Tensor, strength: float) -> Tensor:
     """
     if strength == 0.0:
         return frames
-    reference_mean, reference_deviation = _lab_statistics(_lab_from_rgb(_unit_range(reference)))
-    corrected = [
-        _match_frames(part, reference_mean, reference_deviation, strength)
-        for part in frames.split(_FRAMES_AT_ONCE, dim=2)
-    ]
-    return torch.cat(corrected, dim=2)
+    reference_mean, reference_deviation = _center(_LabConversion(reference[0, :, 0]).from_rgb())
+    corrected = torch.empty(frames.shape, device=frames.device)
+    conversion = _LabConversion(frames[0, :, 0])
+    for frame, place in zip(frames[0].unbind(1), corrected[0].unbind(1), strict=True):
+        rgb = conversion.take(frame)
+        lab = conversion.from_rgb()
+        _, deviation = _center(lab)
+        gain = torch.where(deviation > _FLAT_DEVIATION, reference_deviation / deviation, 0.0)
+        lab.mul_(gain).add_(reference_mean)
+        rgb.lerp_(conversion.to_rgb(), strength)
+        torch.sub(rgb.mul_(2.0).view(place.shape), 1.0, out=place)
+    return corrected
 
 
-def _match_frames(frames: Tensor, reference_mean: Tensor, reference_deviation: Tensor, strength: float) -> Tensor:
-    rgb = _unit_range(frames)
-    lab = _lab_from_rgb(rgb)
-    mean, deviation = _lab_statistics(lab)
-    gain = torch.where(deviation > _FLAT_DEVIATION, reference_deviation / deviation, 0.0)
-    matched = _rgb_from_lab((lab - mean) * gain + reference_mean)
-    return torch.lerp(rgb, matched, strength) * 2.0 - 1.0
+def _center(lab: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes the mean from each channel of (3, n), in place; returns means and population deviations, each (3, 1)."""
+    mean = lab.mean(dim=1, keepdim=True)
+    lab.sub_(mean)
+    return mean, torch.linalg.vector_norm(lab, dim=1, keepdim=True) / lab.shape[1] ** 0.5
 
 
-def _unit_range(frames: Tensor) -> Tensor:
-    return ((frames.float() + 1.0) / 2.0).clamp(0.0, 1.0)
+class _LabConversion:
+    """A frame on its way from RGB in [0, 1] to Lab and back, in memory that the next frame uses again.
+
+    Attributes:
+        rgb, lab: float32 (3, n), n pixels.
+    """
+
+    def __init__(self, frame: Tensor) -> None:
+        """For frames like this one, (3, H, W) in [-1, 1], which is the first."""
+        xyz_from_rgb = torch.tensor(_XYZ_FROM_RGB, dtype=torch.float64) / torch.tensor(_WHITE).double()[:, None]
+        lab_from_compressed = torch.tensor(_LAB_FROM_COMPRESSED, dtype=torch.float64)
+        self._xyz_from_rgb = xyz_from_rgb.to(frame.device, torch.float32)
+        self._rgb_from_xyz = xyz_from_rgb.inverse().to(frame.device, torch.float32)
+        self._lab_from_compressed = lab_from_compressed.to(frame.device, torch.float32)
+        self._compressed_from_lab = lab_from_compressed.inverse().to(frame.device, torch.float32)
+        self.rgb, self.lab, self._curve, self._line = torch.empty(4, 3, frame[0].numel(), device=frame.device)
+        self.take(frame)
+
+    def take(self, frame: Tensor) -> Tensor:
+        """A frame's pixels as `rgb`."""
+        torch.add(frame, 1.0, out=self.rgb.view(frame.shape))
+        return self.rgb.div_(2.0).clamp_(0.0, 1.0)
+
+    def from_rgb(self) -> Tensor:
+        """`rgb` as `lab`."""
+        torch.clamp(self.rgb, min=0.04045, out=self._curve)
+        _power(self._curve.add_(0.055).div_(1.055), 2.4)
+        torch.sub(self.rgb, 0.04045, out=self._line)
+        linear = self._curve.add_(self._line.clamp_(max=0.0), alpha=1 / 12.92)
+        xyz = torch.mm(self._xyz_from_rgb, linear, out=self._line)
+        compressed = _power(torch.clamp(xyz, min=0.008856, out=self._curve), 1 / 3)
+        compressed.add_(xyz.sub_(0.008856).clamp_(max=0.0), alpha=7.787)
+        torch.mm(self._lab_from_compressed, compressed, out=self.lab)
+        self.lab[0] -= _LIGHTNESS_OFFSET
+        return self.lab
+
+    def to_rgb(self) -> Tensor:
+        """`lab` as RGB, (3, n) in [0, 1]; `rgb` stays, `lab` is lost."""
+        self.lab[0] += _LIGHTNESS_OFFSET
+        compressed = torch.mm(self._compressed_from_lab, self.lab, out=self._line)
+        # Out of gamut: there is no negative light.
+        compressed[2].clamp_(min=0.0)
+        xyz = torch.clamp(compressed, min=0.2068966, out=self._curve).pow_(3)
+        xyz.add_(compressed.sub_(0.2068966).clamp_(max=0.0), alpha=1 / 7.787)
+        linear = torch.mm(self._rgb_from_xyz, xyz, out=self._line)
+        rgb = _power(torch.clamp(linear, min=0.0031308, out=self.lab), 1 / 2.4).mul_(1.055).sub_(0.055)
+        rgb.add_(linear.sub_(0.0031308).clamp_(max=0.0), alpha=12.92)
+        return rgb.clamp_(0.0, 1.0)
 
 
-def _lab_statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population deviation of each frame's channels, (1, 3, T, 1, 1)."""
-    deviation, mean = torch.std_mean(lab, dim=(-2, -1), correction=0, keepdim=True)
-    return mean, deviation
-
-
-def _lab_from_rgb(rgb: Tensor) -> Tensor:
-    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = _mix_channels(linear, rgb.new_tensor(_XYZ_FROM_RGB)) / _per_channel(rgb, _WHITE)
-    x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=0.0) ** (1 / 3), 7.787 * xyz + 16.0 / 116.0).unbind(1)
-    return torch.stack((116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)), dim=1)
-
-
-def _rgb_from_lab(lab: Tensor) -> Tensor:
-    lightness, a, b = lab.unbind(1)
-    y = (lightness + 16.0) / 116.0
-    # Out of gamut: there is no negative light.
-    xyz = torch.stack((y + a / 500.0, y, (y - b / 200.0).clamp(min=0.0)), dim=1)
-    xyz = torch.where(xyz > 0.2068966, xyz**3, (xyz - 16.0 / 116.0) / 7.787) * _per_channel(lab, _WHITE)
-    rgb_from_xyz = torch.linalg.inv(torch.tensor(_XYZ_FROM_RGB, dtype=torch.float64)).to(lab)
-    linear = _mix_channels(xyz, rgb_from_xyz)
-    rgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0) ** (1 / 2.4) - 0.055, 12.92 * linear)
-    return rgb.clamp(0.0, 1.0)
-
-
-def _mix_channels(pixels: Tensor, matrix: Tensor) -> Tensor:
-    return torch.einsum("oc,bcthw->bothw", matrix, pixels)
-
-
-def _per_channel(like: Tensor, values: tuple[float, float, float]) -> Tensor:
-    return like.new_tensor(values).view(1, 3, 1, 1, 1)
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """base ** exponent of positive numbers, in place."""
+    return base.log2_().mul_(exponent).exp2_()

@@ -7,6 +7,7 @@ The base model keeps diffusers' parameter names, the adapter its published ones 
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -27,6 +28,21 @@ from infinitetalk.teacache import TeaCache
 ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
 
 
+def modulated_norm(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x)·(1 + scale) + shift in float32, by one kernel: the modulation is handed to the norm as its own weights.
+
+    Args:
+        norm: without weights.
+        hidden_states: (1, tokens, dim).
+        shift, scale: float32, dim numbers each.
+
+    Returns:
+        As `hidden_states`.
+    """
+    weight, bias = 1 + scale.flatten(), shift.flatten()
+    return F.layer_norm(hidden_states.float(), norm.normalized_shape, weight, bias, norm.eps).type_as(hidden_states)
+
+
 class SelfAttnProcessor(WanAttnProcessor):
     """Self-attention over all video tokens; returns the reference attention map beside it when regions are given."""
 
@@ -36,24 +52,23 @@ class SelfAttnProcessor(WanAttnProcessor):
         hidden_states: Tensor,
         encoder_hidden_states: None,
         attention_mask: None,
-        rotary_emb: tuple[Tensor, Tensor],
+        rotary_emb: Tensor,
         regions: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Args:
             hidden_states: (1, tokens, dim).
-            rotary_emb: cosines and sines, each (1, tokens, 1, head_dim / 2).
+            rotary_emb: complex (1, tokens, 1, head_dim / 2).
             regions: bool (speakers + 1, S) over the tokens of latent frame 0, or None.
 
         Returns:
             (1, tokens, dim), and float32 (speakers + 1, tokens) or None.
         """
-        cos, sin = rotary_emb
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
-        query, key = rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
+        query, key = rotate_pairs(query, rotary_emb), rotate_pairs(key, rotary_emb)
         attended = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
@@ -103,7 +118,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         hidden_states: Tensor,
         encoder_hidden_states: tuple[Tensor, Tensor],
         timestep_proj: Tensor,
-        rotary_emb: tuple[Tensor, Tensor],
+        rotary_emb: Tensor,
         audio_tokens: Tensor,
         regions: Tensor | None = None,
     ) -> Tensor:
@@ -113,14 +128,14 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
             hidden_states: (1, tokens, dim).
             encoder_hidden_states: image tokens (1, image_tokens, dim) and text tokens (1, text_len, dim).
             timestep_proj: float32 (1, 6, dim).
-            rotary_emb: cosines and sines, each (1, tokens, 1, head_dim / 2).
+            rotary_emb: complex (1, tokens, 1, head_dim / 2).
             audio_tokens: (latent_frames, speakers · context_tokens, audio_dim).
             regions: bool (speakers + 1, S) when several speak, else None.
         """
         modulation = self.scale_shift_table.float() + timestep_proj
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)
 
-        normed = torch.addcmul(shift, self.norm1(hidden_states.float()), 1 + scale).type_as(hidden_states)
+        normed = modulated_norm(self.norm1, hidden_states, shift, scale)
         attended, attention_map = self.attn1(normed, None, None, rotary_emb, regions=regions)
         hidden_states = torch.addcmul(hidden_states.float(), attended.float(), gate).type_as(hidden_states)
 
@@ -135,7 +150,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
             self.norm_x(hidden_states), audio_tokens, query_positions, key_positions
         )
 
-        normed = torch.addcmul(ffn_shift, self.norm3(hidden_states.float()), 1 + ffn_scale).type_as(hidden_states)
+        normed = modulated_norm(self.norm3, hidden_states, ffn_shift, ffn_scale)
         return torch.addcmul(hidden_states.float(), self.ffn(normed).float(), ffn_gate).type_as(hidden_states)
 
 
@@ -220,10 +235,10 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         """(speakers, num_frames, window, layers, channels) → (latent_frames, speakers · context_tokens, audio_dim)."""
         return self.audio_proj(windows).transpose(0, 1).flatten(1, 2)
 
-    def rotary_embedding(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """3-D rotary angles of latents (1, channels, t, h, w): cosines and sines, each (1, tokens, 1, head_dim / 2)."""
+    def rotary_embedding(self, latents: Tensor) -> Tensor:
+        """3-D rotary embedding of latents (1, channels, t, h, w): complex (1, tokens, 1, head_dim / 2) of modulus 1."""
         cos, sin = self.rope(latents)
-        return cos[..., 0::2], sin[..., 1::2]
+        return torch.complex(cos[..., 0::2], sin[..., 1::2])
 
     def forward(
         self,
@@ -284,7 +299,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
             tokens = cache.apply(tokens)
 
         shift, scale = (self.scale_shift_table.float() + temb[:, None]).chunk(2, dim=1)
-        tokens = self.proj_out(torch.addcmul(shift, self.norm_out(tokens.float()), 1 + scale).type_as(tokens))
+        tokens = self.proj_out(modulated_norm(self.norm_out, tokens, shift, scale))
         sample = self._unpatchify(tokens, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -292,7 +307,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         self,
         tokens: Tensor,
         timestep_proj: Tensor,
-        rotary_emb: tuple[Tensor, Tensor],
+        rotary_emb: Tensor,
         grid: torch.Size,
         prompt_embeds: Tensor,
         image_embeds: Tensor,

@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from infinitetalk import color
-from infinitetalk.color import match_color
+from infinitetalk.color import _LabConversion, match_color
+
+XYZ_FROM_RGB = torch.tensor(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
+    dtype=torch.float64,
+)
+WHITE = torch.tensor([[0.95047], [1.0], [1.08883]], dtype=torch.float64)
 
 
 def random_frames(num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -30,10 +35,9 @@ def test_a_darker_frame_takes_on_the_references_brightness() -> None:
     assert matched.mean().item() == pytest.approx(reference.mean().item(), abs=0.02)
 
 
-def test_each_frame_is_corrected_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_frame_is_corrected_by_itself() -> None:
     frames, reference = random_frames(5, seed=2), random_frames(1)
     alone = torch.cat([match_color(frame, reference, 1.0) for frame in frames.split(1, dim=2)], dim=2)
-    monkeypatch.setattr(color, "_FRAMES_AT_ONCE", 2)
     torch.testing.assert_close(match_color(frames, reference, 1.0), alone, atol=1e-6, rtol=0)
 
 
@@ -43,6 +47,40 @@ def test_a_grey_frame_stays_without_colour_noise() -> None:
     grey = random_frames(1)[:, :1].expand(-1, 3, -1, -1, -1)
     reference = random_frames(1, seed=3)
     matched = match_color(grey, reference, 1.0)
-    a_and_b = color._lab_from_rgb((matched + 1) / 2)[:, 1:]
-    assert a_and_b.std(dim=(-2, -1)).max().item() < 0.5
-    assert color._lab_from_rgb((reference + 1) / 2)[:, 1:].std(dim=(-2, -1)).min().item() > 5
+    assert lab_of(matched)[1:].std(dim=1).max().item() < 0.5
+    assert lab_of(reference)[1:].std(dim=1).min().item() > 5
+
+
+def test_curves_without_a_mask_are_those_of_the_definition() -> None:
+    """Against powers and lines chosen pixel by pixel, in float64: dark, bright and beyond the gamut, there and back."""
+    ramp = torch.linspace(-1.0, 1.0, 4000)
+    frame = torch.stack([ramp, ramp.roll(7), ramp.flip(0)])[:, None]
+    lab = lab_by_definition((frame[:, 0].double() + 1) / 2)
+    conversion = _LabConversion(frame)
+    torch.testing.assert_close(conversion.from_rgb(), lab.float(), atol=2e-4, rtol=1e-5)
+    moved = lab * torch.tensor([[1.3], [1.5], [1.5]]) - torch.tensor([[15.0], [0.0], [0.0]])
+    conversion.lab.copy_(moved)
+    torch.testing.assert_close(conversion.to_rgb(), rgb_by_definition(moved).float(), atol=2e-5, rtol=0)
+
+
+def lab_of(frames: torch.Tensor) -> torch.Tensor:
+    """Lab (3, pixels) of the first of some frames."""
+    return _LabConversion(frames[0, :, 0]).from_rgb()
+
+
+def lab_by_definition(rgb: torch.Tensor) -> torch.Tensor:
+    """sRGB (3, n) in [0, 1] → CIE Lab for the D65 white point."""
+    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = XYZ_FROM_RGB @ linear / WHITE
+    x, y, z = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def rgb_by_definition(lab: torch.Tensor) -> torch.Tensor:
+    """The inverse of `lab_by_definition`, cut to [0, 1]; what lies beyond the gamut has no negative light."""
+    y = (lab[0] + 16) / 116
+    xyz = torch.stack([y + lab[1] / 500, y, (y - lab[2] / 200).clamp(min=0)])
+    xyz = torch.where(xyz > 0.2068966, xyz**3, (xyz - 16 / 116) / 7.787) * WHITE
+    linear = XYZ_FROM_RGB.inverse() @ xyz
+    rgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0) ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return rgb.clamp(0, 1)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from infinitetalk.audio_attention import rotary_embedding, rotate_pairs
 from infinitetalk.regions import RegionError
 from infinitetalk.teacache import TeaCache
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel, modulated_norm
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,30 @@ def test_a_skipped_evaluation_adds_the_residual_of_the_last_computed_one(
     assert cache.skipped == 1
     torch.testing.assert_close(reused, computed)
     torch.testing.assert_close(computed, transformer(**given).sample)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_rotation_by_complex_products_is_the_rotation_of_each_pair(dtype: torch.dtype, tolerance: float) -> None:
+    hidden_states = torch.randn(1, 7, 3, 16).to(dtype)
+    positions = torch.linspace(0.0, 24.0, 7)
+    angles = positions.double()[:, None] * 10000.0 ** (-torch.arange(0, 16, 2, dtype=torch.float64) / 16)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    even, odd = hidden_states[..., 0::2].double(), hidden_states[..., 1::2].double()
+    expected = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    rotated = rotate_pairs(hidden_states, rotary_embedding(positions, 16)[:, None])
+    assert rotated.dtype == dtype
+    torch.testing.assert_close(rotated.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_norm_that_modulates_is_a_norm_and_a_modulation(dtype: torch.dtype, tolerance: float) -> None:
+    norm = torch.nn.LayerNorm(32, 1e-6, elementwise_affine=False)
+    hidden_states = torch.randn(1, 9, 32).to(dtype)
+    shift, scale = torch.randn(2, 1, 1, 32).unbind()
+    expected = norm(hidden_states.float()) * (1 + scale) + shift
+    modulated = modulated_norm(norm, hidden_states, shift, scale)
+    assert modulated.dtype == dtype
+    torch.testing.assert_close(modulated.float(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_norms_modulation_and_time_embedding_stay_in_float32(

@@ -40,7 +40,7 @@ def _rotate(query: Tensor, grid: list[int]) -> Tensor:
         audio_context_tokens=1,
     )
     latent_size = [tokens * patch for tokens, patch in zip(grid, transformer.config.patch_size, strict=True)]
-    return rotate_pairs(query, *transformer.rotary_embedding(torch.zeros(1, 1, *latent_size)))
+    return rotate_pairs(query, transformer.rotary_embedding(torch.zeros(1, 1, *latent_size)))
 
 
 def audio_projection(case: Case) -> Outcome:
