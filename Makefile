@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page test fuzz lint types format schemas clean
+.PHONY: demo serve page test fuzz kills soak lint types format schemas clean
 
 demo: $(VENV)/.requirements
 	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
@@ -24,6 +24,14 @@ test: lint types
 # Tens of minutes: random jobs, always a result or a coded error. A short form is among the tests.
 fuzz: $(VENV)/.requirements-dev
 	$(BIN)/python -m tests.fuzz_jobs
+
+# Minutes: a job whose workers are killed, five times. A short form is among the tests.
+kills: $(VENV)/.requirements-dev
+	$(BIN)/python -m tests.kills
+
+# Minutes: 200 jobs of all kinds through one worker. A short form is among the tests.
+soak: $(VENV)/.requirements-dev
+	$(BIN)/python -m tests.soak
 
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ python handler.py --rp_serve_api                                 the SDK's local
 
 import multiprocessing
 import sys
+from contextlib import nullcontext, redirect_stdout
 
 
 def main() -> None:
@@ -17,25 +18,34 @@ def main() -> None:
     import runpod
 
     from infinitetalk.errors import CheckpointError
+    from infinitetalk.worker import delivery
     from infinitetalk.worker.engine import Engine
+    from infinitetalk.worker.fitness import fitness_checks
     from infinitetalk.worker.logs import configure_logs
     from infinitetalk.worker.runner import Handler, Runner, printing, with_error_as_text
 
     # A forked ping process would inherit locks held by the thread that loads the model.
     multiprocessing.set_start_method("spawn")
-    configure_logs()
     settings = Settings()
+    configure_logs(settings)
     engine = Engine(settings)
     try:
         engine.start()
     except CheckpointError as error:
         sys.exit(str(error))
-    handler: Handler = Runner(settings, engine)
-    if any(argument.startswith("--test_input") for argument in sys.argv):
-        handler = printing(handler)
+    runner = Runner(settings, engine)
+    delivery.install(settings.delivery_timeout_s, runner.after_delivery)
+    for check in fitness_checks(settings, engine):
+        runpod.serverless.register_fitness_check(check)
+    handler: Handler = runner
+    runs_one_job = any(argument.startswith("--test_input") for argument in sys.argv)
+    if runs_one_job:
+        handler = printing(handler, sys.stdout)
     if "--rp_serve_api" in sys.argv:
         handler = with_error_as_text(handler)
-    runpod.serverless.start({"handler": handler})
+    # The SDK prints its own lines on stdout, which belongs to the result.
+    with redirect_stdout(sys.stderr) if runs_one_job else nullcontext():
+        runpod.serverless.start({"handler": handler})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ All errors are `MediaError`s whose messages can be shown to the client.
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -98,6 +99,8 @@ MAX_LOG_BYTES = 65_536
 # ffmpeg's words for a file whose end is missing; it reports no failure then.
 CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
 
+NO_SPACE_COMPLAINT = b"No space left on device"
+
 UNREADABLE = (
     "The file is damaged or of a kind that cannot be read: send a picture as PNG, JPEG or WebP, sound as WAV, MP3, "
     "M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
@@ -107,6 +110,13 @@ TOO_LARGE = f"The picture is too large: at most {MAX_PIXELS // 2**20} million pi
 
 class MediaError(ValueError):
     """A file is no usable picture, sound or video. The message says what is wrong and what to send instead."""
+
+
+class DecoderError(RuntimeError):
+    """The decoder was ended from outside, for want of memory as a rule, or its disk is full.
+
+    The message can be shown to the client.
+    """
 
 
 class Source(Protocol):
@@ -517,7 +527,7 @@ def _child(path: Path, output: Any, timeout_s: float, loglevel: str = "error") -
     """Runs ffmpeg on a file; its standard output must be read to the end.
 
     The child is killed after `timeout_s`, and may write no file above `MAX_CHILD_FILE_BYTES`. Raises `MediaError`
-    for a child that refuses, crashes or is killed.
+    for a child that refuses, crashes or takes too long, `DecoderError` for one that somebody else kills.
     """
     command = output.compile(cmd=[ffmpeg_path(), "-nostdin", "-hide_banner", "-loglevel", loglevel])
     timed_out = threading.Event()
@@ -547,5 +557,9 @@ def _child(path: Path, output: Any, timeout_s: float, loglevel: str = "error") -
         raise MediaError("The file is cut short: upload it again")
     if b"exceeds specified max pixel count" in child.log:
         raise MediaError(TOO_LARGE)
+    if NO_SPACE_COMPLAINT in child.log:
+        raise DecoderError("The worker's disk is full: send the job again, or a smaller file")
+    if process.returncode == -signal.SIGKILL:
+        raise DecoderError("The decoder was ended before it was done: send the job again, or a smaller file")
     if process.returncode != 0:
         raise MediaError(UNREADABLE)

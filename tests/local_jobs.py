@@ -11,7 +11,9 @@ import pytest
 
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job import run_job
+from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import Stop
 from schemas import Stage
 
 
@@ -31,10 +33,22 @@ class LocalWorker:
     stages: list[Stage] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
 
-    def run(self, job: dict[str, Any], should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """The result of a job, `id` and `input`."""
+    def run(
+        self, job: dict[str, Any], should_stop: Callable[[], bool] = lambda: False, keep: bool = False
+    ) -> dict[str, Any]:
+        """The result of a job, `id` and `input`.
+
+        Args:
+            should_stop: whether the job is cancelled.
+            keep: whether what is stored of it stays, as it does when its worker is lost.
+        """
         self.stages, self.messages = [], []
-        return run_job(job, self.settings, self.engine, self._report, should_stop)
+        states = JobStates(self.settings)
+        stop = Stop(self.settings.job_timeout_s, should_stop)
+        try:
+            return run_job(job, self.settings, self.engine, states, self._report, stop)
+        finally:
+            states.close(job["id"], keep)
 
     def _report(self, stage: Stage, *arguments: Any, **more: Any) -> None:
         self.stages.append(stage)

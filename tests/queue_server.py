@@ -5,15 +5,20 @@
         job_id = queue.post({...})
         job = queue.wait(job_id, timeout_s=60)
 
-Runs in a thread of its own and ends with the `with` block, or by itself after `MAX_LIFETIME_S`.
+Runs in a thread of its own and ends with the `with` block, or by itself after its lifetime.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
+
+from aiohttp import web
 
 from infinitetalk.worker.local_endpoint import POLL_S, JobQueue, LocalEndpoint, QueuedJob
 
@@ -23,12 +28,46 @@ MAX_LIFETIME_S = 900
 API_KEY = "test-key"
 
 
+Fault = int | Literal["drop", "drop after"]
+"""What becomes of an offered result: a status, or a dropped connection before or after it was taken."""
+
+
+class FaultyEndpoint(LocalEndpoint):
+    """An endpoint that takes results and progress as badly as it is told.
+
+    Attributes:
+        faults: of the results offered next, in order.
+        progress_delay_s: seconds that each progress message waits for its answer.
+        results: bodies of all offers of a job's result.
+    """
+
+    def __init__(self, queue: JobQueue, key: str, files: Path | None, lifetime_s: float) -> None:
+        super().__init__(queue, key, files=files, lifetime_s=lifetime_s)
+        self.faults: deque[Fault] = deque()
+        self.progress_delay_s = 0.0
+        self.results: defaultdict[str, list[bytes]] = defaultdict(list)
+
+    async def job_done(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        if json.loads(body).get("status") == "IN_PROGRESS":
+            await asyncio.sleep(self.progress_delay_s)
+            return await super().job_done(request)
+        self.results[request.match_info["job"]].append(body)
+        fault = self.faults.popleft() if self.faults else None
+        if isinstance(fault, int):
+            return web.Response(status=fault)
+        answer = web.Response() if fault == "drop" else await super().job_done(request)
+        if fault is not None and request.transport is not None:
+            request.transport.abort()
+        return answer
+
+
 class LocalQueue(JobQueue):
     """A queue and the endpoint that serves it."""
 
-    def __init__(self, files: Path | None = None) -> None:
+    def __init__(self, files: Path | None = None, lifetime_s: float = MAX_LIFETIME_S) -> None:
         super().__init__()
-        self.endpoint = LocalEndpoint(self, API_KEY, files=files, lifetime_s=MAX_LIFETIME_S)
+        self.endpoint = FaultyEndpoint(self, API_KEY, files, lifetime_s)
 
     def __enter__(self) -> Self:
         self.endpoint.__enter__()

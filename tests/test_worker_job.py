@@ -14,8 +14,10 @@ from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, job_error
 from infinitetalk.worker.job import NOT_YET_SUPPORTED, StageClock, run_job
 from infinitetalk.worker.logs import loggable
+from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.runner import checked_result
 from infinitetalk.worker.settings import CHECKOUT, Settings
+from infinitetalk.worker.stop import Stop
 from schemas import ErrorCode, Failure, SingleJob, Stage
 from tests.job_inputs import picture_bytes, picture_uri, small_job, speech_uri
 
@@ -24,7 +26,8 @@ def failure_of(job_input: Any, tmp_path: Path, job_id: str = "job-1", **envelope
     """How a job fails before it needs a model: the engine here never loads one."""
     settings = Settings(output_dir=tmp_path / "volume", volume_dir=tmp_path / "volume", webhook_get_job="set")
     job = {"id": job_id, "input": job_input, **envelope}
-    result = run_job(job, settings, Engine(settings), lambda *arguments, **more: None, lambda: False)
+    states = JobStates(settings)
+    result = run_job(job, settings, Engine(settings), states, lambda *arguments, **more: None, Stop())
     return Failure.model_validate(result, strict=False)
 
 

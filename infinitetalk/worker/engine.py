@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import soundfile
 import structlog
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch import Tensor
 from infinitetalk.chunks import count_chunks, usable_rows
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.lora import find_lora
-from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture
+from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture, read_waveform
 from infinitetalk.memory import (
     DoesNotFitError,
     MemoryPlan,
@@ -30,7 +32,7 @@ from infinitetalk.memory import (
     release_cached_memory,
 )
 from infinitetalk.models import Models, load_models
-from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Step
+from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.sizes import choose_bucket
@@ -38,6 +40,7 @@ from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model
 from infinitetalk.tts import SpeechSynthesiser
 from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
 from infinitetalk.worker.fetch import Media, naming
@@ -91,7 +94,11 @@ class MemoryBudget:
 
 
 class Engine:
-    """Holds the networks of one checkpoint, which it loads in a thread of its own."""
+    """Holds the networks of one checkpoint, which it loads in a thread of its own.
+
+    Attributes:
+        is_broken: the GPU has failed; only another process can use it again.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -101,6 +108,8 @@ class Engine:
         self._lora_dir = settings.lora_dir
         self._synthesiser: SpeechSynthesiser | None = None
         self._budget: MemoryBudget | None = None
+        self._paths: CheckpointPaths | None = None
+        self.is_broken = False
 
     def start(self) -> None:
         """Begins to load the model; jobs may be validated and fetched meanwhile.
@@ -108,9 +117,10 @@ class Engine:
         Raises:
             CheckpointError: weights are missing.
         """
-        paths = checkpoint_paths(self._settings)
+        paths = self._paths = checkpoint_paths(self._settings)
         if paths is not None:
             self._kokoro_dir, self._lora_dir = paths.kokoro, paths.loras
+        threading.Thread(target=warm_up_sound, name="warm-up").start()
         # No daemon: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
         threading.Thread(target=self._load, args=(paths,), name="load").start()
 
@@ -118,6 +128,23 @@ class Engine:
     def model_name(self) -> str:
         """Name of the model."""
         return self._models.result().name
+
+    @property
+    def weights(self) -> str:
+        """Which weights there are, by the names and sizes of their files; known before any is loaded."""
+        if self._paths is None:
+            return "tiny"
+        paths = self._paths
+        parts = (paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2, paths.transformer)
+        return "\n".join(
+            f"{file.name} {file.stat().st_size}" for part in parts if part is not None for file in _files_of(part)
+        )
+
+    @property
+    def numerics(self) -> str:
+        """What of the mode in use decides a video's numbers."""
+        memory = self._models.result().memory
+        return f"{self.device.type} {self.dtype} {memory.quantisation} {memory.vae_tiling}"
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +166,28 @@ class Engine:
         if self._synthesiser is None:
             self._synthesiser = SpeechSynthesiser(self._find_kokoro(), self.device)
         return self._synthesiser
+
+    def check_weights(self) -> None:
+        """Reads the headers of every file that videos need, against the networks they are for.
+
+        Raises:
+            CheckpointError: one is missing or unfit.
+        """
+        if self._paths is None:
+            return
+        for finding in check_checkpoint(self._paths):
+            if finding.needed and finding.problem is not None:
+                raise CheckpointError(f"{finding.part}: {finding.problem}")
+
+    def check_memory(self) -> None:
+        """Looks whether any mode fits the GPU's memory, what the worker has loaded already left aside.
+
+        Raises:
+            DoesNotFitError: none does.
+        """
+        if self._paths is not None and self.device.type == "cuda":
+            free = free_bytes(self.device) + torch.cuda.memory_reserved(self.device)
+            choose_plan(free, model_sizes(self._paths), SMALLEST_USUAL_WORKLOAD)
 
     def embed(self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False) -> Speech:
         """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, one row a video frame.
@@ -198,15 +247,23 @@ class Engine:
         return plan
 
     def recover(self) -> None:
-        """Gives back the memory that a failed job may still hold."""
-        release_cached_memory()
+        """Gives back the memory that a failed job may still hold, unless the GPU answers no longer."""
+        if not self.is_broken:
+            release_cached_memory()
 
     def generate(
-        self, request: Request, should_stop: Callable[[], bool], on_step: Callable[[Step], None]
+        self,
+        request: Request,
+        should_stop: Callable[[], bool],
+        on_step: Callable[[Step], None],
+        num_done: int = 0,
+        chunk_state: bytes | None = None,
     ) -> Iterator[Chunk]:
         """The video, chunk by chunk; each scene of it is generated on its own.
 
         Args:
+            num_done: chunks that are there already, counted through all scenes.
+            chunk_state: the state of the last of them; None after a scene's last chunk.
             should_stop: asked before every network evaluation.
             on_step: told after every sampling step; chunks are counted through all scenes.
 
@@ -225,6 +282,9 @@ class Engine:
             chunks_before.append(chunks_before[-1] + num_chunks)
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
+            if num_done >= chunks_before[index + 1]:
+                continue
+            goes_on = num_done > chunks_before[index]
 
             def count_step(step: Step, before: int = chunks_before[index]) -> None:
                 on_step(Step(before + step.chunk, chunks_before[-1], step.step, step.num_steps))
@@ -236,6 +296,7 @@ class Engine:
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
                 regions=request.regions,
+                state=ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None,
                 should_stop=should_stop,
                 on_step=count_step,
             )
@@ -275,6 +336,18 @@ class Engine:
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}
         logger.info("model.loaded", lat_ms=lat_ms, details=details)
         self._preloaded.set_result(None)
+
+
+def warm_up_sound() -> None:
+    """Lets librosa import what it imports when first used, which takes seconds, before a job needs it."""
+    with tempfile.TemporaryDirectory(prefix="infinitetalk-") as folder:
+        file = Path(folder) / "silence.wav"
+        soundfile.write(file, np.zeros(4800, dtype=np.float32), 48_000)
+        read_waveform(file)
+
+
+def _files_of(part: Path) -> list[Path]:
+    return sorted(file for file in part.rglob("*") if file.is_file()) if part.is_dir() else [part]
 
 
 def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:

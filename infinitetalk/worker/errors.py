@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 import torch
 
 from infinitetalk.encode import EncodeError
 from infinitetalk.errors import CheckpointError
-from infinitetalk.media import MediaError
+from infinitetalk.media import DecoderError, MediaError
 from infinitetalk.memory import DoesNotFitError
 from infinitetalk.regions import RegionError
 from schemas import ErrorCode, JobError, Stage
@@ -67,6 +68,9 @@ STAGE_CODES: dict[Stage, ErrorCode] = {
 """The code of an exception that only its stage tells apart."""
 
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
 class WorkerError(Exception):
     """A failure with a code, whose message a client may read: no path, host name, credential or traceback in it.
 
@@ -85,7 +89,16 @@ class WorkerError(Exception):
 
 def is_expected(error: Exception) -> bool:
     """Whether an exception's own message is meant for the client."""
-    return isinstance(error, WorkerError | MediaError | RegionError | EncodeError | CheckpointError | DoesNotFitError)
+    expected = WorkerError | MediaError | DecoderError | RegionError | EncodeError | CheckpointError | DoesNotFitError
+    return isinstance(error, expected)
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether the GPU has failed in a way that it does not recover from within this process."""
+    is_error = isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
+    return is_error and not _is_out_of_memory(error)
 
 
 def job_error(error: Exception, stage: Stage) -> JobError:
@@ -94,7 +107,15 @@ def job_error(error: Exception, stage: Stage) -> JobError:
         return JobError(code=error.code, message=error.message, retryable=error.retryable, at_stage=stage)
     code = _code_of(error, stage)
     facts = CODES[code]
-    message = str(error) if is_expected(error) else f"{facts.message}: {facts.hint}"
+    if is_expected(error):
+        message = str(error)
+    elif is_device_error(error):
+        message = f"{facts.message}: the GPU failed, and this worker is being replaced; send the job again"
+    elif _is_disk_full(error):
+        message = f"{facts.message}: the worker's disk is full; send the job again, or use smaller inputs"
+        return JobError(code=code, message=message, retryable=True, at_stage=stage)
+    else:
+        message = f"{facts.message}: {facts.hint}"
     return JobError(code=code, message=message, retryable=facts.retryable, at_stage=stage)
 
 
@@ -102,11 +123,22 @@ def _code_of(error: Exception, stage: Stage) -> ErrorCode:
     match error:
         case MediaError() | RegionError():
             return ErrorCode.INPUT_VALIDATION
-        case EncodeError():
+        case EncodeError() | DecoderError():
             return ErrorCode.FFMPEG
         case CheckpointError():
             return ErrorCode.PIPELINE_LOAD
-        case torch.OutOfMemoryError():
+        case _ if _is_out_of_memory(error):
             return ErrorCode.OOM
+        case _ if is_device_error(error):
+            return ErrorCode.GENERATION_RUNTIME
         case _:
             return STAGE_CODES[stage]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    is_cuda = isinstance(error, torch.AcceleratorError) and "out of memory" in str(error)
+    return is_cuda or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in FULL_DISK

@@ -25,11 +25,22 @@ from infinitetalk.pipeline import Step
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
 from infinitetalk.worker.batch import run_batch
 from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, speaker_regions
-from infinitetalk.worker.errors import WorkerError, is_expected, job_error
+from infinitetalk.worker.errors import WorkerError, is_device_error, is_expected, job_error
 from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.logs import job_logger
 from infinitetalk.worker.progress import Report
+from infinitetalk.worker.resume import (
+    THUMBNAIL_FILE,
+    JobStates,
+    Part,
+    Rendering,
+    TaskState,
+    part_file,
+    rendering_fingerprint,
+    request_fingerprint,
+)
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import Stop
 from infinitetalk.worker.storage import Artifacts, Store, make_store
 from schemas import (
     BatchItem,
@@ -69,6 +80,7 @@ class StageClock:
 
     def __init__(self, report: Report) -> None:
         self.stage = Stage.VALIDATION
+        self.eta_s = 0.0
         self._report = report
         self._begin = self._since = time.monotonic()
         self._seconds: dict[Stage, float] = {stage: 0.0 for stage in Stage if stage is not Stage.COMPLETED}
@@ -79,18 +91,20 @@ class StageClock:
         self.count_towards(stage)
         self._report(stage, eta_s=0.0 if stage in AFTER_SAMPLING else None)
 
-    def begin_sampling(self) -> None:
-        """Enters sampling, from which on the time left is known."""
+    def begin_sampling(self, num_done: int = 0) -> None:
+        """Enters sampling, from which on the time left is known; `num_done` chunks are there already."""
         self.enter(Stage.SAMPLING)
         self._sampling_since = self._since
+        self._chunks_before = num_done
 
     def end_step(self, step: Step) -> None:
         """Counts a sampling step; after a chunk's last one its frames are decoded."""
         done = (step.chunk - 1) * step.num_steps + step.step
         total = step.num_chunks * step.num_steps
-        eta_s = (time.monotonic() - self._sampling_since) / done * (total - done)
+        done_here = done - self._chunks_before * step.num_steps
+        self.eta_s = (time.monotonic() - self._sampling_since) / done_here * (total - done)
         details = {"chunk": step.chunk, "num_chunks": step.num_chunks, "step": step.step, "num_steps": step.num_steps}
-        self._report(Stage.SAMPLING, done / total, round(eta_s, 1), details)
+        self._report(Stage.SAMPLING, done / total, round(self.eta_s, 1), details)
         if step.step == step.num_steps:
             # While chunks follow, their sampling goes on as far as the client is concerned.
             is_last = step.chunk == step.num_chunks
@@ -132,16 +146,11 @@ class JobMedia:
     speech: list[Media | None]
     masks: list[Media] | None
 
-
-@dataclass(frozen=True)
-class Rendered:
-    """The video as encoded parts, in order, and its first frame, uint8 (height, width, 3)."""
-
-    parts: list[Path]
-    first_frame: np.ndarray
-    num_frames: int
-    evaluations: int
-    evaluations_skipped: int
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in a fixed order."""
+        media = [self.source, *self.speech, *(self.masks or [])]
+        return [medium.path for medium in media if medium is not None]
 
 
 @dataclass(frozen=True)
@@ -167,41 +176,50 @@ class Task:
 
 
 def run_job(
-    payload: dict[str, Any], settings: Settings, engine: Engine, report: Report, should_stop: Callable[[], bool]
+    payload: dict[str, Any], settings: Settings, engine: Engine, states: JobStates, report: Report, stop: Stop
 ) -> dict[str, Any]:
     """Run one job as the queue hands it over; whatever goes wrong becomes a coded failure.
 
     Args:
         payload: `id`, `input` and, where the job names its own store, `s3Config`.
+        states: what is kept of jobs; the caller closes this one's.
         report: told where the job is.
-        should_stop: asked before every network evaluation and while data arrives.
+        stop: asked before every network evaluation and while data arrives.
 
     Returns:
         `schemas.Success`, `schemas.Failure` or, for a batch, `schemas.BatchResult`, as JSON types.
 
     Raises:
-        GenerationStopped: `should_stop` said so.
+        GenerationStopped: the job was cancelled, or is left to the next worker.
     """
     # An id is refused further down, but the refusal itself must be fit to be sent.
     job_id = sendable(str(payload["id"]))
+    logger = job_logger(job_id)
     clock = StageClock(report)
     try:
         job, s3_config = parse_payload(job_id, payload, settings)
     except Exception as error:
-        return as_json(Failure(job_id=job_id, error=_failed(error, clock, job_logger(job_id))))
-    if isinstance(job, SingleJob):
-        return as_json(run_single(job_id, None, job, s3_config, settings, engine, clock, should_stop))
+        return as_json(Failure(job_id=job_id, error=_failed(error, clock, logger)))
+    try:
+        if isinstance(job, SingleJob):
+            return as_json(run_single(job_id, None, job, s3_config, settings, engine, states, clock, stop))
 
-    def run_item(item: BatchItem, report: Report) -> ItemSuccess | ItemFailure:
-        with_store = item.model_copy(update={"output_config": item.output_config or job.output_config})
-        clock = StageClock(report)
-        result = run_single(
-            job_id, item.id, with_store, s3_config, settings, engine, clock, should_stop, len(job.batch)
-        )
-        kind = ItemSuccess if isinstance(result, Success) else ItemFailure
-        return kind.model_validate(dict(result) | {"item_id": item.id})
+        def run_item(item: BatchItem, report: Report) -> ItemSuccess | ItemFailure:
+            with_store = item.model_copy(update={"output_config": item.output_config or job.output_config})
+            clock = StageClock(report)
+            made = run_single(
+                job_id, item.id, with_store, s3_config, settings, engine, states, clock, stop, len(job.batch)
+            )
+            kind = ItemSuccess if isinstance(made, Success) else ItemFailure
+            return kind.model_validate(dict(made) | {"item_id": item.id})
 
-    return as_json(run_batch(job_id, job, run_item, report))
+        result = run_batch(job_id, job, run_item, report)
+    except GenerationStopped:
+        timings = clock.timings()
+        logger.info("job.stopped", lat_ms=timings["total_ms"], details={"timings": timings, "handed_over": not stop()})
+        raise
+    logger.info(f"batch.{result.status}", lat_ms=result.timings["total_ms"], details={"timings": result.timings})
+    return as_json(result)
 
 
 def as_json(result: Success | Failure | BatchResult) -> dict[str, Any]:
@@ -216,8 +234,9 @@ def run_single(
     s3_config: S3Config | None,
     settings: Settings,
     engine: Engine,
+    states: JobStates,
     clock: StageClock,
-    should_stop: Callable[[], bool],
+    stop: Stop,
     num_results: int = 1,
 ) -> Success | Failure:
     """Makes one video; whatever goes wrong becomes a coded failure.
@@ -227,22 +246,38 @@ def run_single(
         num_results: how many videos share it.
 
     Raises:
-        GenerationStopped: `should_stop` said so.
+        GenerationStopped: the job was cancelled, or is left to the next worker.
     """
     logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
     try:
         store = make_store(job.output_config or OutputConfig(), s3_config, settings, num_results)
         task = Task(job_id, item_id, job, store)
         check(task, engine)
+        request = request_fingerprint(job, engine.weights, versions())
+        state = states.open(job_id, task.name, request, store, logger)
+        if state.result is not None:
+            logger.info("job.was_completed")
+            return Success.model_validate(state.result, strict=False)
+        if item_id is not None and stop.is_draining and state.files is not None:
+            raise GenerationStopped
         # Whatever becomes of the job, nothing of it stays but what the store has.
         with TemporaryDirectory(prefix="infinitetalk-") as folder:
-            result = _run_stages(task, Path(folder), settings, engine, clock, should_stop)
+            result = _run_stages(task, Path(folder), settings, engine, state, request, clock, stop)
     except GenerationStopped:
-        raise
+        if not stop.timed_out:
+            raise
+        message = (
+            f"the job took longer than its {stop.time_limit_s:g} s; allow more (policy.executionTimeout, or the "
+            "worker's JOB_TIMEOUT_S), or use fewer steps or frames"
+        )
+        failure = Failure(job_id=job_id, error=_failed(WorkerError(ErrorCode.TIMEOUT, message), clock, logger))
     except Exception as error:
+        engine.is_broken = engine.is_broken or is_device_error(error)
         failure = Failure(job_id=job_id, error=_failed(error, clock, logger))
     else:
-        logger.info("job.completed", details={"timings": result.timings, "model": result.model})
+        state.save_result(result.model_dump(mode="json"))
+        details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
+        logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
         return result
     # Outside the except clause, so that the exception and the tensors of its frames are gone.
     engine.recover()
@@ -252,9 +287,11 @@ def run_single(
 def _failed(error: Exception, clock: StageClock, logger: Any) -> JobError:
     """What the client is told of an error, which is logged."""
     told = job_error(error, clock.stage)
+    timings = clock.timings()
     logger.error(
         "job.failed",
-        details=told.model_dump(mode="json") | {"timings": clock.timings()},
+        lat_ms=timings["total_ms"],
+        details=told.model_dump(mode="json") | {"timings": timings},
         exc_info=None if is_expected(error) else error,
     )
     return told
@@ -265,55 +302,68 @@ def _run_stages(
     folder: Path,
     settings: Settings,
     engine: Engine,
+    state: TaskState,
+    request: str,
     clock: StageClock,
-    should_stop: Callable[[], bool],
+    stop: Stop,
 ) -> Success:
     job = task.job
-    seed = randbelow(2**32) if job.base_seed == -1 else job.base_seed
 
     clock.enter(Stage.DOWNLOAD)
-    media = download(job, folder, settings, clock.count_bytes, should_stop)
+    media = download(job, folder, settings, clock.count_bytes, stop)
 
     regions = speaker_regions(job, media.source.info, media.masks)
 
     clock.enter(Stage.EMBEDDING)
-    tracks = make_tracks(job, media, engine, should_stop)
-    speech = engine.embed(tracks, should_stop)
+    tracks = make_tracks(job, media, engine, stop)
+    speech = engine.embed(tracks, stop)
 
     clock.enter(Stage.LOAD)
-    memory_mode = engine.prepare(job, media.source.info, should_stop)
+    memory_mode = engine.prepare(job, media.source.info, stop)
 
-    clock.begin_sampling()
-    request = Request(job=job, seed=seed, source=media.source, speech=speech, regions=regions, folder=folder)
-    rendered = render(engine, request, clock, should_stop)
+    fingerprint = rendering_fingerprint(request, media.paths, engine.numerics)
+    rendering = state.restore(fingerprint, folder)
+    if rendering is None:
+        seed = randbelow(2**32) if job.base_seed == -1 else job.base_seed
+        rendering = Rendering(seed, folder / THUMBNAIL_FILE)
+    clock.begin_sampling(len(rendering.parts))
+    if rendering.parts:
+        job_logger(task.job_id).info("job.resumed", item_id=task.item_id, details={"chunks": len(rendering.parts)})
+    render(
+        engine,
+        Request(job, rendering.seed, media.source, speech, regions, folder),
+        rendering,
+        lambda: state.save_rendering(rendering, fingerprint),
+        clock,
+        stop,
+    )
 
     clock.enter(Stage.MUX)
-    artifacts = Artifacts(folder / "video.mp4", folder / "thumbnail.jpg", folder / "metadata.json")
-    join_parts(rendered.parts, mix_tracks(tracks), artifacts.video)
-    write_thumbnail(rendered.first_frame, artifacts.thumbnail)
-    height, width = rendered.first_frame.shape[:2]
+    artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json")
+    join_parts([part.path for part in rendering.parts], mix_tracks(tracks), artifacts.video)
     facts = {
         "bytes": artifacts.video.stat().st_size,
-        "width": width,
-        "height": height,
+        "width": rendering.width,
+        "height": rendering.height,
         "fps": float(VIDEO_FPS),
-        "num_frames": rendered.num_frames,
-        "duration_s": rendered.num_frames / VIDEO_FPS,
+        "num_frames": rendering.num_frames,
+        "duration_s": rendering.num_frames / VIDEO_FPS,
     }
     about: dict[str, Any] = {
-        "params": resolved_parameters(job, seed),
+        "params": resolved_parameters(job, rendering.seed),
         "model": engine.model_name,
         "memory_mode": memory_mode,
-        "evaluations": rendered.evaluations,
-        "evaluations_skipped": rendered.evaluations_skipped,
+        "evaluations": rendering.evaluations,
+        "evaluations_skipped": rendering.evaluations_skipped,
         "warnings": warnings_of(job, engine),
     }
 
     clock.enter(Stage.UPLOAD)
     identity = {"job_id": task.job_id, "item_id": task.item_id}
-    metadata = identity | about | {"seed": seed, "video": facts, "timings": clock.timings(), "versions": versions()}
-    artifacts.metadata.write_text(json.dumps(metadata, indent=2, ensure_ascii=False), encoding="utf-8")
-    places = task.store.save(task.name, artifacts, clock.count_bytes, should_stop)
+    made = {"seed": rendering.seed, "video": facts, "timings": clock.timings(), "versions": versions()}
+    metadata = json.dumps(identity | about | made, indent=2, ensure_ascii=False)
+    artifacts.metadata.write_text(metadata, encoding="utf-8")
+    places = task.store.save(task.name, artifacts, clock.count_bytes, stop)
     clock.enter(Stage.COMPLETED)
     return Success(job_id=task.job_id, video=Video.model_validate(places | facts), timings=clock.timings(), **about)
 
@@ -438,31 +488,39 @@ def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[
     return waveforms
 
 
-def render(engine: Engine, request: Request, clock: StageClock, should_stop: Callable[[], bool]) -> Rendered:
-    """Generates the video and encodes each chunk as it comes.
+def render(
+    engine: Engine,
+    request: Request,
+    rendering: Rendering,
+    save: Callable[[], bool],
+    clock: StageClock,
+    stop: Stop,
+) -> None:
+    """Generates what is missing of a video, and encodes each chunk as it comes.
+
+    Args:
+        rendering: as far as it is made; goes on to the end.
+        save: stores it for another worker, after each chunk; says whether it did.
 
     Raises:
-        GenerationStopped: `should_stop` said so.
+        GenerationStopped: `stop` said so, or the worker goes before the job would be done.
         RegionError: a speaker's region cannot be served.
         EncodeError: a chunk could not be encoded.
     """
-    parts: list[Path] = []
-    first_frame = None
-    num_frames = evaluations = evaluations_skipped = 0
-    for chunk in engine.generate(request, should_stop, clock.end_step):
+    for chunk in engine.generate(request, stop, clock.end_step, len(rendering.parts), rendering.chunk_state):
         frames = chunk.frames
-        part = request.folder / f"part-{len(parts):05d}.mkv"
+        part = request.folder / part_file(len(rendering.parts))
         encoder = PartEncoder(part, *frames.shape[1:3])
         encoder.write(frames)
-        num_frames += encoder.close()
-        parts.append(part)
-        if first_frame is None:
-            first_frame = frames[0]
-        evaluations += chunk.evaluations
-        evaluations_skipped += chunk.evaluations_skipped
+        num_frames = encoder.close()
+        if not rendering.parts:
+            write_thumbnail(frames[0], rendering.thumbnail)
+            rendering.height, rendering.width = frames.shape[1:3]
+        rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped))
+        rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
+        if save() and not stop.leaves_time_for(clock.eta_s):
+            raise GenerationStopped
         clock.next_chunk()
-    assert first_frame is not None
-    return Rendered(parts, first_frame, num_frames, evaluations, evaluations_skipped)
 
 
 def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:

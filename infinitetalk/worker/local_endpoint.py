@@ -461,7 +461,7 @@ class LocalEndpoint:
         return web.Response(text="{}")
 
     async def _serve(self) -> None:
-        runner = web.AppRunner(self.application())
+        runner = web.AppRunner(self.application(), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self.port).start()
         self.port = runner.addresses[0][1]

@@ -1,30 +1,54 @@
-"""Logs: one JSON object a line on stderr, with ts, level, event, job_id and details."""
+"""Logs: one JSON object a line on stderr: ts, level, event and, where they apply, job_id, item_id, lat_ms, details.
+
+Whatever a line holds, credentials and base64 are taken out of it before it is written.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 
+from infinitetalk.worker.settings import Settings
+
 SHOWN_CHARACTERS = 200
 
+_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]{200,}")
+_QUERY = re.compile(r"(?<=[^\s\"'?])\?[^\s\"'\\]*(?:signature|credential|token|key|secret|password)[^\s\"'\\]*", re.I)
+_PASSWORD = re.compile(r"://[^\s\"'/@]+@")
 
-def configure_logs() -> None:
+
+def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
+    secrets = [] if settings.s3_secret_key is None else [settings.s3_secret_key.get_secret_value()]
+
+    def redact(logger: Any, method: str, line: Any) -> str:
+        return redacted(line, secrets)
+
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
+            redact,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def redacted(line: str, secrets: list[str]) -> str:
+    """A line without credentials and base64, whatever put them there: an exception's words, say."""
+    for secret in secrets:
+        line = line.replace(secret, "***")
+    line = _PASSWORD.sub("://***@", _QUERY.sub("?***", line))
+    return _BASE64.sub(lambda found: f"<{len(found[0])} characters>", line)
 
 
 def job_logger(job_id: str) -> Any:

@@ -20,8 +20,9 @@ from runpod.serverless.modules.rp_http import send_result
 from infinitetalk.worker.logs import job_logger
 from schemas import Progress, Stage
 
-REQUEST_TIMEOUT_S = 10.0
-CLOSE_TIMEOUT_S = 2.0
+REQUEST_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 4.0
+"""Long enough for the request under way: one that is given up may be read by the queue after the result."""
 
 STAGE_PERCENTAGES: dict[Stage, tuple[float, float]] = {
     Stage.VALIDATION: (0, 1),

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from types import FrameType
+from typing import Any, TextIO
 
+import structlog
+
+from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.errors import WorkerError, job_error
+from infinitetalk.worker.errors import CODES, WorkerError, job_error
 from infinitetalk.worker.job import run_job
 from infinitetalk.worker.logs import job_logger, loggable
 from infinitetalk.worker.progress import LogSender, ProgressReporter, QueueSender
+from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from schemas import ErrorCode, Failure, Stage
+from infinitetalk.worker.stop import Stop
+from schemas import ErrorCode, Failure, Stage, sendable
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+TIMEOUT_MARGIN_S = 1.0
+"""Seconds before the platform's own executionTimeout, whose answer has no code, that a job's time is over."""
 
 
 class Runner:
@@ -31,46 +43,140 @@ class Runner:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self.settings = settings
         self.engine = engine
+        self.states = JobStates(settings)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="job")
+        self._stop: Stop | None = None
+        self._drains_on_signal = False
+        self._keeps_state = False
+        self._is_stuck = False
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Runs one job to its result, a `schemas.Success` or `schemas.Failure` as a dict.
+        """Runs one job to its result, a `schemas.Success`, `Failure` or `BatchResult` as a dict.
 
         Raises:
-            asyncio.CancelledError: the job was stopped; by then its thread has ended.
+            asyncio.CancelledError: the job was stopped, by then its thread has ended; or it is left to the next worker.
         """
+        self._watch_signals()
         job_id = str(job["id"])
-        logger = job_logger(job_id)
-        logger.info("job.taken", details={"input": loggable(job.get("input"))})
+        job_logger(job_id).info("job.taken", details={"input": loggable(job.get("input"))})
         has_queue = self.settings.webhook_post_output is not None
         async with (
             QueueSender(job) if has_queue else LogSender() as send,
             ProgressReporter(job_id, send, self.settings.progress_interval_s) as progress,
         ):
-            stop = threading.Event()
-            work = asyncio.get_running_loop().run_in_executor(
-                self._executor, run_job, job, self.settings, self.engine, progress.report, stop.is_set
-            )
-            try:
-                # Without the shield a cancel would leave the thread at work beside the next job.
-                result = await asyncio.shield(work)
-            except asyncio.CancelledError:
-                stop.set()
-                await progress.close(flush=False)
-                await _wait_for_end(work)
-                logger.info("job.stopped")
-                raise
-        return checked_result(job_id, result, self.settings.max_result_bytes)
+            result = await self._run(job, progress)
+        error = result.get("error")
+        # What a client may send again under the same id goes on where it ended.
+        self._keeps_state = error is not None and error["retryable"]
+        result = checked_result(job_id, result, self.settings.max_result_bytes)
+        if self.engine.is_broken or self._is_stuck:
+            job_logger(job_id).error("worker.replaced")
+            result["refresh_worker"] = True
+        if not has_queue:
+            self.states.close(job_id, self._keeps_state)
+        return result
 
+    async def after_delivery(self, job: dict[str, Any]) -> None:
+        """What remains to be done once the queue has a job's result; the next job is taken afterwards."""
+        await asyncio.to_thread(self.states.close, str(job["id"]), self._keeps_state)
+        if self._is_stuck:
+            end_process()
+        if self.engine.is_broken:
+            # The platform replaces the worker; until then it would take, and lose, other jobs.
+            signal.raise_signal(signal.SIGTERM)
 
-async def _wait_for_end(work: asyncio.Future[dict[str, Any]]) -> None:
-    """Waits until the job's thread has ended, whatever it ended with and however often the wait is cancelled."""
-    while not work.done():
+    async def _run(self, job: dict[str, Any], progress: ProgressReporter) -> dict[str, Any]:
+        """The result of a job's thread.
+
+        Raises:
+            asyncio.CancelledError: as `__call__`.
+        """
+        job_id = str(job["id"])
+        time_limit_s = time_limit(job, self.settings)
+        self._stop = stop = Stop(time_limit_s)
+        work = asyncio.get_running_loop().run_in_executor(
+            self._executor, run_job, job, self.settings, self.engine, self.states, progress.report, stop
+        )
+        patience_s = None if time_limit_s is None else time_limit_s + self.settings.stop_timeout_s
         try:
-            await asyncio.wait([work])
+            # A wait that is cancelled leaves the thread alone; nothing else may, or it would go on beside the next job.
+            await asyncio.wait([work], timeout=patience_s)
         except asyncio.CancelledError:
-            continue
-    work.exception()
+            stop.cancel()
+            await progress.close(flush=False)
+            await self._wait_for_end(job_id, work)
+            self.states.close(job_id, keep=True)
+            raise
+        finally:
+            self._stop = None
+        if not work.done():
+            job_logger(job_id).error("job.stuck", details={"seconds": patience_s})
+            self._is_stuck = True
+            return coded_failure(job_id, ErrorCode.TIMEOUT)
+        try:
+            return work.result()
+        except GenerationStopped:
+            # Without a result the job stays with the queue, which gives it to another worker once this one is gone.
+            self.states.close(job_id, keep=True)
+            raise asyncio.CancelledError from None
+        except Exception as error:
+            # The SDK would send the traceback to the client.
+            job_logger(job_id).error("job.failed", exc_info=error)
+            return coded_failure(job_id, ErrorCode.GENERATION_RUNTIME)
+
+    async def _wait_for_end(self, job_id: str, work: asyncio.Future[dict[str, Any]]) -> None:
+        """Waits until the job's thread has ended, whatever it ended with and however often the wait is cancelled.
+
+        A thread that does not end takes the process with it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.stop_timeout_s
+        while not work.done():
+            if loop.time() > deadline:
+                job_logger(job_id).error("job.stuck", details={"seconds": self.settings.stop_timeout_s})
+                end_process()
+            try:
+                await asyncio.wait([work], timeout=deadline - loop.time() + 0.1)
+            except asyncio.CancelledError:
+                continue
+        work.exception()
+
+    def _watch_signals(self) -> None:
+        """Tells the job in hand of SIGTERM and SIGINT, after the SDK, which sets its own handlers when it starts."""
+        if self._drains_on_signal or threading.current_thread() is not threading.main_thread():
+            return
+        self._drains_on_signal = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, partial(self._drain, signal.getsignal(number)))
+
+    def _drain(self, sdk_handler: Any, number: int, frame: FrameType | None) -> None:
+        structlog.get_logger().info("worker.draining", details={"grace_s": self.settings.shutdown_grace_s})
+        if self._stop is not None:
+            self._stop.drain(self.settings.shutdown_grace_s)
+        if callable(sdk_handler):
+            sdk_handler(number, frame)
+
+
+def end_process() -> None:
+    """Ends the worker at once: a thread that cannot be stopped would keep an orderly end waiting."""
+    os._exit(1)
+
+
+def time_limit(job: dict[str, Any], settings: Settings) -> float | None:
+    """Seconds that a job may take: the worker's JOB_TIMEOUT_S or the job's policy.executionTimeout, in milliseconds,
+    whichever is shorter; None where neither is set."""
+    limits = [] if settings.job_timeout_s is None else [settings.job_timeout_s]
+    match job.get("policy"):
+        case {"executionTimeout": int(milliseconds)} if milliseconds > 0:
+            limits.append(max(milliseconds / 1000 - TIMEOUT_MARGIN_S, TIMEOUT_MARGIN_S))
+    return min(limits, default=None)
+
+
+def coded_failure(job_id: str, code: ErrorCode) -> dict[str, Any]:
+    """A failure in its code's own words, of a job whose stage is not known."""
+    facts = CODES[code]
+    error = job_error(WorkerError(code, f"{facts.message}: {facts.hint}"), Stage.SAMPLING)
+    return Failure(job_id=sendable(job_id), error=error).model_dump(mode="json")
 
 
 def checked_result(job_id: str, result: dict[str, Any], max_bytes: int) -> dict[str, Any]:
@@ -100,12 +206,12 @@ def with_error_as_text(handler: Handler) -> Handler:
     return put_error_as_text
 
 
-def printing(handler: Handler) -> Handler:
-    """A handler that prints its result as JSON on stdout: what `--test_input` is for."""
+def printing(handler: Handler, output: TextIO) -> Handler:
+    """A handler that prints its result as JSON: what `--test_input` is for."""
 
     async def print_result(job: dict[str, Any]) -> dict[str, Any]:
         result = await handler(job)
-        print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
+        print(json.dumps(result, indent=2, ensure_ascii=False), file=output, flush=True)
         return result
 
     return print_result

@@ -92,6 +92,27 @@ class Settings(WeightsSettings):
     max_batch_items: Annotated[int, Field(ge=1, le=50)] = 20
     """Items that a batch may have."""
 
+    job_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that a job may take; a job's own policy.executionTimeout may be shorter. Unset: as many as it needs."""
+
+    stop_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds after which a job that was told to end, and does not, ends the worker."""
+
+    shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds between SIGTERM and the worker's end; a job that needs longer is left to the next worker."""
+
+    delivery_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that a result is offered to a queue which does not take it."""
+
+    resume: bool = True
+    """What a job has made is stored beside its outputs as it grows, so that another worker can go on from there."""
+
+    resume_ttl_s: Annotated[float, Field(ge=0)] = 24 * 3600.0
+    """Seconds after which that is ignored and removed; Runpod forgets a job after a day."""
+
+    min_temporary_bytes: Annotated[int, Field(ge=0)] = 1000 * MEGABYTE
+    """Free bytes that the temporary folder must have, or the worker does not start."""
+
     progress_interval_s: Annotated[float, Field(ge=0)] = 1.0
     """Seconds at least between two progress messages."""
 

@@ -1,0 +1,149 @@
+"""Jobs of all kinds through one worker, one in five bad, one in ten cancelled: what the process holds before and after.
+
+    make soak
+    python -m tests.soak [JOBS]
+
+A short form is among the tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas import ErrorCode
+from tests.job_inputs import data_uri, picture_bytes, scenes_bytes, small_job, speech_uri
+from tests.queue_server import LocalQueue
+from tests.s3_server import S3Server
+from tests.worker_process import JOB_TIMEOUT_S, Worker, worker_of
+
+NUM_JOBS = 200
+WARM_UP_JOBS = 10
+LIFETIME_S = 3 * 3600
+CANCEL_AFTER_MESSAGES = 4
+
+VOICES = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
+
+GOOD: dict[str, dict[str, Any]] = {
+    "picture": {},
+    "guidance": {"sample_text_guide_scale": 5.0, "use_apg": True, "use_teacache": True, "sample_steps": 8},
+    "video": {"cond_video": data_uri(scenes_bytes([12]), "video/mp4")},
+    "scenes": {
+        "cond_video": data_uri(scenes_bytes([16, 16]), "video/mp4"),
+        "scene_seg": True,
+        "mode": "streaming",
+        "frame_num": 13,
+        "motion_frame": 9,
+        "cond_audio": {"person1": speech_uri(1.0)},
+    },
+    "two speakers": {"cond_audio": VOICES},
+    "two in turns": {"cond_audio": VOICES, "audio_type": "add"},
+    "boxes": {"cond_audio": VOICES, "bbox": {"person1": [0, 0, 30, 64], "person2": [34, 0, 64, 64]}},
+    "streaming": {"mode": "streaming", "cond_audio": {"person1": speech_uri(0.6)}},
+    "text": {"cond_audio": None, "tts_audio": {"text": "Hello there.", "human1_voice": "am_adam"}},
+    "inline": {"output_config": {"store": "inline"}},
+    "bucket": {"output_config": {"store": "s3"}},
+}
+
+BAD: dict[str, dict[str, Any]] = {
+    "no frames": {"frame_num": 80},
+    "no speech": {"cond_audio": None},
+    "no picture": {"cond_video": data_uri(b"only words, neither a picture nor a video", "image/png")},
+    "cut short": {"cond_video": data_uri(picture_bytes()[:100], "image/png")},
+    "private address": {"cond_video": "http://127.0.0.1:9/picture.png"},
+    "outside": {"cond_video": "/etc/hostname"},
+    "box outside": {"bbox": {"person1": [0, 0, 3000, 60]}},
+    "silence": {"cond_audio": {"person1": speech_uri(0.0)}},
+}
+
+LONG = {"mode": "streaming", "cond_audio": {"person1": speech_uri(6.0)}, "sample_steps": 30}
+"""Long enough to be cancelled."""
+
+
+@dataclass(frozen=True)
+class SoakResult:
+    """What came of a soak: outcomes by kind, resources after the warm-up, after the last job, and seconds."""
+
+    outcomes: Counter[str]
+    before: dict[str, int]
+    after: dict[str, int]
+    seconds: float
+
+
+def soak(worker: Worker, num_jobs: int, warm_up_jobs: int, kinds: Iterable[str] = GOOD) -> SoakResult:
+    """Runs jobs one after the other: every fifth is bad, every tenth is cancelled, the others are of `kinds` in turn.
+
+    Raises:
+        AssertionError: a good job failed, or a bad one did not.
+    """
+    good, bad = itertools.cycle(kinds), itertools.cycle(BAD.values())
+    outcomes: Counter[str] = Counter()
+    before: dict[str, int] = {}
+    begin = time.monotonic()
+    for number in range(num_jobs):
+        if number == warm_up_jobs:
+            before = settled_resources(worker)
+        if number % 10 == 9:
+            outcomes[cancelled_job(worker)] += 1
+        elif number % 5 == 2:
+            _, failure = worker.refusal(small_job(**next(bad)))
+            assert failure.error.code in (ErrorCode.INPUT_VALIDATION, ErrorCode.DOWNLOAD_FAILED)
+            outcomes[failure.error.code] += 1
+        elif number % 10 == 4:
+            items = [small_job(**kind) | {"id": f"item-{index}"} for index, kind in enumerate(({}, {"frame_num": 9}))]
+            job = worker.run({"batch": items})
+            assert job.status == "COMPLETED", job
+            outcomes["batch"] += 1
+        else:
+            name = next(good)
+            worker.success(small_job(**GOOD[name]))
+            outcomes[name] += 1
+    return SoakResult(outcomes, before, settled_resources(worker), time.monotonic() - begin)
+
+
+def cancelled_job(worker: Worker) -> str:
+    """Cancels a long job in its midst; returns its status."""
+    job_id = worker.queue.post(small_job(**LONG))
+    worker.queue.wait_until(job_id, lambda job: len(job.progress) > CANCEL_AFTER_MESSAGES, JOB_TIMEOUT_S)
+    job = worker.queue.cancel(job_id)
+    worker.wait_for_event("job.stopped", job_id=job_id)
+    return job.status
+
+
+def settled_resources(worker: Worker) -> dict[str, int]:
+    """What the worker holds between two jobs, once nothing of the last one goes on."""
+    time.sleep(2)
+    return worker.resources()
+
+
+def main(num_jobs: int = NUM_JOBS) -> None:
+    """Runs the long form and prints its figures."""
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as name,
+        LocalQueue(lifetime_s=LIFETIME_S) as queue,
+        S3Server() as s3,
+        worker_of(queue, Path(name), **store_settings(s3)) as worker,
+    ):
+        worker.wait_until_ready()
+        result = soak(worker, num_jobs, WARM_UP_JOBS)
+        print(f"{num_jobs} jobs in {result.seconds:.0f} s: {dict(result.outcomes.most_common())}")
+        for what, before in result.before.items():
+            print(f"{what}: {before} after {WARM_UP_JOBS} jobs, {result.after[what]} at the end")
+        print(f"left on the volume of jobs that were cancelled: {len(list(worker.volume.rglob('.resume/*')))} states")
+
+
+def store_settings(s3: S3Server) -> dict[str, str]:
+    """The worker's own bucket."""
+    names = ("endpoint", "access_key", "secret_key", "bucket", "region")
+    return {f"S3_{name.upper()}": getattr(s3, name) for name in names}
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,261 @@
+"""A job that loses its worker goes on in the next one, after its last whole chunk, with the same frames."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.worker.resume import part_file
+from infinitetalk.worker.settings import Settings
+from schemas import Stage, Success
+from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
+from tests.local_jobs import LocalWorker
+from tests.queue_server import LocalQueue
+from tests.s3_server import S3Server
+from tests.worker_process import JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, worker_of
+
+NUM_CHUNKS = 4
+NUM_FRAMES = 17
+
+
+def streaming_job(**changes: object) -> dict:
+    """A job of four chunks, or of as many as its speech has."""
+    job = {"mode": "streaming", "cond_audio": {"person1": speech_uri(0.68)}, "sample_steps": 12}
+    return small_job(**job | changes)
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[LocalQueue]:
+    with LocalQueue() as queue:
+        yield queue
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workers")
+
+
+def leftovers(worker: Worker) -> list[str]:
+    """What is kept of jobs on the volume."""
+    return sorted(str(file.relative_to(worker.volume)) for file in worker.volume.rglob(".resume/*/*"))
+
+
+def test_a_killed_worker_costs_one_chunk_and_a_drained_one_none(queue, folder):
+    seed = -1  # the next worker must know which one it was
+    with worker_of(queue, folder) as worker:
+        killed_id = queue.post(streaming_job(base_seed=seed))
+        worker.wait_for_event("resume.stored", job_id=killed_id, details={"chunks": 2})
+        worker.kill()
+    with worker_of(queue, folder, SHUTDOWN_GRACE_S="0") as worker:
+        assert worker.wait_for_event("job.resumed", job_id=killed_id)["details"]["chunks"] >= 2
+        killed = Success.model_validate(queue.wait(killed_id, JOB_TIMEOUT_S).output, strict=False)
+        worker.wait_for_event("result.delivered", job_id=killed_id)
+
+        drained_id = queue.post(streaming_job())
+        worker.wait_for_event("resume.stored", job_id=drained_id)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.process.wait(START_TIMEOUT_S)
+        assert worker.events("job.stopped", job_id=drained_id)[0]["details"]["handed_over"] is True
+        assert queue.jobs[drained_id].status == "IN_PROGRESS"
+        queue.lose_worker()
+    with worker_of(queue, folder) as worker:
+        drained = Success.model_validate(queue.wait(drained_id, JOB_TIMEOUT_S).output, strict=False)
+        stored = worker.events("resume.stored", job_id=drained_id)
+        resumed = worker.events("job.resumed", job_id=drained_id)[0]["details"]["chunks"]
+        assert [line["details"]["chunks"] for line in stored] == list(range(resumed + 1, NUM_CHUNKS + 1))
+
+        _, never_killed = worker.success(streaming_job(base_seed=killed.params["base_seed"]))
+        _, never_drained = worker.success(streaming_job())
+        assert np.array_equal(worker.frames(killed), worker.frames(never_killed))
+        assert np.array_equal(worker.frames(drained), worker.frames(never_drained))
+        assert killed.evaluations == never_killed.evaluations
+        assert killed.video.num_frames == never_killed.video.num_frames == NUM_FRAMES
+        worker.wait_for_event("result.delivered", job_id=list(queue.jobs)[-1])
+        assert leftovers(worker) == []
+
+
+class Interrupted:
+    """Stops a job once so many chunks have ended."""
+
+    def __init__(self, worker: LocalWorker, num_chunks: int) -> None:
+        self.worker = worker
+        self.num_chunks = num_chunks
+
+    def __call__(self) -> bool:
+        return first_chunk_and_last(self.worker)[1] > self.num_chunks
+
+
+def first_chunk_and_last(worker: LocalWorker) -> tuple[int, int]:
+    """Of those that the last job has sampled, counted from 1; zeros where there are none."""
+    details = [message["arguments"][2] for message in worker.messages if len(message["arguments"]) == 3]
+    chunks = [chunk["chunk"] for chunk in details if "chunk" in chunk]
+    return (chunks[0], chunks[-1]) if chunks else (0, 0)
+
+
+def interrupt(worker: LocalWorker, job: dict[str, Any], num_chunks: int) -> None:
+    """Runs a job until so many chunks are made."""
+    with pytest.raises(GenerationStopped):
+        worker.run(job, Interrupted(worker, num_chunks), keep=True)
+
+
+def frames_of(worker: LocalWorker, job_id: str) -> np.ndarray:
+    """The video of a job: uint8 (T, H, W, 3)."""
+    with av.open(str(worker.volume / "infinitetalk/jobs" / f"{job_id}.mp4")) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def kept(worker: LocalWorker) -> list[str]:
+    """Names of what is kept of jobs on the volume."""
+    return sorted(file.name for file in worker.volume.rglob(".resume/*/*"))
+
+
+SHORT = {"cond_audio": {"person1": speech_uri(0.36)}}
+"""Two chunks, 9 frames."""
+
+
+def job(job_id: str = "job-1", **changes: Any) -> dict[str, Any]:
+    return {"id": job_id, "input": streaming_job(**{"sample_steps": 2} | changes)}
+
+
+def test_it_goes_on_after_the_chunks_that_are_there_with_the_same_frames(local_worker):
+    local_worker.run(job("whole"))
+    interrupt(local_worker, job(), 2)
+    assert kept(local_worker) == ["chunk-00002.safetensors", *map(part_file, range(2)), "state.json", "thumbnail.jpg"]
+    result = local_worker.run(job())
+    assert first_chunk_and_last(local_worker) == (3, NUM_CHUNKS)
+    assert np.array_equal(frames_of(local_worker, "job-1"), frames_of(local_worker, "whole"))
+    assert (result["evaluations"], result["video"]["num_frames"]) == (NUM_CHUNKS * 4, NUM_FRAMES)
+    assert kept(local_worker) == []
+
+
+def test_it_goes_on_in_the_second_scene_of_a_video(local_worker):
+    (local_worker.volume / "scenes.mp4").write_bytes(scenes_bytes([16, 16]))
+    changes = {"cond_video": "scenes.mp4", "scene_seg": True, "frame_num": 13, "motion_frame": 9}
+    changes["cond_audio"] = {"person1": speech_uri(0.96)}
+    local_worker.run(job("whole", **changes))
+    interrupt(local_worker, job(**changes), 2)
+    local_worker.run(job(**changes))
+    assert first_chunk_and_last(local_worker) == (3, 3)
+    assert np.array_equal(frames_of(local_worker, "job-1"), frames_of(local_worker, "whole"))
+
+
+def test_a_job_whose_time_is_over_goes_on_when_it_is_tried_again(local_worker):
+    whole = local_worker.run(job("whole", sample_steps=20))
+    seconds = whole["timings"]["total_ms"] / 1000
+    settings = local_worker.settings
+    local_worker.settings = settings.model_copy(update={"job_timeout_s": 0.6 * seconds})
+    failure = local_worker.run(job(sample_steps=20), keep=True)
+    assert (failure["error"]["code"], failure["error"]["retryable"]) == ("E_TIMEOUT", True)
+    local_worker.settings = settings
+    local_worker.run(job(sample_steps=20))
+    assert first_chunk_and_last(local_worker)[0] > 1
+    assert np.array_equal(frames_of(local_worker, "job-1"), frames_of(local_worker, "whole"))
+
+
+def test_a_finished_job_whose_result_was_lost_returns_it_at_once(local_worker):
+    result = local_worker.run(job(**SHORT), keep=True)
+    again = local_worker.run(job(**SHORT))
+    assert again == result
+    assert Stage.DOWNLOAD not in local_worker.stages
+    assert kept(local_worker) == []
+
+
+def test_of_a_batch_only_what_is_missing_is_made(local_worker):
+    items = [job(**SHORT)["input"] | {"id": name} for name in ("a", "b")]
+    batch = {"id": "job-1", "input": {"batch": items}}
+
+    def in_second_item() -> bool:
+        return any(message.get("item") and message["item"].item_id == "b" for message in local_worker.messages)
+
+    with pytest.raises(GenerationStopped):
+        local_worker.run(batch, in_second_item, keep=True)
+    result = local_worker.run(batch)
+    sampled = {message["item"].item_id for message in local_worker.messages if message["stage"] == Stage.SAMPLING}
+    assert sampled == {"b"}
+    assert (result["status"], len(result["items"])) == ("success", 2)
+    assert kept(local_worker) == []
+
+
+@pytest.mark.parametrize(
+    "difference", ["prompt", "picture", "stale", "damaged", "part missing", "no JSON", "turned off"]
+)
+def test_what_does_not_fit_is_ignored(difference, local_worker):
+    (local_worker.volume / "picture.png").write_bytes(picture_bytes())
+    changes = SHORT | {"cond_video": "picture.png"}
+    interrupt(local_worker, job(**changes), 1)
+    (folder,) = local_worker.volume.rglob(".resume/*")
+    match difference:
+        case "prompt":
+            changes["prompt"] = "A man talks"
+        case "picture":
+            (local_worker.volume / "picture.png").write_bytes(picture_bytes(white=slice(0, 30)))
+        case "stale":
+            local_worker.settings = local_worker.settings.model_copy(update={"resume_ttl_s": 0.0})
+        case "damaged":
+            (folder / part_file(0)).write_bytes(b"another video")
+        case "part missing":
+            (folder / part_file(0)).unlink()
+        case "no JSON":
+            (folder / "state.json").write_text("{")
+        case "turned off":
+            local_worker.settings = local_worker.settings.model_copy(update={"resume": False})
+    result = local_worker.run(job(**changes))
+    assert result["video"]["num_frames"] == 9
+    assert first_chunk_and_last(local_worker) == (1, 2)
+
+
+def test_nothing_is_kept_where_it_is_turned_off(local_worker):
+    local_worker.settings = local_worker.settings.model_copy(update={"resume": False})
+    interrupt(local_worker, job(**SHORT), 1)
+    assert kept(local_worker) == []
+
+
+def test_a_place_that_cannot_be_written_to_costs_no_job(local_worker):
+    folder = local_worker.volume / "infinitetalk/jobs"
+    folder.mkdir(parents=True)
+    (folder / ".resume").write_text("a file where a folder should be")
+    assert local_worker.run(job(**SHORT))["video"]["num_frames"] == 9
+
+
+def test_what_is_stale_of_other_jobs_goes_with_the_next_job_that_ends(local_worker):
+    interrupt(local_worker, job("given-up", **SHORT), 1)
+    interrupt(local_worker, job("younger", **SHORT), 1)
+    resume_folder = local_worker.volume / "infinitetalk/jobs/.resume"
+    foreign = resume_folder / "given-up" / "notes.txt"
+    foreign.write_text("not ours")
+    long_ago = time.time() - local_worker.settings.resume_ttl_s - 60
+    for file in (resume_folder / "given-up").iterdir():
+        os.utime(file, (long_ago, long_ago))
+    local_worker.run(job(**SHORT))
+    assert [file.name for file in (resume_folder / "given-up").iterdir()] == ["notes.txt"]
+    assert (resume_folder / "younger/state.json").exists()
+
+
+def test_it_goes_on_from_a_bucket_after_an_upload_that_failed_without_another_evaluation(
+    local_worker, s3_server: S3Server
+):
+    names = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
+    store = dict(
+        zip(names, (s3_server.endpoint, s3_server.access_key, s3_server.secret_key, s3_server.bucket), strict=True)
+    )
+    local_worker.settings = Settings.model_validate(local_worker.settings.model_dump(exclude_unset=True) | store)
+    in_bucket = job(output_config={"store": "s3"}, **SHORT)
+
+    def uploading() -> bool:
+        return Stage.UPLOAD in local_worker.stages
+
+    with pytest.raises(GenerationStopped):
+        local_worker.run(in_bucket, uploading, keep=True)
+    stored = s3_server.keys()
+    assert "infinitetalk/jobs/.resume/job-1/state.json" in stored
+    result = local_worker.run(in_bucket)
+    assert first_chunk_and_last(local_worker) == (0, 0)
+    assert Success.model_validate(result, strict=False).evaluations == 8
+    assert sorted(s3_server.keys()) == [f"infinitetalk/jobs/job-1.{kind}" for kind in ("jpg", "json", "mp4")]

@@ -1,0 +1,18 @@
+"""Many jobs through one worker: nothing of a job stays behind in the process. `make soak` runs the long form."""
+
+from tests.soak import soak
+from tests.worker_process import running_worker
+
+KINDS = ("picture", "two speakers", "streaming", "inline")
+
+
+def test_a_worker_holds_after_many_jobs_what_it_held_after_a_few(tmp_path):
+    with running_worker(tmp_path) as worker:
+        result = soak(worker, num_jobs=20, warm_up_jobs=10, kinds=KINDS)
+    assert sum(result.outcomes.values()) == 20
+    assert result.outcomes["CANCELLED"] == 2
+    before, after = result.before, result.after
+    assert after["threads"] <= before["threads"]
+    assert after["open_files"] <= before["open_files"]
+    assert after["temporary_files"] <= before["temporary_files"]
+    assert after["resident_bytes"] < 1.05 * before["resident_bytes"]
