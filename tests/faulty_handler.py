@@ -3,30 +3,31 @@
 Run in the place of handler.py; a job whose prompt is none of `FAULTS` runs as ever.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import torch
-
-import handler
-from infinitetalk.pipeline import Chunk
-from infinitetalk.worker import job
-from infinitetalk.worker.engine import Engine, Request
+if TYPE_CHECKING:
+    from infinitetalk.pipeline import Chunk
+    from infinitetalk.worker.engine import Engine, Request
 
 
 def fail_gpu() -> None:
     """As a kernel that has read where it must not."""
+    import torch
+
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
 def run_out_of_memory() -> None:
     """As an allocation on a full GPU."""
+    import torch
+
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23 GiB")
 
 
@@ -73,7 +74,18 @@ def with_nan(as_json: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[s
     return as_json_or_nan
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs handler.py with the faults in place."""
+    # Imported here, since the SDK's ping process imports this file too.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import handler
+    from infinitetalk.worker import job
+    from infinitetalk.worker.engine import Engine
+
     Engine.generate = with_faults(Engine.generate)  # type: ignore[method-assign]
     job.as_json = with_nan(job.as_json)
     handler.main()
+
+
+if __name__ == "__main__":
+    main()

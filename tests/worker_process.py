@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,12 @@ class Worker:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", str(script)], cwd=CHECKOUT, env=environment | settings, stdout=log, stderr=log
+                [sys.executable, "-u", str(script)],
+                cwd=CHECKOUT,
+                env=environment | settings,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def wait_until_ready(self) -> None:
@@ -112,18 +117,21 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the worker as a lost machine does; its job goes back to the queue."""
-        self.process.kill()
-        self.process.wait()
+        self._kill_all()
         self.queue.lose_worker()
 
     def stop(self) -> None:
         """Drains the worker."""
         self.process.send_signal(signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        """Ends the process and those it has started: a container's end leaves none of them either."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -546,15 +547,17 @@ def run_workers(endpoint: LocalEndpoint, output_dir: Path) -> int:
     environment |= {"OUTPUT_DIR": str(output_dir), "SERVE_EXAMPLES": "true"}
     while True:
         taken_before = endpoint.queue.taken
-        worker = subprocess.Popen([sys.executable, "-u", "handler.py"], cwd=CHECKOUT, env=environment)
+        command = [sys.executable, "-u", "handler.py"]
+        worker = subprocess.Popen(command, cwd=CHECKOUT, env=environment, start_new_session=True)
         try:
             status = worker.wait()
         finally:
             worker.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 worker.wait(START_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                worker.kill()
+            # As a container's end does, this ends what a crashed worker has left behind: the SDK's ping process.
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
         endpoint.queue.lose_worker()
         if endpoint.queue.taken == taken_before:
             return status

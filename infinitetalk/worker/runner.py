@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -159,6 +160,8 @@ class Runner:
 
 def end_process() -> None:
     """Ends the worker at once: a thread that cannot be stopped would keep an orderly end waiting."""
+    for process in multiprocessing.active_children():
+        process.kill()
     os._exit(1)
 
 
