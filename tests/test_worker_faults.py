@@ -1,0 +1,96 @@
+"""What breaks under a job: each fault has its code, and the next job is served."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infinitetalk import media
+from infinitetalk.worker.runner import TIMEOUT_MARGIN_S, time_limit
+from infinitetalk.worker.settings import Settings
+from schemas import Stage
+from tests.job_inputs import data_uri, scenes_bytes, small_job
+from tests.local_jobs import LocalWorker
+from tests.queue_server import LocalQueue
+from tests.worker_process import HANDLER, worker_of
+
+JOB = {"id": "job-1", "input": small_job()}
+VIDEO_JOB = {"id": "job-1", "input": small_job(cond_video=data_uri(scenes_bytes([8]), "video/mp4"))}
+
+
+def test_a_decoder_that_is_killed_is_no_mistake_of_the_client(local_worker: LocalWorker, tmp_path, monkeypatch):
+    killed = tmp_path / "ffmpeg"
+    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+    killed.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("FFMPEG_BINARY", str(killed))
+        error = local_worker.run(VIDEO_JOB)["error"]
+    assert (error["code"], error["retryable"], error["at_stage"]) == ("E_FFMPEG", True, "download")
+    assert local_worker.run(VIDEO_JOB)["status"] == "success"
+
+
+def test_a_poison_file_that_crashes_the_decoder_is_refused(local_worker: LocalWorker, tmp_path, monkeypatch):
+    crashing = tmp_path / "ffmpeg"
+    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("FFMPEG_BINARY", str(crashing))
+        error = local_worker.run(VIDEO_JOB)["error"]
+    assert (error["code"], error["retryable"], error["message"]) == (
+        "E_INPUT_VALIDATION",
+        False,
+        f"cond_video: {media.UNREADABLE}",
+    )
+    assert local_worker.run(VIDEO_JOB)["status"] == "success"
+
+
+def test_an_encoder_that_cannot_write_is_a_coded_failure(local_worker: LocalWorker, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def take_folder_away() -> bool:
+        if Stage.SAMPLING in local_worker.stages:
+            for folder in tmp_path.glob("infinitetalk-*"):
+                shutil.rmtree(folder)
+        return False
+
+    error = local_worker.run(JOB, take_folder_away)["error"]
+    assert (error["code"], error["retryable"], error["at_stage"]) == ("E_FFMPEG", True, "decode")
+    assert str(tmp_path) not in error["message"]
+    assert local_worker.run(JOB)["status"] == "success"
+
+
+def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):
+    if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode != 0:
+        pytest.skip("a small disk cannot be mounted here: unshare is not permitted")
+    script = tmp_path / "on_a_small_disk.py"
+    mount = f"mount -t tmpfs -o size=4m tmpfs $TMPDIR && exec {{python}} -u {HANDLER}"
+    script.write_text(
+        "import os, sys\n"
+        f"command = {mount!r}.format(python=sys.executable)\n"
+        'os.execvp("unshare", ["unshare", "--map-root-user", "--mount", "sh", "-c", command])\n'
+    )
+    noise = np.random.default_rng(0).bytes(6_000_000)
+    with LocalQueue() as queue, worker_of(queue, tmp_path, script, MIN_TEMPORARY_BYTES="0") as worker:
+        worker.wait_until_ready()
+        _, failure = worker.refusal(small_job(cond_video=data_uri(scenes_bytes([8]) + noise, "video/mp4")))
+        assert failure.error.retryable is True
+        assert "disk is full" in failure.error.message
+        worker.success(small_job())
+
+
+@pytest.mark.parametrize(
+    ("setting", "policy", "seconds"),
+    [
+        (None, None, None),
+        (90.0, None, 90.0),
+        (None, {"executionTimeout": 60_000}, 60 - TIMEOUT_MARGIN_S),
+        (30.0, {"executionTimeout": 60_000}, 30.0),
+        (90.0, {"executionTimeout": 60_000, "ttl": 600_000}, 60 - TIMEOUT_MARGIN_S),
+        (90.0, {"ttl": 600_000}, 90.0),
+    ],
+)
+def test_a_jobs_time_is_the_shorter_of_the_workers_and_its_policys(setting, policy, seconds):
+    job = {"id": "job-1", "input": {}} | ({} if policy is None else {"policy": policy})
+    assert time_limit(job, Settings(job_timeout_s=setting)) == seconds
