@@ -118,10 +118,10 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
             video = container.add_stream_from_template(first.streams.video[0])
             video.time_base = VIDEO_TIME_BASE
             sound = container.add_stream("aac", rate=SOUND_RATE, layout="mono", bit_rate=SOUND_BIT_RATE)
-            for index, packet in enumerate(_joined_packets(parts)):
+            for index, packet in enumerate(joined_packets(parts)):
                 packet.stream = video
                 container.mux(packet)
-                container.mux(sound.encode(_sound_of_frame(waveform, index)))
+                container.mux(sound.encode(sound_of_frame(waveform, index)))
             container.mux(sound.encode(None))
     except av.FFmpegError as error:
         raise EncodeError("The video's parts and sound could not be joined: is the disk full?") from error
@@ -135,13 +135,13 @@ def write_thumbnail(frame: np.ndarray, path: Path) -> None:
         raise EncodeError("The thumbnail could not be written: is the disk full?") from error
 
 
-def _joined_packets(parts: list[Path]) -> Iterator[av.Packet]:
-    """The parts' video packets in decoding order, timed as one video.
+def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet]:
+    """The parts' video packets in decoding order, timed as one video that `num_before` frames precede.
 
     A packet's place in decoding order less the encoder's reordering depth is its decoding time: parts too short to
     hold a B-frame start at another one than long parts, and their own decoding times would run backwards.
     """
-    num_decoded = 0
+    num_decoded = num_before
     parameters: bytes | None = None
     for part in parts:
         first_frame = num_decoded
@@ -163,7 +163,7 @@ def _joined_packets(parts: list[Path]) -> Iterator[av.Packet]:
                 yield packet
 
 
-def _sound_of_frame(waveform: np.ndarray, index: int) -> av.AudioFrame:
+def sound_of_frame(waveform: np.ndarray, index: int) -> av.AudioFrame:
     """The samples heard during a video frame, silence beyond the waveform's end."""
     samples = np.zeros((1, SAMPLES_PER_FRAME), np.float32)
     heard = waveform[index * SAMPLES_PER_FRAME : (index + 1) * SAMPLES_PER_FRAME]
