@@ -90,6 +90,21 @@ class OutputConfig(StrictModel):
     thumbnail_url: Annotated[str, StringConstraints(max_length=8192, pattern=r"^https?://")] | None = None
     """Store "put": presigned address that takes the JPEG by PUT, with Content-Type image/jpeg."""
 
+    preview: bool = False
+    """Finished chunks are published while the job runs, as HLS below {prefix}/{job_id}.preview/; progress names the
+    playlist. For the stores "s3" and "volume"."""
+
+    @model_validator(mode="after")
+    def check_preview(self) -> OutputConfig:
+        """A preview needs a place of its own.
+
+        Raises:
+            ValueError: the store has none.
+        """
+        if self.preview and self.store not in ("s3", "volume"):
+            raise ValueError(f'preview needs store "s3" or "volume"; with store "{self.store}" leave it out')
+        return self
+
     @model_validator(mode="after")
     def check_addresses(self) -> OutputConfig:
         """Addresses belong to the store "put", which needs both.

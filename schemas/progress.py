@@ -48,6 +48,12 @@ class Progress(StrictModel):
     item_index: Annotated[int, Field(ge=0)] | None = None
     """Of a batch: the item's place in it, counted from 0."""
 
+    preview_url: str | None = None
+    """With output_config.preview and store "s3": address of the HLS playlist, from the first chunk on."""
+
+    preview_path: str | None = None
+    """With output_config.preview and store "volume": the playlist's path below the output folder."""
+
     details: dict[str, Any] = Field(default_factory=dict)
     """More on the stage; for sampling: chunk, num_chunks, step, num_steps, each counted from 1; for
     download and upload: bytes so far and, where known, total_bytes."""

@@ -94,8 +94,8 @@ class Interrupted:
 
 def first_chunk_and_last(worker: LocalWorker) -> tuple[int, int]:
     """Of those that the last job has sampled, counted from 1; zeros where there are none."""
-    details = [message["arguments"][2] for message in worker.messages if len(message["arguments"]) == 3]
-    chunks = [chunk["chunk"] for chunk in details if "chunk" in chunk]
+    details = [message["arguments"][2] for message in worker.messages if message["arguments"]]
+    chunks = [chunk["chunk"] for chunk in details if chunk and "chunk" in chunk]
     return (chunks[0], chunks[-1]) if chunks else (0, 0)
 
 

@@ -28,6 +28,7 @@ from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, spea
 from infinitetalk.worker.errors import WorkerError, is_device_error, is_expected, job_error
 from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.logs import job_logger
+from infinitetalk.worker.preview import HlsPreview, Preview
 from infinitetalk.worker.progress import Report
 from infinitetalk.worker.resume import (
     THUMBNAIL_FILE,
@@ -41,7 +42,7 @@ from infinitetalk.worker.resume import (
 )
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
-from infinitetalk.worker.storage import Artifacts, Store, make_store
+from infinitetalk.worker.storage import Artifacts, S3Store, Store, VolumeStore, make_store
 from schemas import (
     BatchItem,
     BatchJob,
@@ -81,10 +82,24 @@ class StageClock:
     def __init__(self, report: Report) -> None:
         self.stage = Stage.VALIDATION
         self.eta_s = 0.0
-        self._report = report
+        self._preview: dict[str, str] = {}
+        self._report_progress = report
         self._begin = self._since = time.monotonic()
         self._seconds: dict[Stage, float] = {stage: 0.0 for stage in Stage if stage is not Stage.COMPLETED}
         report(self.stage)
+
+    def has_preview(self, field: str, value: str) -> None:
+        """From now on reports say where the preview is."""
+        self._preview = {field: value}
+
+    def _report(
+        self,
+        stage: Stage,
+        fraction: float = 0.0,
+        eta_s: float | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        self._report_progress(stage, fraction, eta_s, details, self._preview)
 
     def enter(self, stage: Stage) -> None:
         """Goes to another stage and reports it."""
@@ -329,18 +344,46 @@ def _run_stages(
     clock.begin_sampling(len(rendering.parts))
     if rendering.parts:
         job_logger(task.job_id).info("job.resumed", item_id=task.item_id, details={"chunks": len(rendering.parts)})
-    render(
-        engine,
-        Request(job, rendering.seed, media.source, speech, regions, folder),
-        rendering,
-        lambda: state.save_rendering(rendering, fingerprint),
-        clock,
-        stop,
-    )
+    sound = mix_tracks(tracks)
+    with make_preview(task, sound, folder, clock) as preview:
+        render(
+            engine,
+            Request(job, rendering.seed, media.source, speech, regions, folder),
+            rendering,
+            preview,
+            lambda: state.save_rendering(rendering, fingerprint),
+            clock,
+            stop,
+        )
+        return finish(task, rendering, sound, folder, memory_mode, engine, clock, stop)
 
+
+def finish(
+    task: Task,
+    rendering: Rendering,
+    sound: np.ndarray,
+    folder: Path,
+    memory_mode: str,
+    engine: Engine,
+    clock: StageClock,
+    stop: Stop,
+) -> Success:
+    """Joins a video's parts and sound, stores it, and says what was made.
+
+    Args:
+        sound: float32 (samples,) at 16 kHz.
+        folder: for the files.
+        memory_mode: that the job ran in.
+
+    Raises:
+        EncodeError: they could not be joined.
+        WorkerError: the store did not take the result.
+        GenerationStopped: `stop` said so.
+    """
+    job = task.job
     clock.enter(Stage.MUX)
     artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json")
-    join_parts([part.path for part in rendering.parts], mix_tracks(tracks), artifacts.video)
+    join_parts([part.path for part in rendering.parts], sound, artifacts.video)
     facts = {
         "bytes": artifacts.video.stat().st_size,
         "width": rendering.width,
@@ -366,6 +409,16 @@ def _run_stages(
     places = task.store.save(task.name, artifacts, clock.count_bytes, stop)
     clock.enter(Stage.COMPLETED)
     return Success(job_id=task.job_id, video=Video.model_validate(places | facts), timings=clock.timings(), **about)
+
+
+def make_preview(task: Task, sound: np.ndarray, folder: Path, clock: StageClock) -> Preview:
+    """The preview that a task asks for, which may be none; reports name it from its first chunk on."""
+    store = task.store
+    if task.job.output_config is None or not task.job.output_config.preview:
+        return Preview()
+    assert isinstance(store, S3Store | VolumeStore)
+    logger = job_logger(task.job_id)
+    return HlsPreview(store, task.name, sound, task.job.frame_num, folder, clock.has_preview, logger)
 
 
 def parse_payload(
@@ -492,6 +545,7 @@ def render(
     engine: Engine,
     request: Request,
     rendering: Rendering,
+    preview: Preview,
     save: Callable[[], bool],
     clock: StageClock,
     stop: Stop,
@@ -500,6 +554,7 @@ def render(
 
     Args:
         rendering: as far as it is made; goes on to the end.
+        preview: gets each chunk as it ends.
         save: stores it for another worker, after each chunk; says whether it did.
 
     Raises:
@@ -507,6 +562,7 @@ def render(
         RegionError: a speaker's region cannot be served.
         EncodeError: a chunk could not be encoded.
     """
+    preview.publish(rendering.parts)
     for chunk in engine.generate(request, stop, clock.end_step, len(rendering.parts), rendering.chunk_state):
         frames = chunk.frames
         part = request.folder / part_file(len(rendering.parts))
@@ -518,9 +574,11 @@ def render(
             rendering.height, rendering.width = frames.shape[1:3]
         rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped))
         rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
+        preview.publish(rendering.parts)
         if save() and not stop.leaves_time_for(clock.eta_s):
             raise GenerationStopped
         clock.next_chunk()
+    preview.publish(rendering.parts, is_complete=True)
 
 
 def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Report(Protocol):
         fraction: float = 0.0,
         eta_s: float | None = None,
         details: dict[str, Any] | None = None,
+        preview: dict[str, str] | None = None,
         item: ItemPosition | None = None,
     ) -> None: ...
 
@@ -98,6 +99,7 @@ class ProgressReporter:
         fraction: float = 0.0,
         eta_s: float | None = None,
         details: dict[str, Any] | None = None,
+        preview: dict[str, str] | None = None,
         item: ItemPosition | None = None,
     ) -> None:
         """Says where the job is.
@@ -106,11 +108,12 @@ class ProgressReporter:
             fraction: 0 to 1, the share of the stage that is done.
             eta_s: seconds left, where known.
             details: more on the stage, fit for JSON.
+            preview: where the preview is, as fields of `schemas.Progress`.
             item: of a batch, whose items have equal shares of `pct`.
         """
         begin, end = STAGE_PERCENTAGES[stage]
         pct = begin + (end - begin) * fraction
-        message: dict[str, Any] = {"stage": stage, "eta_s": eta_s, "details": details or {}}
+        message: dict[str, Any] = {"stage": stage, "eta_s": eta_s, "details": details or {}} | (preview or {})
         if item is not None:
             pct = (100 * item.index + pct) / item.num_items
             message |= {"item_id": item.item_id, "item_index": item.index}

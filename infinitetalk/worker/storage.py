@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,37 @@ class VolumeStore(Store):
             "metadata_path": self._copy(artifacts.metadata, f"{name}.json"),
         }
 
+    def put(self, name: str, data: bytes, content_type: str) -> str:
+        """Stores a small file below the prefix, at once or not at all; returns its path below the volume's root.
+
+        Raises:
+            WorkerError: it could not be stored.
+        """
+        target = self.folder / name
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(data)
+            unfinished.replace(target)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise _not_stored("the volume cannot be written to") from error
+        return target.relative_to(self.root).as_posix()
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes files of one folder below the prefix, and the folder where nothing else is in it.
+
+        Raises:
+            WorkerError: they could not be removed.
+        """
+        try:
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _not_stored("the volume cannot be written to") from error
+        with suppress(OSError):
+            (self.folder / names[0]).parent.rmdir()
+
     def _copy(self, source: Path, name: str) -> str:
         """Copies under a name of its own and renames, so that no reader ever sees half a file."""
         target = self.folder / name
@@ -272,6 +303,31 @@ class S3Store(Store):
             self._upload(path, key, content_type, sent, should_stop)
             places[field] = self._address(key)
         return places
+
+    def put(self, name: str, data: bytes, content_type: str) -> str:
+        """Stores a small file below the prefix; returns its address.
+
+        Raises:
+            WorkerError: it could not be stored.
+        """
+        key = f"{self.prefix}/{name}"
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+        except (BotoCoreError, ClientError) as error:
+            raise _s3_error(error) from error
+        return self._address(key)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes files below the prefix.
+
+        Raises:
+            WorkerError: they could not be removed.
+        """
+        try:
+            for name in names:
+                self.client.delete_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}")
+        except (BotoCoreError, ClientError) as error:
+            raise _s3_error(error) from error
 
     def _upload(
         self, path: Path, key: str, content_type: str, sent: SentBytes, should_stop: Callable[[], bool]

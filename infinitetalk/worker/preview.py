@@ -1,0 +1,111 @@
+"""A job's video while it is made: a playlist beside the outputs that grows by a segment a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from infinitetalk.hls import PLAYLIST_TYPE, SEGMENT_TYPE, SegmentWriter, playlist
+from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.resume import Part
+from infinitetalk.worker.storage import S3Store, VolumeStore
+
+PLAYLIST_FILE = "index.m3u8"
+
+
+class Preview:
+    """No preview: what a job has that asks for none."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+    def publish(self, parts: Sequence[Part], is_complete: bool = False) -> None:
+        """Publishes the parts that are new.
+
+        Args:
+            parts: all that have been made.
+            is_complete: whether no other one follows.
+
+        Raises:
+            EncodeError: a segment could not be written.
+        """
+
+
+class HlsPreview(Preview):
+    """Publishes a video's chunks as they end; what it has published goes with a job that does not end well.
+
+    A store that does not take the preview costs no job: what is missing goes out with the next chunk.
+
+    Args:
+        store: of the job's outputs.
+        name: of the job's files; the preview's lie in {prefix}/{name}.preview/.
+        waveform: float32 (samples,) at 16 kHz, of the whole video.
+        longest: the most video frames that a chunk has.
+        folder: for the segments.
+        on_address: told the playlist's field of `schemas.Progress` and its value, once it is there.
+    """
+
+    def __init__(
+        self,
+        store: S3Store | VolumeStore,
+        name: str,
+        waveform: np.ndarray,
+        longest: int,
+        folder: Path,
+        on_address: Callable[[str, str], None],
+        logger: Any,
+    ) -> None:
+        self._store = store
+        self._folder_name = f"{name}.preview"
+        self._writer = SegmentWriter(waveform)
+        self._longest = longest
+        self._folder = folder
+        self._on_address = on_address
+        self._logger = logger
+        self._lengths: list[int] = []
+        self._addresses: list[str] = []
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._remove()
+
+    def publish(self, parts: Sequence[Part], is_complete: bool = False) -> None:
+        if not parts:
+            return
+        for index in range(len(self._lengths), len(parts)):
+            self._lengths.append(self._writer.write(parts[index].path, self._folder / segment_file(index)))
+        try:
+            for index in range(len(self._addresses), len(parts)):
+                data = (self._folder / segment_file(index)).read_bytes()
+                address = self._store.put(f"{self._folder_name}/{segment_file(index)}", data, SEGMENT_TYPE)
+                # A presigned address holds for its object alone; else the playlist's neighbours are enough.
+                self._addresses.append(address if "?" in address else segment_file(index))
+            text = playlist(self._addresses, self._lengths, self._longest, is_complete)
+            address = self._store.put(f"{self._folder_name}/{PLAYLIST_FILE}", text.encode(), PLAYLIST_TYPE)
+        except WorkerError as error:
+            self._logger.warning("preview.not_published", details={"message": error.message})
+            return
+        self._on_address("preview_url" if isinstance(self._store, S3Store) else "preview_path", address)
+
+    def _remove(self) -> None:
+        names = [PLAYLIST_FILE, *map(segment_file, range(len(self._lengths)))]
+        try:
+            self._store.remove([f"{self._folder_name}/{name}" for name in names])
+        except WorkerError as error:
+            self._logger.warning("preview.not_removed", details={"message": error.message})
+
+
+def segment_file(index: int) -> str:
+    """Name of a chunk's segment, counted from 0."""
+    return f"segment-{index:05d}.ts"

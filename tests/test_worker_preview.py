@@ -1,0 +1,125 @@
+"""A video that plays while it is made: HLS beside the outputs, from the first chunk on."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import requests
+
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.worker.settings import Settings
+from schemas import Stage, Success
+from tests.job_inputs import small_job, speech_uri
+from tests.local_jobs import LocalWorker
+from tests.queue_server import API_KEY, LocalQueue
+from tests.s3_server import S3Server
+from tests.worker_process import JOB_TIMEOUT_S, worker_of
+
+NUM_FRAMES = 17
+SEGMENT_FRAMES = [5, 4, 4, 4]
+
+
+def job(store: str = "volume", **changes: Any) -> dict[str, Any]:
+    """A streaming job of four chunks with a preview."""
+    output_config = {"store": store, "preview": True}
+    speech = {"person1": speech_uri(0.68)}
+    return {
+        "id": "job-1",
+        "input": small_job(mode="streaming", cond_audio=speech, output_config=output_config, **changes),
+    }
+
+
+def decoded(address: str, **options: str) -> tuple[np.ndarray, float]:
+    """Frames, uint8 (T, H, W, 3), of a video, and the seconds of its sound."""
+    with av.open(address, options=options) as container:
+        frames = list(container.decode())
+    pictures = [frame.to_ndarray(format="rgb24") for frame in frames if isinstance(frame, av.VideoFrame)]
+    sound = [frame.samples / frame.rate for frame in frames if isinstance(frame, av.AudioFrame)]
+    return np.stack(pictures), sum(sound)
+
+
+def test_a_player_shows_the_beginning_while_the_job_is_in_progress(tmp_path: Path):
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    with LocalQueue(tmp_path / "volume") as queue, worker_of(queue, tmp_path) as worker:
+        worker.wait_until_ready()
+        job_id = queue.post(job(sample_steps=40)["input"])
+        shown = queue.wait_until(job_id, lambda job: any(said["preview_path"] for said in job.progress), JOB_TIMEOUT_S)
+        path = shown.progress[-1]["preview_path"]
+        address = queue.endpoint.url.removesuffix("/v2/local") + f"/files/{path}"
+        text = requests.get(address, headers=headers, timeout=10).text
+        # A player that followed the playlist would wait for its end.
+        so_far = tmp_path / "so_far.ts"
+        segments = [line for line in text.splitlines() if line.endswith(".ts")]
+        so_far.write_bytes(
+            b"".join(
+                requests.get(address.replace("index.m3u8", name), headers=headers, timeout=10).content
+                for name in segments
+            )
+        )
+        beginning, _ = decoded(str(so_far))
+        assert queue.jobs[job_id].status == "IN_PROGRESS"
+        assert "#EXT-X-ENDLIST" not in text
+        assert len(beginning) == sum(SEGMENT_FRAMES[: len(segments)])
+
+        result = Success.model_validate(queue.wait(job_id, JOB_TIMEOUT_S).output, strict=False)
+        whole, seconds = decoded(address, headers=f"Authorization: {headers['Authorization']}\r\n")
+        assert np.array_equal(whole, worker.frames(result))
+        assert np.array_equal(whole[: len(beginning)], beginning)
+        assert abs(seconds - NUM_FRAMES / 25) < 0.06
+
+
+def test_a_bucket_serves_it_to_anyone_who_has_the_address(local_worker: LocalWorker, s3_server: S3Server):
+    local_worker.settings = with_bucket(local_worker.settings, s3_server)
+    local_worker.run(job("s3"))
+    addresses = [message["arguments"][3] for message in local_worker.messages if message["arguments"]]
+    assert addresses[0] == {}
+    whole, _ = decoded(
+        addresses[-1]["preview_url"], protocol_whitelist="http,tcp,crypto", allowed_segment_extensions="ALL"
+    )
+    assert len(whole) == NUM_FRAMES
+    listing = s3_server.client().head_object(Bucket=s3_server.bucket, Key="infinitetalk/jobs/job-1.preview/index.m3u8")
+    assert listing["ContentType"] == "application/vnd.apple.mpegurl"
+
+
+@pytest.mark.parametrize("store", ["volume", "s3"])
+def test_a_job_that_does_not_end_well_leaves_none(store, local_worker: LocalWorker, s3_server: S3Server):
+    local_worker.settings = with_bucket(local_worker.settings, s3_server)
+
+    def in_third_chunk() -> bool:
+        steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]
+        return any(step and step.get("chunk") == 3 for step in steps)
+
+    with pytest.raises(GenerationStopped):
+        local_worker.run(job(store), in_third_chunk)
+    assert any(message["arguments"] and message["arguments"][3] for message in local_worker.messages)
+    assert list(local_worker.volume.rglob("*.preview")) == []
+    assert s3_server.keys() == []
+
+
+def test_a_job_that_goes_on_publishes_what_was_there_at_once(local_worker: LocalWorker):
+    def in_fourth_chunk() -> bool:
+        steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]
+        return any(step and step.get("chunk") == 4 for step in steps)
+
+    with pytest.raises(GenerationStopped):
+        local_worker.run(job(), in_fourth_chunk, keep=True)
+    result = local_worker.run(job())
+    sampling = [message for message in local_worker.messages if message["stage"] is Stage.SAMPLING]
+    assert sampling[1]["arguments"][3] == {"preview_path": "infinitetalk/jobs/job-1.preview/index.m3u8"}
+    whole, _ = decoded(str(local_worker.volume / sampling[1]["arguments"][3]["preview_path"]))
+    assert len(whole) == result["video"]["num_frames"] == NUM_FRAMES
+
+
+@pytest.mark.parametrize("store", ["inline", "put"])
+def test_a_store_without_a_place_for_it_is_refused(store, local_worker: LocalWorker):
+    error = local_worker.run(job(store))["error"]
+    assert error["code"] == "E_INPUT_VALIDATION"
+
+
+def with_bucket(settings: Settings, s3: S3Server) -> Settings:
+    """A worker's settings with those of a bucket."""
+    names = ("endpoint", "access_key", "secret_key", "bucket")
+    store = {f"s3_{name}": getattr(s3, name) for name in names}
+    return Settings.model_validate(settings.model_dump(exclude_unset=True) | store)
