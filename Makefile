@@ -1,4 +1,5 @@
 # make demo: the main job on the embedded tiny model. make test: linting, types and tests.
+# make bench: how fast it is, against goals (REFERENCE_DIR names a checkout of the reference). make profile: where time goes.
 # make serve: the worker behind a local endpoint. make page: a page in the browser for it.
 # Each sets up what it needs in .venv (the page in .venv-page), once.
 
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page test fuzz kills soak lint types format schemas clean
+.PHONY: demo serve page bench profile test fuzz kills soak lint types format schemas clean
 
 demo: $(VENV)/.requirements
 	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
@@ -32,6 +33,12 @@ kills: $(VENV)/.requirements-dev
 # Minutes: 200 jobs of all kinds through one worker. A short form is among the tests.
 soak: $(VENV)/.requirements-dev
 	$(BIN)/python -m tests.soak
+
+bench: $(VENV)/.requirements-bench
+	$(BIN)/python -m benchmarks
+
+profile: $(VENV)/.requirements-bench
+	$(BIN)/python -m benchmarks.profile
 
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .
@@ -63,6 +70,10 @@ $(VENV)/.requirements: requirements.txt | $(BIN)/python
 
 $(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.requirements-bench: requirements-bench.txt $(VENV)/.requirements-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
 # The page's library wants older versions of packages that the worker has: it gets an environment of its own.

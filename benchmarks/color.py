@@ -13,7 +13,7 @@ LEVEL = 2 / 255
 
 
 def make_pictures() -> tuple[Tensor, Tensor]:
-    """Frames (1, 3, 81, 640, 640) and a reference frame (1, 3, 1, 640, 640) in [-1, 1]: soft colours with some grain."""
+    """Frames (1, 3, 81, 640, 640) and a reference frame (1, 3, 1, 640, 640) in [-1, 1]: soft colours, some grain."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, NUM_FRAMES + 1, 8, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(NUM_FRAMES + 1, SIDE, SIDE), mode="trilinear")

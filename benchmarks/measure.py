@@ -112,6 +112,12 @@ def compare(first: Callable[[], object], second: Callable[[], object], repeats: 
     )
 
 
+def peak_memory_bytes() -> int:
+    """The largest resident set of this process so far, what it was forked from left aside."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
 def machine() -> str:
     """The machine in words: cores, CPU, accelerator, torch."""
     model = platform.processor() or platform.machine()

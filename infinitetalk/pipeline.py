@@ -61,6 +61,7 @@ class Chunk:
         plan: its place in the video.
         num_chunks: of the whole video.
         video: float (3, num_new_frames, height, width) in [-1, 1], the frames this chunk adds.
+        frames: the same as uint8 (num_new_frames, height, width, 3).
         latents: (1, 16, t, h, w), as handed to the VAE.
         condition_latents: (1, 16, t, h, w), of the reference frame followed by grey.
         state: to go on from; None after the last chunk.
@@ -70,17 +71,12 @@ class Chunk:
     plan: ChunkPlan
     num_chunks: int
     video: Tensor
+    frames: np.ndarray
     latents: Tensor
     condition_latents: Tensor
     state: ChunkState | None
     evaluations: int
     evaluations_skipped: int
-
-    @property
-    def frames(self) -> np.ndarray:
-        """The new frames as uint8 (num_new_frames, height, width, 3)."""
-        pixels = ((self.video + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -212,10 +208,12 @@ class InfiniteTalkPipeline:
             is_last = plan.index == len(plans) - 1
             if not is_last:
                 motion_latents = encode_frames(self.models.vae, video[:, :, -settings.motion_frame :])
+            new_video = video[0, :, plan.num_motion_frames :][:, : plan.num_new_frames]
             yield Chunk(
                 plan=plan,
                 num_chunks=len(plans),
-                video=video[0, :, plan.num_motion_frames :][:, : plan.num_new_frames],
+                video=new_video,
+                frames=to_frames(new_video),
                 latents=sampled.latents,
                 condition_latents=reference.latents,
                 state=None if is_last else ChunkState(plan.index + 1, motion_latents),
@@ -261,6 +259,16 @@ class InfiniteTalkPipeline:
 
 def _report_step(on_step: Callable[[Step], None], chunk: int, num_chunks: int, num_steps: int, step: int) -> None:
     on_step(Step(chunk, num_chunks, step, num_steps))
+
+
+def to_frames(video: Tensor) -> np.ndarray:
+    """float (3, T, height, width) in [-1, 1] → uint8 (T, height, width, 3) on the CPU."""
+    frames = torch.empty(*video.shape[1:], 3, dtype=torch.uint8, device=video.device)
+    # Frame by frame: on a CPU, four times as fast as the whole at once.
+    for pixels, frame in zip(video.unbind(1), frames.unbind(), strict=True):
+        levels = pixels.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        torch.stack(levels.unbind(), dim=-1, out=frame)
+    return frames.cpu().numpy()
 
 
 def first_frame_mask(latents: Tensor) -> Tensor:

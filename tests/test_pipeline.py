@@ -14,7 +14,7 @@ import torch
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import Picture, Source, extract_frames
 from infinitetalk.models import Models, load_models
-from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
+from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, to_frames
 from infinitetalk.regions import RegionError, default_regions
 from infinitetalk.sampling import GenerationSettings, chunk_noise
 from infinitetalk.tiny import ensure_tiny_model
@@ -227,6 +227,13 @@ def test_teacache_starts_anew_in_each_chunk(pipeline: InfiniteTalkPipeline) -> N
     settings = replace(SETTINGS, num_inference_steps=7, teacache_threshold=1e9)
     skipped = [chunk.evaluations_skipped for chunk in pipeline(picture(), [speech(13)], PROMPT, settings)]
     assert skipped == [4, 4]
+
+
+def test_frames_are_the_videos_pixels_rounded_and_cut() -> None:
+    video = torch.randn(3, 5, 6, 8)
+    expected = ((video + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 3, 0).numpy().astype(np.uint8)
+    assert np.array_equal(to_frames(video), expected)
+    assert to_frames(video).flags.c_contiguous
 
 
 def test_a_state_survives_as_safetensors(tmp_path: Path) -> None:
