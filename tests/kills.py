@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +38,43 @@ def uninterrupted(queue: LocalQueue, folder: Path) -> tuple[np.ndarray, float]:
         return worker.frames(result), job.seconds
 
 
-def interrupted(queue: LocalQueue, folder: Path, after_s: float) -> tuple[np.ndarray, int, float]:
-    """The frames of a job whose worker is killed so many seconds after it took the job, and what the next one does.
+@dataclass(frozen=True)
+class Interruption:
+    """What came of a kill.
 
-    Returns:
-        Frames, chunks that were there already, seconds between being taken by the second worker and the result.
+    Attributes:
+        frames: the video, uint8 (T, H, W, 3).
+        num_stored: chunks that the killed worker had stored.
+        num_found: chunks that the next one went on from.
+        seconds_after: between the next one's taking the job and the result.
     """
+
+    frames: np.ndarray
+    num_stored: int
+    num_found: int
+    seconds_after: float
+
+
+def interrupted(queue: LocalQueue, folder: Path, after_s: float) -> Interruption:
+    """A job whose worker is killed so many seconds after it took the job."""
     with worker_of(queue, folder) as worker:
         worker.wait_until_ready()
         worker.success(JOB)
         job_id = queue.post(JOB)
         queue.wait_until(job_id, lambda job: job.taken_at is not None, JOB_TIMEOUT_S)
         time.sleep(after_s)
-        kill(worker)
+        kill_in_job(worker)
+        num_stored = len(worker.events("resume.stored", job_id=job_id))
     with worker_of(queue, folder) as worker:
         worker.wait_until_ready()
         job = queue.wait(job_id, JOB_TIMEOUT_S)
         result = Success.model_validate(job.output, strict=False)
         resumed = worker.events("job.resumed", job_id=job_id)
-        num_done = resumed[0]["details"]["chunks"] if resumed else 0
-        return worker.frames(result), num_done, job.seconds
+        num_found = resumed[0]["details"]["chunks"] if resumed else 0
+        return Interruption(worker.frames(result), num_stored, num_found, job.seconds)
 
 
-def kill(worker: Worker) -> None:
+def kill_in_job(worker: Worker) -> None:
     """Kills a worker whose job has not ended."""
     running = [job for job in worker.queue.jobs.values() if job.ended_at is None]
     assert running, "the job had ended before its worker was killed"
@@ -76,13 +91,13 @@ def main(num_kills: int = 5, seed: int = 2026) -> int:
         num_different = 0
         for number in range(1, num_kills + 1):
             after_s = moments.uniform(0.1, 0.95) * seconds
-            frames, num_done, seconds_after = interrupted(queue, folder, after_s)
-            is_equal = np.array_equal(frames, expected)
+            kill = interrupted(queue, folder, after_s)
+            is_equal = np.array_equal(kill.frames, expected)
             num_different += not is_equal
-            lost_s = after_s + seconds_after - seconds
+            lost_s = after_s + kill.seconds_after - seconds
             print(
-                f"kill {number} after {after_s:.1f} s: {num_done} of {NUM_CHUNKS} chunks were there, the next worker "
-                f"took {seconds_after:.1f} s, {lost_s:.1f} s were lost; "
+                f"kill {number} after {after_s:.1f} s: {kill.num_stored} of {NUM_CHUNKS} chunks were stored, "
+                f"{kill.num_found} found, the next worker took {kill.seconds_after:.1f} s, {lost_s:.1f} s were lost; "
                 f"frames {'equal' if is_equal else 'DIFFERENT'}",
                 flush=True,
             )
