@@ -24,7 +24,9 @@ from tests.job_inputs import picture_bytes, picture_uri, small_job, speech_uri
 
 def failure_of(job_input: Any, tmp_path: Path, job_id: str = "job-1", **envelope: Any) -> Failure:
     """How a job fails before it needs a model: the engine here never loads one."""
-    settings = Settings(output_dir=tmp_path / "volume", volume_dir=tmp_path / "volume", webhook_get_job="set")
+    volume = tmp_path / "volume"
+    volume.mkdir(exist_ok=True)
+    settings = Settings(output_dir=volume, volume_dir=volume, webhook_get_job="set")
     job = {"id": job_id, "input": job_input, **envelope}
     states = JobStates(settings)
     result = run_job(job, settings, Engine(settings), states, lambda *arguments, **more: None, Stop())

@@ -103,6 +103,14 @@ def test_a_prefix_cannot_leave_the_volume_through_a_link(tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_volume_that_is_not_mounted_is_not_made_up(tmp_path):
+    settings = Settings(output_dir=tmp_path / "runpod-volume/outputs", volume_dir=tmp_path / "runpod-volume")
+    with pytest.raises(WorkerError, match="needs a network volume") as caught:
+        make_store(OutputConfig(store="volume"), None, settings)
+    assert caught.value.code is ErrorCode.INPUT_VALIDATION
+    assert not settings.volume_dir.exists()
+
+
 def test_a_volume_that_cannot_be_written_to_is_seen_before_the_work(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(WorkerError) as caught:

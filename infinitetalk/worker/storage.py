@@ -103,10 +103,17 @@ def make_store(
         num_results: how many videos share the job's result, and with it the room for inline ones.
 
     Raises:
-        WorkerError: the worker has no settings for it.
+        WorkerError: the worker has no settings for it, or no network volume.
     """
     match output_config.store:
         case "volume":
+            if settings.output_dir.is_relative_to(settings.volume_dir) and not settings.volume_dir.is_dir():
+                # A folder made there would vanish with the container, and the video with it.
+                raise WorkerError(
+                    ErrorCode.INPUT_VALIDATION,
+                    'output_config.store "volume" needs a network volume, which this endpoint does not have; use "s3" '
+                    'or, for a short video, "inline"',
+                )
             return VolumeStore(settings.output_dir, output_config.prefix)
         case "inline":
             return InlineStore(settings.max_result_bytes // num_results - RESULT_OVERHEAD_BYTES)
