@@ -1,0 +1,71 @@
+"""When a video begins to play: time to the first chunk on a playlist, as a share of the job's, on the tiny model.
+
+    python -m benchmarks.preview [SECONDS]
+
+A streaming job of so many seconds of speech with output_config.preview, in this process.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.job import run_job
+from infinitetalk.worker.resume import JobStates
+from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import Stop
+from schemas import Stage
+
+
+def first_preview(engine: Engine, settings: Settings, seconds: float) -> tuple[float, float, int]:
+    """Seconds to the first chunk's preview and to the result, and the number of chunks."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * SAMPLING_RATE))
+    soundfile.write(settings.output_dir / "speech.wav", noise, SAMPLING_RATE)
+    job = {
+        "prompt": "A woman talks",
+        "cond_video": "examples/media/portrait.jpg",
+        "cond_audio": {"person1": "speech.wav"},
+        "mode": "streaming",
+        "max_frame_num": round(seconds * VIDEO_FPS),
+        "sample_steps": 8,
+        "sample_text_guide_scale": 1.0,
+        "sample_audio_guide_scale": 2.0,
+        "output_config": {"store": "volume", "preview": True},
+    }
+    begin = time.perf_counter()
+    published: list[float] = []
+    chunks: set[int] = set()
+
+    def report(stage: Stage, *arguments: object, **_: object) -> None:
+        if len(arguments) > 3 and arguments[3]:
+            published.append(time.perf_counter() - begin)
+        if len(arguments) > 2 and isinstance(arguments[2], dict):
+            chunks.update({arguments[2].get("chunk", 1)})
+
+    result = run_job({"id": "preview", "input": job}, settings, engine, JobStates(settings), report, Stop())
+    if result["status"] != "success":
+        raise RuntimeError(result["error"]["message"])
+    return published[0], time.perf_counter() - begin, len(chunks)
+
+
+def main(seconds: float = 30.0) -> None:
+    """Prints both times and their ratio."""
+    with tempfile.TemporaryDirectory() as name:
+        settings = Settings(output_dir=Path(name), infinitetalk_model="tiny")
+        engine = Engine(settings)
+        engine.start()
+        first_preview(engine, settings, 1.0)
+        first, whole, num_chunks = first_preview(engine, settings, seconds)
+    print(
+        f"{seconds:g} s of speech, {num_chunks} chunks: {first:.1f} s to the first playable chunk, "
+        f"{whole:.1f} s to the result: {first / whole:.0%}"
+    )
+
+
+if __name__ == "__main__":
+    main(*map(float, sys.argv[1:]))
