@@ -1,6 +1,6 @@
-"""The embedded tiny model: a complete checkpoint of a few megabytes, made from a fixed seed.
-
-Its weights are random, so its pictures are noise; every class, file name and parameter name is the real one's.
+"""The two embedded models, complete checkpoints of a few megabytes whose every class, file name and parameter name is
+the real one's: the tiny talker, which `examples.tiny` has trained and whose weights are in this package, and a model of
+random weights, made from a fixed seed, whose pictures are noise.
 
     python -m infinitetalk.tiny FOLDER
 """
@@ -40,6 +40,9 @@ RECIPE = 1
 SIZE_SCALE = 0.2
 DEFAULT_FOLDER = Path(__file__).parents[1] / "checkpoints" / f"{NAME}-{RECIPE}"
 
+#: The tiny talker's checkpoint.
+TALKER_FOLDER = Path(__file__).parent / "talker"
+
 TEXT_DIM = 64
 IMAGE_DIM = 32
 SPEECH_DIM = 32
@@ -61,6 +64,11 @@ def paths_in(folder: Path) -> CheckpointPaths:
         adapter_multi=folder / "infinitetalk" / "multi.safetensors",
         wav2vec2=folder / "wav2vec2",
     )
+
+
+def talker_paths() -> CheckpointPaths:
+    """Where the parts of the tiny talker are."""
+    return paths_in(TALKER_FOLDER)
 
 
 def ensure_tiny_model(folder: Path = DEFAULT_FOLDER) -> CheckpointPaths:

@@ -37,7 +37,7 @@ from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.sizes import choose_bucket
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
-from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model
+from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.tts import SpeechSynthesiser
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.check import check_checkpoint
@@ -304,7 +304,7 @@ class Engine:
     def _find_kokoro(self) -> Path:
         if self._kokoro_dir is not None:
             return self._kokoro_dir
-        if self._settings.model == "tiny":
+        if self._settings.model != "published":
             return ensure_tiny_kokoro(self._settings.tiny_dir or DEFAULT_FOLDER)
         raise CheckpointError(
             "tts_audio needs Kokoro-82M, which is neither in KOKORO_DIR nor on the network volume nor in the image; "
@@ -366,13 +366,15 @@ def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
 
 
 def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
-    """Where the published model's weights are; None for the tiny model, which is made where it is missing.
+    """Where the model's weights are; None for the random one, which is made where it is missing.
 
     Raises:
         CheckpointError: a part is neither set nor found, or a folder that is set does not exist.
     """
     if settings.model == "tiny":
         return None
+    if settings.model == "talker":
+        return replace(talker_paths(), loras=settings.lora_dir, kokoro=settings.kokoro_dir)
     return locate(settings)
 
 

@@ -22,12 +22,12 @@ class Settings(WeightsSettings):
         env_ignore_empty=True, populate_by_name=True, extra="ignore", use_attribute_docstrings=True, frozen=True
     )
 
-    infinitetalk_model: Literal["tiny", "published"] | None = None
-    """"published": the checkpoint of CKPT_DIR, without which the worker stops. "tiny": the embedded random model.
-    Unset: published where CKPT_DIR is set, else tiny."""
+    infinitetalk_model: Literal["talker", "tiny", "published"] | None = None
+    """"published": the checkpoint of CKPT_DIR, without which the worker stops. "talker": the embedded small model that
+    talks. "tiny": one with random weights, made by the worker. Unset: published where CKPT_DIR is set, else tiny."""
 
     tiny_dir: Path | None = None
-    """Folder that the embedded tiny model is made in when first asked for; unset: checkpoints/ of the checkout."""
+    """Folder that the random model is made in when first asked for; unset: checkpoints/ of the checkout."""
 
     device: str | None = None
     """Torch device; unset: cuda where there is one, else cpu."""
@@ -123,7 +123,7 @@ class Settings(WeightsSettings):
     """Where progress and results go; set by Runpod."""
 
     @property
-    def model(self) -> Literal["tiny", "published"]:
+    def model(self) -> Literal["talker", "tiny", "published"]:
         """The model to load."""
         return self.infinitetalk_model or ("published" if self.ckpt_dir else "tiny")
 

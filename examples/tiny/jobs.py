@@ -1,0 +1,130 @@
+"""Jobs for the worker with faces and voices that training has not seen, and the worker in this process to run them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from examples.tiny.faces import Pose, draw, random_background, random_face
+from examples.tiny.measure import read_frames
+from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
+from examples.tiny.voices import HELD_OUT_VOICES, Synthesiser, random_speech
+from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.job import run_job
+from infinitetalk.worker.resume import JobStates
+from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import Stop
+
+#: No clip of the training is made from a generator of this kind.
+HELD_OUT_SEED = 977
+PORTRAIT_SIDE = 512
+
+#: How the tiny talker is sampled where nothing else is said: what `make demo` asks for.
+PARAMETERS: dict[str, Any] = {
+    "prompt": "a drawn face talks",
+    "size": "infinitetalk-480",
+    "mode": "streaming",
+    "frame_num": 81,
+    "motion_frame": 9,
+    "sample_steps": 8,
+    "sample_text_guide_scale": 1.0,
+    "sample_audio_guide_scale": 1.0,
+    "base_seed": 42,
+    "output_config": {"store": "volume", "prefix": "quality"},
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A portrait and the speech of those in it.
+
+    Attributes:
+        portrait: its file.
+        voices: sound files, one a person.
+        rules: what the rule says of each voice.
+    """
+
+    portrait: Path
+    voices: list[Path]
+    rules: list[MouthTrack]
+
+    @property
+    def num_people(self) -> int:
+        """People in the portrait."""
+        return len(self.voices)
+
+
+class ExampleMaker:
+    """Writes examples into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.synthesiser = Synthesiser()
+
+    def make(self, number: int, num_people: int = 1, seconds: float = 5.0, silent: bool = False) -> Example:
+        """Example number n: the same faces and voices for the same arguments."""
+        generator = np.random.default_rng([HELD_OUT_SEED, number, num_people])
+        people = [(random_face(generator), Pose()) for _ in range(num_people)]
+        background = random_background(generator)
+        num_frames = round(seconds * VIDEO_FPS)
+        portrait = self.folder / f"portrait-{number}-{num_people}.png"
+        side = PORTRAIT_SIDE
+        Image.fromarray(draw(people, background, side, side * num_people)).save(portrait)
+        voices, rules = [], []
+        for person in range(num_people):
+            waveform = random_speech(self.synthesiser, generator, HELD_OUT_VOICES, num_frames * SAMPLES_A_FRAME)
+            if silent:
+                waveform = np.zeros_like(waveform)
+            path = self.folder / f"voice-{number}-{num_people}-{person}-{seconds:g}{'-silent' * silent}.wav"
+            soundfile.write(path, waveform, SAMPLING_RATE)
+            voices.append(path)
+            rules.append(follow_speech(waveform))
+        return Example(portrait, voices, rules)
+
+
+class TalkerWorker:
+    """The worker with the tiny talker in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = Settings(
+            output_dir=folder, volume_dir=folder, infinitetalk_model="talker", webhook_get_job="set", resume=False
+        )
+        self.engine = Engine(self.settings)
+        self.engine.start()
+        self._num_jobs = 0
+
+    def frames(self, example: Example, **parameters: Any) -> np.ndarray:
+        """The video of an example, uint8 (T, height, width, 3), decoded from the MP4 that the worker wrote.
+
+        Raises:
+            RuntimeError: the job failed.
+        """
+        self._num_jobs += 1
+        job: dict[str, Any] = {"id": f"quality-{self._num_jobs}", "input": job_input(example, self.folder, **parameters)}
+        states = JobStates(self.settings)
+        try:
+            result = run_job(
+                job, self.settings, self.engine, states, lambda *args, **more: None, Stop(None, lambda: False)
+            )
+        finally:
+            states.close(job["id"], keep=False)
+        if result.get("status") != "success":
+            raise RuntimeError(f"the worker refused: {result}")
+        return read_frames(self.folder / result["video"]["path"])
+
+
+def job_input(example: Example, root: Path, **parameters: Any) -> dict[str, Any]:
+    """A job's input, its media as paths below `root`; `parameters` take the place of the usual ones."""
+    return {
+        **PARAMETERS,
+        "cond_video": str(example.portrait.relative_to(root)),
+        "cond_audio": {f"person{n}": str(path.relative_to(root)) for n, path in enumerate(example.voices, start=1)},
+        **parameters,
+    }

@@ -1,0 +1,107 @@
+"""The tiny talker's networks: the classes that serve the published weights, at a size that two cores can train."""
+
+import torch
+from diffusers import AutoencoderKLWan
+from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Config, Wav2Vec2Model
+
+from infinitetalk.tiny import TEXT_DIM
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+
+NAME = "tiny-talker"
+#: Factor on the published resolutions: 640x640 becomes 64x64, 448x896 becomes 48x96.
+SIZE_SCALE = 0.1
+
+IMAGE_DIM = 32
+SPEECH_DIM = 32
+HEADS, HEAD_DIM = 4, 32
+DIM = HEADS * HEAD_DIM
+AUDIO_DIM = 64
+
+
+def make_vae() -> AutoencoderKLWan:
+    """The VAE: as the published one 8 x 8 x 4 and 16 channels, but squares of 2 x 2 pixels enter together, as in Wan
+    2.2's, in place of a level that would be convolved at full size."""
+    return AutoencoderKLWan(
+        base_dim=16,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        latents_mean=[0.0] * 16,
+        latents_std=[1.0] * 16,
+    )
+
+
+def make_speech_encoder() -> Wav2Vec2Model:
+    """wav2vec2: twelve layers, and convolutions of the published kernels and strides."""
+    config = Wav2Vec2Config(
+        hidden_size=SPEECH_DIM,
+        intermediate_size=64,
+        num_attention_heads=2,
+        conv_dim=(SPEECH_DIM,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    return Wav2Vec2Model(config).eval()
+
+
+def make_image_encoder() -> CLIPVisionModel:
+    """CLIP's vision tower, with 17 tokens instead of 257."""
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_DIM,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=56,
+    )
+    return CLIPVisionModel(config).eval()
+
+
+def make_transformer() -> InfiniteTalkTransformer3DModel:
+    """The InfiniteTalk transformer, with a start that knows what places are (`_look_at_own_place`)."""
+    transformer = InfiniteTalkTransformer3DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        in_channels=36,
+        text_dim=TEXT_DIM,
+        freq_dim=64,
+        ffn_dim=2 * DIM,
+        num_layers=4,
+        image_dim=IMAGE_DIM,
+        added_kv_proj_dim=DIM,
+        audio_channels=SPEECH_DIM,
+        audio_intermediate_dim=128,
+        audio_output_dim=AUDIO_DIM,
+        audio_context_tokens=4,
+    )
+    _look_at_own_place(transformer)
+    return transformer
+
+
+@torch.no_grad()
+def _look_at_own_place(transformer: InfiniteTalkTransformer3DModel) -> None:
+    """Lets training begin where the published network has arrived long ago: half of the self-attention's heads look at
+    their own place in every frame, and audio attention prefers the speaker of a token's own region.
+
+    Both are biases of queries and keys in pairs that the rotary embedding turns: equal in all tokens, their product is
+    largest between equal positions.
+    """
+    spatial_pair = [HEAD_DIM - 4 * (HEAD_DIM // 6), HEAD_DIM - 2 * (HEAD_DIM // 6)]
+    spatial = [start + offset for start in spatial_pair for offset in (0, 1)]
+    speaker = [6, 7, 8, 9]
+    for block in transformer.blocks:
+        attention = block.attn1
+        for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+            linear.bias.zero_()
+            for head in range(HEADS // 2):
+                places = [head * HEAD_DIM + place for place in spatial]
+                linear.bias[places] = 3.0
+                norm.weight[places] = 1.4
+        speech = block.audio_cross_attn
+        for head in range(HEADS):
+            places = [head * HEAD_DIM + place for place in speaker]
+            speech.q_linear.bias[places] = 1.8
+            speech.kv_linear.bias[places] = 1.8

@@ -1,0 +1,260 @@
+"""Measures the tiny talker on videos that the worker makes, of faces and voices that training has not seen.
+
+    python -m examples.tiny.quality [--clips 20] [--json FILE]
+
+prints what was measured against the goals, with PASS or NOT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from examples.tiny.jobs import ExampleMaker, TalkerWorker, job_input
+from examples.tiny.measure import (
+    best_lag,
+    border_change,
+    correlation,
+    psnr_outside_mouths,
+    read_frames,
+    read_openings,
+)
+from infinitetalk.chunks import plan_chunks
+from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.tiny import TALKER_FOLDER
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO_LIMIT_S = 60.0
+WEIGHTS_LIMIT_BYTES = 12_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `reached` is None where there is no goal."""
+
+    what: str
+    goal: str
+    measured: str
+    reached: bool | None = None
+
+    def __str__(self) -> str:
+        verdict = {True: "PASS", False: "NOT", None: ""}[self.reached]
+        return f"| {self.what} | {self.goal} | {self.measured} | {verdict} |"
+
+
+class Bench:
+    """The worker, and the examples it is measured on."""
+
+    def __init__(self, folder: Path, num_clips: int) -> None:
+        self.maker = ExampleMaker(folder)
+        self.worker = TalkerWorker(folder)
+        self.num_clips = num_clips
+
+    def one_speaker(self) -> list[Row]:
+        """5 s clips of one speaker: the mouth against its own speech, its lag, and against another clip's speech."""
+        examples = [self.maker.make(number) for number in range(self.num_clips)]
+        openings = [_shown(self.worker.frames(example)) for example in examples]
+        rules = [example.rules[0].opening[1:] for example in examples]
+        own = [correlation(opening[0], rule) for opening, rule in zip(openings, rules, strict=True)]
+        others = [correlation(opening[0], rule) for opening, rule in zip(openings, rules[1:] + rules[:1], strict=True)]
+        lags = [best_lag(opening[0], rule) for opening, rule in zip(openings, rules, strict=True)]
+        within = sum(abs(lag) <= 1 for lag in lags)
+        return [
+            Row(
+                f"correlation of the mouth with the rule, {len(own)} clips of 5 s",
+                "median ≥ 0.8, worst ≥ 0.6",
+                f"median {median(own):.3f}, worst {min(own):.3f}",
+                median(own) >= 0.8 and min(own) >= 0.6,
+            ),
+            Row(
+                "best lag",
+                "within 1 frame",
+                f"{within} of {len(lags)} within 1, from {min(lags)} to {max(lags)}",
+                within == len(lags),
+            ),
+            Row(
+                "the same with the audio of another clip",
+                "|median| ≤ 0.2",
+                f"median {median(others):.3f}",
+                abs(median(others)) <= 0.2,
+            ),
+        ]
+
+    def silence(self) -> list[Row]:
+        """A silent clip against the same person's spoken one."""
+        spoken = _shown(self.worker.frames(self.maker.make(0)))[0]
+        silent = _shown(self.worker.frames(self.maker.make(0, silent=True)))[0]
+        share = float(silent.var() / spoken.var())
+        is_closed = silent.mean() <= 0.25 * spoken.mean()
+        return [
+            Row(
+                "silence",
+                "mouth closed, variance ≤ 0.1 of speech's",
+                f"opening {silent.mean():.2f} px against {spoken.mean():.2f}, variance {share:.4f}",
+                is_closed and share <= 0.1,
+            )
+        ]
+
+    def two_speakers(self, num_clips: int = 5) -> list[Row]:
+        """Two who speak at once: each mouth against its own voice and against the other's."""
+        own, other = [], []
+        for number in range(num_clips):
+            example = self.maker.make(number, num_people=2)
+            openings = _shown(self.worker.frames(example), 2)
+            rules = [rule.opening[1:] for rule in example.rules]
+            own += [correlation(openings[0], rules[0]), correlation(openings[1], rules[1])]
+            other += [correlation(openings[0], rules[1]), correlation(openings[1], rules[0])]
+        return [
+            Row(
+                f"two speakers, para, {num_clips} clips: own voice / the other's",
+                "≥ 0.7 / ≤ 0.25 (medians)",
+                f"{median(own):.3f} / {median(other):.3f} (own, worst: {min(own):.3f})",
+                median(own) >= 0.7 and median(other) <= 0.25,
+            )
+        ]
+
+    def streaming(self, num_clips: int = 3) -> list[Row]:
+        """20 s in several chunks: does the mouth still follow, does the picture stay, do the chunks join."""
+        falls, psnrs, borders = [], [], []
+        for number in range(num_clips):
+            example = self.maker.make(100 + number, seconds=20.0)
+            frames = self.worker.frames(example)
+            opening, rule = _shown(frames)[0], example.rules[0].opening[1:]
+            part = 5 * VIDEO_FPS
+            falls.append(correlation(opening[:part], rule[:part]) - correlation(opening[-part:], rule[-part:]))
+            psnrs.append(psnr_outside_mouths(frames[1 : 1 + VIDEO_FPS], frames[-VIDEO_FPS:]))
+            plans = plan_chunks([len(frames)], 81, len(frames), 9)
+            borders.append(border_change(frames, [plan.start + plan.num_motion_frames for plan in plans[1:]]))
+        return [
+            Row(
+                f"streaming, 20 s, {num_clips} clips: correlation, first 5 s less last 5 s",
+                "≤ 0.1 (median)",
+                f"{median(falls):.3f}, most {max(falls):.3f}",
+                median(falls) <= 0.1,
+            ),
+            Row(
+                "streaming: picture outside the mouth, last second against first",
+                "≥ 24 dB",
+                f"worst {min(psnrs):.1f} dB",
+                min(psnrs) >= 24.0,
+            ),
+            Row(
+                "chunk borders: change at a border over change elsewhere",
+                "≤ 1.3",
+                f"median {median(borders):.2f}, most {max(borders):.2f}",
+                median(borders) <= 1.3,
+            ),
+        ]
+
+    def audio_guidance(self, num_clips: int = 4) -> list[Row]:
+        """The scale of the audio guidance."""
+        examples = [self.maker.make(number) for number in range(num_clips)]
+        found = {}
+        for scale in (1.0, 2.0, 4.0):
+            videos = [self.worker.frames(example, sample_audio_guide_scale=scale) for example in examples]
+            found[scale] = median(
+                correlation(_shown(frames)[0], example.rules[0].opening[1:])
+                for frames, example in zip(videos, examples, strict=True)
+            )
+        return [
+            Row(
+                f"audio guidance 1, 2, 4, {num_clips} clips",
+                "no fall from 1 to 2",
+                ", ".join(f"{value:.3f}" for value in found.values()),
+                found[2.0] >= found[1.0] - 0.005,
+            )
+        ]
+
+    def handler(self) -> list[Row]:
+        """One of the clips through `handler.py`, a process of its own, as the demo runs it."""
+        example = self.maker.make(0)
+        result = run_handler({"id": "handler", "input": job_input(example, self.maker.folder)}, self.maker.folder)
+        opening = _shown(read_frames(self.maker.folder / result["video"]["path"]))[0]
+        value = correlation(opening, example.rules[0].opening[1:])
+        return [
+            Row("one clip through handler.py: correlation", "≥ 0.6", f"{value:.3f}, {result['model']}", value >= 0.6)
+        ]
+
+
+def run_handler(job: dict, output_dir: Path) -> dict:
+    """The result of a job run by `python handler.py --test_input`, paths of its media being below `output_dir`."""
+    environment = os.environ | {
+        "OUTPUT_DIR": str(output_dir),
+        "RUNPOD_VOLUME_DIR": str(output_dir),
+        "INFINITETALK_MODEL": "talker",
+    }
+    done = subprocess.run(
+        [sys.executable, "handler.py", "--test_input", json.dumps(job)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def demo() -> list[Row]:
+    """`make demo`: the example job by handler.py."""
+    begin = time.monotonic()
+    job = json.loads((REPOSITORY / "examples" / "single_image.json").read_text())
+    subprocess.run(
+        [sys.executable, "handler.py", "--test_input", json.dumps(job)],
+        cwd=REPOSITORY,
+        env=os.environ | {"INFINITETALK_MODEL": "talker"},
+        capture_output=True,
+        check=True,
+    )
+    seconds = time.monotonic() - begin
+    return [Row("make demo, 81 frames, 8 steps", "≤ 60 s", f"{seconds:.1f} s", seconds <= DEMO_LIMIT_S)]
+
+
+def weights() -> list[Row]:
+    """The size of what ships."""
+    size = sum(path.stat().st_size for path in TALKER_FOLDER.rglob("*") if path.is_file())
+    return [Row("weights", "≤ 12 MB", f"{size / 1e6:.2f} MB", size <= WEIGHTS_LIMIT_BYTES)]
+
+
+def _shown(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
+    """Openings without the first frame, which is the picture that was given."""
+    return read_openings(frames, num_people)[:, 1:]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--only", nargs="+", help="some of the rows' names")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), arguments.clips)
+        measures: dict[str, Callable[[], list[Row]]] = {
+            "weights": weights,
+            "one_speaker": bench.one_speaker,
+            "silence": bench.silence,
+            "two_speakers": bench.two_speakers,
+            "streaming": bench.streaming,
+            "audio_guidance": bench.audio_guidance,
+            "handler": bench.handler,
+            "demo": demo,
+        }
+        print("| measured | goal | found | |\n|---|---|---|---|", flush=True)
+        for name, measure in measures.items():
+            if arguments.only is None or name in arguments.only:
+                for row in measure():
+                    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

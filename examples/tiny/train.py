@@ -1,0 +1,85 @@
+"""Trains the tiny talker and writes its weights in the published layout.
+
+    python -m examples.tiny.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
+
+Stages, each from the files of those before: `vae`, `speech`, `clips`, `transformer`, `export`. `--stages` picks some.
+A run that was interrupted goes on from its last checkpoint, of at most a minute before; the clips that are there stay.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from examples.tiny.data import ClipMaker, load_clips
+from examples.tiny.export import PROMPTS, export, load_image_encoder, load_prompt_encoder, load_speech_encoder, load_vae
+from examples.tiny.train_speech import train_speech
+from examples.tiny.train_transformer import train_transformer
+from examples.tiny.train_vae import train_on_clips, train_on_pictures
+from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
+
+SEED = 2508
+#: Clips that the statistics of the latents are taken from.
+NUM_MEASURED_CLIPS = 12
+STAGES = ("vae", "speech", "clips", "transformer", "export")
+REPOSITORY = Path(__file__).parents[2]
+
+
+def make_clips(folder: Path, num_clips: int) -> None:
+    """The transformer's clips, one file each, into `folder`/clips, and the statistics of their latents."""
+    statistics = folder / "latents.json"
+    if not statistics.exists():
+        statistics.write_text(json.dumps(measure_latents(folder)))
+    maker = ClipMaker(load_vae(folder), load_speech_encoder(folder), load_image_encoder())
+    (folder / "clips").mkdir(exist_ok=True)
+    for number in range(num_clips):
+        path = folder / "clips" / f"{number:05}.pt"
+        if not path.exists():
+            torch.save(asdict(maker.make(SEED, number)), scratch := path.with_suffix(".part"))
+            scratch.rename(path)
+
+
+def measure_latents(folder: Path) -> dict[str, list[float]]:
+    """Mean and deviation of each channel of the trained VAE's latents, by the names that its config gives them."""
+    maker = ClipMaker(load_vae(folder), load_speech_encoder(folder), load_image_encoder())
+    clips = [maker.make(SEED, number) for number in range(NUM_MEASURED_CLIPS)]
+    values = torch.cat([clip.latents.float().flatten(1) for clip in clips], dim=1)
+    return {"latents_mean": values.mean(dim=1).tolist(), "latents_std": values.std(dim=1).tolist()}
+
+
+def main() -> None:
+    """Runs the stages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "checkpoints" / "tiny-talker-training")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "infinitetalk" / "talker")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--picture-steps", type=int, default=1300)
+    parser.add_argument("--clip-steps", type=int, default=400)
+    parser.add_argument("--speech-steps", type=int, default=500)
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--transformer-steps", type=int, default=8000)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if "vae" in arguments.stages:
+        train_on_pictures(folder, arguments.picture_steps, SEED)
+        train_on_clips(folder, arguments.clip_steps, SEED)
+    if "speech" in arguments.stages:
+        train_speech(folder, arguments.speech_steps, SEED)
+    if "clips" in arguments.stages:
+        make_clips(folder, arguments.clips)
+    if "transformer" in arguments.stages:
+        encode = load_prompt_encoder()
+        prompts = [encode(prompt) for prompt in PROMPTS]
+        clips = load_clips(folder / "clips")
+        train_transformer(folder, clips, prompts, encode(DEFAULT_NEGATIVE_PROMPT), arguments.transformer_steps, SEED)
+    if "export" in arguments.stages:
+        export(folder, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Trains the tiny InfiniteTalk transformer by flow matching, as it is sampled: the worker's schedule of noise, its
+motion latents, its windows of speech, its regions."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.tiny.data import Clip
+from examples.tiny.faces import mouth_boxes
+from examples.tiny.loop import TrainingLoop
+from examples.tiny.networks import make_transformer
+
+#: The worker's `sample_shift` for infinitetalk-480.
+SHIFT = 7.0
+#: How often the network is not told the prompt (the negative one stands for it), and the speech.
+TEXT_DROPOUT = 0.15
+AUDIO_DROPOUT = 0.1
+MOUTH_WEIGHT = 4.0
+
+
+def train_transformer(
+    folder: Path, clips: list[Clip], prompts: list[Tensor], negative_prompt: Tensor, num_steps: int, seed: int
+) -> None:
+    """The transformer, into `folder`/transformer.pt.
+
+    Args:
+        clips: what to learn.
+        prompts, negative_prompt: embeddings (1, text_len, text_dim).
+    """
+    torch.manual_seed(seed)
+    loop = TrainingLoop(folder / "transformer.pt", make_transformer(), num_steps, learning_rate=2e-3)
+    for step in loop:
+        generator = np.random.default_rng([seed, 7, step])
+        clip = clips[generator.integers(len(clips))]
+        clean = clip.latents.float()[None]
+        uniform = float(generator.random())
+        noise_level = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed + step))
+        noisy = (1 - noise_level) * clean + noise_level * noise
+        given = clip.num_motion_latents
+        noisy[:, :, :given] = clean[:, :, :given]
+        windows, regions = clip.windows(), clip.regions()
+        if generator.random() < AUDIO_DROPOUT:
+            windows, regions = torch.zeros_like(windows[:1]), None
+        prompt = negative_prompt if generator.random() < TEXT_DROPOUT else prompts[generator.integers(len(prompts))]
+        velocity = loop.network(
+            hidden_states=torch.cat([noisy, clip.condition()], dim=1),
+            timestep=torch.tensor([1000.0 * noise_level]),
+            encoder_hidden_states=prompt,
+            encoder_hidden_states_image=clip.image_embeds.float()[None],
+            encoder_hidden_states_audio=windows,
+            regions=regions,
+            return_dict=False,
+        )[0]
+        error = (velocity - (noise - clean))[:, :, given:].square().mean(dim=(0, 1, 2))
+        weights = mouth_weights(len(clip.speech), *clean.shape[-2:])
+        loop.learn((error * weights).mean() / weights.mean(), step)
+
+
+def mouth_weights(people: int, height: int, width: int) -> Tensor:
+    """How much each latent pixel counts: (height, width), more where mouths are."""
+    weights = torch.ones(8 * height, 8 * width)
+    for left, top, right, bottom in mouth_boxes(people, 8 * height, 8 * width):
+        half = (right - left) // 2
+        weights[top:bottom, left - half : right + half] = MOUTH_WEIGHT
+    return torch.nn.functional.avg_pool2d(weights[None], 8)[0]
