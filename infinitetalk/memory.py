@@ -43,7 +43,15 @@ _HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution
 
 
 class DoesNotFitError(torch.OutOfMemoryError):
-    """No mode fits the free memory. The message says what would."""
+    """No mode fits the free memory, or the one in use did not. The message says what would.
+
+    Attributes:
+        fits_next_time: whether the same job is expected to fit when it is run again.
+    """
+
+    def __init__(self, message: str, fits_next_time: bool = False) -> None:
+        super().__init__(message)
+        self.fits_next_time = fits_next_time
 
 
 @dataclass(frozen=True)

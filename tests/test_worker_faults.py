@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from infinitetalk import media
+from infinitetalk.memory import GIB, model_sizes
+from infinitetalk.tiny import ensure_tiny_model
+from infinitetalk.worker.engine import Engine, MemoryBudget
 from infinitetalk.worker.runner import TIMEOUT_MARGIN_S, time_limit
 from infinitetalk.worker.settings import Settings
 from schemas import Stage
@@ -59,6 +63,29 @@ def test_an_encoder_that_cannot_write_is_a_coded_failure(local_worker: LocalWork
     assert (error["code"], error["retryable"], error["at_stage"]) == ("E_FFMPEG", True, "decode")
     assert str(tmp_path) not in error["message"]
     assert local_worker.run(JOB)["status"] == "success"
+
+
+def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_sent_again(tmp_path: Path):
+    settings = Settings(output_dir=tmp_path, infinitetalk_model="tiny")
+    engine = Engine(settings)
+    engine.start()
+    worker = LocalWorker(settings, engine, tmp_path)
+    assert worker.run(JOB)["memory_mode"] == "float32"
+    # As on a GPU that has room for everything, by the estimate.
+    engine._budget = MemoryBudget(64 * GIB, model_sizes(ensure_tiny_model()))
+
+    def run_out() -> bool:
+        if Stage.SAMPLING in worker.stages:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return False
+
+    error = worker.run(JOB, run_out)["error"]
+    assert (error["code"], error["retryable"]) == ("E_OOM", True)
+    assert "in the mode float32: send the job again, this worker will run it in the mode float32" in error["message"]
+    again = worker.run(JOB)
+    assert again["status"] == "success"
+    assert again["memory_mode"] in error["message"]
+    assert again["memory_mode"] != "float32"
 
 
 def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):

@@ -27,6 +27,7 @@ from infinitetalk.memory import (
     ModelSizes,
     Workload,
     choose_plan,
+    estimate_bytes,
     free_bytes,
     model_sizes,
     release_cached_memory,
@@ -239,8 +240,7 @@ class Engine:
         requested = requested_memory(job)
         if self._budget is None:
             return requested
-        height, width = choose_bucket(job.size, source.height, source.width, size_scale)
-        workload = Workload(job.frame_num, height, width)
+        workload = workload_of(job, source, size_scale)
         plan = choose_plan(self._budget.free_bytes, self._budget.sizes, workload, requested)
         if job.offload_model is False and plan.persistent_parameters is not None:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
@@ -271,7 +271,42 @@ class Engine:
             GenerationStopped: `should_stop` said so.
             RegionError: a speaker's region is lost at the model's resolution.
             WorkerError: the source cannot be decoded.
+            DoesNotFitError: the GPU's memory did not suffice.
         """
+        try:
+            yield from self._generate(request, should_stop, on_step, num_done, chunk_state)
+        except DoesNotFitError:
+            raise
+        except torch.OutOfMemoryError as error:
+            if self._budget is None:
+                raise
+            raise self._use_less_memory(self._budget, request) from error
+
+    def _use_less_memory(self, budget: MemoryBudget, request: Request) -> DoesNotFitError:
+        """Counts with less memory from now on, the mode in use having taken too much; returns what to tell."""
+        job, models = request.job, self._models.result()
+        workload = workload_of(job, request.source.info, models.size_scale)
+        needed = estimate_bytes(models.memory, budget.sizes, workload)
+        self._budget = replace(budget, free_bytes=min(budget.free_bytes, needed - 1))
+        try:
+            plan = choose_plan(self._budget.free_bytes, budget.sizes, workload, requested_memory(job))
+        except DoesNotFitError as error:
+            return error
+        return DoesNotFitError(
+            f"the GPU's memory did not suffice in the mode {models.memory.describe(self.dtype)}: send the job again, "
+            f"this worker will run it in the mode {plan.describe(self.dtype)}",
+            fits_next_time=True,
+        )
+
+    def _generate(
+        self,
+        request: Request,
+        should_stop: Callable[[], bool],
+        on_step: Callable[[Step], None],
+        num_done: int,
+        chunk_state: bytes | None,
+    ) -> Iterator[Chunk]:
+        """As `generate`."""
         pipeline = InfiniteTalkPipeline(self._models.result())
         job = request.job
         scenes = plan_scenes(request)
@@ -336,6 +371,12 @@ class Engine:
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}
         logger.info("model.loaded", lat_ms=lat_ms, details=details)
         self._preloaded.set_result(None)
+
+
+def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
+    """What decides the memory that a job takes beside its weights."""
+    height, width = choose_bucket(job.size, source.height, source.width, size_scale)
+    return Workload(job.frame_num, height, width)
 
 
 def warm_up_sound() -> None:

@@ -116,7 +116,8 @@ def job_error(error: Exception, stage: Stage) -> JobError:
         return JobError(code=code, message=message, retryable=True, at_stage=stage)
     else:
         message = f"{facts.message}: {facts.hint}"
-    return JobError(code=code, message=message, retryable=facts.retryable, at_stage=stage)
+    retryable = error.fits_next_time if isinstance(error, DoesNotFitError) else facts.retryable
+    return JobError(code=code, message=message, retryable=retryable, at_stage=stage)
 
 
 def _code_of(error: Exception, stage: Stage) -> ErrorCode:
