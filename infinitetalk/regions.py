@@ -4,7 +4,7 @@ Source: MultiTalk (arXiv 2505.22647) and the published model; more than two spea
 does, for which no checkpoint was trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +155,11 @@ def reference_attention_map(query: Tensor, key: Tensor, regions: Tensor) -> Tens
     return torch.cat(slices, dim=1)[0].T
 
 
-def token_positions(attention_map: Tensor) -> Tensor:
+Extrema = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From the smallest and largest values of some tokens to those of all."""
+
+
+def token_positions(attention_map: Tensor, extrema: Extrema | None = None) -> Tensor:
     """Place every video token on the speakers' line.
 
     A token belongs to the region with the largest value; a speaker's token lies within that speaker's range, by its
@@ -163,12 +167,15 @@ def token_positions(attention_map: Tensor) -> Tensor:
 
     Args:
         attention_map: float32 (speakers + 1, tokens).
+        extrema: where these are not all tokens.
 
     Returns:
         float32 (tokens,).
     """
     speakers = attention_map[:-1]
     smallest, largest = speakers.amin(dim=1, keepdim=True), speakers.amax(dim=1, keepdim=True)
+    if extrema is not None:
+        smallest, largest = extrema(smallest, largest)
     starts = speaker_range_starts(len(speakers), attention_map.device)[:, None]
     places = starts + RANGE_LENGTH * (speakers - smallest) / (largest - smallest + 1e-8)
     places = torch.cat([places, torch.full_like(places[:1], BACKGROUND_POSITION)])

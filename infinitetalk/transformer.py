@@ -21,6 +21,7 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 
 from infinitetalk.audio_attention import AudioAttention, AudioProj, rotate_pairs
+from infinitetalk.parallel import PictureSplit
 from infinitetalk.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
 from infinitetalk.teacache import TeaCache
 
@@ -54,6 +55,8 @@ class SelfAttnProcessor(WanAttnProcessor):
         attention_mask: None,
         rotary_emb: Tensor,
         regions: Tensor | None,
+        num_frames: int,
+        split: PictureSplit | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -61,6 +64,8 @@ class SelfAttnProcessor(WanAttnProcessor):
             hidden_states: (1, tokens, dim).
             rotary_emb: complex (1, tokens, 1, head_dim / 2).
             regions: bool (speakers + 1, S) over the tokens of latent frame 0, or None.
+            num_frames: latent frames.
+            split: of the tokens over several processes, of which each has its part; None for one process.
 
         Returns:
             (1, tokens, dim), and float32 (speakers + 1, tokens) or None.
@@ -74,7 +79,10 @@ class SelfAttnProcessor(WanAttnProcessor):
         )
         attention_map = None
         if regions is not None:
-            attention_map = reference_attention_map(query, key[:, : regions.shape[1]], regions)
+            first_frame = key[:, : key.shape[1] // num_frames]
+            if split is not None:
+                first_frame = split.whole(first_frame, 1, regions.shape[1])
+            attention_map = reference_attention_map(query, first_frame, regions)
         return attn.to_out[0](attended.flatten(2)), attention_map
 
 
@@ -121,6 +129,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         rotary_emb: Tensor,
         audio_tokens: Tensor,
         regions: Tensor | None = None,
+        split: PictureSplit | None = None,
     ) -> Tensor:
         """One block.
 
@@ -131,12 +140,15 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
             rotary_emb: complex (1, tokens, 1, head_dim / 2).
             audio_tokens: (latent_frames, speakers · context_tokens, audio_dim).
             regions: bool (speakers + 1, S) when several speak, else None.
+            split: of the tokens over several processes, of which each has its part; None for one process.
         """
         modulation = self.scale_shift_table.float() + timestep_proj
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)
 
         normed = modulated_norm(self.norm1, hidden_states, shift, scale)
-        attended, attention_map = self.attn1(normed, None, None, rotary_emb, regions=regions)
+        attended, attention_map = self.attn1(
+            normed, None, None, rotary_emb, regions=regions, num_frames=len(audio_tokens), split=split
+        )
         hidden_states = torch.addcmul(hidden_states.float(), attended.float(), gate).type_as(hidden_states)
 
         hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
@@ -144,7 +156,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         query_positions = key_positions = None
         if attention_map is not None and regions is not None:
             speakers = len(regions) - 1
-            query_positions = token_positions(attention_map)
+            query_positions = token_positions(attention_map, None if split is None else split.extrema)
             key_positions = audio_token_positions(speakers, audio_tokens.shape[1] // speakers, audio_tokens.device)
         hidden_states = hidden_states + self.audio_cross_attn(
             self.norm_x(hidden_states), audio_tokens, query_positions, key_positions
@@ -158,7 +170,12 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
     """Wan 2.1 I2V transformer driven by speech.
 
     The constructor's arguments are those of `WanTransformer3DModel` for I2V, then the adapter's sizes.
+
+    Attributes:
+        picture_split: of the tokens over several processes that call the network together; None for one process.
     """
+
+    picture_split: PictureSplit | None = None
 
     _no_split_modules: ClassVar = ["InfiniteTalkTransformerBlock"]
     _repeated_blocks: ClassVar = ["InfiniteTalkTransformerBlock"]
@@ -280,6 +297,9 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         tokens = self.patch_embedding(hidden_states)
         grid = tokens.shape[2:]
         tokens = tokens.flatten(2).transpose(1, 2).contiguous()
+        if self.picture_split is not None:
+            tokens = self.picture_split.part(tokens, grid[0])
+            rotary_emb = self.picture_split.part(rotary_emb, grid[0])
 
         if cache is None or cache.should_compute(timestep_proj):
             output = self._run_blocks(
@@ -300,6 +320,8 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
 
         shift, scale = (self.scale_shift_table.float() + temb[:, None]).chunk(2, dim=1)
         tokens = self.proj_out(modulated_norm(self.norm_out, tokens, shift, scale))
+        if self.picture_split is not None:
+            tokens = self.picture_split.whole(tokens, grid[0], grid[1] * grid[2])
         sample = self._unpatchify(tokens, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -321,7 +343,9 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         audio_tokens = self.embed_audio(audio_windows)
         reference_regions = None if regions is None else token_regions(regions, grid[1], grid[2])
         for block in self.blocks:
-            tokens = block(tokens, context, timestep_proj, rotary_emb, audio_tokens, reference_regions)
+            tokens = block(
+                tokens, context, timestep_proj, rotary_emb, audio_tokens, reference_regions, self.picture_split
+            )
         return tokens
 
     def _unpatchify(self, tokens: Tensor, grid: torch.Size) -> Tensor:

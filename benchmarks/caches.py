@@ -1,0 +1,126 @@
+"""Fewer evaluations: TeaCache and diffusers' first-block cache, by what they save and what it costs.
+
+`python -m benchmarks.caches [FOLDER]`: a checkpoint in the tiny model's layout, by default the tiny model itself. One
+chunk is sampled without a cache, then with each at several thresholds; the error is that of the final latents,
+||x - x₀|| / ||x₀||, the pinned motion latents left aside. The first-block cache computes the first block of every
+evaluation, and the others where its output has moved; it counts for the blocks that it spares.
+"""
+
+import argparse
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from diffusers import FirstBlockCacheConfig
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from torch import Tensor
+
+from benchmarks.measure import as_table, machine
+from infinitetalk import sampling
+from infinitetalk.models import load_models
+from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.sampling import GenerationSettings
+from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel, InfiniteTalkTransformerBlock
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+
+SETTINGS = GenerationSettings(frame_num=17, max_frame_num=17, num_inference_steps=40, color_correction_strength=0.0)
+TEACACHE_THRESHOLDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+FIRST_BLOCK_THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+@dataclass
+class Portrait:
+    """A soft picture, always the same."""
+
+    height: int = 640
+    width: int = 640
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """uint8 (3, height, width)."""
+        coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        soft = torch.nn.functional.interpolate(coarse, (self.height, self.width), mode="bicubic").clamp(0, 1)
+        return (soft[0] * 255).to(torch.uint8)
+
+
+def sample(pipeline: InfiniteTalkPipeline, settings: GenerationSettings) -> Chunk:
+    """One chunk."""
+    generator = torch.Generator().manual_seed(1)
+    speech = SpeechEmbeddings.from_tensor(torch.randn(settings.frame_num, 12, 32, generator=generator))
+    (chunk,) = pipeline(Portrait(), [speech], "A woman talks", settings)
+    return chunk
+
+
+@contextmanager
+def first_block_cache(transformer: InfiniteTalkTransformer3DModel, threshold: float) -> Iterator[list[int]]:
+    """diffusers' cache on our blocks, one state a guidance branch; yields the list of blocks that are computed."""
+    TransformerBlockRegistry.register(
+        InfiniteTalkTransformerBlock,
+        TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+    )
+    predict = sampling.predict
+    computed: list[int] = []
+    handles = [
+        block.attn1.register_forward_pre_hook(lambda *_, index=index: computed.append(index))
+        for index, block in enumerate(transformer.blocks)
+    ]
+
+    def predict_in_context(network: Any, latents: Tensor, timestep: Tensor, branch: Any, *more: Any) -> Tensor:
+        with network.cache_context(branch.name):
+            return predict(network, latents, timestep, branch, *more)
+
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+    try:
+        with patch.object(sampling, "predict", predict_in_context):
+            yield computed
+    finally:
+        transformer.disable_cache()
+        for handle in handles:
+            handle.remove()
+
+
+def relative_error(latents: Tensor, exact: Tensor) -> float:
+    """||x - x₀|| / ||x₀||, the first latent frame, which is given, left aside."""
+    return ((latents - exact)[:, :, 1:].norm() / exact[:, :, 1:].norm()).item()
+
+
+def measure(folder: Path) -> list[tuple[str, ...]]:
+    """The table's rows: cache, threshold, evaluations saved, error."""
+    models = load_models(ensure_tiny_model(folder), torch.device("cpu"), torch.float32)
+    pipeline = InfiniteTalkPipeline(models)
+    exact = sample(pipeline, SETTINGS)
+    rows = [("none", "–", "0%", "0")]
+    for threshold in TEACACHE_THRESHOLDS:
+        chunk = sample(pipeline, replace(SETTINGS, teacache_threshold=threshold))
+        saved = chunk.evaluations_skipped / exact.evaluations
+        rows.append(
+            ("TeaCache", f"{threshold:g}", f"{saved:.0%}", f"{relative_error(chunk.latents, exact.latents):.2g}")
+        )
+    blocks = len(models.transformer.blocks)
+    for threshold in FIRST_BLOCK_THRESHOLDS:
+        with first_block_cache(models.transformer, threshold) as computed:
+            chunk = sample(pipeline, SETTINGS)
+        saved = 1 - len(computed) / (blocks * exact.evaluations)
+        rows.append(
+            ("first block", f"{threshold:g}", f"{saved:.0%}", f"{relative_error(chunk.latents, exact.latents):.2g}")
+        )
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.caches", description="Compare caches.")
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    print(f"{machine()}\n\n{as_table(measure(options.folder), ('cache', 'threshold', 'evaluations saved', 'error'))}")
+
+
+if __name__ == "__main__":
+    main()
