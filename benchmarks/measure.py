@@ -1,5 +1,6 @@
 """What a measurement is: a ratio taken within one run, a goal, and the line that says how they compare."""
 
+import os
 import platform
 import statistics
 import time
@@ -87,24 +88,31 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def processor_seconds_of(function: Callable[[], object]) -> float:
+    """Processor time of one call, that of child processes included: on a busy machine wall time says little."""
+    before = os.times()
+    function()
+    after = os.times()
+    return sum(after[:4]) - sum(before[:4])
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Two functions timed in turn: the median ratio first / second, pair by pair, and each one's median seconds."""
+    """Two functions measured in turn: the median ratio first / second, pair by pair, and each one's median seconds."""
 
     ratio: float
     first_s: float
     second_s: float
 
     def __str__(self) -> str:
-        return f"{self.first_s:.2f} s / {self.second_s:.2f} s"
+        return f"{self.first_s:.1f} s / {self.second_s:.1f} s of one core"
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], repeats: int) -> Comparison:
-    """Times two functions in turn, `repeats` times after one call of each, so that whatever else the machine does falls
-    on both."""
+    """Processor time of two functions in turn, `repeats` times after one call of each."""
     first()
     second()
-    pairs = [(seconds_of(first), seconds_of(second)) for _ in range(repeats)]
+    pairs = [(processor_seconds_of(first), processor_seconds_of(second)) for _ in range(repeats)]
     return Comparison(
         ratio=statistics.median(one / other for one, other in pairs),
         first_s=statistics.median(one for one, _ in pairs),

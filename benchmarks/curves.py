@@ -1,0 +1,176 @@
+"""What a video costs, in seconds and memory, by frames, tokens, speakers, steps: `python -m benchmarks.curves FILE`.
+
+Everything is measured on the CPU at a small size, so that the shape of the curves counts, not their height. Beside each
+is the order that is expected, drawn through its last point. Memory is the process's peak less what it held before.
+"""
+
+import argparse
+import ctypes
+import gc
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+import torch
+
+from benchmarks.conditioning import Clip
+from benchmarks.evaluation import EvaluationSize, make_inputs, make_transformer
+from benchmarks.measure import machine, peak_memory_bytes, processor_seconds_of
+from infinitetalk.models import load_models
+from infinitetalk.pipeline import InfiniteTalkPipeline
+from infinitetalk.sampling import GenerationSettings
+from infinitetalk.tiny import ensure_tiny_model
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+
+SIZE = EvaluationSize(dim=256, num_layers=2, latent_frames=5, height=24, width=32)
+HEIGHTS = (24, 48, 96, 144)
+SPEAKERS = (1, 2, 3, 4)
+STEPS = (1, 2, 4, 8)
+FRAMES = (81, 513, 1017, 2025)
+#: Factor on the published resolutions: 640×640 becomes 32×32.
+FRAME_SCALE = 0.05
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One cause of cost.
+
+    Attributes:
+        cause: the axis.
+        values: along it.
+        seconds, megabytes: at each.
+        seconds_order, megabytes_order: how they are expected to grow, a name of `ORDERS`.
+    """
+
+    cause: str
+    values: Sequence[int]
+    seconds: Sequence[float]
+    megabytes: Sequence[float]
+    seconds_order: str
+    megabytes_order: str
+
+
+#: Expected orders by name, as functions of the cause relative to its last value.
+ORDERS: dict[str, Callable[[float], float]] = {
+    "constant": lambda share: 1.0,
+    "linear": lambda share: share,
+    "linear to quadratic": lambda share: (share + share**2) / 2,
+    "constant plus linear": lambda share: (1 + share) / 2,
+}
+
+
+def cost(function: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of one core for a function, and the megabytes that it needs at most beyond what is there."""
+    gc.collect()
+    # What earlier calls have freed goes back to the system, or it would hide what this one takes.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    # Linux forgets the process's peak when told so.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_memory_bytes()
+    seconds = processor_seconds_of(function)
+    return seconds, (peak_memory_bytes() - before) / 1e6
+
+
+def curve(cause: str, values: Sequence[int], run: Callable[[int], Callable[[], object]], *orders: str) -> Curve:
+    """Measures what `run` makes of each value, once after one call that is not counted."""
+    run(values[0])()
+    costs = [cost(run(value)) for value in values]
+    seconds_order, megabytes_order = orders
+    return Curve(cause, values, [one for one, _ in costs], [two for _, two in costs], seconds_order, megabytes_order)
+
+
+def evaluate(
+    transformer: InfiniteTalkTransformer3DModel, height: int, speakers: int, times: int = 1
+) -> Callable[[], object]:
+    """Evaluations at a height, of some speakers in columns."""
+    size = replace(SIZE, height=height)
+    given = make_inputs(size, speakers)
+    if speakers > 1:
+        regions = torch.zeros(speakers + 1, size.height, size.width, dtype=torch.bool)
+        for speaker, columns in enumerate(torch.arange(size.width).tensor_split(speakers)):
+            regions[speaker, :, columns] = True
+        given["regions"] = regions
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(times):
+            transformer(**given)
+
+    return run
+
+
+def stream(pipeline: InfiniteTalkPipeline, num_frames: int) -> Callable[[], object]:
+    """A streaming job of so many frames, whose chunks are dropped as they come."""
+    settings = GenerationSettings(
+        max_frame_num=num_frames, num_inference_steps=1, text_guide_scale=1.0, audio_guide_scale=1.0
+    )
+    speech = SpeechEmbeddings.from_tensor(torch.zeros(num_frames, 12, 32))
+
+    def run() -> None:
+        for _ in pipeline(Clip(is_video=False), [speech], "A woman talks", settings):
+            pass
+
+    return run
+
+
+def measure() -> list[Curve]:
+    """All curves."""
+    transformer = make_transformer(SIZE)
+    models = load_models(ensure_tiny_model(), torch.device("cpu"), torch.float32)
+    models.size_scale = FRAME_SCALE
+    pipeline = InfiniteTalkPipeline(models)
+    tokens = [replace(SIZE, height=height).tokens for height in HEIGHTS]
+    heights = dict(zip(tokens, HEIGHTS, strict=True))
+    height = HEIGHTS[1]
+    return [
+        curve("frames of a video", FRAMES, lambda value: stream(pipeline, value), "linear", "constant"),
+        curve(
+            "tokens", tokens, lambda value: evaluate(transformer, heights[value], 1), "linear to quadratic", "linear"
+        ),
+        curve(
+            "speakers", SPEAKERS, lambda value: evaluate(transformer, height, value), "constant plus linear", "constant"
+        ),
+        curve("steps", STEPS, lambda value: evaluate(transformer, height, 1, value), "linear", "constant"),
+    ]
+
+
+def draw(curves: Sequence[Curve], title: str, file: Path) -> None:
+    """One picture: a column for each cause, seconds above, megabytes below."""
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(curves), figsize=(3.2 * len(curves), 5.6), layout="constrained")
+    for column, one in enumerate(curves):
+        rows = (
+            (one.seconds, one.seconds_order, "seconds of one core"),
+            (one.megabytes, one.megabytes_order, "MB at most"),
+        )
+        for row, (measured, order, unit) in enumerate(rows):
+            axis = axes[row, column]
+            axis.plot(one.values, measured, "o-", label="measured")
+            expected = [measured[-1] * ORDERS[order](value / one.values[-1]) for value in one.values]
+            axis.plot(one.values, expected, "--", color="grey", label=order)
+            axis.set(xlabel=one.cause, ylabel=unit if column == 0 else "", ylim=(0, 1.15 * max(*measured, *expected)))
+            axis.legend(fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(file)
+
+
+def main() -> None:
+    """Draw the plot."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description="Plot what a video costs.")
+    parser.add_argument("file", type=Path, help="the picture to write, .svg or .png")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    curves = measure()
+    for one in curves:
+        print(one.cause, list(one.values), [f"{s:.2f} s" for s in one.seconds], [f"{m:.0f} MB" for m in one.megabytes])
+    draw(curves, machine(), options.file)
+
+
+if __name__ == "__main__":
+    main()
