@@ -1,7 +1,7 @@
 """One step ahead: the next chunk is generated while the last one is encoded, stored and sent."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 def run_ahead(
     generate: Callable[[Callable[[], bool]], Iterator[T]], should_stop: Callable[[], bool] = lambda: False
-) -> Iterator[T]:
+) -> Generator[T]:
     """The items of `generate(should_stop)`, each made in a second thread while the caller works on the one before.
 
     Never more than one item is made ahead. A caller that may leave before the end closes this iterator

@@ -13,7 +13,18 @@ from schemas.job import (
     parse_input,
 )
 from schemas.progress import Progress, Stage
-from schemas.result import BatchResult, ErrorCode, Failure, ItemFailure, ItemSuccess, JobError, Success, Video
+from schemas.result import (
+    BatchResult,
+    ErrorCode,
+    Failure,
+    ItemFailure,
+    ItemPlan,
+    ItemSuccess,
+    JobError,
+    Plan,
+    Success,
+    Video,
+)
 
 __all__ = [
     "BatchItem",
@@ -22,10 +33,12 @@ __all__ = [
     "ErrorCode",
     "Failure",
     "ItemFailure",
+    "ItemPlan",
     "ItemSuccess",
     "JobError",
     "Lora",
     "OutputConfig",
+    "Plan",
     "Progress",
     "S3Config",
     "SingleJob",

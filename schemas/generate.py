@@ -9,13 +9,14 @@ from pydantic import BaseModel
 
 from schemas.job import BatchJob, SingleJob
 from schemas.progress import Progress
-from schemas.result import BatchResult, Failure, Success
+from schemas.result import BatchResult, Failure, Plan, Success
 
 PUBLISHED_MODELS: dict[str, type[BaseModel]] = {
     "single_job": SingleJob,
     "batch_job": BatchJob,
     "progress": Progress,
     "success": Success,
+    "plan": Plan,
     "failure": Failure,
     "batch_result": BatchResult,
 }

@@ -121,6 +121,53 @@ class Success(StrictModel):
     """What may disappoint in this result, in words."""
 
 
+class Plan(StrictModel):
+    """What a job with `dry_run` would do. Nothing was generated, stored or drawn by lot."""
+
+    job_id: str
+    """The job."""
+
+    status: Literal["planned"] = "planned"
+    """The job can be run."""
+
+    width: Annotated[int, Field(ge=1)]
+    """Pixels."""
+
+    height: Annotated[int, Field(ge=1)]
+    """Pixels."""
+
+    num_frames: Annotated[int, Field(ge=1)]
+    """Frames of the video, at 25 a second."""
+
+    duration_s: Annotated[float, Field(gt=0)]
+    """Seconds of the video."""
+
+    num_chunks: Annotated[int, Field(ge=1)]
+    """Chunks that it is made in."""
+
+    evaluations: Annotated[int, Field(ge=1)]
+    """Network evaluations; TeaCache may save some of them."""
+
+    memory_mode: str
+    """How the networks would be held: the fastest mode whose estimate fits."""
+
+    estimate_s: Annotated[float, Field(ge=0)] | None = None
+    """Seconds of generating, without fetching, loading and storing; null where nothing is known of this model."""
+
+    estimate_from: Literal["this worker", "table"] | None = None
+    """"this worker": from the last chunk that it has made, by the work of an evaluation. "table": from what
+    docs/deploy.md assumes."""
+
+    params: dict[str, Any]
+    """The parameters as they would be used; a random seed is still -1."""
+
+    model: str
+    """The model that would make the video."""
+
+    warnings: list[str] = Field(default_factory=list)
+    """What may disappoint, in words."""
+
+
 class JobError(StrictModel):
     """Why a job failed."""
 
@@ -157,6 +204,13 @@ class ItemSuccess(Success):
     """The item."""
 
 
+class ItemPlan(Plan):
+    """What an item of a batch would do."""
+
+    item_id: str
+    """The item."""
+
+
 class ItemFailure(Failure):
     """A failed item of a batch."""
 
@@ -173,7 +227,7 @@ class BatchResult(StrictModel):
     status: Literal["success", "partial", "error"]
     """All, some or none of the items succeeded."""
 
-    items: list[ItemSuccess | ItemFailure]
+    items: list[ItemSuccess | ItemPlan | ItemFailure]
     """One result per item, in the batch's order."""
 
     timings: dict[str, Annotated[int, Field(ge=0)]]

@@ -12,13 +12,13 @@ from infinitetalk.media import MediaError
 from infinitetalk.regions import RegionError
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, job_error
-from infinitetalk.worker.job import NOT_YET_SUPPORTED, StageClock, run_job
+from infinitetalk.worker.job import StageClock, run_job
 from infinitetalk.worker.logs import loggable
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.runner import checked_result
 from infinitetalk.worker.settings import CHECKOUT, Settings
 from infinitetalk.worker.stop import Stop
-from schemas import ErrorCode, Failure, SingleJob, Stage
+from schemas import ErrorCode, Failure, Stage
 from tests.job_inputs import picture_bytes, picture_uri, small_job, speech_uri
 
 
@@ -56,20 +56,10 @@ def test_a_mistake_gets_its_code_and_says_what_to_change(changes, code, words, t
     assert str(tmp_path) not in failure.error.message
 
 
-def test_fields_that_are_not_served_are_named(tmp_path):
-    failure = failure_of(small_job(dry_run=True), tmp_path)
-    assert failure.error.message == "not yet supported: dry_run; leave it out"
-    assert failure.error.at_stage == Stage.VALIDATION
-
-
 def test_a_lora_that_is_not_there_is_refused_before_anything_is_fetched(tmp_path):
     failure = failure_of(small_job(loras=[{"name": "fusionx.safetensors"}]), tmp_path)
     assert (failure.error.code, failure.error.at_stage) == ("E_INPUT_VALIDATION", Stage.VALIDATION)
     assert "fusionx.safetensors" in failure.error.message
-
-
-def test_only_declared_fields_are_listed_as_not_served():
-    assert set(NOT_YET_SUPPORTED) <= set(SingleJob.model_fields)
 
 
 @pytest.mark.parametrize("job_id", ["..\\up", "a/b", "", ".hidden", "a" * 200])

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Protocol
 
 from infinitetalk.worker.progress import ItemPosition, Report
-from schemas import BatchItem, BatchJob, BatchResult, ItemFailure, ItemSuccess, JobError, Stage
+from schemas import BatchItem, BatchJob, BatchResult, ItemFailure, ItemPlan, ItemSuccess, JobError, Stage
 
 
 class RunItem(Protocol):
     """Makes one item's video; whatever goes wrong becomes an `ItemFailure`."""
 
-    def __call__(self, item: BatchItem, report: Report) -> ItemSuccess | ItemFailure: ...
+    def __call__(self, item: BatchItem, report: Report) -> ItemSuccess | ItemPlan | ItemFailure: ...
 
 
 def run_batch(

@@ -22,6 +22,7 @@ from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.lora import find_lora
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture, read_waveform
 from infinitetalk.memory import (
+    PUBLISHED_SIZES,
     DoesNotFitError,
     MemoryPlan,
     ModelSizes,
@@ -35,7 +36,7 @@ from infinitetalk.memory import (
 from infinitetalk.models import Models, load_models
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
-from infinitetalk.sampling import GenerationSettings
+from infinitetalk.sampling import GenerationSettings, make_guidance
 from infinitetalk.sizes import choose_bucket
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
@@ -51,6 +52,12 @@ from schemas import SingleJob
 POLL_S = 0.1
 WHITE_FROM = 128
 #: What the mode is chosen for while no job has come: a chunk of the default length at the lower resolution.
+EVALUATED_PARAMETERS = 14.05e9
+"""Of the published network, those whose products grow with the number of tokens."""
+
+ASSUMED_FLOP_PER_S = 400e12
+"""Of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
+
 SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
 
 Speech = list[SpeechEmbeddings]
@@ -87,6 +94,29 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class VideoPlan:
+    """What a video takes.
+
+    Attributes:
+        width, height: in pixels.
+        num_frames, num_chunks: of the video.
+        evaluations: of the network; TeaCache may save some.
+        memory_mode: name of the mode.
+        seconds: of generating; None where nothing is known.
+        is_measured: whether they come from what this worker has done.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    num_chunks: int
+    evaluations: int
+    memory_mode: str
+    seconds: float | None
+    is_measured: bool
+
+
+@dataclass(frozen=True)
 class MemoryBudget:
     """GPU memory in bytes before any network is on it, and the checkpoint's sizes."""
 
@@ -109,6 +139,7 @@ class Engine:
         self._lora_dir = settings.lora_dir
         self._synthesiser: SpeechSynthesiser | None = None
         self._budget: MemoryBudget | None = None
+        self._seconds_per_flop: float | None = None
         self._paths: CheckpointPaths | None = None
         self.is_broken = False
 
@@ -129,6 +160,11 @@ class Engine:
     def model_name(self) -> str:
         """Name of the model."""
         return self._models.result().name
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the model is the published one, and not one embedded in this project."""
+        return self._settings.model == "published"
 
     @property
     def weights(self) -> str:
@@ -246,6 +282,41 @@ class Engine:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
         return plan
 
+    def plan(
+        self, job: SingleJob, source: Media, num_rows: int, should_stop: Callable[[], bool] = lambda: False
+    ) -> VideoPlan:
+        """What a job would take; loads nothing and computes nothing on the GPU.
+
+        Args:
+            num_rows: of the speech, one a video frame.
+
+        Raises:
+            CheckpointError: the model could not be found.
+            DoesNotFitError: no mode fits the free memory.
+            WorkerError: the source cannot be decoded.
+            GenerationStopped: `should_stop` said so.
+        """
+        models = wait_for(self._models, should_stop)
+        workload = workload_of(job, source.info, models.size_scale)
+        all_settings = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
+        num_chunks = sum(
+            count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame) for settings in all_settings
+        )
+        evaluations = num_chunks * job.sample_steps * len(make_guidance(all_settings[0]).branches)
+        seconds_per_flop = self._seconds_per_flop
+        if seconds_per_flop is None and self.is_published:
+            seconds_per_flop = 1 / ASSUMED_FLOP_PER_S
+        return VideoPlan(
+            width=workload.width,
+            height=workload.height,
+            num_frames=sum(settings.max_frame_num for settings in all_settings),
+            num_chunks=num_chunks,
+            evaluations=evaluations,
+            memory_mode=self._choose_memory(job, source.info, models.size_scale).describe(self.dtype),
+            seconds=None if seconds_per_flop is None else seconds_per_flop * evaluations * evaluation_flop(workload),
+            is_measured=self._seconds_per_flop is not None,
+        )
+
     def recover(self) -> None:
         """Gives back the memory that a failed job may still hold, unless the GPU answers no longer."""
         if not self.is_broken:
@@ -309,7 +380,8 @@ class Engine:
         """As `generate`."""
         pipeline = InfiniteTalkPipeline(self._models.result())
         job = request.job
-        scenes = plan_scenes(request)
+        workload = workload_of(job, request.source.info, self._models.result().size_scale)
+        scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = [0]
         for settings in all_settings:
@@ -324,7 +396,7 @@ class Engine:
             def count_step(step: Step, before: int = chunks_before[index]) -> None:
                 on_step(Step(before + step.chunk, chunks_before[-1], step.step, step.num_steps))
 
-            yield from pipeline(
+            chunks = pipeline(
                 source=open_source(request, scene, settings),
                 speech=[stretch_of(embeddings, scene, settings) for embeddings in request.speech],
                 prompt=job.prompt,
@@ -335,6 +407,12 @@ class Engine:
                 should_stop=should_stop,
                 on_step=count_step,
             )
+            begin = time.monotonic()
+            for chunk in chunks:
+                work = max(chunk.evaluations, 1) * evaluation_flop(workload)
+                self._seconds_per_flop = (time.monotonic() - begin) / work
+                yield chunk
+                begin = time.monotonic()
 
     def _find_kokoro(self) -> Path:
         if self._kokoro_dir is not None:
@@ -371,6 +449,15 @@ class Engine:
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}
         logger.info("model.loaded", lat_ms=lat_ms, details=details)
         self._preloaded.set_result(None)
+
+
+def evaluation_flop(workload: Workload) -> float:
+    """Floating-point operations of one evaluation of the published network: its linear layers and self-attention.
+
+    2 · parameters · tokens + 4 · tokens² · width · layers; see docs/deploy.md.
+    """
+    tokens, sizes = workload.num_tokens, PUBLISHED_SIZES
+    return 2.0 * EVALUATED_PARAMETERS * tokens + 4.0 * tokens**2 * sizes.dim * sizes.num_blocks
 
 
 def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
@@ -452,19 +539,22 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
     )
 
 
-def plan_scenes(request: Request) -> list[Scene]:
+def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
     """The scenes of the video: those of the source video where the job asks for them, else one.
 
     The last one goes on to the end of the speech.
 
+    Args:
+        num_rows: of the speech, one a video frame.
+
     Raises:
         WorkerError: the source cannot be decoded.
     """
-    num_frames = min(request.job.frame_limit, len(request.speech[0]))
-    if not request.job.scene_seg or request.source.info.kind != "video":
+    num_frames = min(job.frame_limit, num_rows)
+    if not job.scene_seg or source.info.kind != "video":
         return [Scene(0, num_frames)]
     with naming("cond_video"):
-        starts = detect_scenes(request.source.path, num_frames)
+        starts = detect_scenes(source.path, num_frames)
     ends = [*starts[1:], num_frames]
     return [Scene(start, end - start) for start, end in zip(starts, ends, strict=True)]
 

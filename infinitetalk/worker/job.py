@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from infinitetalk.ahead import run_ahead
 from infinitetalk.chunks import usable_rows
 from infinitetalk.encode import PartEncoder, join_parts, write_thumbnail
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.media import read_waveform
-from infinitetalk.pipeline import Step
+from infinitetalk.pipeline import Chunk, Step
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
 from infinitetalk.worker.batch import run_batch
 from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, speaker_regions
@@ -50,9 +52,11 @@ from schemas import (
     ErrorCode,
     Failure,
     ItemFailure,
+    ItemPlan,
     ItemSuccess,
     JobError,
     OutputConfig,
+    Plan,
     S3Config,
     SingleJob,
     Stage,
@@ -64,15 +68,21 @@ from schemas import (
     sendable,
 )
 
-NOT_YET_SUPPORTED = ("dry_run",)
-"""Fields that are declared and not served: a job that sets one is refused."""
-
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
 VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "runpod")
 AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
 """Stages short enough to report no time left."""
 
+STEP_DISTILLED = ("fusionx", "lightx2v")
+"""In the names of LoRAs that make few steps enough, and guidance too much."""
+
+FEW_STEPS = 12
+"""Too few for the model as it was trained."""
+
 MIN_SPEECH_FRAMES = 5
+SPOKEN_CHARACTERS_PER_S = 15.0
+"""Of English text, roughly."""
+
 TRAINED_SPEAKERS = 2
 
 
@@ -82,6 +92,7 @@ class StageClock:
     def __init__(self, report: Report) -> None:
         self.stage = Stage.VALIDATION
         self.eta_s = 0.0
+        self._has_more = True
         self._preview: dict[str, str] = {}
         self._report_progress = report
         self._begin = self._since = time.monotonic()
@@ -122,8 +133,8 @@ class StageClock:
         self._report(Stage.SAMPLING, done / total, round(self.eta_s, 1), details)
         if step.step == step.num_steps:
             # While chunks follow, their sampling goes on as far as the client is concerned.
-            is_last = step.chunk == step.num_chunks
-            (self.enter if is_last else self.count_towards)(Stage.DECODE)
+            self._has_more = step.chunk < step.num_chunks
+            (self.count_towards if self._has_more else self.enter)(Stage.DECODE)
 
     def count_bytes(self, done: int, total: int | None) -> None:
         """Reports bytes that have been fetched or stored, of all where that is known."""
@@ -132,8 +143,9 @@ class StageClock:
         self._report(self.stage, fraction, 0.0 if self.stage in AFTER_SAMPLING else None, details)
 
     def next_chunk(self) -> None:
-        """Goes back to sampling after a chunk's frames are encoded."""
-        self.count_towards(Stage.SAMPLING)
+        """Goes back to sampling after a chunk's frames are decoded, unless it was the last."""
+        if self._has_more:
+            self.count_towards(Stage.SAMPLING)
 
     def timings(self) -> dict[str, int]:
         """Milliseconds of each stage so far, and of all."""
@@ -219,14 +231,15 @@ def run_job(
         if isinstance(job, SingleJob):
             return as_json(run_single(job_id, None, job, s3_config, settings, engine, states, clock, stop))
 
-        def run_item(item: BatchItem, report: Report) -> ItemSuccess | ItemFailure:
+        def run_item(item: BatchItem, report: Report) -> ItemSuccess | ItemPlan | ItemFailure:
             with_store = item.model_copy(update={"output_config": item.output_config or job.output_config})
             clock = StageClock(report)
             made = run_single(
                 job_id, item.id, with_store, s3_config, settings, engine, states, clock, stop, len(job.batch)
             )
-            kind = ItemSuccess if isinstance(made, Success) else ItemFailure
-            return kind.model_validate(dict(made) | {"item_id": item.id})
+            kinds: dict[type, type[ItemSuccess | ItemPlan | ItemFailure]]
+            kinds = {Success: ItemSuccess, Plan: ItemPlan, Failure: ItemFailure}
+            return kinds[type(made)].model_validate(dict(made) | {"item_id": item.id})
 
         result = run_batch(job_id, job, run_item, report)
     except GenerationStopped:
@@ -237,7 +250,7 @@ def run_job(
     return as_json(result)
 
 
-def as_json(result: Success | Failure | BatchResult) -> dict[str, Any]:
+def as_json(result: Success | Plan | Failure | BatchResult) -> dict[str, Any]:
     """A result as the handler returns it; Runpod takes a job with an `error` for failed."""
     return result.model_dump(mode="json", exclude_none=True)
 
@@ -253,8 +266,8 @@ def run_single(
     clock: StageClock,
     stop: Stop,
     num_results: int = 1,
-) -> Success | Failure:
-    """Makes one video; whatever goes wrong becomes a coded failure.
+) -> Success | Plan | Failure:
+    """Makes one video, or plans it; whatever goes wrong becomes a coded failure.
 
     Args:
         item_id: of a batch, the item; its job's other items share the job's result.
@@ -268,6 +281,9 @@ def run_single(
         store = make_store(job.output_config or OutputConfig(), s3_config, settings, num_results)
         task = Task(job_id, item_id, job, store)
         check(task, engine)
+        if job.dry_run:
+            with TemporaryDirectory(prefix="infinitetalk-") as folder:
+                return plan(task, Path(folder), settings, engine, clock, stop)
         request = request_fingerprint(job, engine.weights, versions())
         state = states.open(job_id, task.name, request, store, logger)
         if state.result is not None:
@@ -310,6 +326,49 @@ def _failed(error: Exception, clock: StageClock, logger: Any) -> JobError:
         exc_info=None if is_expected(error) else error,
     )
     return told
+
+
+def plan(task: Task, folder: Path, settings: Settings, engine: Engine, clock: StageClock, stop: Stop) -> Plan:
+    """What a task would do: its media are fetched and looked at, its text is not spoken.
+
+    Args:
+        folder: for the media.
+
+    Raises:
+        WorkerError: a medium cannot be fetched or decoded, or does not suit the job.
+        RegionError: a box or mask does not fit the source.
+        CheckpointError: the model could not be found.
+        DoesNotFitError: no mode fits the GPU's memory.
+        GenerationStopped: `stop` said so.
+    """
+    job = task.job
+    clock.enter(Stage.DOWNLOAD)
+    media = download(job, folder, settings, clock.count_bytes, stop)
+    speaker_regions(job, media.source.info, media.masks)
+    warnings = warnings_of(job, engine)
+    if job.tts_audio is None:
+        num_rows = len(make_tracks(job, media, engine, stop)[0]) * VIDEO_FPS // SAMPLING_RATE
+    else:
+        num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
+        warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
+    clock.enter(Stage.LOAD)
+    video = engine.plan(job, media.source, num_rows, stop)
+    clock.enter(Stage.COMPLETED)
+    return Plan(
+        job_id=task.job_id,
+        width=video.width,
+        height=video.height,
+        num_frames=video.num_frames,
+        duration_s=video.num_frames / VIDEO_FPS,
+        num_chunks=video.num_chunks,
+        evaluations=video.evaluations,
+        memory_mode=video.memory_mode,
+        estimate_s=None if video.seconds is None else round(video.seconds, 1),
+        estimate_from=None if video.seconds is None else "this worker" if video.is_measured else "table",
+        params=resolved_parameters(job, job.base_seed),
+        model=engine.model_name,
+        warnings=warnings,
+    )
 
 
 def _run_stages(
@@ -427,7 +486,7 @@ def parse_payload(
     """A job's input and its own store as models.
 
     Raises:
-        WorkerError: the input breaks the interface, or asks for what is not served.
+        WorkerError: the input breaks the interface.
     """
     try:
         check_safe_name(job_id)
@@ -454,13 +513,10 @@ def check(task: Task, engine: Engine) -> None:
     """Looks, before anything is fetched, at what need not be fetched.
 
     Raises:
-        WorkerError: the job asks for what is not served, its text cannot be spoken, or the store would refuse the
-            result.
+        WorkerError: the job's text cannot be spoken, or the store would refuse the result.
         CheckpointError: the worker cannot speak.
     """
     job = task.job
-    if unserved := unsupported_fields(job):
-        raise WorkerError(ErrorCode.INPUT_VALIDATION, f"not yet supported: {', '.join(unserved)}; leave it out")
     try:
         engine.check_loras(job)
     except CheckpointError as error:
@@ -469,14 +525,6 @@ def check(task: Task, engine: Engine) -> None:
         with naming("tts_audio"):
             engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
     task.store.check()
-
-
-def unsupported_fields(job: SingleJob) -> list[str]:
-    """Fields of `NOT_YET_SUPPORTED` that a job sets to anything but their default."""
-    fields = SingleJob.model_fields
-    return [
-        name for name in NOT_YET_SUPPORTED if getattr(job, name) != fields[name].get_default(call_default_factory=True)
-    ]
 
 
 def download(
@@ -550,7 +598,7 @@ def render(
     clock: StageClock,
     stop: Stop,
 ) -> None:
-    """Generates what is missing of a video, and encodes each chunk as it comes.
+    """Generates what is missing of a video, and encodes, publishes and saves each chunk while the next one is made.
 
     Args:
         rendering: as far as it is made; goes on to the end.
@@ -562,28 +610,36 @@ def render(
         RegionError: a speaker's region cannot be served.
         EncodeError: a chunk could not be encoded.
     """
+
+    num_done, chunk_state = len(rendering.parts), rendering.chunk_state
+
+    def generate(should_stop: Callable[[], bool]) -> Iterator[Chunk]:
+        for chunk in engine.generate(request, should_stop, clock.end_step, num_done, chunk_state):
+            clock.next_chunk()
+            yield chunk
+
     preview.publish(rendering.parts)
-    for chunk in engine.generate(request, stop, clock.end_step, len(rendering.parts), rendering.chunk_state):
-        frames = chunk.frames
-        part = request.folder / part_file(len(rendering.parts))
-        encoder = PartEncoder(part, *frames.shape[1:3])
-        encoder.write(frames)
-        num_frames = encoder.close()
-        if not rendering.parts:
-            write_thumbnail(frames[0], rendering.thumbnail)
-            rendering.height, rendering.width = frames.shape[1:3]
-        rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped))
-        rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
-        preview.publish(rendering.parts)
-        if save() and not stop.leaves_time_for(clock.eta_s):
-            raise GenerationStopped
-        clock.next_chunk()
+    with closing(run_ahead(generate, stop)) as chunks:
+        for chunk in chunks:
+            frames = chunk.frames
+            part = request.folder / part_file(len(rendering.parts))
+            encoder = PartEncoder(part, *frames.shape[1:3])
+            encoder.write(frames)
+            num_frames = encoder.close()
+            if not rendering.parts:
+                write_thumbnail(frames[0], rendering.thumbnail)
+                rendering.height, rendering.width = frames.shape[1:3]
+            rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped))
+            rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
+            preview.publish(rendering.parts)
+            if save() and not stop.leaves_time_for(clock.eta_s):
+                raise GenerationStopped
     preview.publish(rendering.parts, is_complete=True)
 
 
 def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
-    """The parameters as used, without media and fields that are not served."""
-    params = job.model_dump(mode="json", exclude={*MEDIA_FIELDS, *NOT_YET_SUPPORTED, "output_config", "id"})
+    """The parameters as used, without media."""
+    params = job.model_dump(mode="json", exclude={*MEDIA_FIELDS, "dry_run", "output_config", "id"})
     output_config = job.output_config or OutputConfig()
     resolved = {
         "sample_shift": job.shift,
@@ -611,4 +667,20 @@ def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
         )
     elif len(job.speakers) == 1 and (job.bbox or job.mask):
         warnings.append("bbox and mask have no effect with one speaker")
-    return warnings
+    return warnings + (step_warnings(job) if engine.is_published else [])
+
+
+def step_warnings(job: SingleJob) -> list[str]:
+    """Whether the published model's steps and guidance go with the job's LoRAs."""
+    is_distilled = any(name in lora.name.lower() for lora in job.loras for name in STEP_DISTILLED)
+    if not is_distilled and job.sample_steps <= FEW_STEPS:
+        return [
+            f"{job.sample_steps} steps without a step-distilled LoRA: the video will lack detail; use 40 steps, or "
+            'such a LoRA (FusionX, lightx2v) in "loras"'
+        ]
+    if is_distilled and job.sample_text_guide_scale > 1:
+        return [
+            f"sample_text_guide_scale {job.sample_text_guide_scale:g} with a step-distilled LoRA: colours will be "
+            "harsh, and each step takes an evaluation more; use 1"
+        ]
+    return []
