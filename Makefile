@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page bench profile test fuzz kills soak lint types format schemas clean
+.PHONY: demo serve page bench profile test fuzz kills soak quality lint types format schemas clean
 
 demo: $(VENV)/.requirements
 	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
@@ -39,6 +39,10 @@ bench: $(VENV)/.requirements-bench
 
 profile: $(VENV)/.requirements-bench
 	$(BIN)/python -m benchmarks.profile
+
+# Minutes: what the embedded model's videos show, against the goals. A short form is among the tests.
+quality: $(VENV)/.requirements
+	$(BIN)/python -m examples.tiny.quality
 
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .

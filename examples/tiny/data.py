@@ -23,7 +23,7 @@ CHUNK_FRAMES = 81
 #: Frames of speech that a clip has; where it begins in them differs.
 SPEECH_FRAMES = 100
 #: Of the reference frame, only the first latent frames are encoded; grey that follows grey stays as the last of them.
-REFERENCE_FRAMES = 25
+REFERENCE_FRAMES = 17
 MOTION_LATENTS = 3
 #: Height, width and people of the clips, with the share of each.
 SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2), (80, 48, 1))

@@ -107,7 +107,10 @@ class TalkerWorker:
             RuntimeError: the job failed.
         """
         self._num_jobs += 1
-        job: dict[str, Any] = {"id": f"quality-{self._num_jobs}", "input": job_input(example, self.folder, **parameters)}
+        job: dict[str, Any] = {
+            "id": f"quality-{self._num_jobs}",
+            "input": job_input(example, self.folder, **parameters),
+        }
         states = JobStates(self.settings)
         try:
             result = run_job(

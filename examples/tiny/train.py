@@ -17,7 +17,7 @@ from examples.tiny.data import ClipMaker, load_clips
 from examples.tiny.export import PROMPTS, export, load_image_encoder, load_prompt_encoder, load_speech_encoder, load_vae
 from examples.tiny.train_speech import train_speech
 from examples.tiny.train_transformer import train_transformer
-from examples.tiny.train_vae import train_on_clips, train_on_pictures
+from examples.tiny.train_vae import train_on_clips, train_on_mouths, train_on_pictures
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 
 SEED = 2508
@@ -56,10 +56,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "infinitetalk" / "talker")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--picture-steps", type=int, default=1300)
-    parser.add_argument("--clip-steps", type=int, default=400)
-    parser.add_argument("--speech-steps", type=int, default=500)
-    parser.add_argument("--clips", type=int, default=400)
-    parser.add_argument("--transformer-steps", type=int, default=8000)
+    parser.add_argument("--clip-steps", type=int, default=350)
+    parser.add_argument("--mouth-steps", type=int, default=160)
+    parser.add_argument("--speech-steps", type=int, default=250)
+    parser.add_argument("--clips", type=int, default=160)
+    parser.add_argument("--transformer-steps", type=int, default=4500)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -68,6 +69,7 @@ def main() -> None:
     if "vae" in arguments.stages:
         train_on_pictures(folder, arguments.picture_steps, SEED)
         train_on_clips(folder, arguments.clip_steps, SEED)
+        train_on_mouths(folder, arguments.mouth_steps, SEED)
     if "speech" in arguments.stages:
         train_speech(folder, arguments.speech_steps, SEED)
     if "clips" in arguments.stages:

@@ -1,6 +1,7 @@
 """Trains the tiny wav2vec2 to hear what mouths follow: from all its layers together, a linear map tells the rule's
 opening and width of the mouth. What the transformer gets is the layers, as in the published model."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,12 @@ class MouthReader(nn.Module):
             features, size=waveforms.shape[1] // SAMPLES_A_FRAME, mode="linear", align_corners=True
         )
         hidden_states, _ = self.encoder.feature_projection(resampled.transpose(1, 2))
-        layers = self.encoder.encoder(hidden_states, output_hidden_states=True).hidden_states[1:]
+        layers: list[Tensor] = []
+        with ExitStack() as stack:
+            for layer in self.encoder.encoder.layers:
+                hook = layer.register_forward_hook(lambda _layer, _arguments, output: layers.append(output))
+                stack.callback(hook.remove)
+            self.encoder.encoder(hidden_states)
         return self.read(torch.cat(layers, dim=-1))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from examples.tiny.faces import Pose, draw, mouth_boxes, poses, random_background, random_face
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_vae
-from examples.tiny.rule import MouthTrack, follow_speech
+from examples.tiny.rule import QUICK_MANNER, MouthTrack, follow_speech
 from examples.tiny.voices import TRAINING_VOICES, Synthesiser, random_speech
 
 #: (height, width, people) of what is drawn, with the share of each.
@@ -25,6 +25,12 @@ CLIP_FRAMES = 9
 CLIP_BATCH = 2
 MOUTH_WEIGHT = 3.0
 LATENT_NOISE = 0.05
+#: Side in pixels of the squares around mouths, how many at once, and every how many steps whole pictures come instead.
+CROP = 32
+CROP_BATCH = 4
+WHOLE_EVERY = 5
+#: How much the change from frame to frame counts beside the frames.
+CHANGE_WEIGHT = 1.0
 
 
 def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
@@ -42,7 +48,7 @@ def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
         latents = vae.quant_conv(vae.encoder(patchify(pictures, 2)))[:, :16]
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         decoded = unpatchify(vae.decoder(vae.post_quant_conv(noisy)), 2)
-        loop.learn(_loss(decoded, pictures, people, latents), step)
+        loop.learn(_loss(decoded, pictures, _weights(people, height, width), latents), step)
 
 
 def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
@@ -52,7 +58,7 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
     vae.load_state_dict(torch.load(folder / "pictures.pt")["average"])
     _hold_still(vae)
     synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 2])
-    tracks = [follow_speech(random_speech(synthesiser, generator, TRAINING_VOICES, 80_000)) for _ in range(40)]
+    tracks = [_quick_track(synthesiser, generator) for _ in range(40)]
     loop = TrainingLoop(folder / "clips.pt", vae, num_steps, learning_rate=1.5e-3)
     for step in loop:
         generator = np.random.default_rng([seed, 3, step])
@@ -61,7 +67,37 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
         videos = torch.stack([_to_tensor(clip) for clip in clips])
         latents = vae.encode(videos).latent_dist.mode()
         decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        loop.learn(_loss(decoded, videos, people, latents), step)
+        loop.learn(_loss(decoded, videos, _weights(people, height, width), latents), step)
+
+
+def train_on_mouths(folder: Path, num_steps: int, seed: int) -> None:
+    """How mouths move within the four frames of a latent, on squares around them: `folder`/clips.pt to mouths.pt."""
+    torch.manual_seed(seed)
+    vae = make_vae()
+    vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
+    synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 8])
+    tracks = [follow_speech(random_speech(synthesiser, generator, TRAINING_VOICES, 80_000)) for _ in range(40)]
+    loop = TrainingLoop(folder / "mouths.pt", vae, num_steps, learning_rate=1.2e-3)
+    for step in loop:
+        generator = np.random.default_rng([seed, 9, step])
+        height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
+        is_whole = step % WHOLE_EVERY == 0
+        count = 1 if is_whole else CROP_BATCH
+        videos = torch.stack([_to_tensor(_random_clip(generator, tracks, height, width, people)) for _ in range(count)])
+        weights = _weights(people, height, width)
+        if not is_whole:
+            left, top, right, bottom = mouth_boxes(people, height, width)[-1]
+            row, column = (round(((low + high) / 2 - CROP / 2) / 8) * 8 for low, high in ((top, bottom), (left, right)))
+            videos = videos[..., row : row + CROP, column : column + CROP]
+            weights = weights[row : row + CROP, column : column + CROP]
+        latents = vae.encode(videos).latent_dist.mode()
+        decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        change = ((decoded.diff(dim=2) - videos.diff(dim=2)).abs() * weights / weights.mean()).mean()
+        loop.learn(_loss(decoded, videos, weights, latents) + CHANGE_WEIGHT * change, step)
+
+
+def _quick_track(synthesiser: Synthesiser, generator: np.random.Generator) -> MouthTrack:
+    return follow_speech(random_speech(synthesiser, generator, TRAINING_VOICES, 80_000), QUICK_MANNER)
 
 
 def _convolve_single_frame(self: WanCausalConv3d, frame: Tensor, cache_x: None = None) -> Tensor:
@@ -86,13 +122,17 @@ def _hold_still(vae: AutoencoderKLWan) -> None:
                 half[:, :, -1, 0, 0] = torch.eye(channels)
 
 
-def _loss(decoded: Tensor, pictures: Tensor, people: int, latents: Tensor) -> Tensor:
-    """Mean absolute error, mouths weighted, and a bound on the latents' size."""
-    height, width = pictures.shape[-2:]
+def _weights(people: int, height: int, width: int) -> Tensor:
+    """How much each pixel counts: (height, width), more where mouths are."""
     weights = torch.ones(height, width)
     for left, top, right, bottom in mouth_boxes(people, height, width):
         half = (right - left) // 2
         weights[top:bottom, left - half : right + half] = MOUTH_WEIGHT
+    return weights
+
+
+def _loss(decoded: Tensor, pictures: Tensor, weights: Tensor, latents: Tensor) -> Tensor:
+    """Mean absolute error by weight, and a bound on the latents' size."""
     error = ((decoded - pictures).abs() * weights / weights.mean()).mean()
     return error + 1e-3 * (latents.square().mean() - 1.0).relu()
 

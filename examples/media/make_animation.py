@@ -1,0 +1,38 @@
+"""Makes the README's animation of videos that the worker has made, side by side, enlarged, without their sound.
+
+.venv/bin/python -m examples.media.make_animation VIDEO.mp4 …
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from examples.tiny.measure import read_frames
+
+HERE = Path(__file__).parent
+HEIGHT = 256
+#: GIFs cannot hold 25 frames a second: every second one is shown, for 80 ms.
+STRIDE, FRAME_MS = 2, 80
+
+
+def main() -> None:
+    """Writes talker.gif beside this file."""
+    videos = [read_frames(Path(path))[::STRIDE] for path in sys.argv[1:]]
+    pictures = []
+    for frames in zip(*videos, strict=False):
+        enlarged = [
+            Image.fromarray(frame).resize((HEIGHT * frame.shape[1] // frame.shape[0], HEIGHT), Image.Resampling.LANCZOS)
+            for frame in frames
+        ]
+        strip = Image.new("RGB", (sum(picture.width for picture in enlarged), HEIGHT))
+        left = 0
+        for picture in enlarged:
+            strip.paste(picture, (left, 0))
+            left += picture.width
+        pictures.append(strip.quantize(64))
+    pictures[0].save(HERE / "talker.gif", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
+
+
+if __name__ == "__main__":
+    main()
