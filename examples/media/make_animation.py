@@ -10,14 +10,14 @@ from PIL import Image
 
 from examples.tiny.measure import read_frames
 
-HERE = Path(__file__).parent
-HEIGHT = 256
+DESTINATION = Path(__file__).parents[2] / "docs" / "images" / "talker.gif"
+HEIGHT = 144
 #: GIFs cannot hold 25 frames a second: every second one is shown, for 80 ms.
 STRIDE, FRAME_MS = 2, 80
 
 
 def main() -> None:
-    """Writes talker.gif beside this file."""
+    """Writes it into the documents."""
     videos = [read_frames(Path(path))[::STRIDE] for path in sys.argv[1:]]
     pictures = []
     for frames in zip(*videos, strict=False):
@@ -30,8 +30,8 @@ def main() -> None:
         for picture in enlarged:
             strip.paste(picture, (left, 0))
             left += picture.width
-        pictures.append(strip.quantize(64))
-    pictures[0].save(HERE / "talker.gif", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
+        pictures.append(strip.quantize(48, dither=Image.Dither.NONE))
+    pictures[0].save(DESTINATION, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ PARAMETERS: dict[str, Any] = {
     "motion_frame": 9,
     "sample_steps": 8,
     "sample_text_guide_scale": 1.0,
-    "sample_audio_guide_scale": 1.0,
+    "sample_audio_guide_scale": 2.0,
     "base_seed": 42,
     "output_config": {"store": "volume", "prefix": "quality"},
 }

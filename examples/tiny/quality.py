@@ -106,7 +106,7 @@ class Bench:
             )
         ]
 
-    def two_speakers(self, num_clips: int = 5) -> list[Row]:
+    def two_speakers(self, num_clips: int = 4) -> list[Row]:
         """Two who speak at once: each mouth against its own voice and against the other's."""
         own, other = [], []
         for number in range(num_clips):
@@ -124,7 +124,7 @@ class Bench:
             )
         ]
 
-    def streaming(self, num_clips: int = 3) -> list[Row]:
+    def streaming(self, num_clips: int = 2) -> list[Row]:
         """20 s in several chunks: does the mouth still follow, does the picture stay, do the chunks join."""
         falls, psnrs, borders = [], [], []
         for number in range(num_clips):
@@ -157,7 +157,7 @@ class Bench:
             ),
         ]
 
-    def audio_guidance(self, num_clips: int = 4) -> list[Row]:
+    def audio_guidance(self, num_clips: int = 3) -> list[Row]:
         """The scale of the audio guidance."""
         examples = [self.maker.make(number) for number in range(num_clips)]
         found = {}

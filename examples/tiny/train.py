@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--mouth-steps", type=int, default=160)
     parser.add_argument("--speech-steps", type=int, default=250)
     parser.add_argument("--clips", type=int, default=160)
-    parser.add_argument("--transformer-steps", type=int, default=4500)
+    parser.add_argument("--transformer-steps", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

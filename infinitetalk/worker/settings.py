@@ -24,7 +24,7 @@ class Settings(WeightsSettings):
 
     infinitetalk_model: Literal["talker", "tiny", "published"] | None = None
     """"published": the checkpoint of CKPT_DIR, without which the worker stops. "talker": the embedded small model that
-    talks. "tiny": one with random weights, made by the worker. Unset: published where CKPT_DIR is set, else tiny."""
+    talks. "tiny": one with random weights, made by the worker. Unset: published where CKPT_DIR is set, else talker."""
 
     tiny_dir: Path | None = None
     """Folder that the random model is made in when first asked for; unset: checkpoints/ of the checkout."""
@@ -125,7 +125,7 @@ class Settings(WeightsSettings):
     @property
     def model(self) -> Literal["talker", "tiny", "published"]:
         """The model to load."""
-        return self.infinitetalk_model or ("published" if self.ckpt_dir else "tiny")
+        return self.infinitetalk_model or ("published" if self.ckpt_dir else "talker")
 
     @property
     def input_roots(self) -> list[tuple[Path, Path]]:
