@@ -3,14 +3,14 @@
 from tests.soak import soak
 from tests.worker_process import running_worker
 
-KINDS = ("picture", "two speakers", "streaming", "inline")
+KINDS = ("picture", "two speakers", "inline")
 
 
 def test_a_worker_holds_after_many_jobs_what_it_held_after_a_few(tmp_path):
     with running_worker(tmp_path) as worker:
-        result = soak(worker, num_jobs=20, warm_up_jobs=10, kinds=KINDS)
-    assert sum(result.outcomes.values()) == 20
-    assert result.outcomes["CANCELLED"] == 2
+        result = soak(worker, num_jobs=10, warm_up_jobs=5, kinds=KINDS)
+    assert sum(result.outcomes.values()) == 10
+    assert result.outcomes["CANCELLED"] == 1
     before, after = result.before, result.after
     assert after["threads"] <= before["threads"]
     assert after["open_files"] <= before["open_files"]
