@@ -20,7 +20,11 @@ page: $(PAGE_VENV)/.requirements
 	$(PAGE_VENV)/bin/python examples/app.py
 
 test: lint types
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m "not long"
+
+# Minutes: the tests whose short forms are among the others.
+test-long: $(VENV)/.requirements-dev
+	$(BIN)/python -m pytest -m long
 
 # Tens of minutes: random jobs, always a result or a coded error. A short form is among the tests.
 fuzz: $(VENV)/.requirements-dev

@@ -100,7 +100,7 @@ def run_all(folder: Path, size: int, heads: int, cases: list[dict[str, Tensor]])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "heads"), [(2, 2), (3, 5), (4, 4)])
+@pytest.mark.parametrize(("size", "heads"), [(2, 2), (3, 5), pytest.param(4, 4, marks=pytest.mark.long)])
 @torch.no_grad()
 def test_several_processes_give_the_result_of_one(tmp_path: Path, size: int, heads: int) -> None:
     """One, two and three speakers; pictures whose tokens cannot be divided evenly; odd heads."""
