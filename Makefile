@@ -42,7 +42,7 @@ bench: $(VENV)/.requirements-bench
 	$(BIN)/python -m benchmarks
 
 profile: $(VENV)/.requirements-bench
-	$(BIN)/python -m benchmarks.profile
+	$(BIN)/python -m benchmarks.profiling
 
 # Minutes: what the embedded model's videos show, against the goals. A short form is among the tests.
 quality: $(VENV)/.requirements

@@ -29,7 +29,8 @@ def timed(function: Callable[..., Any], file: Path) -> Callable[..., Any]:
 
 def main() -> None:
     """Runs the worker."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    # In the place of this folder, whose modules are not to be found without their package.
+    sys.path[0] = str(Path(__file__).parents[1])
     import handler
     from benchmarks.waiting import replace_evaluations
     from infinitetalk import pipeline

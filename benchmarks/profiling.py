@@ -1,4 +1,4 @@
-"""Where the time of one evaluation goes, by torch's profiler: `python -m benchmarks.profile`, or `make profile`."""
+"""Where the time of one evaluation goes, by torch's profiler: `python -m benchmarks.profiling`, or `make profile`."""
 
 import argparse
 import warnings
@@ -13,7 +13,7 @@ from benchmarks.measure import machine
 @torch.no_grad()
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description="Profile one evaluation.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiling", description="Profile one evaluation.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dim", type=int, default=512, help="width of the transformer, a multiple of 128")
     parser.add_argument("--layers", type=int, default=8)
