@@ -11,106 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import mimetypes
 import os
-import shlex
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from client import LOCAL_URL, RUNPOD_URL, InfiniteTalkClient, JobError
-from PIL import Image, ImageDraw
+from page import Point, click, curl, job_input, preview, run
 from requests import RequestException
 
-COLOURS = ("#ff5722", "#2196f3")
 MEDIA = Path(__file__).parent / "media"
 POLL_S = 0.5
-
-Box = list[int]
-
-
-def parse_box(text: str) -> Box | None:
-    """A box typed as "x_min, y_min, x_max, y_max"; None for nothing.
-
-    Raises:
-        ValueError: it is not four whole numbers.
-    """
-    if not text.strip():
-        return None
-    numbers = [int(part) for part in text.split(",")]
-    if len(numbers) != 4:
-        raise ValueError("a box is four numbers: x_min, y_min, x_max, y_max")
-    return numbers
-
-
-def is_picture(source: str | None) -> bool:
-    """Whether a file is a picture, by its name."""
-    return source is not None and str(mimetypes.guess_type(source)[0]).startswith("image/")
-
-
-def preview(source: str | None, *boxes: str) -> Image.Image | None:
-    """The picture with the speakers' boxes drawn on it; None for a video."""
-    if not is_picture(source):
-        return None
-    picture = Image.open(str(source)).convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    for number, (text, colour) in enumerate(zip(boxes, COLOURS, strict=True), 1):
-        if box := parse_box(text):
-            draw.rectangle(box, outline=colour, width=3)
-            draw.text((box[0] + 6, box[1] + 4), f"person{number}", fill=colour)
-    return picture
-
-
-def click(corner: list[int] | None, first: str, second: str, event: gr.SelectData) -> tuple[Any, str, str]:
-    """Two clicks are a box's corners: the first box drawn is person1's, the next one person2's."""
-    x, y = event.index
-    if corner is None:
-        return [x, y], first, second
-    box = f"{min(x, corner[0])}, {min(y, corner[1])}, {max(x, corner[0])}, {max(y, corner[1])}"
-    return (None, box, second) if not first.strip() or second.strip() else (None, first, box)
-
-
-def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, Any]:
-    """The page's fields as a job's input; files are put where the endpoint can read them.
-
-    Raises:
-        ValueError: the source is missing, or a box is no box.
-    """
-    if not fields["source"]:
-        raise ValueError("choose a picture or a video")
-    voices = [voice for voice in (fields["voice1"], fields["voice2"]) if voice]
-    source, *voices = client.media(fields["source"], *voices)
-    job: dict[str, Any] = {"prompt": fields["prompt"], "cond_video": source}
-    if fields["text"].strip():
-        job["tts_audio"] = {"text": fields["text"], "human1_voice": fields["speaker1"]}
-        if fields["speaker2"]:
-            job["tts_audio"]["human2_voice"] = fields["speaker2"]
-    else:
-        job["cond_audio"] = {f"person{number}": voice for number, voice in enumerate(voices, 1)}
-        job["audio_type"] = fields["audio_type"]
-    boxes = [parse_box(fields["box1"]), parse_box(fields["box2"])]
-    if any(boxes):
-        job["bbox"] = {f"person{number}": box for number, box in enumerate(boxes, 1) if box}
-    same = ("size", "mode", "frame_num", "max_frame_num", "motion_frame", "sample_steps", "sample_text_guide_scale")
-    same += ("sample_audio_guide_scale", "color_correction_strength", "use_teacache", "use_apg", "base_seed")
-    return job | {name: fields[name] for name in same} | {"output_config": client.output_config}
-
-
-def curl(client: InfiniteTalkClient, payload: str) -> str:
-    """The command that sends a payload; the key stays in the environment."""
-    return (
-        f'curl -X POST {client.url}/run \\\n  -H "Authorization: Bearer ${{RUNPOD_API_KEY:-local}}" \\\n'
-        f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(payload)}"
-    )
-
-
-def bar(progress: dict[str, Any]) -> str:
-    """Progress as a line of HTML."""
-    left = f", {progress['eta_s']:.0f} s left" if progress.get("eta_s") else ""
-    pct = progress["pct"]
-    return f'<progress value="{pct}" max="100" style="width:100%"></progress> {progress["stage"]} {pct:.0f} %{left}'
 
 
 def build(client: InfiniteTalkClient) -> gr.Blocks:
@@ -141,14 +53,14 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                 with gr.Row():
                     generate = gr.Button("Generate", variant="primary", elem_id="generate")
                     show = gr.Button("Show payload")
-                    cancel = gr.Button("Cancel", variant="stop")
+                    cancel = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 status = gr.HTML("ready", elem_id="status")
                 video = gr.Video(label="Video", autoplay=True, elem_id="video")
                 with gr.Accordion("Parameters", open=True), gr.Row():
                     inputs["size"] = gr.Dropdown(["infinitetalk-480", "infinitetalk-720"], label="size")
                     inputs["mode"] = gr.Dropdown(["clip", "streaming"], value="streaming", label="mode")
                     inputs["audio_type"] = gr.Dropdown(["para", "add"], label="audio_type")
-                    inputs["sample_steps"] = gr.Slider(1, 80, 8, step=1, label="sample_steps")
+                    inputs["sample_steps"] = gr.Slider(1, 80, 8, step=1, label="sample_steps", elem_id="sample_steps")
                     inputs["sample_text_guide_scale"] = gr.Slider(0, 10, 1.0, label="sample_text_guide_scale")
                     inputs["sample_audio_guide_scale"] = gr.Slider(0, 10, 2.0, label="sample_audio_guide_scale")
                     inputs["frame_num"] = gr.Slider(5, 121, 81, step=4, label="frame_num", elem_id="frame_num")
@@ -172,39 +84,33 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
             text = json.dumps({"input": job}, indent=2, ensure_ascii=False)
             return text, curl(client, text)
 
-        def run(text: str) -> Iterator[tuple[Any, ...]]:
-            if not text:
-                return
-            try:
-                identifier = client.submit(json.loads(text)["input"])
-                progress = client.watch(identifier, POLL_S)
-                while True:
-                    yield bar(next(progress)), None, identifier
-            except StopIteration as end:
-                result = end.value
-            except (JobError, RequestException) as error:
-                yield f"<b>{error}</b>", None, None
-                return
-            folder = tempfile.mkdtemp(prefix="infinitetalk-page-")
-            file = client.download(result, Path(folder) / "talk.mp4")
-            warnings = "".join(f"<br>{warning}" for warning in result["warnings"])
-            yield f"{bar({'stage': 'completed', 'pct': 100})}{warnings}", str(file), None
+        def send(text: str) -> Iterator[tuple[Any, ...]]:
+            if text:
+                yield from run(client, json.loads(text)["input"], POLL_S)
 
         def stop(identifier: str | None) -> None:
             if identifier:
-                client.cancel(identifier)
+                try:
+                    client.cancel(identifier)
+                except (JobError, RequestException) as error:
+                    raise gr.Error(str(error)) from error
+
+        def select(corner: Point | None, first: str, second: str, event: gr.SelectData) -> tuple[Any, ...]:
+            return click(corner, first, second, list(event.index))
 
         boxes = [inputs["box1"], inputs["box2"]]
-        picture.select(click, [corner, *boxes], [corner, *boxes])
-        for component in (inputs["source"], *boxes):
-            component.change(preview, [inputs["source"], *boxes], picture)
+        drawn = [inputs["source"], corner, *boxes]
+        picture.select(select, [corner, *boxes], [corner, *boxes]).then(preview, drawn, picture)
+        inputs["source"].change(lambda: None, None, corner).then(preview, drawn, picture)
+        for box in boxes:
+            box.change(preview, drawn, picture)
         generate.click(prepare, list(inputs.values()), [payload, command]).success(
-            run, payload, [status, video, job_id], show_progress="hidden"
+            send, payload, [status, video, job_id], show_progress="hidden"
         )
         show.click(prepare, list(inputs.values()), [payload, command])
         cancel.click(stop, job_id, None)
         gr.Examples(
-            [[str(MEDIA / "portrait.jpg"), str(MEDIA / "speech.wav")]],
+            [[str(MEDIA / "drawn_portrait.png"), str(MEDIA / "speech.wav")]],
             [inputs["source"], inputs["voice1"]],
             label="Example",
         )

@@ -72,8 +72,9 @@ class InfiniteTalkClient:
         self._timeout_s = timeout_s
         self._session = requests.Session()
         self._session.headers["Authorization"] = f"Bearer {key}"
-        # Reading is tried again; POST is not, for it might queue a job twice.
-        retry = Retry(total=8, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=("GET",))
+        # Reading is tried again; POST is not once it has been sent, for it might queue a job twice.
+        statuses = (429, 500, 502, 503, 504)
+        retry = Retry(total=8, connect=3, backoff_factor=0.5, status_forcelist=statuses, allowed_methods=("GET",))
         self._session.mount("https://", HTTPAdapter(max_retries=retry))
         self._session.mount("http://", HTTPAdapter(max_retries=retry))
 

@@ -1,5 +1,6 @@
-"""The page, from click to playing video, in a headless Chromium against `make serve`."""
+"""The page: what it sends and shows, against `make serve`; and from click to playing video, in a headless Chromium."""
 
+import importlib
 import os
 import shutil
 import socket
@@ -7,22 +8,66 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import av
 import pytest
 import requests
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
+
+from schemas import parse_input
 
 CHECKOUT = Path(__file__).parents[1]
 MEDIA = CHECKOUT / "examples/media"
 PAGE_PYTHON = CHECKOUT / ".venv-page/bin/python"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 START_TIMEOUT_S = 90
+VIDEO_TIMEOUT_MS = 120_000
+POLL_S = 0.1
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH"),
-    pytest.mark.skipif(not PAGE_PYTHON.exists(), reason="the page's packages are not there: run make page once"),
-]
+FIELDS: dict[str, Any] = {
+    "source": str(MEDIA / "portrait.jpg"),
+    "voice1": None,
+    "voice2": None,
+    "text": "",
+    "speaker1": "am_adam",
+    "speaker2": "",
+    "box1": "",
+    "box2": "",
+    "prompt": "A person talks",
+    "audio_type": "para",
+    "size": "infinitetalk-480",
+    "mode": "clip",
+    "frame_num": 9,
+    "max_frame_num": 9,
+    "motion_frame": 5,
+    "sample_steps": 1,
+    "sample_text_guide_scale": 1.0,
+    "sample_audio_guide_scale": 1.0,
+    "color_correction_strength": 1.0,
+    "use_teacache": False,
+    "use_apg": False,
+    "base_seed": 42,
+}
+ONE_VOICE = {"voice1": str(MEDIA / "speech.wav")}
+TWO_VOICES = ONE_VOICE | {"voice2": str(MEDIA / "speech2.wav")}
+TWO_PEOPLE = {"source": str(MEDIA / "two_speakers.jpg"), "box1": "10, 20, 200, 300", "box2": "220, 20, 400, 300"}
+PATHS = {
+    "picture": ONE_VOICE,
+    "video": ONE_VOICE | {"source": str(MEDIA / "talk.mp4")},
+    "two speakers": TWO_PEOPLE | TWO_VOICES,
+    "two speakers in turns": TWO_PEOPLE | TWO_VOICES | {"audio_type": "add"},
+    "text": {"text": "Welcome to our show."},
+    "text of two speakers": TWO_PEOPLE | {"text": "(s1) Welcome. (s2) Thank you.", "speaker2": "af_heart"},
+}
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
+needs_packages = pytest.mark.skipif(
+    not PAGE_PYTHON.exists(), reason="the page's packages are not there: run make page once"
+)
 
 
 def free_port() -> int:
@@ -31,65 +76,215 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_served(address: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            requests.get(address, timeout=5)
-            return
-        except requests.ConnectionError:
-            time.sleep(0.2)
-    raise AssertionError(f"{address} does not answer")
+@contextmanager
+def served(command: list[str], address: str, log: Path, **environment: str) -> Iterator[None]:
+    """A process that answers at an address; its log is printed when it ends."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=CHECKOUT, env=inherited | environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            assert time.monotonic() < deadline and process.poll() is None, f"{address} does not answer"
+            try:
+                requests.get(address, timeout=5)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+        print(log.read_text()[-5000:])
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a local endpoint."""
+    folder = tmp_path_factory.mktemp("endpoint")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v2/local"
+    environment = {"OUTPUT_DIR": str(folder / "outputs"), "INFINITETALK_MODEL": "tiny", "PROGRESS_INTERVAL_S": "0"}
+    command = [sys.executable, "-m", "infinitetalk.worker.local_endpoint", "--port", str(port)]
+    with served(command, f"{url}/health", folder / "log", **environment):
+        yield url
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """Of the page, whose endpoint runs beside it."""
-    endpoint_port, page_port = free_port(), free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
-    environment |= {"OUTPUT_DIR": str(tmp_path / "outputs"), "INFINITETALK_MODEL": "tiny", "PROGRESS_INTERVAL_S": "0"}
-    endpoint = [sys.executable, "-m", "infinitetalk.worker.local_endpoint", "--port", str(endpoint_port)]
-    url = f"http://127.0.0.1:{endpoint_port}/v2/local"
-    page = [str(PAGE_PYTHON), "examples/app.py", "--url", url, "--port", str(page_port)]
-    with (tmp_path / "log").open("wb") as log:
-        processes = [
-            subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=log, stderr=log)
-            for command in (endpoint, page)
-        ]
-    try:
-        wait_until_served(f"{url}/health")
-        wait_until_served(f"http://127.0.0.1:{page_port}")
-        yield f"http://127.0.0.1:{page_port}"
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(30)
-        print((tmp_path / "log").read_text()[-5000:])
+def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The page's functions, imported as the page imports them: from its own folder."""
+    monkeypatch.syspath_prepend(CHECKOUT / "examples")
+    return importlib.import_module("page")
 
 
-def test_a_click_turns_a_picture_and_a_voice_into_a_video_that_plays(address):
+@pytest.fixture
+def client(page: ModuleType, endpoint: str) -> Any:
+    """The page's client."""
+    return page.InfiniteTalkClient(endpoint, inline_bytes=0)
+
+
+@pytest.fixture
+def address(endpoint: str, tmp_path: Path) -> Iterator[str]:
+    """Of the page itself."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [str(PAGE_PYTHON), "examples/app.py", "--url", endpoint, "--port", str(port)]
+    with served(command, address, tmp_path / "log"):
+        yield address
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(viewport={"width": 1280, "height": 1100})
-        page.goto(address)
-        page.set_input_files("#source input[type=file]", MEDIA / "portrait.jpg")
-        page.wait_for_selector("#preview img")
-        page.set_input_files("#voice1 input[type=file]", MEDIA / "speech.wav")
-        page.wait_for_selector("#voice1 audio", state="attached")
-        page.fill("#frames input", "17")
-        page.fill("#frame_num input[type=number]", "17")
-
-        page.click("#preview img", position={"x": 40, "y": 20})
-        # The first corner has no mark of its own to wait for.
-        page.wait_for_timeout(1500)
-        page.click("#preview img", position={"x": 150, "y": 180})
-        page.wait_for_function("document.querySelector('#box1 textarea, #box1 input').value.split(',').length == 4")
-
-        page.click("#generate")
-        page.wait_for_selector("#video video", timeout=120_000)
-        assert "completed" in page.inner_text("#status")
-        page.wait_for_function("document.querySelector('#video video').currentTime > 0.1")
-        assert page.evaluate("document.querySelector('#video video').videoWidth") == 128
+        yield browser
         browser.close()
+
+
+@pytest.mark.parametrize("changes", PATHS.values(), ids=PATHS)
+def test_what_is_filled_in_becomes_a_video(changes, page, client):
+    job = page.job_input(client, FIELDS | changes)
+    parse_input(job)
+    steps = list(page.run(client, job, POLL_S))
+    *followed, (line, video, identifier) = steps
+    assert "completed 100 %" in line
+    assert identifier is None
+    with av.open(video) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 9
+    assert {shown for _, shown, _ in followed} == {None}
+    assert all(cancellable for _, _, cancellable in followed)
+
+
+def test_boxes_and_voices_go_to_the_speaker_they_are_given_for(page, client):
+    job = page.job_input(client, FIELDS | TWO_PEOPLE | TWO_VOICES | {"audio_type": "add"})
+    assert job["bbox"] == {"person1": [10, 20, 200, 300], "person2": [220, 20, 400, 300]}
+    assert list(job["cond_audio"]) == ["person1", "person2"]
+    assert job["audio_type"] == "add"
+    assert "tts_audio" not in job
+
+
+def test_a_text_takes_the_place_of_voices(page, client):
+    job = page.job_input(
+        client, FIELDS | TWO_VOICES | {"text": "(s1) Welcome. (s2) Thank you.", "speaker2": "af_heart"}
+    )
+    assert job["tts_audio"] == {
+        "text": "(s1) Welcome. (s2) Thank you.",
+        "human1_voice": "am_adam",
+        "human2_voice": "af_heart",
+    }
+    assert "cond_audio" not in job
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": None}, "choose a picture or a video"),
+        ({"box1": "1, 2, 3"}, "four whole numbers"),
+        ({"box2": "left, 2, 3, 4"}, "four whole numbers"),
+        ({"box1": "30, 2, 3, 40"}, "x_min must be below x_max"),
+    ],
+)
+def test_a_field_that_cannot_be_sent_is_told_before_anything_is_uploaded(changes, words, page):
+    nowhere = page.InfiniteTalkClient("http://127.0.0.1:9/v2/local", inline_bytes=0)
+    with pytest.raises(ValueError, match=words):
+        page.job_input(nowhere, FIELDS | ONE_VOICE | changes)
+
+
+def test_a_cancelled_job_is_shown_as_such(page, client):
+    job = page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81, "sample_steps": 200})
+    lines = []
+    for line, video, identifier in page.run(client, job, POLL_S):
+        lines.append(line)
+        assert video is None
+        if "sampling" in line and identifier:
+            client.cancel(identifier)
+    assert "CANCELLED" in lines[-1]
+
+
+def test_a_refused_job_is_shown_with_its_code_and_as_text(page, client):
+    job = page.job_input(client, FIELDS | ONE_VOICE) | {"<i>": 1}
+    *_, (line, video, identifier) = page.run(client, job, POLL_S)
+    assert "E_INPUT_VALIDATION" in line
+    assert "&lt;i&gt;" in line and "<i>" not in line
+    assert (video, identifier) == (None, None)
+
+
+def test_an_endpoint_that_does_not_answer_is_told(page):
+    nowhere = page.InfiniteTalkClient("http://127.0.0.1:9/v2/local")
+    ((line, video, identifier),) = page.run(nowhere, {"prompt": "A person talks"}, POLL_S)
+    assert "<b>" in line
+    assert (video, identifier) == (None, None)
+
+
+def test_two_clicks_make_a_box_whichever_corner_comes_first(page):
+    corner, first, second = page.click(None, "", "", [150, 20])
+    assert (corner, first, second) == ([150, 20], "", "")
+    corner, first, second = page.click(corner, first, second, [40, 180])
+    assert (corner, first, second) == (None, "40, 20, 150, 180", "")
+    corner, first, second = page.click(corner, first, second, [200, 30])
+    assert page.click(corner, first, second, [300, 190]) == (None, "40, 20, 150, 180", "200, 30, 300, 190")
+
+
+def test_a_third_box_starts_again_with_person1(page):
+    assert page.click([1, 2], "5, 5, 9, 9", "15, 5, 19, 9", [3, 4]) == (None, "1, 2, 3, 4", "15, 5, 19, 9")
+
+
+def test_the_preview_shows_boxes_and_the_corner_that_waits(page):
+    source = FIELDS["source"]
+    plain = page.preview(source, None, "", "")
+    assert page.preview(source, None, "40, 20, 150, 180", "") != plain
+    assert page.preview(source, [40, 20], "", "") != plain
+    assert page.preview(source, None, "40, 20,", "9, 9, 1, 1") == plain, "boxes that are being typed"
+    assert page.preview(str(MEDIA / "talk.mp4"), None, "", "") is None
+    assert page.preview(None, None, "", "") is None
+
+
+class OnPage:
+    """The page in a browser, with a picture and a voice chosen."""
+
+    def __init__(self, browser: Browser, address: str) -> None:
+        self.page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        self.page.goto(address)
+        self.page.set_input_files("#source input[type=file]", MEDIA / "portrait.jpg")
+        self.page.wait_for_selector("#preview img")
+        self.page.set_input_files("#voice1 input[type=file]", MEDIA / "speech.wav")
+        self.page.wait_for_selector("#voice1 audio", state="attached")
+
+    def click_corner(self, x: int, y: int) -> None:
+        """Clicks into the picture and waits until it is drawn anew."""
+        before = self.page.get_attribute("#preview img", "src")
+        self.page.click("#preview img", position={"x": x, "y": y})
+        self.page.wait_for_function("before => document.querySelector('#preview img').src != before", arg=before)
+
+
+@needs_chromium
+@needs_packages
+def test_a_click_turns_a_picture_and_a_voice_into_a_video_that_plays(address, browser):
+    on_page = OnPage(browser, address)
+    page = on_page.page
+    page.fill("#frames input", "17")
+    page.fill("#frame_num input[type=number]", "17")
+
+    on_page.click_corner(40, 20)
+    on_page.click_corner(150, 180)
+    page.wait_for_function("document.querySelector('#box1 textarea, #box1 input').value.split(',').length == 4")
+
+    page.click("#generate")
+    page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
+    page.wait_for_function("document.querySelector('#status').innerText.includes('completed')")
+    page.wait_for_function("document.querySelector('#video video').currentTime > 0.1")
+    assert page.evaluate("document.querySelector('#video video').videoWidth") == 128
+
+
+@needs_chromium
+@needs_packages
+def test_a_click_cancels_the_job(address, browser):
+    page = OnPage(browser, address).page
+    page.fill("#sample_steps input[type=number]", "80")
+    page.click("#generate")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('sampling')", timeout=VIDEO_TIMEOUT_MS)
+    page.click("#cancel")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('CANCELLED')")

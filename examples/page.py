@@ -1,0 +1,141 @@
+"""What the page does, without its layout, which is app.py's."""
+
+from __future__ import annotations
+
+import html
+import mimetypes
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from client import InfiniteTalkClient, JobError
+from PIL import Image, ImageDraw
+from requests import RequestException
+
+COLOURS = ("#ff5722", "#2196f3")
+CORNER_RADIUS = 4
+
+Point = list[int]
+Box = list[int]
+
+
+def parse_box(text: str) -> Box | None:
+    """A box typed as "x_min, y_min, x_max, y_max"; None for nothing.
+
+    Raises:
+        ValueError: it is not four whole numbers, each minimum below its maximum.
+    """
+    if not text.strip():
+        return None
+    try:
+        x_min, y_min, x_max, y_max = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is no box: it takes four whole numbers, x_min, y_min, x_max, y_max") from None
+    if x_min >= x_max or y_min >= y_max:
+        raise ValueError(f"{text!r} is no box: x_min must be below x_max, and y_min below y_max")
+    return [x_min, y_min, x_max, y_max]
+
+
+def is_picture(source: str | None) -> bool:
+    """Whether a file is a picture, by its name."""
+    return source is not None and str(mimetypes.guess_type(source)[0]).startswith("image/")
+
+
+def preview(source: str | None, corner: Point | None, *boxes: str) -> Image.Image | None:
+    """The picture with the speakers' boxes drawn on it, and the first corner of the next one; None for a video."""
+    if not is_picture(source):
+        return None
+    picture = Image.open(str(source)).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    for number, (text, colour) in enumerate(zip(boxes, COLOURS, strict=True), 1):
+        # A box that is still being typed is no mistake yet.
+        with suppress(ValueError):
+            if box := parse_box(text):
+                draw.rectangle(box, outline=colour, width=3)
+                draw.text((box[0] + 6, box[1] + 4), f"person{number}", fill=colour)
+    if corner is not None:
+        draw.circle(corner, CORNER_RADIUS, fill=COLOURS[0])
+    return picture
+
+
+def click(corner: Point | None, first: str, second: str, point: Point) -> tuple[Point | None, str, str]:
+    """Two clicks are a box's corners: the first box drawn is person1's, the next one person2's.
+
+    Returns:
+        The corner that waits for the other one, and both boxes.
+    """
+    if corner is None:
+        return point, first, second
+    (x_min, x_max), (y_min, y_max) = (sorted(pair) for pair in zip(corner, point, strict=True))
+    box = f"{x_min}, {y_min}, {x_max}, {y_max}"
+    return (None, box, second) if not first.strip() or second.strip() else (None, first, box)
+
+
+def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, Any]:
+    """The page's fields as a job's input; files are put where the endpoint can read them.
+
+    Raises:
+        ValueError: the source is missing, or a box is no box.
+    """
+    if not fields["source"]:
+        raise ValueError("choose a picture or a video")
+    boxes = [parse_box(fields["box1"]), parse_box(fields["box2"])]
+    voices = [voice for voice in (fields["voice1"], fields["voice2"]) if voice]
+    text = fields["text"].strip()
+    source, *voices = client.media(fields["source"], *([] if text else voices))
+    job: dict[str, Any] = {"prompt": fields["prompt"], "cond_video": source}
+    if text:
+        job["tts_audio"] = {"text": text, "human1_voice": fields["speaker1"]}
+        if fields["speaker2"]:
+            job["tts_audio"]["human2_voice"] = fields["speaker2"]
+    else:
+        job["cond_audio"] = {f"person{number}": voice for number, voice in enumerate(voices, 1)}
+        job["audio_type"] = fields["audio_type"]
+    if any(boxes):
+        job["bbox"] = {f"person{number}": box for number, box in enumerate(boxes, 1) if box}
+    same = ("size", "mode", "frame_num", "max_frame_num", "motion_frame", "sample_steps", "sample_text_guide_scale")
+    same += ("sample_audio_guide_scale", "color_correction_strength", "use_teacache", "use_apg", "base_seed")
+    return job | {name: fields[name] for name in same} | {"output_config": client.output_config}
+
+
+def curl(client: InfiniteTalkClient, payload: str) -> str:
+    """The command that sends a payload; the key stays in the environment."""
+    return (
+        f'curl -X POST {client.url}/run \\\n  -H "Authorization: Bearer ${{RUNPOD_API_KEY:-local}}" \\\n'
+        f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(payload)}"
+    )
+
+
+def bar(progress: dict[str, Any]) -> str:
+    """Progress as a line of HTML."""
+    left = f", {progress['eta_s']:.0f} s left" if progress.get("eta_s") else ""
+    pct = progress["pct"]
+    return f'<progress value="{pct}" max="100" style="width:100%"></progress> {progress["stage"]} {pct:.0f} %{left}'
+
+
+def run(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> Iterator[tuple[str, str | None, str | None]]:
+    """Sends a job and follows it.
+
+    Yields:
+        A line of HTML, the video's file once it is there, and the job's id while it may be cancelled.
+    """
+    try:
+        identifier = client.submit(job)
+        progress = client.watch(identifier, poll_s)
+        while True:
+            try:
+                message = next(progress)
+            except StopIteration as end:
+                result = end.value
+                break
+            yield bar(message), None, identifier
+        folder = tempfile.mkdtemp(prefix="infinitetalk-page-")
+        file = client.download(result, Path(folder) / "talk.mp4")
+    except (JobError, RequestException) as error:
+        yield f"<b>{html.escape(str(error))}</b>", None, None
+        return
+    warnings = "".join(f"<br>{html.escape(warning)}" for warning in result["warnings"])
+    yield f"{bar({'stage': 'completed', 'pct': 100})}{warnings}", str(file), None
