@@ -45,7 +45,7 @@ WORKDIR /home/tester/app
 RUN chown 1001 .
 COPY --chown=1001 . .
 USER 1001
-RUN ruff check . && ruff format --check . && mypy && python -m pytest
+RUN ruff check . && ruff format --check . && mypy && python -m pytest -m "not long"
 
 FROM system AS weights-0
 RUN mkdir /weights

@@ -20,7 +20,7 @@ page: $(PAGE_VENV)/.requirements
 	$(PAGE_VENV)/bin/python examples/app.py
 
 test: lint types
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m "not long"
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m "not long"
 
 # Minutes: the tests whose short forms are among the others.
 test-long: $(VENV)/.requirements-dev
@@ -70,22 +70,23 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp for each requirements file: pip runs again only when the file has changed.
+# A stamp for each requirements file: pip runs again only when the file has changed. It compiles nothing: Python does, what it
+# imports, when it first does.
 $(VENV)/.requirements: requirements.txt | $(BIN)/python
 	@echo "Installing the pinned requirements into $(VENV): about 2.4 GB, a few minutes, once."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
 $(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt
 	@touch $@
 
 $(VENV)/.requirements-bench: requirements-bench.txt $(VENV)/.requirements-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-bench.txt
 	@touch $@
 
 # The page's library wants older versions of packages that the worker has: it gets an environment of its own.
 $(PAGE_VENV)/.requirements: examples/requirements.txt
 	$(PYTHON) -m venv $(PAGE_VENV)
-	$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
+	$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r examples/requirements.txt
 	@touch $@

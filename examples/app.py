@@ -18,7 +18,7 @@ from typing import Any
 
 import gradio as gr
 from client import LOCAL_URL, RUNPOD_URL, InfiniteTalkClient, JobError
-from page import Point, click, curl, job_input, preview, run
+from page import Point, click, curl, job_input, player, preview, run
 from requests import RequestException
 
 MEDIA = Path(__file__).parent / "media"
@@ -55,6 +55,7 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                     show = gr.Button("Show payload")
                     cancel = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 status = gr.HTML("ready", elem_id="status")
+                growing = gr.HTML(elem_id="growing")
                 video = gr.Video(label="Video", autoplay=True, elem_id="video")
                 with gr.Accordion("Parameters", open=True), gr.Row():
                     inputs["size"] = gr.Dropdown(["infinitetalk-480", "infinitetalk-720"], label="size")
@@ -85,8 +86,12 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
             return text, curl(client, text)
 
         def send(text: str) -> Iterator[tuple[Any, ...]]:
-            if text:
-                yield from run(client, json.loads(text)["input"], POLL_S)
+            address = None
+            for shown in run(client, json.loads(text)["input"], POLL_S) if text else ():
+                # The player is put there once, for it would begin anew.
+                is_new, address = shown.preview != address, shown.preview
+                growing_now = (player(address) if address else "") if is_new else gr.skip()
+                yield shown.status, growing_now, shown.video, shown.job_id
 
         def stop(identifier: str | None) -> None:
             if identifier:
@@ -105,7 +110,7 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
         for box in boxes:
             box.change(preview, drawn, picture)
         generate.click(prepare, list(inputs.values()), [payload, command]).success(
-            send, payload, [status, video, job_id], show_progress="hidden"
+            send, payload, [status, growing, video, job_id], show_progress="hidden"
         )
         show.click(prepare, list(inputs.values()), [payload, command])
         cancel.click(stop, job_id, None)

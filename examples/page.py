@@ -8,6 +8,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, A
         job["bbox"] = {f"person{number}": box for number, box in enumerate(boxes, 1) if box}
     same = ("size", "mode", "frame_num", "max_frame_num", "motion_frame", "sample_steps", "sample_text_guide_scale")
     same += ("sample_audio_guide_scale", "color_correction_strength", "use_teacache", "use_apg", "base_seed")
-    return job | {name: fields[name] for name in same} | {"output_config": client.output_config}
+    output_config = client.output_config | ({"preview": True} if fields["mode"] == "streaming" else {})
+    return job | {name: fields[name] for name in same} | {"output_config": output_config}
 
 
 def curl(client: InfiniteTalkClient, payload: str) -> str:
@@ -116,26 +118,44 @@ def bar(progress: dict[str, Any]) -> str:
     return f'<progress value="{pct}" max="100" style="width:100%"></progress> {progress["stage"]} {pct:.0f} %{left}'
 
 
-def run(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> Iterator[tuple[str, str | None, str | None]]:
-    """Sends a job and follows it.
+def player(address: str) -> str:
+    """A player of a playlist that grows, as HTML: browsers that know HLS play it while the job runs."""
+    return f'<video src="{html.escape(address)}" controls autoplay style="width:100%"></video>'
 
-    Yields:
-        A line of HTML, the video's file once it is there, and the job's id while it may be cancelled.
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows of a job.
+
+    Attributes:
+        status: a line of HTML.
+        video: the finished video's file.
+        job_id: while the job may be cancelled.
+        preview: address of the playlist of what has been made so far.
     """
+
+    status: str
+    video: str | None = None
+    job_id: str | None = None
+    preview: str | None = None
+
+
+def run(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> Iterator[Shown]:
+    """Sends a job and follows it to its end."""
     try:
-        identifier = client.submit(job)
-        progress = client.watch(identifier, poll_s)
+        job_id = client.submit(job)
+        progress = client.watch(job_id, poll_s)
         while True:
             try:
                 message = next(progress)
             except StopIteration as end:
                 result = end.value
                 break
-            yield bar(message), None, identifier
+            yield Shown(bar(message), job_id=job_id, preview=client.preview_address(message))
         folder = tempfile.mkdtemp(prefix="infinitetalk-page-")
         file = client.download(result, Path(folder) / "talk.mp4")
     except (JobError, RequestException) as error:
-        yield f"<b>{html.escape(str(error))}</b>", None, None
+        yield Shown(f"<b>{html.escape(str(error))}</b>")
         return
     warnings = "".join(f"<br>{html.escape(warning)}" for warning in result["warnings"])
-    yield f"{bar({'stage': 'completed', 'pct': 100})}{warnings}", str(file), None
+    yield Shown(f"{bar({'stage': 'completed', 'pct': 100})}{warnings}", video=str(file))

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -9,9 +11,11 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.followers import Followers
 from infinitetalk.image import ImageEncoder
 from infinitetalk.lora import Lora, LoraStack, find_lora
 from infinitetalk.memory import MemoryPlan, is_streamed, set_tiling, stop_streaming, stream_blocks, stream_layers
+from infinitetalk.parallel import LeadingTransformer, check_heads
 from infinitetalk.text import PromptEncoder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
@@ -68,6 +72,21 @@ def _lazy(value: T | Lazy[T]) -> Lazy[T]:
     return value if isinstance(value, Lazy) else Lazy(lambda: value)
 
 
+@dataclass(frozen=True)
+class TransformerChoice:
+    """What a transformer is to be.
+
+    Attributes:
+        adapter: for one or for several speakers.
+        loras: files and scales.
+        memory: the mode.
+    """
+
+    adapter: AdapterKind
+    loras: tuple[Lora, ...]
+    memory: MemoryPlan
+
+
 class TransformerLoader:
     """The transformer of a checkpoint: one base model, and the adapter that the job in hand needs."""
 
@@ -99,8 +118,30 @@ class TransformerLoader:
         """Chooses the adapter; it is loaded when the transformer is next asked for."""
         self._adapter = kind
 
-    def get(self) -> InfiniteTalkTransformer3DModel:
-        """The transformer with the adapter chosen.
+    @property
+    def choice(self) -> TransformerChoice:
+        """All that has been chosen."""
+        return TransformerChoice(self._adapter, self._loras, self._memory)
+
+    def load(self, choice: TransformerChoice) -> InfiniteTalkTransformer3DModel:
+        """The transformer of a choice.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        self._adapter, self._loras, self._memory = choice.adapter, choice.loras, choice.memory
+        return self._get()
+
+    def get(self) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
+        """The transformer with what has been chosen.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        return self._get()
+
+    def _get(self) -> InfiniteTalkTransformer3DModel:
+        """This process's own transformer.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -157,6 +198,61 @@ class TransformerLoader:
         return self._sources[name].load(self._device, torch.float32)
 
 
+class GroupTransformerLoader(TransformerLoader):
+    """As `TransformerLoader`, for several devices that make each evaluation together.
+
+    Args:
+        devices: of the other processes, which are started when the transformer is first asked for, and anew when one of
+            them has been lost.
+    """
+
+    def __init__(
+        self,
+        paths: CheckpointPaths,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory: MemoryPlan,
+        devices: Sequence[torch.device],
+    ) -> None:
+        super().__init__(paths, device, dtype, memory)
+        self._size = len(devices) + 1
+        self._followers = Followers(device, devices, partial(make_loader, paths, dtype, memory))
+        self._told: TransformerChoice | None = None
+        self._leading: LeadingTransformer | None = None
+        self._group_lock = threading.Lock()
+
+    def get(self) -> LeadingTransformer:
+        """The transformer with what has been chosen, in every process.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or has too few heads for the group.
+            ParallelError: a process ends or does not answer though it has just been started.
+        """
+        with self._group_lock:
+            if not self._followers.are_there or (self._leading is not None and self._leading.is_lost):
+                self._followers.end()
+                self._followers.start()
+                self._told, self._leading = None, None
+            is_told = self._told == self.choice
+            if not is_told:
+                self._told = None
+                self._followers.command(self.choice)
+            transformer = self._get()
+            check_heads(transformer.config.num_attention_heads, self._size)
+            group = self._followers.wait()
+            self._told = self.choice
+            if self._leading is None or not is_told:
+                self._leading = LeadingTransformer(transformer, group, self._followers.connections)
+            return self._leading
+
+
+def make_loader(
+    paths: CheckpointPaths, dtype: torch.dtype, memory: MemoryPlan, device: torch.device
+) -> Callable[[TransformerChoice], InfiniteTalkTransformer3DModel]:
+    """What a follower loads its transformer with."""
+    return TransformerLoader(paths, device, dtype, memory).load
+
+
 class Models:
     """Every network that a video needs, on one device, each loaded when it is first asked for.
 
@@ -190,7 +286,7 @@ class Models:
         self._speech_encoder = _lazy(speech_encoder)
 
     @property
-    def transformer(self) -> InfiniteTalkTransformer3DModel:
+    def transformer(self) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
         """The network, with the adapter last chosen."""
         return self._transformer.get() if isinstance(self._transformer, TransformerLoader) else self._transformer
 
@@ -257,7 +353,11 @@ class Models:
 
 
 def load_models(
-    paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, memory: MemoryPlan = DEFAULT_PLAN
+    paths: CheckpointPaths,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: MemoryPlan = DEFAULT_PLAN,
+    other_devices: Sequence[torch.device] = (),
 ) -> Models:
     """A checkpoint's networks, none of which is loaded yet.
 
@@ -266,6 +366,7 @@ def load_models(
             image encoder and speech encoder.
         memory: the mode. A quantisation is of the weights of the transformer's blocks, and of the text encoder's where
             the checkpoint has them quantised.
+        other_devices: which make each evaluation of the transformer together with `device`, a process for each.
 
     Raises:
         CheckpointError: the base model or its description is not there.
@@ -280,10 +381,13 @@ def load_models(
         text_encoder = load_text_encoder(paths, place, dtype, memory.quantisation)
         return PromptEncoder(load_tokenizer(paths.base), text_encoder)
 
+    transformer = TransformerLoader(paths, device, dtype, memory)
+    if other_devices:
+        transformer = GroupTransformerLoader(paths, device, dtype, memory, other_devices)
     return Models(
         name=description.get("name", PUBLISHED_NAME),
         size_scale=description.get("size_scale", 1.0),
-        transformer=TransformerLoader(paths, device, dtype, memory),
+        transformer=transformer,
         vae=Lazy(lambda: load_vae(paths.base, device)),
         prompt_encoder=Lazy(load_prompt_encoder),
         image_encoder=Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device))),

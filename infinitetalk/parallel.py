@@ -5,20 +5,18 @@ attention, which exchanges heads for tokens; the audio attention, which is per f
 speakers the keys of the first latent frame and the extrema of the reference attention map are shared.
 
 One process leads: it has the job and all networks. The others follow: they have the transformer alone, and make each
-evaluation together with the leader, who sends them its inputs.
-
-    leader:     group = join(0, n, address, device); transformer = lead(transformer, group)
-    followers:  group = join(rank, n, address, device); follow(lambda command: …, group)
+evaluation together with the leader, who sends them its inputs. `infinitetalk.followers` starts and ends them.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,12 +27,14 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from infinitetalk.errors import CheckpointError
 from infinitetalk.teacache import TeaCache
 
 if TYPE_CHECKING:
     from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 LEADER = 0
+LOST = "a process of the group has ended or does not answer"
 
 
 class ParallelError(RuntimeError):
@@ -77,8 +77,10 @@ def join(rank: int, size: int, address: str, device: torch.device, timeout_s: fl
     Raises:
         ParallelError: not all have come in time.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     backend = "cpu:gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-    with _lost_processes():
+    with lost_processes():
         dist.init_process_group(
             backend, init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
         )
@@ -138,11 +140,11 @@ def check_heads(num_heads: int, size: int) -> None:
     """Looks whether a network's heads can be dealt out to `size` processes: the last of them has to get one.
 
     Raises:
-        ValueError: they cannot.
+        CheckpointError: they cannot.
     """
     heads_of_each = -(-num_heads // size)
     if heads_of_each * (size - 1) >= num_heads:
-        raise ValueError(f"{num_heads} heads cannot be dealt out to {size} processes; use fewer")
+        raise CheckpointError(f"the network's {num_heads} heads cannot be dealt out to {size} GPUs; use fewer")
 
 
 def split_transformer(transformer: InfiniteTalkTransformer3DModel, group: Group) -> None:
@@ -152,7 +154,7 @@ def split_transformer(transformer: InfiniteTalkTransformer3DModel, group: Group)
     accelerator, and the split of the tokens, which it makes through time.
 
     Raises:
-        ValueError: the network has too few heads for the group.
+        CheckpointError: the network has too few heads for the group.
     """
     check_heads(transformer.config.num_attention_heads, group.size)
     config = ParallelConfig(
@@ -185,15 +187,24 @@ class Evaluation:
 class LeadingTransformer:
     """Stands for the transformer where a job is run: each evaluation is made by the whole group.
 
+    Args:
+        transformer: this process's own.
+        group: which this process leads.
+        followers: the other processes, each in `follow`.
+
     Attributes:
         dtype: of the weights.
+        is_lost: an evaluation has failed, and with it the group.
     """
 
-    def __init__(self, transformer: InfiniteTalkTransformer3DModel, group: Group) -> None:
+    def __init__(
+        self, transformer: InfiniteTalkTransformer3DModel, group: Group, followers: Sequence[Connection]
+    ) -> None:
         split_transformer(transformer, group)
         self.dtype = transformer.dtype
         self._transformer = transformer
-        self._group = group
+        self.is_lost = False
+        self._followers = followers
         self._numbers = itertools.count()
         self._caches: weakref.WeakKeyDictionary[TeaCache, int] = weakref.WeakKeyDictionary()
 
@@ -215,57 +226,33 @@ class LeadingTransformer:
             new_cache=new_cache,
             live_caches=frozenset(self._caches.values()),
         )
-        with _lost_processes():
-            _send(message)
-            for tensor in given.values():
-                dist.broadcast(tensor.contiguous(), LEADER)
-            return self._transformer(**given, cache=cache, return_dict=return_dict)
+        try:
+            with lost_processes():
+                # By pipe, where a follower may wait for hours between two jobs; a collective's wait is limited.
+                for follower in self._followers:
+                    follower.send(message)
+                for tensor in given.values():
+                    dist.broadcast(tensor.contiguous(), LEADER)
+                return self._transformer(**given, cache=cache, return_dict=return_dict)
+        except BaseException:
+            # Whatever it was, the others are in the midst of the same evaluation.
+            self.is_lost = True
+            raise
 
 
-def lead(transformer: InfiniteTalkTransformer3DModel, group: Group) -> LeadingTransformer:
-    """The transformer as the leader's pipeline calls it."""
-    return LeadingTransformer(transformer, group)
+def follow(transformer: InfiniteTalkTransformer3DModel, group: Group, leader: Connection) -> object:
+    """Makes evaluations with the leader, whose `LeadingTransformer` sends them, until something else comes.
 
-
-def command(what: object) -> None:
-    """Gives every follower's `on_command` a picklable object, such as the adapter that the next job needs.
-
-    Raises:
-        ParallelError: a process has ended, or does not answer.
-    """
-    with _lost_processes():
-        _send((what,))
-
-
-def dismiss() -> None:
-    """Lets every follower return from `follow`.
+    Returns:
+        What has come.
 
     Raises:
         ParallelError: a process has ended, or does not answer.
     """
-    with _lost_processes():
-        _send(None)
-
-
-def follow(on_command: Callable[[Any], InfiniteTalkTransformer3DModel], group: Group) -> None:
-    """Makes evaluations with the leader until it dismisses this process.
-
-    Args:
-        on_command: told what the leader gives to `command`; returns the transformer to use from then on. There is none
-            before the first command.
-
-    Raises:
-        ParallelError: a process has ended, or does not answer.
-    """
-    transformer: InfiniteTalkTransformer3DModel | None = None
+    split_transformer(transformer, group)
     caches: dict[int, TeaCache] = {}
-    with _lost_processes():
-        while (message := _receive()) is not None:
-            if not isinstance(message, Evaluation):
-                transformer = on_command(*message)
-                split_transformer(transformer, group)
-                continue
-            assert transformer is not None, "an evaluation before the first command"
+    with lost_processes(), torch.no_grad():
+        while isinstance(message := leader.recv(), Evaluation):
             caches = {number: cache for number, cache in caches.items() if number in message.live_caches}
             if message.cache is not None and message.new_cache is not None:
                 caches[message.cache] = message.new_cache
@@ -274,30 +261,19 @@ def follow(on_command: Callable[[Any], InfiniteTalkTransformer3DModel], group: G
             }
             for tensor in inputs.values():
                 dist.broadcast(tensor, LEADER)
-            cache = None if message.cache is None else caches[message.cache]
-            with torch.no_grad():
-                transformer(**inputs, cache=cache)
-
-
-def _send(message: object) -> None:
-    dist.broadcast_object_list([message], LEADER, device=torch.device("cpu"))
-
-
-def _receive() -> Any:
-    messages = [None]
-    dist.broadcast_object_list(messages, LEADER, device=torch.device("cpu"))
-    return messages[0]
+            transformer(**inputs, cache=None if message.cache is None else caches[message.cache])
+    return message
 
 
 @contextmanager
-def _lost_processes() -> Iterator[None]:
-    """Turns what torch.distributed raises into `ParallelError`."""
+def lost_processes() -> Iterator[None]:
+    """Turns what torch.distributed and pipes raise where a process is gone into `ParallelError`."""
     try:
         yield
-    except dist.DistError as error:
-        raise ParallelError("a process of the group has ended or does not answer") from error
+    except (dist.DistError, EOFError, ConnectionError) as error:
+        raise ParallelError(LOST) from error
     except RuntimeError as error:
         # gloo's are known by their text alone.
         if "gloo/transport" not in str(error) and "Timed out" not in str(error):
             raise
-        raise ParallelError("a process of the group has ended or does not answer") from error
+        raise ParallelError(LOST) from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
+from infinitetalk.parallel import LeadingTransformer
 from infinitetalk.teacache import TeaCache
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
@@ -116,7 +117,7 @@ def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def sample_chunk(
-    transformer: InfiniteTalkTransformer3DModel,
+    transformer: InfiniteTalkTransformer3DModel | LeadingTransformer,
     noise: Tensor,
     conditions: ChunkConditions,
     settings: GenerationSettings,
@@ -155,7 +156,7 @@ def sample_chunk(
 
 
 def predict(
-    transformer: InfiniteTalkTransformer3DModel,
+    transformer: InfiniteTalkTransformer3DModel | LeadingTransformer,
     latents: Tensor,
     timestep: Tensor,
     branch: Branch,

@@ -148,14 +148,12 @@ def browser() -> Iterator[Browser]:
 def test_what_is_filled_in_becomes_a_video(changes, page, client):
     job = page.job_input(client, FIELDS | changes)
     parse_input(job)
-    steps = list(page.run(client, job, POLL_S))
-    *followed, (line, video, identifier) = steps
-    assert "completed 100 %" in line
-    assert identifier is None
-    with av.open(video) as container:
+    *followed, last = page.run(client, job, POLL_S)
+    assert "completed 100 %" in last.status
+    assert last.job_id is None
+    with av.open(last.video) as container:
         assert sum(1 for _ in container.decode(video=0)) == 9
-    assert {shown for _, shown, _ in followed} == {None}
-    assert all(cancellable for _, _, cancellable in followed)
+    assert all(shown.video is None and shown.job_id for shown in followed)
 
 
 def test_boxes_and_voices_go_to_the_speaker_they_are_given_for(page, client):
@@ -195,28 +193,26 @@ def test_a_field_that_cannot_be_sent_is_told_before_anything_is_uploaded(changes
 
 def test_a_cancelled_job_is_shown_as_such(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81, "sample_steps": 200})
-    lines = []
-    for line, video, identifier in page.run(client, job, POLL_S):
-        lines.append(line)
-        assert video is None
-        if "sampling" in line and identifier:
-            client.cancel(identifier)
-    assert "CANCELLED" in lines[-1]
+    for shown in page.run(client, job, POLL_S):
+        assert shown.video is None
+        if "sampling" in shown.status and shown.job_id:
+            client.cancel(shown.job_id)
+    assert "CANCELLED" in shown.status
 
 
 def test_a_refused_job_is_shown_with_its_code_and_as_text(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE) | {"<i>": 1}
-    *_, (line, video, identifier) = page.run(client, job, POLL_S)
-    assert "E_INPUT_VALIDATION" in line
-    assert "&lt;i&gt;" in line and "<i>" not in line
-    assert (video, identifier) == (None, None)
+    *_, shown = page.run(client, job, POLL_S)
+    assert "E_INPUT_VALIDATION" in shown.status
+    assert "&lt;i&gt;" in shown.status and "<i>" not in shown.status
+    assert (shown.video, shown.job_id) == (None, None)
 
 
 def test_an_endpoint_that_does_not_answer_is_told(page):
     nowhere = page.InfiniteTalkClient("http://127.0.0.1:9/v2/local")
-    ((line, video, identifier),) = page.run(nowhere, {"prompt": "A person talks"}, POLL_S)
-    assert "<b>" in line
-    assert (video, identifier) == (None, None)
+    (shown,) = page.run(nowhere, {"prompt": "A person talks"}, POLL_S)
+    assert "<b>" in shown.status
+    assert (shown.video, shown.job_id) == (None, None)
 
 
 def test_two_clicks_make_a_box_whichever_corner_comes_first(page):
@@ -276,7 +272,7 @@ def test_a_click_turns_a_picture_and_a_voice_into_a_video_that_plays(address, br
     page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
     page.wait_for_function("document.querySelector('#status').innerText.includes('completed')")
     page.wait_for_function("document.querySelector('#video video').currentTime > 0.1")
-    assert page.evaluate("document.querySelector('#video video').videoWidth") == 128
+    assert page.evaluate("document.querySelector('#video video').videoWidth") == 64
 
 
 @needs_chromium
@@ -288,3 +284,18 @@ def test_a_click_cancels_the_job(address, browser):
     page.wait_for_function("document.querySelector('#status').innerText.includes('sampling')", timeout=VIDEO_TIMEOUT_MS)
     page.click("#cancel")
     page.wait_for_function("document.querySelector('#status').innerText.includes('CANCELLED')")
+
+
+@needs_chromium
+@needs_packages
+def test_what_has_been_made_plays_while_the_job_goes_on(address, browser):
+    page = OnPage(browser, address).page
+    page.fill("#frames input", "113")
+    page.fill("#frame_num input[type=number]", "17")
+    page.fill("#sample_steps input[type=number]", "12")
+    page.click("#generate")
+    page.wait_for_selector("#growing video", timeout=VIDEO_TIMEOUT_MS)
+    page.wait_for_function("document.querySelector('#growing video').currentTime > 0.1")
+    assert "completed" not in page.inner_text("#status")
+    page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
+    assert page.query_selector("#growing video") is None

@@ -1,23 +1,27 @@
 """Several processes on the CPU make what one makes."""
 
+import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from infinitetalk import parallel
-from infinitetalk.parallel import ParallelError
+from infinitetalk.errors import CheckpointError
+from infinitetalk.followers import TIMEOUT_S, Followers
+from infinitetalk.models import load_models
+from infinitetalk.parallel import LeadingTransformer, ParallelError
 from infinitetalk.teacache import TeaCache
+from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 CPU = torch.device("cpu")
-TIMEOUT_S = 60.0
-PATIENCE_S = 120.0
 
 
 def make_transformer(heads: int) -> InfiniteTalkTransformer3DModel:
@@ -39,15 +43,17 @@ def make_transformer(heads: int) -> InfiniteTalkTransformer3DModel:
     ).eval()
 
 
-def inputs(speakers: int, height: int, width: int) -> dict[str, Tensor]:
+def inputs(
+    speakers: int, height: int, width: int, text_dim: int = 8, image_dim: int = 12, layers: int = 3, channels: int = 4
+) -> dict[str, Tensor]:
     """For three latent frames; each further speaker has a column of the picture."""
     generator = torch.Generator().manual_seed(2)
     given = {
         "hidden_states": torch.randn(1, 36, 3, height, width, generator=generator),
         "timestep": torch.tensor([500.0]),
-        "encoder_hidden_states": torch.randn(1, 6, 8, generator=generator),
-        "encoder_hidden_states_image": torch.randn(1, 5, 12, generator=generator),
-        "encoder_hidden_states_audio": torch.randn(speakers, 9, 5, 3, 4, generator=generator),
+        "encoder_hidden_states": torch.randn(1, 6, text_dim, generator=generator),
+        "encoder_hidden_states_image": torch.randn(1, 5, image_dim, generator=generator),
+        "encoder_hidden_states_audio": torch.randn(speakers, 9, 5, layers, channels, generator=generator),
     }
     if speakers > 1:
         regions = torch.zeros(speakers + 1, height, width, dtype=torch.bool)
@@ -58,104 +64,106 @@ def inputs(speakers: int, height: int, width: int) -> dict[str, Tensor]:
     return given
 
 
-def follow(rank: int, size: int, address: str, heads: int) -> None:
-    """A follower's whole process."""
+def make_loader(device: torch.device):
+    """What followers load with: a command is the number of heads."""
     torch.set_num_threads(1)
-    group = parallel.join(rank, size, address, CPU, TIMEOUT_S)
-    parallel.follow(lambda command: make_transformer(command), group)
-    parallel.leave()
+    return make_transformer
 
 
-def lead(address: str, size: int, heads: int, cases: list[dict[str, Tensor]], results) -> None:
-    """A leader's whole process: puts the result of each case, the last case five more times with a TeaCache."""
-    torch.set_num_threads(1)
-    group = parallel.join(0, size, address, CPU, TIMEOUT_S)
-    parallel.command(heads)
-    transformer = parallel.lead(make_transformer(heads), group)
-    with torch.no_grad():
-        for case in cases:
-            results.put(transformer(**case).sample.numpy())
-        caches = [TeaCache("infinitetalk-480", threshold=1e9) for _ in range(2)]
-        for _ in range(6):
-            for cache in caches:
-                last = transformer(**cases[-1], cache=cache, return_dict=False)[0]
-        results.put(last.numpy())
-    parallel.dismiss()
-    parallel.leave()
+def make_fragile_loader(device: torch.device):
+    """A follower's that has no checkpoint of one head, and is killed in the midst of an evaluation with three."""
 
-
-def run_all(folder: Path, size: int, heads: int, cases: list[dict[str, Tensor]]) -> list[Tensor]:
-    """What a group of this size makes of the cases, then of the last one with a TeaCache."""
-    context = multiprocessing.get_context("spawn")
-    address, results = f"file://{folder}/meeting", context.Queue()
-    processes = [context.Process(target=follow, args=(rank, size, address, heads)) for rank in range(1, size)]
-    processes.append(context.Process(target=lead, args=(address, size, heads, cases, results)))
-    for process in processes:
-        process.start()
-    made = [torch.from_numpy(results.get(timeout=PATIENCE_S)) for _ in range(len(cases) + 1)]
-    for process in processes:
-        process.join(PATIENCE_S)
-        assert process.exitcode == 0
-    return made
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("size", "heads"), [(2, 2), (3, 5), pytest.param(4, 4, marks=pytest.mark.long)])
-@torch.no_grad()
-def test_several_processes_give_the_result_of_one(tmp_path: Path, size: int, heads: int) -> None:
-    """One, two and three speakers; pictures whose tokens cannot be divided evenly; odd heads."""
-    cases = [inputs(1, 8, 8), inputs(1, 6, 10), inputs(2, 6, 10), inputs(2, 10, 14), inputs(3, 6, 14)]
-    transformer = make_transformer(heads)
-    expected = [transformer(**case).sample for case in cases]
-    made = run_all(tmp_path, size, heads, cases)
-    for result, alone in zip(made, [*expected, expected[-1]], strict=True):
-        torch.testing.assert_close(result, alone, atol=1e-5, rtol=1e-5)
-
-
-def follow_until_killed(rank: int, size: int, address: str, heads: int) -> None:
-    """A follower whose machine is lost in the middle of an evaluation."""
-    torch.set_num_threads(1)
-    group = parallel.join(rank, size, address, CPU, TIMEOUT_S)
-
-    def make_fragile(command: int) -> InfiniteTalkTransformer3DModel:
-        transformer = make_transformer(command)
-        transformer.blocks[1].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    def make_fragile(heads: int) -> InfiniteTalkTransformer3DModel:
+        if heads == 1:
+            raise CheckpointError("block-3 is cut short")
+        transformer = make_transformer(heads)
+        if heads == 3:
+            transformer.blocks[1].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         return transformer
 
-    parallel.follow(make_fragile, group)
+    return make_fragile
 
 
-def lead_and_tell(address: str, size: int, heads: int, case: dict[str, Tensor], results) -> None:
-    """A leader that puts the error that it meets, and how long it took."""
-    torch.set_num_threads(1)
-    group = parallel.join(0, size, address, CPU, TIMEOUT_S)
-    parallel.command(heads)
-    transformer = parallel.lead(make_transformer(heads), group)
-    begin = time.monotonic()
+@contextmanager
+def followers(size: int, make: Callable = make_loader) -> Iterator[Followers]:
+    """The other processes of a group of `size`, started."""
+    others = Followers(CPU, [CPU] * (size - 1), make)
+    others.start()
     try:
-        with torch.no_grad():
-            transformer(**case)
-    except ParallelError as error:
-        results.put((str(error), time.monotonic() - begin))
+        yield others
+    finally:
+        others.end()
+
+
+def leading(others: Followers, heads: int) -> LeadingTransformer:
+    """The transformer of the whole group."""
+    others.command(heads)
+    return LeadingTransformer(make_transformer(heads), others.wait(), others.connections)
+
+
+def check_equal_to_one_process(together: LeadingTransformer, heads: int) -> None:
+    """One, two and three speakers; pictures whose tokens cannot be divided evenly; TeaCache."""
+    cases = [inputs(1, 8, 8), inputs(1, 6, 10), inputs(2, 6, 10), inputs(2, 10, 14), inputs(3, 6, 14)]
+    alone = make_transformer(heads)
+    for case in cases:
+        torch.testing.assert_close(together(**case).sample, alone(**case).sample, atol=1e-5, rtol=1e-5)
+    caches = [TeaCache("infinitetalk-480", threshold=1e9) for _ in range(2)]
+    for _ in range(6):
+        for cache in caches:
+            last = together(**cases[-1], cache=cache, return_dict=False)[0]
+    torch.testing.assert_close(last, alone(**cases[-1]).sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_an_error_and_no_hang(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    address, results = f"file://{tmp_path}/meeting", context.Queue()
-    lost = context.Process(target=follow_until_killed, args=(1, 3, address, 3))
-    left = context.Process(target=follow, args=(2, 3, address, 3))
-    leader = context.Process(target=lead_and_tell, args=(address, 3, 3, inputs(1, 8, 8), results))
-    for process in (lost, left, leader):
-        process.start()
-    message, seconds = results.get(timeout=PATIENCE_S)
-    assert "has ended" in message
-    assert seconds < TIMEOUT_S / 2
-    left.join(PATIENCE_S)
-    assert left.exitcode == 1
-    lost.join(PATIENCE_S)
-    leader.join(PATIENCE_S)
-    assert lost.exitcode == -signal.SIGKILL
+@pytest.mark.parametrize(("size", "heads"), [(2, 2), pytest.param(4, 4, marks=pytest.mark.long)])
+@torch.no_grad()
+def test_several_processes_give_the_result_of_one(size: int, heads: int) -> None:
+    with followers(size) as others:
+        check_equal_to_one_process(leading(others, heads), heads)
+        # Another command is what another adapter, LoRA or mode is.
+        check_equal_to_one_process(leading(others, 2 * heads), 2 * heads)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_process_that_fails_says_why_and_one_that_dies_is_an_error_after_which_the_group_starts_anew() -> None:
+    with followers(3, make_fragile_loader) as others:
+        others.command(1)
+        with pytest.raises(CheckpointError, match="block-3 is cut short"):
+            others.wait()
+        assert others.are_there
+        others.end()
+        assert not multiprocessing.active_children()
+
+        others.start()
+        together = leading(others, 3)
+        begin = time.monotonic()
+        with pytest.raises(ParallelError, match="has ended"):
+            together(**inputs(1, 8, 8))
+        assert time.monotonic() - begin < TIMEOUT_S / 2
+        assert together.is_lost
+        others.end()
+
+        others.start()
+        check_equal_to_one_process(leading(others, 5), 5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_checkpoint_is_loaded_by_every_process_as_its_job_needs_it(tmp_path: Path) -> None:
+    paths = ensure_tiny_model(tmp_path)
+    alone = load_models(paths, CPU, torch.float32)
+    together = load_models(paths, CPU, torch.float32, other_devices=[CPU])
+    config = alone.transformer.config
+    sizes = (config.text_dim, config.image_dim, config.audio_layers, config.audio_channels)
+    for num_speakers in (1, 2, 1):
+        case = inputs(num_speakers, 8, 8, *sizes)
+        for models in (alone, together):
+            models.use_adapter(num_speakers)
+        expected = alone.transformer(**case).sample
+        torch.testing.assert_close(together.transformer(**case).sample, expected, atol=1e-5, rtol=1e-5)
+    for follower in multiprocessing.active_children():
+        follower.kill()
 
 
 def test_a_picture_too_small_for_the_group_is_an_error() -> None:
@@ -166,5 +174,5 @@ def test_a_picture_too_small_for_the_group_is_an_error() -> None:
 def test_heads_that_leave_a_process_without_work_are_an_error() -> None:
     for size in (2, 3, 4, 8):
         parallel.check_heads(40, size)
-    with pytest.raises(ValueError, match="40 heads cannot be dealt out to 16 processes"):
+    with pytest.raises(CheckpointError, match="40 heads cannot be dealt out to 16 GPUs"):
         parallel.check_heads(40, 16)

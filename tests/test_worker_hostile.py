@@ -54,5 +54,5 @@ def test_the_document_shows_the_table() -> None:
 
 
 def test_random_jobs_end_with_a_result_or_a_coded_error(local_worker: LocalWorker) -> None:
-    assert fuzz_to_the_model(local_worker, 60).total() >= 60
+    assert fuzz_to_the_model(local_worker, 40).total() >= 40
     assert fuzz_whole(local_worker, 4).total() >= 4

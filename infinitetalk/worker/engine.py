@@ -34,6 +34,7 @@ from infinitetalk.memory import (
     release_cached_memory,
 )
 from infinitetalk.models import Models, load_models
+from infinitetalk.parallel import ParallelError
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings, make_guidance
@@ -181,12 +182,23 @@ class Engine:
     def numerics(self) -> str:
         """What of the mode in use decides a video's numbers."""
         memory = self._models.result().memory
-        return f"{self.device.type} {self.dtype} {memory.quantisation} {memory.vae_tiling}"
+        return f"{self.device.type} {self.num_gpus} {self.dtype} {memory.quantisation} {memory.vae_tiling}"
 
     @property
     def device(self) -> torch.device:
         """Where networks run."""
         return torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def num_gpus(self) -> int:
+        """How many devices, and processes, make a video together."""
+        return self._settings.gpus_per_job or (torch.cuda.device_count() if self.device.type == "cuda" else 1)
+
+    @property
+    def other_devices(self) -> list[torch.device]:
+        """Those that make a video together with `device`."""
+        numbers = range(1, self.num_gpus)
+        return [torch.device("cuda", number) if self.device.type == "cuda" else self.device for number in numbers]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -253,14 +265,20 @@ class Engine:
             CheckpointError: a network or a LoRA cannot be loaded.
             DoesNotFitError: no mode fits the free memory.
             GenerationStopped: `should_stop` said so.
+            ParallelError: a process of another GPU ends or does not answer though it has just been started.
         """
-        wait_for(self._preloaded, should_stop)
-        models = self._models.result()
-        models.use_adapter(len(job.speakers))
-        models.use_loras([(lora.name, lora.scale) for lora in job.loras])
-        models.use_memory(self._choose_memory(job, source, models.size_scale))
-        _ = models.transformer
-        return models.memory.describe(self.dtype)
+        try:
+            wait_for(self._preloaded, should_stop)
+            models = self._models.result()
+            models.use_adapter(len(job.speakers))
+            models.use_loras([(lora.name, lora.scale) for lora in job.loras])
+            models.use_memory(self._choose_memory(job, source, models.size_scale))
+            _ = models.transformer
+        except ParallelError:
+            self.is_broken = True
+            raise
+        mode = models.memory.describe(self.dtype)
+        return mode if self.num_gpus == 1 else f"{mode}, {self.num_gpus} GPUs"
 
     def check_loras(self, job: SingleJob) -> None:
         """Looks whether the job's LoRAs are there.
@@ -305,7 +323,7 @@ class Engine:
         evaluations = num_chunks * job.sample_steps * len(make_guidance(all_settings[0]).branches)
         seconds_per_flop = self._seconds_per_flop
         if seconds_per_flop is None and self.is_published:
-            seconds_per_flop = 1 / ASSUMED_FLOP_PER_S
+            seconds_per_flop = 1 / (ASSUMED_FLOP_PER_S * self.num_gpus)
         return VideoPlan(
             width=workload.width,
             height=workload.height,
@@ -343,6 +361,7 @@ class Engine:
             RegionError: a speaker's region is lost at the model's resolution.
             WorkerError: the source cannot be decoded.
             DoesNotFitError: the GPU's memory did not suffice.
+            ParallelError: a process of another GPU has ended or does not answer; the next job starts it anew.
         """
         try:
             yield from self._generate(request, should_stop, on_step, num_done, chunk_state)
@@ -437,7 +456,7 @@ class Engine:
             if device.type == "cuda":
                 self._budget = MemoryBudget(free_bytes(device), model_sizes(paths))
                 memory = choose_plan(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
-            models = load_models(paths, device, self.dtype, memory)
+            models = load_models(paths, device, self.dtype, memory, self.other_devices)
             self._models.set_result(models)
             waiting = self._preloaded
             models.preload()

@@ -11,6 +11,7 @@ from infinitetalk.encode import EncodeError
 from infinitetalk.errors import CheckpointError
 from infinitetalk.media import DecoderError, MediaError
 from infinitetalk.memory import DoesNotFitError
+from infinitetalk.parallel import ParallelError
 from infinitetalk.regions import RegionError
 from schemas import ErrorCode, JobError, Stage
 
@@ -109,6 +110,8 @@ def job_error(error: Exception, stage: Stage) -> JobError:
     facts = CODES[code]
     if is_expected(error):
         message = str(error)
+    elif isinstance(error, ParallelError):
+        message = f"{facts.message}: one of the worker's GPUs does not answer; {facts.hint}"
     elif is_device_error(error):
         message = f"{facts.message}: the GPU failed, and this worker is being replaced; send the job again"
     elif _is_disk_full(error):
@@ -130,6 +133,8 @@ def _code_of(error: Exception, stage: Stage) -> ErrorCode:
             return ErrorCode.PIPELINE_LOAD
         case _ if _is_out_of_memory(error):
             return ErrorCode.OOM
+        case ParallelError():
+            return ErrorCode.GENERATION_RUNTIME
         case _ if is_device_error(error):
             return ErrorCode.GENERATION_RUNTIME
         case _:

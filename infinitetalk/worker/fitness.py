@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 
 import structlog
+import torch
 
 from infinitetalk.media import ffmpeg_path
 from infinitetalk.worker.engine import Engine
@@ -38,13 +39,16 @@ def fitness_checks(settings: Settings, engine: Engine) -> list[Callable[[], None
     def weights() -> None:
         engine.check_weights()
 
+    def gpus() -> None:
+        check_gpus(engine.device, engine.num_gpus)
+
     def gpu_memory() -> None:
         engine.check_memory()
 
     def store() -> None:
         look_at_store(settings)
 
-    return [ffmpeg, temporary_space, weights, gpu_memory, store]
+    return [ffmpeg, temporary_space, weights, gpus, gpu_memory, store]
 
 
 def check_ffmpeg() -> None:
@@ -71,6 +75,19 @@ def check_temporary_space(min_bytes: int) -> None:
         raise UnfitError(
             f"{folder} has {free / MEGABYTE:.0f} MB free, fewer than MIN_TEMPORARY_BYTES ({min_bytes / MEGABYTE:.0f} "
             "MB): give the container a larger disk, or set TMPDIR"
+        )
+
+
+def check_gpus(device: torch.device, num_gpus: int) -> None:
+    """Looks whether there are as many GPUs as are to make a video together.
+
+    Raises:
+        UnfitError: there are fewer.
+    """
+    if device.type == "cuda" and num_gpus > torch.cuda.device_count():
+        raise UnfitError(
+            f"GPUS_PER_JOB is {num_gpus}, and the worker has {torch.cuda.device_count()}: choose more GPUs per worker "
+            "in the endpoint's settings, or leave GPUS_PER_JOB out"
         )
 
 

@@ -116,7 +116,8 @@ class Runner:
             return coded_failure(job_id, ErrorCode.TIMEOUT)
         try:
             return work.result()
-        except GenerationStopped:
+        except GenerationStopped as stopped:
+            let_go(stopped)
             # Without a result the job stays with the queue, which gives it to another worker once this one is gone.
             self.states.close(job_id, keep=True)
             raise asyncio.CancelledError from None
@@ -140,7 +141,8 @@ class Runner:
                 await asyncio.wait([work], timeout=deadline - loop.time() + 0.1)
             except asyncio.CancelledError:
                 continue
-        work.exception()
+        if error := work.exception():
+            let_go(error)
 
     def _watch_signals(self) -> None:
         """Tells the job in hand of SIGTERM and SIGINT, after the SDK, which sets its own handlers when it starts."""
@@ -156,6 +158,11 @@ class Runner:
             self._stop.drain(self.settings.shutdown_grace_s)
         if callable(sdk_handler):
             sdk_handler(number, frame)
+
+
+def let_go(error: BaseException) -> None:
+    """Forgets the frames of a stopped job, and what they hold, tensors and files: its task is kept until the next job."""
+    error.with_traceback(None)
 
 
 def end_process() -> None:

@@ -32,6 +32,9 @@ class Settings(WeightsSettings):
     device: str | None = None
     """Torch device; unset: cuda where there is one, else cpu."""
 
+    gpus_per_job: Annotated[int, Field(ge=1)] | None = None
+    """GPUs that make a video together, a process for each; unset: all that the worker has."""
+
     output_dir: Path = Path("outputs")
     """Root of the store "volume"; the network volume in the image. Inputs may be paths below it."""
 

@@ -1,0 +1,46 @@
+"""A worker whose videos are made by two processes, as on two GPUs."""
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.job_inputs import small_job, speech_uri
+from tests.worker_process import JOB_TIMEOUT_S, running_worker
+
+VOICES = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
+
+
+def follower_of(worker) -> psutil.Process:
+    """The worker's second process: the child that has loaded torch."""
+    children = psutil.Process(worker.process.pid).children()
+    return max(children, key=lambda child: child.memory_info().rss)
+
+
+def difference(frames: np.ndarray, others: np.ndarray) -> float:
+    """Mean of 255 levels; sums in another order are rounded otherwise, which the encoder makes a little larger."""
+    return float(np.abs(frames.astype(int) - others).mean())
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_video_of_one_and_outlive_the_loss_of_one_of_them(tmp_path_factory):
+    jobs = [small_job(), small_job(cond_audio=VOICES)]
+    with running_worker(tmp_path_factory.mktemp("one")) as worker:
+        alone = [worker.frames(worker.success(job)[1]) for job in jobs]
+        assert difference(alone[0], alone[1]) > 5
+    with running_worker(tmp_path_factory.mktemp("two"), GPUS_PER_JOB="2") as worker:
+        for job, expected in zip(jobs, alone, strict=True):
+            _, result = worker.success(job)
+            assert np.abs(worker.frames(result) - expected).mean() <= 0.5, np.abs(
+                worker.frames(result) - expected
+            ).mean()
+
+        job_id = worker.queue.post(small_job(sample_steps=200))
+        worker.queue.wait_until(job_id, lambda job: len(job.progress) > 6, JOB_TIMEOUT_S)
+        follower_of(worker).kill()
+        failed = worker.queue.wait(job_id, JOB_TIMEOUT_S)
+        assert failed.status == "FAILED"
+        assert "E_GENERATION_RUNTIME" in str(failed.error) and "GPUs does not answer" in str(failed.error)
+
+        _, result = worker.success(jobs[0])
+        assert np.abs(worker.frames(result) - alone[0]).max() <= 2
+        assert worker.process.poll() is None
