@@ -171,9 +171,10 @@ class InfiniteTalkClient:
 
     def preview_address(self, progress: dict[str, Any]) -> str | None:
         """Where the playlist of a job with `output_config.preview` is, once its progress tells."""
-        if "preview_url" in progress:
-            return str(progress["preview_url"])
-        return self._file_url(progress["preview_path"]) if self.is_local and "preview_path" in progress else None
+        if url := progress.get("preview_url"):
+            return str(url)
+        path = progress.get("preview_path")
+        return self._file_url(path) if self.is_local and path else None
 
     def download(self, result: dict[str, Any], target: str | Path) -> Path:
         """Writes a result's video to a file.

@@ -119,8 +119,12 @@ def bar(progress: dict[str, Any]) -> str:
 
 
 def player(address: str) -> str:
-    """A player of a playlist that grows, as HTML: browsers that know HLS play it while the job runs."""
-    return f'<video src="{html.escape(address)}" controls autoplay style="width:100%"></video>'
+    """A player of a playlist that grows, as HTML: browsers that know HLS play it while the job runs.
+
+    Chromium gives up a growing playlist of fewer than three segments, so that it is asked again.
+    """
+    again = "setTimeout(() => { this.src = this.src }, 1000)"
+    return f'<video src="{html.escape(address)}" onerror="{again}" controls autoplay style="width:100%"></video>'
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,7 @@ def test_what_has_been_made_plays_while_the_job_goes_on(address, browser):
     page = OnPage(browser, address).page
     page.fill("#frames input", "113")
     page.fill("#frame_num input[type=number]", "17")
-    page.fill("#sample_steps input[type=number]", "12")
+    page.fill("#sample_steps input[type=number]", "40")
     page.click("#generate")
     page.wait_for_selector("#growing video", timeout=VIDEO_TIMEOUT_MS)
     page.wait_for_function("document.querySelector('#growing video').currentTime > 0.1")
