@@ -4,8 +4,8 @@
 
 starts it with one worker. What works against http://127.0.0.1:8000/v2/local works against
 https://api.runpod.ai/v2/ENDPOINT: another address and another key. What Runpod has not, and a client finds on the
-loopback address alone, is `/files/`, the worker's output folder: results in store "volume" are read from there, previews
-without the key, and inputs too large for a request are put there.
+loopback address alone, is `/files/`, the worker's output folder: results in store "volume" are read from there, and
+inputs too large for a request are put there. Previews need no key, since players send none.
 """
 
 from __future__ import annotations

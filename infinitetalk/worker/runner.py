@@ -161,7 +161,7 @@ class Runner:
 
 
 def let_go(error: BaseException) -> None:
-    """Forgets the frames of a stopped job, and what they hold, tensors and files: its task is kept until the next job."""
+    """Forgets a stopped job's frames, and what they hold, tensors and files: its task is kept until the next job."""
     error.with_traceback(None)
 
 
