@@ -128,6 +128,26 @@ def test_nothing_is_answered_without_the_key(queue):
         assert requests.get(f"http://127.0.0.1:{queue.endpoint.port}/{path}", timeout=5).status_code == 401
 
 
+def test_a_preview_alone_is_read_without_the_key(queue, tmp_path):
+    preview = tmp_path / "infinitetalk/jobs/talk.preview"
+    preview.mkdir(parents=True)
+    (preview / "segment-00000.ts").write_bytes(b"segment")
+    (preview.parent / "talk.mp4").write_bytes(b"video")
+
+    def answer(method: str, path: str) -> requests.Response:
+        # As it is written: requests would resolve "..".
+        request = requests.Request(method, f"http://127.0.0.1:{queue.endpoint.port}/").prepare()
+        request.url = f"http://127.0.0.1:{queue.endpoint.port}/files/infinitetalk/jobs/{path}"
+        with requests.Session() as session:
+            return session.send(request, timeout=5)
+
+    segment = answer("GET", "talk.preview/segment-00000.ts")
+    assert (segment.content, segment.headers["Content-Type"]) == (b"segment", "video/mp2t")
+    for path in ("talk.mp4", "talk.preview/../talk.mp4", "talk.preview/%2e%2e/talk.mp4", "talk.preview/..%2ftalk.mp4"):
+        assert answer("GET", path).status_code in (401, 403, 404), path
+    assert answer("PUT", "talk.preview/segment-00000.ts").status_code == 401
+
+
 def test_a_job_outlives_two_lost_workers_and_fails_with_the_third(queue):
     job_id = queue.post({})
     for _ in range(3):
