@@ -218,7 +218,7 @@ class SingleJob(StrictModel):
     sample_steps: Annotated[int, Field(ge=1, le=200)] = 40
     """Sampling steps of a chunk."""
 
-    sample_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    sample_shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Shift of the noise schedule; null: 7 for infinitetalk-480, 11 for infinitetalk-720."""
 
     sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = 5.0

@@ -185,7 +185,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "mode": st.sampled_from(["clip", "streaming"]),
         "size": st.just("infinitetalk-480"),
         "sample_steps": st.integers(1, 2),
-        "sample_shift": st.none() | st.floats(0, 100, exclude_min=True),
+        "sample_shift": st.none() | st.floats(0.01, 100),
         "sample_text_guide_scale": st.floats(0, 50),
         "sample_audio_guide_scale": st.floats(0, 50),
         "negative_prompt": st.none() | st.text(max_size=40),
