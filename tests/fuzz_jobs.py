@@ -158,8 +158,8 @@ def any_jobs() -> st.SearchStrategy[dict[str, Any]]:
         lambda store: envelope(JOB | {"output_config": None}, s3Config=store), mutated(st.just(STORE))
     )
     kinds = {
-        st.builds(further, st.sampled_from(hostile_jobs), some_fields): 10,
-        st.builds(envelope, mutated(bases)): 6,
+        st.builds(further, st.sampled_from(hostile_jobs), some_fields): 4,
+        st.builds(envelope, mutated(bases)): 12,
         st.builds(envelope, values): 1,
         st.builds(lambda job_id: {"id": job_id, "input": JOB | {"frame_num": 4}}, values): 1,
         with_store: 1,
