@@ -91,13 +91,15 @@ def mutated(draw: Any, bases: st.SearchStrategy[dict[str, Any]], max_mutations: 
             parent = parent[name]
         match draw(st.sampled_from(["replace", "replace", "remove", "rename", "add"])):
             case "replace":
-                parent[key] = draw(values)
+                parent[key] = copy.deepcopy(draw(values))
             case "remove":
                 del parent[key]
             case "rename" if isinstance(parent, dict):
                 parent[draw(st.text(max_size=20))] = parent.pop(key)
             case "add" if isinstance(parent, dict):
-                parent[draw(st.sampled_from([*JOB, "tts_audio", "bbox", "mask", "loras", "person2"]))] = draw(values)
+                parent[draw(st.sampled_from([*JOB, "tts_audio", "bbox", "mask", "loras", "person2"]))] = copy.deepcopy(
+                    draw(values)
+                )
     return job
 
 
