@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -38,6 +39,9 @@ MAX_PIXELS = 64 * 1024 * 1024
 
 MAX_CHILD_FILE_BYTES = 2**31
 """Largest file that a child may write: 90 minutes of 48 kHz stereo float32 sound."""
+
+KEPT_FILES = 64
+"""Files of which is remembered what they hold."""
 
 PROBE_TIMEOUT_S = 60.0
 DECODE_TIMEOUT_S = 600.0
@@ -211,10 +215,10 @@ def probe(path: Path) -> MediaInfo:
     The first frame of a picture or video is decoded; sound is not. Raises `MediaError` for what is no media, cut
     short, without a single frame, or larger than `MAX_PIXELS`.
     """
-    contents = _read_contents(path)
+    contents = _contents_of(path)
     if contents.video is None:
         return MediaInfo("audio", 0, 0, contents.duration_s, True)
-    frame = _read_first_frame(path, contents)
+    frame = _first_frame_of(path)
     kind: Literal["image", "video"] = "image" if contents.is_picture else "video"
     return MediaInfo(kind, frame.height, frame.width, contents.duration_s, contents.audio is not None)
 
@@ -225,10 +229,10 @@ def read_picture(path: Path) -> Tensor:
     The picture is upright (EXIF orientation), transparency is shown over white, 16-bit, grey, palette and CMYK
     pictures become 8-bit RGB. Pixels are taken as square, as picture viewers do. Raises `MediaError`.
     """
-    contents = _read_contents(path)
+    contents = _contents_of(path)
     if contents.video is None or not (contents.is_picture or contents.animated):
         raise MediaError("The file is no picture: send a PNG, JPEG, WebP, BMP, TIFF or GIF picture")
-    frame = _read_first_frame(path, contents)
+    frame = _first_frame_of(path)
     picture = _upright(contents).output(
         "pipe:", format="rawvideo", pix_fmt="rgba", sws_flags=SWSCALE_FLAGS, **{"frames:v": 1}
     )
@@ -244,7 +248,7 @@ def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
     encoder's delay (MP3, AAC, Opus) is taken off. At most `max_seconds` are decoded. Raises `MediaError` for a file
     without sound, without samples, or with samples that are not finite.
     """
-    contents = _read_contents(path)
+    contents = _contents_of(path)
     if contents.audio is None:
         raise MediaError("The file has no sound: send an audio file (WAV, MP3, M4A, FLAC, OGG) or a video with sound")
     sound = contents.input()["a:0"].filter("asetpts", "N/SR/TB")
@@ -273,10 +277,10 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     transparency over white; HDR is tone-mapped, colours without a tag are taken as BT.601 (ffmpeg's default). Nothing
     is decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
     """
-    contents = _read_contents(path)
+    contents = _contents_of(path)
     if contents.video is None or contents.is_picture:
         raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
-    first_frame = _read_first_frame(path, contents)
+    first_frame = _first_frame_of(path)
     # A frame's first place on the grid is its time rounded up, so place n shows the last frame not later than n ms; and
     # rounding up to 1 ms does not change what 40 ms steps show. The grid is finer than any frame is long, so even a
     # last frame that no 40 ms step meets is on it; repeated for one more stride, it is also the last one selected.
@@ -317,10 +321,10 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
     # PySceneDetect brings OpenCV; only jobs that ask for scenes pay for importing it.
     from scenedetect import ContentDetector, FrameTimecode
 
-    contents = _read_contents(path)
+    contents = _contents_of(path)
     if contents.video is None or contents.is_picture:
         raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
-    first_frame = _read_first_frame(path, contents)
+    first_frame = _first_frame_of(path)
     small_height = max(1, round(first_frame.height * SCENE_FRAME_WIDTH / first_frame.width))
     frames = (
         _upright(contents)
@@ -382,16 +386,33 @@ class _Contents:
         return ffmpeg.input("file:/dev/stdin", **options)
 
 
+def _contents_of(path: Path) -> _Contents:
+    """What a file holds. A job looks at each of its files several times, and a child takes a while to start."""
+    if not path.is_file():
+        raise MediaError("The file does not exist")
+    return _read_contents(path, _version_of(path))
+
+
+def _first_frame_of(path: Path) -> _FirstFrame:
+    """A file's first frame, likewise."""
+    return _read_first_frame(path, _version_of(path))
+
+
+def _version_of(path: Path) -> tuple[int, int, int]:
+    """Differs once the file at a path is another."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _picture_demuxer(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp_pipe"
     return next((name for signature, name in PICTURE_SIGNATURES.items() if head.startswith(signature)), None)
 
 
-def _read_contents(path: Path) -> _Contents:
+@lru_cache(maxsize=KEPT_FILES)
+def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
     """Reads every packet of a file, decoding none (beyond what ffmpeg needs to know a stream's parameters)."""
-    if not path.is_file():
-        raise MediaError("The file does not exist")
     with path.open("rb") as opened:
         head = opened.read(32)
     if not head:
@@ -494,8 +515,10 @@ def _upright(contents: _Contents) -> Any:
     return stream
 
 
-def _read_first_frame(path: Path, contents: _Contents) -> _FirstFrame:
+@lru_cache(maxsize=KEPT_FILES)
+def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
     """Decodes the first frame, upright and, for a video, of square pixels (its height is kept)."""
+    contents = _read_contents(path, version)
     frame = _upright(contents)
     if not contents.is_picture:
         frame = frame.filter("scale", "max(1,round(iw*sar))", "ih").filter("setsar", 1).filter("showinfo")

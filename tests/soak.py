@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tests.s3_server import S3Server
 from tests.worker_process import JOB_TIMEOUT_S, Worker, worker_of
 
 NUM_JOBS = 200
-WARM_UP_JOBS = 10
+LOOK_AFTER = (10, 50, 100, 150)
 LIFETIME_S = 3 * 3600
 
 VOICES = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
@@ -74,27 +74,35 @@ LONG = {"mode": "streaming", "cond_audio": {"person1": speech_uri(6.0)}, "sample
 
 @dataclass(frozen=True)
 class SoakResult:
-    """What came of a soak: outcomes by kind, resources after the warm-up, after the last job, and seconds."""
+    """What came of a soak.
+
+    Attributes:
+        outcomes: of the jobs, by kind.
+        looks: what the worker held after so many jobs, in order, the last look after all of them.
+        seconds: of all.
+    """
 
     outcomes: Counter[str]
-    before: dict[str, int]
-    after: dict[str, int]
+    looks: dict[int, dict[str, int]]
     seconds: float
 
 
-def soak(worker: Worker, num_jobs: int, warm_up_jobs: int, kinds: Iterable[str] = GOOD) -> SoakResult:
+def soak(worker: Worker, num_jobs: int, look_after: Collection[int], kinds: Iterable[str] = GOOD) -> SoakResult:
     """Runs jobs one after the other: every fifth is bad, every tenth is cancelled, the others are of `kinds` in turn.
+
+    Args:
+        look_after: how many jobs come before each look at what the worker holds; there is one more at the end.
 
     Raises:
         AssertionError: a good job failed, or a bad one did not.
     """
     good, bad = itertools.cycle(kinds), itertools.cycle(BAD.values())
     outcomes: Counter[str] = Counter()
-    before: dict[str, int] = {}
+    looks: dict[int, dict[str, int]] = {}
     begin = time.monotonic()
     for number in range(num_jobs):
-        if number == warm_up_jobs:
-            before = settled_resources(worker)
+        if number in look_after:
+            looks[number] = settled_resources(worker)
         # Not the last before a look: what a cancelled job held may stay until the next one.
         if number % 10 == 3:
             outcomes[cancelled_job(worker)] += 1
@@ -111,7 +119,8 @@ def soak(worker: Worker, num_jobs: int, warm_up_jobs: int, kinds: Iterable[str] 
             name = next(good)
             worker.success(small_job(**GOOD[name]))
             outcomes[name] += 1
-    return SoakResult(outcomes, before, settled_resources(worker), time.monotonic() - begin)
+    looks[num_jobs] = settled_resources(worker)
+    return SoakResult(outcomes, looks, time.monotonic() - begin)
 
 
 def cancelled_job(worker: Worker) -> str:
@@ -143,10 +152,10 @@ def main(num_jobs: int = NUM_JOBS) -> None:
         worker_of(queue, Path(name), **store_settings(s3)) as worker,
     ):
         worker.wait_until_ready()
-        result = soak(worker, num_jobs, WARM_UP_JOBS)
+        result = soak(worker, num_jobs, LOOK_AFTER)
         print(f"{num_jobs} jobs in {result.seconds:.0f} s: {dict(result.outcomes.most_common())}")
-        for what, before in result.before.items():
-            print(f"{what}: {before} after {WARM_UP_JOBS} jobs, {result.after[what]} at the end")
+        for number, held in result.looks.items():
+            print(f"after {number} jobs: {held}")
         print(f"left on the volume of jobs that were cancelled: {len(list(worker.volume.rglob('.resume/*')))} states")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from examples.tiny.breakages import dropped_motion_frames
 from tests.golden.__main__ import main
 from tests.golden.formulas import evaluate_sum, evaluate_wave, formula_image, formula_input, formula_weight
 
@@ -44,6 +45,15 @@ def test_all_figures_are_met(capsys: pytest.CaptureFixture[str]) -> None:
     status, lines = run(FULL, capsys)
     num_cases = len(json.loads((FULL / "index.json").read_text())["cases"])
     assert (status, lines[-1]) == (0, f"{num_cases} passed, 0 failed, 0 skipped"), "\n".join(lines)
+
+
+def test_dropped_motion_frames_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = one_case(tmp_path, "case16_stream_video")
+    for manifest in SMALL.glob("manifest_*.json"):
+        shutil.copy(manifest, folder)
+    assert run(folder, capsys)[0] == 0
+    with dropped_motion_frames():
+        assert run(folder, capsys)[0] == 1
 
 
 @pytest.mark.parametrize("wrong", [0.01, np.nan])

@@ -43,6 +43,9 @@ def ffmpeg_binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if found is None:
         pytest.skip("there is no ffmpeg on the PATH")
     monkeypatch.setenv("FFMPEG_BINARY", found)
+    # What the other binary saw in the same files.
+    media._read_contents.cache_clear()
+    media._read_first_frame.cache_clear()
     return found
 
 
@@ -184,10 +187,11 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (300, 200)).save(tmp_path / f"bomb.{suffix}")
+    with monkeypatch.context() as bounded:
+        bounded.setattr(media, "MAX_PIXELS", 59_999)
+        with pytest.raises(MediaError, match="at most 64 million pixels"):
+            probe(tmp_path / f"bomb.{suffix}")
     assert probe(tmp_path / f"bomb.{suffix}").width == 300
-    monkeypatch.setattr(media, "MAX_PIXELS", 59_999)
-    with pytest.raises(MediaError, match="at most 64 million pixels"):
-        probe(tmp_path / f"bomb.{suffix}")
 
 
 def test_pixels_too_wide_to_be_made_square_are_refused(tmp_path: Path) -> None:
@@ -239,6 +243,19 @@ def test_what_a_child_writes_is_bounded(media_folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(media, "MAX_CHILD_FILE_BYTES", 50_000)
     with pytest.raises(MediaError):
         read_waveform(media_folder / "tone.wav")
+
+
+def test_a_file_is_looked_into_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture"
+    photograph(40, 60).save(path, format="PNG")
+    assert probe(path).height == 40
+    with monkeypatch.context() as without:
+        without.setenv("FFMPEG_BINARY", "/no/ffmpeg")
+        assert probe(path).height == 40
+    photograph(50, 60).save(path, format="PNG")
+    assert probe(path).height == 50
 
 
 def test_the_wrong_kind_is_named(tmp_path: Path, media_folder: Path) -> None:

@@ -8,10 +8,10 @@ KINDS = ("picture", "two speakers", "inline")
 
 def test_a_worker_holds_after_many_jobs_what_it_held_after_a_few(tmp_path):
     with running_worker(tmp_path) as worker:
-        result = soak(worker, num_jobs=10, warm_up_jobs=5, kinds=KINDS)
+        result = soak(worker, num_jobs=10, look_after=[5], kinds=KINDS)
     assert sum(result.outcomes.values()) == 10
     assert result.outcomes["CANCELLED"] == 1
-    before, after = result.before, result.after
+    before, after = result.looks.values()
     assert after["threads"] <= before["threads"]
     assert after["open_files"] <= before["open_files"]
     assert after["temporary_files"] <= before["temporary_files"]

@@ -1,30 +1,28 @@
-"""Breaks the worker on purpose, in five ways, and says what the measures of quality make of it.
+"""Breaks the worker on purpose, in five ways, and says which figure of the quality tells, by missing its goal.
 
-python -m examples.tiny.breakages
+python -m examples.tiny.breakages [--clips 3]
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from examples.tiny.jobs import ExampleMaker, TalkerWorker
-from examples.tiny.measure import best_lag, border_change, correlation, psnr_outside_mouths, read_openings
+from examples.tiny.measure import best_lag, border_change, color_change, correlation, read_openings
 from infinitetalk import pipeline
 from infinitetalk.chunks import ChunkPlan, plan_chunks
 from infinitetalk.sampling import ChunkConditions
-from infinitetalk.speech import VIDEO_FPS
 
 SHIFT_FRAMES = 2
 STREAMING_SECONDS = 10.0
@@ -81,65 +79,93 @@ def _changed_conditions(change: Callable[[ChunkConditions], ChunkConditions]) ->
         yield
 
 
-def one_speaker(worker: TalkerWorker, maker: ExampleMaker, numbers: Sequence[int]) -> str:
-    """Correlation and lag."""
-    found = []
-    for number in numbers:
-        example = maker.make(number)
-        opening, rule = read_openings(worker.frames(example))[0, 1:], example.rules[0].opening[1:]
-        found.append((correlation(opening, rule), best_lag(opening, rule)))
-    return f"correlation {median(c for c, _ in found):.3f}, best lag {median(lag for _, lag in found):g}"
+@contextmanager
+def color_correction_off() -> Iterator[None]:
+    """Every chunk keeps the colours that it was sampled with."""
+    with patch.object(pipeline, "match_color", lambda video, reference, strength: video):
+        yield
 
 
-def two_speakers(worker: TalkerWorker, maker: ExampleMaker, numbers: Sequence[int]) -> str:
-    """Own voice, the other's."""
-    own, other = [], []
-    for number in numbers:
-        example = maker.make(number, num_people=2)
-        openings = read_openings(worker.frames(example), 2)[:, 1:]
-        rules = [rule.opening[1:] for rule in example.rules]
-        own += [correlation(openings[0], rules[0]), correlation(openings[1], rules[1])]
-        other += [correlation(openings[0], rules[1]), correlation(openings[1], rules[0])]
-    return f"own voice {median(own):.3f}, the other's {median(other):.3f}"
+@dataclass(frozen=True)
+class Figure:
+    """A measure of quality, its goal, and whether a value reaches it."""
+
+    name: str
+    goal: str
+    reaches: Callable[[float], bool]
 
 
-def streaming(worker: TalkerWorker, maker: ExampleMaker, numbers: Sequence[int], **parameters: Any) -> str:
-    """Borders, and the picture at the end."""
-    borders, psnrs, colours = [], [], []
-    for number in numbers:
-        example = maker.make(200 + number, seconds=STREAMING_SECONDS)
-        frames = worker.frames(example, **parameters)
-        plans = plan_chunks([len(frames)], 81, len(frames), 9)
-        borders.append(border_change(frames, [plan.start + plan.num_motion_frames for plan in plans[1:]]))
-        psnrs.append(psnr_outside_mouths(frames[:1], frames[-VIDEO_FPS:]))
-        means = frames.astype(np.float64).mean(axis=(1, 2))
-        colours.append(float(np.abs(means[-VIDEO_FPS:].mean(axis=0) - means[0]).max()))
-    return (
-        f"border {median(borders):.2f}, last second against the portrait {median(psnrs):.1f} dB, "
-        f"mean colour off by {median(colours):.2f}"
-    )
+LAG = Figure("best lag, most", "within 1 frame", lambda value: abs(value) <= 1)
+OWN = Figure("own voice", "≥ 0.7", lambda value: value >= 0.7)
+BORDER = Figure("border change", "≤ 1.3", lambda value: value <= 1.3)
+COLOUR = Figure("mean colour against the portrait's, in levels of 255", "≤ 1.5", lambda value: value <= 1.5)
+
+#: What is broken, how, the measure that is taken, and the figure of it that shall tell.
+BREAKAGES: tuple[tuple[str, Callable[[], AbstractContextManager[None]], Figure], ...] = (
+    ("audio two frames early", shifted_audio, LAG),
+    ("speakers swapped", swapped_speakers, OWN),
+    ("masks ignored", ignored_masks, OWN),
+    ("motion frames dropped", dropped_motion_frames, BORDER),
+    ("colour correction off", color_correction_off, COLOUR),
+)
+
+
+class Measures:
+    """The figures of a few examples, with the worker as it is at the moment."""
+
+    def __init__(self, worker: TalkerWorker, maker: ExampleMaker, num_clips: int) -> None:
+        self.worker, self.maker, self.num_clips = worker, maker, num_clips
+
+    def take(self, figure: Figure) -> float:
+        """Its value, the median over the examples."""
+        if figure is LAG:
+            return self._lag()
+        if figure is OWN:
+            return self._own_voice()
+        return self._streaming()[figure]
+
+    def _lag(self) -> float:
+        lags = []
+        for number in range(self.num_clips):
+            example = self.maker.make(number)
+            opening = read_openings(self.worker.frames(example))[0, 1:]
+            lags.append(best_lag(opening, example.rules[0].opening[1:]))
+        return max(lags, key=abs)
+
+    def _own_voice(self) -> float:
+        own = []
+        for number in range(self.num_clips):
+            example = self.maker.make(number, num_people=2)
+            openings = read_openings(self.worker.frames(example), 2)[:, 1:]
+            own += [correlation(shown, rule.opening[1:]) for shown, rule in zip(openings, example.rules, strict=True)]
+        return median(own)
+
+    def _streaming(self) -> dict[Figure, float]:
+        borders, colours = [], []
+        for number in range(self.num_clips):
+            example = self.maker.make(200 + number, seconds=STREAMING_SECONDS)
+            frames = self.worker.frames(example)
+            plans = plan_chunks([len(frames)], 81, len(frames), 9)
+            borders.append(border_change(frames, [plan.start + plan.num_motion_frames for plan in plans[1:]]))
+            colours.append(color_change(frames))
+        return {BORDER: median(borders), COLOUR: median(colours)}
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=3)
-    numbers = range(parser.parse_args().clips)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        worker, maker = TalkerWorker(Path(folder)), ExampleMaker(Path(folder))
-        print("| broken | measured whole | measured broken |\n|---|---|---|", flush=True)
-        for name, breakage, measure in (
-            ("audio two frames early", shifted_audio, one_speaker),
-            ("speakers swapped", swapped_speakers, two_speakers),
-            ("masks ignored", ignored_masks, two_speakers),
-            ("motion frames dropped", dropped_motion_frames, streaming),
-        ):
-            whole = measure(worker, maker, numbers)
+        measures = Measures(TalkerWorker(Path(folder)), ExampleMaker(Path(folder)), arguments.clips)
+        print("| broken | figure | goal | whole | broken | |\n|---|---|---|---|---|---|", flush=True)
+        for name, breakage, figure in BREAKAGES:
+            whole = measures.take(figure)
             with breakage():
-                print(f"| {name} | {whole} | {measure(worker, maker, numbers)} |", flush=True)
-        whole = streaming(worker, maker, numbers)
-        broken = streaming(worker, maker, numbers, color_correction_strength=0.0)
-        print(f"| colour correction off | {whole} | {broken} |", flush=True)
+                broken = measures.take(figure)
+            is_caught = figure.reaches(whole) and not figure.reaches(broken)
+            verdict = "CAUGHT" if is_caught else "NOT"
+            print(f"| {name} | {figure.name} | {figure.goal} | {whole:.2f} | {broken:.2f} | {verdict} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,25 @@ from examples.tiny.faces import Face, Pose, draw, poses, random_background, rand
 from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
 from examples.tiny.voices import TRAINING_VOICES, Synthesiser, random_speech
 from infinitetalk.chunks import ChunkPlan, window_rows
+from infinitetalk.color import match_color
 from infinitetalk.image import ImageEncoder
 from infinitetalk.pipeline import first_frame_mask
 from infinitetalk.regions import default_regions, latent_regions
 from infinitetalk.speech import normalise_loudness
-from infinitetalk.vae import encode_frames
+from infinitetalk.vae import decode_latents, encode_frames
 from infinitetalk.wav2vec2 import SpeechEncoder
 
-CHUNK_FRAMES = 81
+#: Frames of a clip, as many as the worker's chunks have, or half, which is cheaper; and the share of each.
+CLIP_LENGTHS = (81, 41)
+LENGTH_SHARES = (0.45, 0.55)
 #: Frames of speech that a clip has; where it begins in them differs.
-SPEECH_FRAMES = 100
+SPEECH_FRAMES = 120
+#: Frames before a clip that are encoded and decoded with its motion frames, as the end of the chunk before.
+PAST_FRAMES = 16
+MOTION_FRAMES = 9
+BEGINS_SHARE = 0.45
 #: Of the reference frame, only the first latent frames are encoded; grey that follows grey stays as the last of them.
 REFERENCE_FRAMES = 17
-MOTION_LATENTS = 3
 #: Height, width and people of the clips, with the share of each.
 SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2), (80, 48, 1))
 SHAPE_SHARES = (0.55, 0.4, 0.05)
@@ -36,23 +42,25 @@ class Clip:
 
     Attributes:
         latents: (16, t, h, w) of the clip.
+        given: (16, n, h, w), its leading latents as the worker has them: the portrait's where the clip begins with it,
+            else of frames that were decoded, colour-corrected and encoded again.
         reference: (16, t, h, w) of the portrait followed by grey.
         image_embeds: (tokens, dim), CLIP features of the portrait.
         speech: (people, SPEECH_FRAMES, layers, channels).
         start: the clip's first frame in `speech`.
-        num_motion_latents: leading latent frames that are given: 1 where the clip begins with its portrait.
     """
 
     latents: Tensor
+    given: Tensor
     reference: Tensor
     image_embeds: Tensor
     speech: Tensor
     start: int
-    num_motion_latents: int
 
     def windows(self) -> Tensor:
-        """Speech as the network takes it: float32 (people, CHUNK_FRAMES, window, layers, channels)."""
-        plan = ChunkPlan(0, self.start, CHUNK_FRAMES, 0, CHUNK_FRAMES, extends_tail=False)
+        """Speech as the network takes it: float32 (people, frames, window, layers, channels)."""
+        num_frames = 4 * (self.latents.shape[1] - 1) + 1
+        plan = ChunkPlan(0, self.start, num_frames, 0, num_frames, extends_tail=False)
         return self.speech[:, window_rows(plan, SPEECH_FRAMES)].float()
 
     def condition(self) -> Tensor:
@@ -81,13 +89,16 @@ class ClipMaker:
         generator = np.random.default_rng([seed, 6, number])
         height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
         waveforms = self._speech(generator, people)
-        begins = bool(generator.random() < 0.55)
-        start = 0 if begins else int(generator.integers(1, SPEECH_FRAMES - CHUNK_FRAMES))
+        begins = bool(generator.random() < BEGINS_SHARE)
+        num_frames = int(generator.choice(CLIP_LENGTHS, p=LENGTH_SHARES))
+        start = 0 if begins else int(generator.integers(PAST_FRAMES + 1, SPEECH_FRAMES - num_frames))
         faces = [random_face(generator) for _ in range(people)]
         background = random_background(generator)
         tracks = [follow_speech(waveform) for waveform in waveforms]
         portrait = draw([(face, Pose()) for face in faces], background, height, width)
-        frames = draw_clip(faces, tracks, background, height, width, start)[:CHUNK_FRAMES]
+        past = 0 if begins else PAST_FRAMES
+        drawn = draw_clip(faces, tracks, background, height, width, start - past, past + num_frames)
+        frames = drawn[past:]
         if begins:
             frames[0] = portrait
         rows = [self.speech_encoder(normalise_loudness(waveform)) for waveform in waveforms]
@@ -95,15 +106,22 @@ class ClipMaker:
         grey = pixels.new_zeros(1, 3, REFERENCE_FRAMES - 1, height, width)
         reference = encode_frames(self.vae, torch.cat([pixels, grey], dim=2))[0]
         latents = encode_frames(self.vae, to_video(frames))[0]
+        given = reference[:, :1] if begins else self._again(drawn[: past + MOTION_FRAMES], pixels)
         missing = latents.shape[1] - reference.shape[1]
         return Clip(
             latents=latents.half(),
+            given=given.half(),
             reference=torch.cat([reference, reference[:, -1:].expand(-1, missing, -1, -1)], dim=1).half(),
             image_embeds=self.image_encoder(pixels[:, :, 0])[0].half(),
             speech=torch.stack([row.rows(torch.arange(SPEECH_FRAMES)) for row in rows]).half(),
             start=start,
-            num_motion_latents=1 if begins else MOTION_LATENTS,
         )
+
+    def _again(self, frames: np.ndarray, portrait: Tensor) -> Tensor:
+        """The motion latents that a chunk which ends with `frames` hands on: (16, n, h, w)."""
+        decoded = decode_latents(self.vae, encode_frames(self.vae, to_video(frames)))
+        shown = match_color(decoded, portrait, 1.0)
+        return encode_frames(self.vae, shown[:, :, -MOTION_FRAMES:])[0]
 
     def _speech(self, generator: np.random.Generator, people: int) -> list[np.ndarray]:
         samples = SPEECH_FRAMES * SAMPLES_A_FRAME
@@ -129,14 +147,13 @@ def draw_clip(
     background: tuple[int, int, int],
     height: int,
     width: int,
-    start: int = 0,
+    start: int,
+    num_frames: int,
 ) -> np.ndarray:
-    """People who speak, from frame `start` of their tracks: uint8 (frames, height, width, 3)."""
+    """People who speak, from frame `start` of their tracks: uint8 (num_frames, height, width, 3)."""
     people = [(face, poses(face, track)) for face, track in zip(faces, tracks, strict=True)]
-    num_frames = len(tracks[0].opening)
-    return np.stack(
-        [draw([(face, pose[i]) for face, pose in people], background, height, width) for i in range(start, num_frames)]
-    )
+    numbers = range(start, start + num_frames)
+    return np.stack([draw([(face, pose[i]) for face, pose in people], background, height, width) for i in numbers])
 
 
 def to_video(frames: np.ndarray) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from examples.tiny.faces import mouth_boxes
 
 #: Luma (0…255) of a mouth's inside, and of what is surely not: between them, a pixel counts in part.
-INSIDE_LUMA, OUTSIDE_LUMA = 25.0, 70.0
+INSIDE_LUMA, OUTSIDE_LUMA = 45.0, 80.0
 #: Lags in frames among which the best is sought.
 LAGS = range(-5, 6)
 
@@ -21,13 +21,35 @@ def read_frames(path: Path) -> np.ndarray:
 
 def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
     """How far each person's mouth is open, from the pixels alone: mean height, in pixels, of what is dark in the middle
-    columns of the mouth; float64 (people, T)."""
-    luma = frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    columns of the mouth; float64 (people, T).
+
+    Dark is told by the tones of the first frame, the portrait. The worker's colour correction moves all tones of a
+    frame when a mouth opens, for a drawn one is a tenth of the picture; how, is seen where no mouth is.
+    """
+    luma = _as_in_first(frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114]), num_people)
     darkness = ((OUTSIDE_LUMA - luma) / (OUTSIDE_LUMA - INSIDE_LUMA)).clip(0.0, 1.0)
     boxes = mouth_boxes(num_people, *frames.shape[1:3])
     return np.stack(
         [darkness[:, top:bottom, left:right].sum(axis=1).mean(axis=1) for left, top, right, bottom in boxes]
     )
+
+
+def _as_in_first(luma: np.ndarray, num_people: int) -> np.ndarray:
+    """Luma (T, height, width), each frame's scaled and shifted so that it is nearest to the first's outside mouths."""
+    outside = luma[:, _outside_mouths(num_people, *luma.shape[1:])]
+    centred = outside - outside.mean(axis=1, keepdims=True)
+    gain = centred @ centred[0] / np.square(centred).sum(axis=1)
+    level = outside.mean(axis=1)
+    return (luma - level[:, None, None]) * gain[:, None, None] + level[0]
+
+
+def _outside_mouths(num_people: int, height: int, width: int) -> np.ndarray:
+    """Bool (height, width): where no mouth is."""
+    kept = np.ones((height, width), dtype=bool)
+    for left, top, right, bottom in mouth_boxes(num_people, height, width):
+        reach = right - left
+        kept[top - 2 : bottom + 2, left - reach : right + reach] = False
+    return kept
 
 
 def correlation(opening: np.ndarray, rule: np.ndarray, lag: int = 0) -> float:
@@ -48,10 +70,7 @@ def best_lag(opening: np.ndarray, rule: np.ndarray) -> int:
 def psnr_outside_mouths(first: np.ndarray, second: np.ndarray, num_people: int = 1) -> float:
     """Peak signal to noise ratio in dB of two stretches' mean pictures, each uint8 (T, height, width, 3), where no
     mouth is."""
-    kept = np.ones(first.shape[1:3], dtype=bool)
-    for left, top, right, bottom in mouth_boxes(num_people, *first.shape[1:3]):
-        reach = right - left
-        kept[top - 2 : bottom + 2, left - reach : right + reach] = False
+    kept = _outside_mouths(num_people, *first.shape[1:3])
     difference = first.astype(np.float64).mean(axis=0) - second.astype(np.float64).mean(axis=0)
     return float(10 * np.log10(255.0**2 / np.square(difference[kept]).mean()))
 
@@ -64,3 +83,10 @@ def border_change(frames: np.ndarray, borders: list[int]) -> float:
     elsewhere = ~at_border
     elsewhere[0] = False
     return float(change[at_border].mean() / change[elsewhere].mean())
+
+
+def color_change(frames: np.ndarray) -> float:
+    """How far frames' mean colours, in levels of 255, are from those of the first, the portrait: of red, green and blue
+    the farthest, in the mean over frames."""
+    means = frames.astype(np.float64).mean(axis=(1, 2))
+    return float(np.abs(means[1:] - means[0]).mean(axis=0).max())

@@ -22,8 +22,8 @@ def make_vae() -> AutoencoderKLWan:
     """The VAE: as the published one 8 x 8 x 4 and 16 channels, but squares of 2 x 2 pixels enter together, as in Wan
     2.2's, in place of a level that would be convolved at full size."""
     return AutoencoderKLWan(
-        base_dim=16,
-        dim_mult=[1, 2, 4],
+        base_dim=32,
+        dim_mult=[1, 1, 2],
         num_res_blocks=1,
         temperal_downsample=[True, True],
         in_channels=12,

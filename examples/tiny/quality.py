@@ -202,7 +202,7 @@ def run_handler(job: dict, output_dir: Path) -> dict:
         text=True,
         check=True,
     )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout)
 
 
 def demo() -> list[Row]:

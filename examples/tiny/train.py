@@ -2,7 +2,8 @@
 
     python -m examples.tiny.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
 
-Stages, each from the files of those before: `vae`, `speech`, `clips`, `transformer`, `export`. `--stages` picks some.
+Stages, each from the files of those before: `vae`, `speech`, `clips`, `decoder`, `transformer`, `export`. `--stages`
+picks some.
 A run that was interrupted goes on from its last checkpoint, of at most a minute before; the clips that are there stay.
 """
 
@@ -17,13 +18,13 @@ from examples.tiny.data import ClipMaker, load_clips
 from examples.tiny.export import PROMPTS, export, load_image_encoder, load_prompt_encoder, load_speech_encoder, load_vae
 from examples.tiny.train_speech import train_speech
 from examples.tiny.train_transformer import train_transformer
-from examples.tiny.train_vae import train_on_clips, train_on_mouths, train_on_pictures
+from examples.tiny.train_vae import train_on_clips, train_on_joins, train_on_pictures
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 
 SEED = 2508
 #: Clips that the statistics of the latents are taken from.
 NUM_MEASURED_CLIPS = 12
-STAGES = ("vae", "speech", "clips", "transformer", "export")
+STAGES = ("vae", "speech", "clips", "decoder", "transformer", "export")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -55,12 +56,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "checkpoints" / "tiny-talker-training")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "infinitetalk" / "talker")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--picture-steps", type=int, default=1300)
-    parser.add_argument("--clip-steps", type=int, default=350)
-    parser.add_argument("--mouth-steps", type=int, default=160)
+    parser.add_argument("--picture-steps", type=int, default=900)
+    parser.add_argument("--clip-steps", type=int, default=700)
     parser.add_argument("--speech-steps", type=int, default=250)
-    parser.add_argument("--clips", type=int, default=160)
-    parser.add_argument("--transformer-steps", type=int, default=3000)
+    parser.add_argument("--clips", type=int, default=240)
+    parser.add_argument("--decoder-steps", type=int, default=1700)
+    parser.add_argument("--transformer-steps", type=int, default=5700)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -69,11 +70,12 @@ def main() -> None:
     if "vae" in arguments.stages:
         train_on_pictures(folder, arguments.picture_steps, SEED)
         train_on_clips(folder, arguments.clip_steps, SEED)
-        train_on_mouths(folder, arguments.mouth_steps, SEED)
     if "speech" in arguments.stages:
         train_speech(folder, arguments.speech_steps, SEED)
     if "clips" in arguments.stages:
         make_clips(folder, arguments.clips)
+    if "decoder" in arguments.stages:
+        train_on_joins(folder, arguments.decoder_steps, SEED)
     if "transformer" in arguments.stages:
         encode = load_prompt_encoder()
         prompts = [encode(prompt) for prompt in PROMPTS]

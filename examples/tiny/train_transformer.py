@@ -18,7 +18,12 @@ SHIFT = 7.0
 TEXT_DROPOUT = 0.15
 AUDIO_DROPOUT = 0.1
 MOUTH_WEIGHT = 4.0
-#: Until the last third of the training, only the prompt's first tokens are read: they mean nothing, and cost much.
+#: How much the first new latents count, where a chunk joins what was there, and how many they are.
+JOIN_WEIGHT = 2.0
+JOIN_LATENTS = 2
+#: Largest deviation of the noise on given motion latents, whose errors a sampled chunk shall not hand on.
+GIVEN_NOISE = 0.08
+#: Until the last sixth of the training, only the prompt's first tokens are read: they mean nothing, and cost much.
 FIRST_TOKENS = 48
 
 
@@ -32,7 +37,8 @@ def train_transformer(
         prompts, negative_prompt: embeddings (1, text_len, text_dim).
     """
     torch.manual_seed(seed)
-    loop = TrainingLoop(folder / "transformer.pt", make_transformer(), num_steps, learning_rate=1.2e-3)
+    path = folder / "transformer.pt"
+    loop = TrainingLoop(path, make_transformer(), num_steps, learning_rate=2e-3, decay_share=0.5, muon_prefix="blocks.")
     for step in loop:
         generator = np.random.default_rng([seed, 7, step])
         clip = clips[generator.integers(len(clips))]
@@ -41,13 +47,16 @@ def train_transformer(
         noise_level = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed + step))
         noisy = (1 - noise_level) * clean + noise_level * noise
-        given = clip.num_motion_latents
-        noisy[:, :, :given] = clean[:, :, :given]
+        given = clip.given.float()[None]
+        num_given = given.shape[2]
+        if num_given > 1:
+            given = given + GIVEN_NOISE * float(generator.random()) * torch.randn(given.shape)
+        noisy[:, :, :num_given] = given
         windows, regions = clip.windows(), clip.regions()
         if generator.random() < AUDIO_DROPOUT:
             windows, regions = torch.zeros_like(windows[:1]), None
         prompt = negative_prompt if generator.random() < TEXT_DROPOUT else prompts[generator.integers(len(prompts))]
-        if step < num_steps * 2 // 3:
+        if step < num_steps * 5 // 6:
             prompt = prompt[:, :FIRST_TOKENS]
         velocity = loop.network(
             hidden_states=torch.cat([noisy, clip.condition()], dim=1),
@@ -58,8 +67,9 @@ def train_transformer(
             regions=regions,
             return_dict=False,
         )[0]
-        error = (velocity - (noise - clean))[:, :, given:].square().mean(dim=(0, 1, 2))
-        weights = mouth_weights(len(clip.speech), *clean.shape[-2:])
+        error = (velocity - (noise - clean))[:, :, num_given:].square().mean(dim=(0, 1))
+        weights = mouth_weights(len(clip.speech), *clean.shape[-2:]).repeat(len(error), 1, 1)
+        weights[:JOIN_LATENTS] *= JOIN_WEIGHT
         loop.learn((error * weights).mean() / weights.mean(), step)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from examples.tiny.faces import Pose, draw, mouth_boxes, poses, random_background, random_face
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_vae
-from examples.tiny.rule import QUICK_MANNER, MouthTrack, follow_speech
+from examples.tiny.rule import MANNER, QUICK_MANNER, Manner, MouthTrack, follow_speech
 from examples.tiny.voices import TRAINING_VOICES, Synthesiser, random_speech
+from infinitetalk.color import match_color
 
 #: (height, width, people) of what is drawn, with the share of each.
 SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2))
@@ -23,14 +24,28 @@ SHAPE_SHARES = (0.65, 0.35)
 BATCH = 8
 CLIP_FRAMES = 9
 CLIP_BATCH = 2
+#: Every how many steps one long clip comes instead of `CLIP_BATCH` short ones.
+LONG_EVERY = 4
+LONG_FRAMES = 17
 MOUTH_WEIGHT = 3.0
+#: In clips, where mouths are what moves.
+CLIP_MOUTH_WEIGHT = 6.0
+#: Noise on latents, for a sampled latent has errors.
 LATENT_NOISE = 0.05
-#: Side in pixels of the squares around mouths, how many at once, and every how many steps whole pictures come instead.
-CROP = 32
-CROP_BATCH = 4
-WHOLE_EVERY = 5
+CLIP_LATENT_NOISE = 0.1
+LATENT_SIZE_WEIGHT = 1e-3
 #: How much the change from frame to frame counts beside the frames.
 CHANGE_WEIGHT = 1.0
+#: What a latent's change from the one before costs: what stands still shall look the same in all latents, the first
+#: included, which holds one frame and not four.
+STILLNESS_WEIGHT = 0.05
+#: Every how many steps what was decoded is encoded and decoded again, as it is between chunks.
+AGAIN_EVERY = 4
+AGAIN_FRAMES = 5
+#: Where two chunks join: frames of the first before the second begins, and those that the second is given.
+PAST_FRAMES, MOTION_FRAMES = 8, 9
+#: Tracks of the rule's mouths, and of quicker ones.
+NUM_TRACKS, NUM_QUICK_TRACKS = 60, 20
 
 
 def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
@@ -40,7 +55,7 @@ def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d):
             module.forward = types.MethodType(_convolve_single_frame, module)
-    loop = TrainingLoop(folder / "pictures.pt", vae, num_steps, learning_rate=4e-3)
+    loop = TrainingLoop(folder / "pictures.pt", vae, num_steps, learning_rate=4e-3, muon_prefix="")
     for step in loop:
         generator = np.random.default_rng([seed, 1, step])
         height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
@@ -48,7 +63,7 @@ def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
         latents = vae.quant_conv(vae.encoder(patchify(pictures, 2)))[:, :16]
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         decoded = unpatchify(vae.decoder(vae.post_quant_conv(noisy)), 2)
-        loop.learn(_loss(decoded, pictures, _weights(people, height, width), latents), step)
+        loop.learn(_loss(decoded, pictures, _weights(people, height, width, MOUTH_WEIGHT), latents), step)
 
 
 def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
@@ -58,46 +73,70 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
     vae.load_state_dict(torch.load(folder / "pictures.pt")["average"])
     _hold_still(vae)
     synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 2])
-    tracks = [_quick_track(synthesiser, generator) for _ in range(40)]
-    loop = TrainingLoop(folder / "clips.pt", vae, num_steps, learning_rate=1.5e-3)
+    tracks = [_random_track(synthesiser, generator, MANNER) for _ in range(NUM_TRACKS)]
+    tracks += [_random_track(synthesiser, generator, QUICK_MANNER) for _ in range(NUM_QUICK_TRACKS)]
+    loop = TrainingLoop(folder / "clips.pt", vae, num_steps, learning_rate=1.5e-3, decay_share=0.7, muon_prefix="")
     for step in loop:
         generator = np.random.default_rng([seed, 3, step])
         height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
-        clips = [_random_clip(generator, tracks, height, width, people) for _ in range(CLIP_BATCH)]
+        count, num_frames = (1, LONG_FRAMES) if step % LONG_EVERY == 0 else (CLIP_BATCH, CLIP_FRAMES)
+        clips = [_random_clip(generator, tracks, height, width, people, num_frames) for _ in range(count)]
         videos = torch.stack([_to_tensor(clip) for clip in clips])
+        weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
+        noise = torch.Generator().manual_seed(seed + step)
         latents = vae.encode(videos).latent_dist.mode()
-        decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        loop.learn(_loss(decoded, videos, _weights(people, height, width), latents), step)
+        decoded = vae.decode(latents + CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=noise)).sample
+        loss = _loss(decoded, videos, weights, latents)
+        loss = loss + CHANGE_WEIGHT * _error(decoded.diff(dim=2), videos.diff(dim=2), weights)
+        loss = loss + STILLNESS_WEIGHT * latents.diff(dim=2).abs().mean()
+        if step % AGAIN_EVERY == 1:
+            again = vae.decode(vae.encode(decoded[:, :, -AGAIN_FRAMES:]).latent_dist.mode()).sample
+            loss = loss + _error(again, videos[:, :, -AGAIN_FRAMES:], weights)
+        loop.learn(loss, step)
 
 
-def train_on_mouths(folder: Path, num_steps: int, seed: int) -> None:
-    """How mouths move within the four frames of a latent, on squares around them: `folder`/clips.pt to mouths.pt."""
+def train_on_joins(folder: Path, num_steps: int, seed: int) -> None:
+    """The decoder alone, from `folder`/clips.pt into `folder`/joins.pt: every second clip begins with motion latents as
+    the chunk before hands them on, colour-corrected, and the frames after them shall show nothing of that."""
     torch.manual_seed(seed)
-    vae = make_vae()
+    vae = make_vae().requires_grad_(False)
     vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
     synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 8])
-    tracks = [follow_speech(random_speech(synthesiser, generator, TRAINING_VOICES, 80_000)) for _ in range(40)]
-    loop = TrainingLoop(folder / "mouths.pt", vae, num_steps, learning_rate=1.2e-3)
+    tracks = [_random_track(synthesiser, generator, MANNER) for _ in range(NUM_TRACKS)]
+    loop = TrainingLoop(folder / "joins.pt", vae, num_steps, learning_rate=1e-3, decay_share=1.0, muon_prefix="")
     for step in loop:
         generator = np.random.default_rng([seed, 9, step])
         height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
-        is_whole = step % WHOLE_EVERY == 0
-        count = 1 if is_whole else CROP_BATCH
-        videos = torch.stack([_to_tensor(_random_clip(generator, tracks, height, width, people)) for _ in range(count)])
-        weights = _weights(people, height, width)
-        if not is_whole:
-            left, top, right, bottom = mouth_boxes(people, height, width)[-1]
-            row, column = (round(((low + high) / 2 - CROP / 2) / 8) * 8 for low, high in ((top, bottom), (left, right)))
-            videos = videos[..., row : row + CROP, column : column + CROP]
-            weights = weights[row : row + CROP, column : column + CROP]
-        latents = vae.encode(videos).latent_dist.mode()
-        decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        change = ((decoded.diff(dim=2) - videos.diff(dim=2)).abs() * weights / weights.mean()).mean()
-        loop.learn(_loss(decoded, videos, weights, latents) + CHANGE_WEIGHT * change, step)
+        weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
+        noise = torch.Generator().manual_seed(seed + step)
+        if step % 2 == 0:
+            clips = [_random_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
+            videos = torch.stack([_to_tensor(clip) for clip in clips])
+            latents = vae.encode(videos).latent_dist.mode()
+            before = None
+        else:
+            clip = _random_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES, has_portrait=True)
+            portrait, videos = _to_tensor(clip)[None].split([1, PAST_FRAMES + LONG_FRAMES], dim=2)
+            with torch.no_grad():
+                ended = vae.decode(vae.encode(videos[:, :, :-PAST_FRAMES]).latent_dist.mode()).sample.clamp(-1.0, 1.0)
+                shown = match_color(ended, portrait, 1.0)
+                motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
+            videos = videos[:, :, PAST_FRAMES:]
+            latents = vae.encode(videos).latent_dist.mode()
+            latents = torch.cat([motion, latents[:, :, motion.shape[2] :]], dim=2)
+            before = ended[:, :, -1:]
+        decoded = vae.decode(latents + CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=noise)).sample
+        if before is not None:
+            decoded = torch.cat([before, decoded[:, :, MOTION_FRAMES:]], dim=2)
+            videos = videos[:, :, MOTION_FRAMES - 1 :]
+        error = _error(decoded, videos, weights)
+        loop.learn(error + CHANGE_WEIGHT * _error(decoded.diff(dim=2), videos.diff(dim=2), weights), step)
 
 
-def _quick_track(synthesiser: Synthesiser, generator: np.random.Generator) -> MouthTrack:
-    return follow_speech(random_speech(synthesiser, generator, TRAINING_VOICES, 80_000), QUICK_MANNER)
+def _random_track(synthesiser: Synthesiser, generator: np.random.Generator, manner: Manner) -> MouthTrack:
+    return follow_speech(random_speech(synthesiser, generator, TRAINING_VOICES, 80_000), manner)
 
 
 def _convolve_single_frame(self: WanCausalConv3d, frame: Tensor, cache_x: None = None) -> Tensor:
@@ -122,19 +161,23 @@ def _hold_still(vae: AutoencoderKLWan) -> None:
                 half[:, :, -1, 0, 0] = torch.eye(channels)
 
 
-def _weights(people: int, height: int, width: int) -> Tensor:
+def _weights(people: int, height: int, width: int, mouth_weight: float) -> Tensor:
     """How much each pixel counts: (height, width), more where mouths are."""
     weights = torch.ones(height, width)
     for left, top, right, bottom in mouth_boxes(people, height, width):
         half = (right - left) // 2
-        weights[top:bottom, left - half : right + half] = MOUTH_WEIGHT
+        weights[top:bottom, left - half : right + half] = mouth_weight
     return weights
 
 
 def _loss(decoded: Tensor, pictures: Tensor, weights: Tensor, latents: Tensor) -> Tensor:
-    """Mean absolute error by weight, and a bound on the latents' size."""
-    error = ((decoded - pictures).abs() * weights / weights.mean()).mean()
-    return error + 1e-3 * (latents.square().mean() - 1.0).relu()
+    """The error, and a bound on the latents' size."""
+    return _error(decoded, pictures, weights) + LATENT_SIZE_WEIGHT * (latents.square().mean() - 1.0).relu()
+
+
+def _error(decoded: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
+    """Mean absolute error by weight."""
+    return ((decoded - pictures).abs() * weights / weights.mean()).mean()
 
 
 def _random_picture(generator: np.random.Generator, height: int, width: int, people: int) -> np.ndarray:
@@ -154,16 +197,25 @@ def _random_picture(generator: np.random.Generator, height: int, width: int, peo
 
 
 def _random_clip(
-    generator: np.random.Generator, tracks: list[MouthTrack], height: int, width: int, people: int
+    generator: np.random.Generator,
+    tracks: list[MouthTrack],
+    height: int,
+    width: int,
+    people: int,
+    num_frames: int,
+    has_portrait: bool = False,
 ) -> np.ndarray:
+    """uint8 (num_frames, height, width, 3), with the portrait before them where `has_portrait` says so."""
     cast = []
     for _ in range(people):
         track = tracks[generator.integers(len(tracks))]
-        part = slice(start := generator.integers(len(track.opening) - CLIP_FRAMES), start + CLIP_FRAMES)
+        part = slice(start := generator.integers(len(track.opening) - num_frames), start + num_frames)
         face = random_face(generator)
-        cast.append((face, poses(face, MouthTrack(track.opening[part], track.width[part]))))
+        told = poses(face, MouthTrack(track.opening[part], track.width[part]))
+        cast.append((face, [Pose(), *told] if has_portrait else told))
     background = random_background(generator)
-    frames = [draw([(face, p[i]) for face, p in cast], background, height, width) for i in range(CLIP_FRAMES)]
+    numbers = range(num_frames + has_portrait)
+    frames = [draw([(face, told[i]) for face, told in cast], background, height, width) for i in numbers]
     return np.stack(frames)
 
 
