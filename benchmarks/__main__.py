@@ -26,7 +26,7 @@ PARTS = ("evaluation", "color", "conditioning", "encoding", "streaming", "warm")
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure against the goals.")
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs behind a ratio")
+    parser.add_argument("--repeats", type=int, default=7, help="pairs of runs behind a ratio")
     parser.add_argument("--dim", type=int, default=512, help="width of the transformer, a multiple of 128")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the table; by default all")
     options = parser.parse_args()

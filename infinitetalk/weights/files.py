@@ -141,10 +141,11 @@ class SafetensorsFile:
         Pages that are touched through the mapping come in small pieces, several times as slowly.
         """
         begin, end = self._spans[name]
-        scratch = bytearray(_READ_BYTES)
+        pieces = range(self._start + begin, self._start + end, _READ_BYTES)
         with self.path.open("rb", buffering=0) as file:
-            for offset in range(self._start + begin, self._start + end, _READ_BYTES):
-                if not _is_cached(file.fileno(), offset):
+            if missing := [offset for offset in pieces if not _is_cached(file.fileno(), offset)]:
+                scratch = bytearray(_READ_BYTES)
+                for offset in missing:
                     os.preadv(file.fileno(), [scratch], offset)
 
     def read(self, name: str) -> Tensor:
