@@ -71,7 +71,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp for each requirements file: pip runs again only when the file has changed. It compiles nothing: Python does, what it
-# imports, when it first does.
+# imports, when it first does, and must be let keep it.
+unexport PYTHONDONTWRITEBYTECODE
+
 $(VENV)/.requirements: requirements.txt | $(BIN)/python
 	@echo "Installing the pinned requirements into $(VENV): about 2.4 GB, a few minutes, once."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
