@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ def test_ctrl_c_cancels_the_job(client, tmp_path):
         [sys.executable, "-m", "examples.client", "--payload", str(payload), "--url", client.url, "--key", "local"],
         cwd=CHECKOUT,
         stderr=subprocess.PIPE,
+        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     seen = b""
