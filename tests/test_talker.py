@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from examples.tiny.breakages import (
+    AFTER_BORDER,
     color_correction_off,
+    dropped_motion_frames,
     ignored_masks,
+    moved_head,
     shifted_audio,
     swapped_speakers,
 )
@@ -24,6 +27,7 @@ from examples.tiny.measure import (
     color_change,
     correlation,
     psnr_outside_mouths,
+    read_head_places,
     read_openings,
 )
 from examples.tiny.quality import WEIGHTS_LIMIT_BYTES
@@ -160,6 +164,18 @@ def test_ignored_masks_are_told(worker: TalkerWorker, two: Example, two_mouths: 
         shown = mouths(worker, two)
     own, whole = ([correlation(seen[person], rule(two, person)) for person in range(2)] for seen in (shown, two_mouths))
     assert sum(own) <= sum(whole) - 0.25
+
+
+def test_a_chunk_goes_on_from_where_the_last_one_ended_and_a_lack_of_motion_frames_is_told(
+    worker: TalkerWorker, long: Example, long_video: np.ndarray
+) -> None:
+    unmoved = read_head_places(long_video)[AFTER_BORDER]
+    with moved_head():
+        moved = worker.frames(long)
+        with dropped_motion_frames():
+            broken = worker.frames(long)
+    assert (read_head_places(moved)[AFTER_BORDER] - unmoved).mean() >= 1.0
+    assert (read_head_places(broken)[AFTER_BORDER] - unmoved).mean() <= 0.5
 
 
 def test_a_lack_of_color_correction_is_told(worker: TalkerWorker, one: Example, one_video: np.ndarray) -> None:

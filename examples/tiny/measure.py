@@ -85,6 +85,13 @@ def border_change(frames: np.ndarray, borders: list[int]) -> float:
     return float(change[at_border].mean() / change[elsewhere].mean())
 
 
+def read_head_places(frames: np.ndarray) -> np.ndarray:
+    """Where one head is: the mean column of what is not background, above the mouth; float64 (T,), in pixels."""
+    above = frames[:, : mouth_boxes(1, *frames.shape[1:3])[0][1]].astype(np.float64)
+    difference = np.abs(above - above[:, :1, :1]).sum(axis=3)
+    return (difference * np.arange(frames.shape[2])).sum(axis=(1, 2)) / difference.sum(axis=(1, 2))
+
+
 def color_change(frames: np.ndarray) -> float:
     """How far frames' mean colours, in levels of 255, are from those of the first, the portrait: of red, green and blue
     the farthest, in the mean over frames."""
