@@ -61,7 +61,8 @@ scalars = (
     | st.floats()
     | st.text(max_size=40)
     | st.text(st.characters(), max_size=40)
-    | st.sampled_from(list(BAD_SOURCES.values()))
+    # Copies, for a drawn value may be mutated further.
+    | st.sampled_from(list(BAD_SOURCES.values())).map(copy.deepcopy)
     | st.sampled_from(["\ud800", "http://127.0.0.1/", "data:image/png;base64,", "examples/media/speech.wav", "a" * 200])
 )
 values = st.recursive(
@@ -91,15 +92,13 @@ def mutated(draw: Any, bases: st.SearchStrategy[dict[str, Any]], max_mutations: 
             parent = parent[name]
         match draw(st.sampled_from(["replace", "replace", "remove", "rename", "add"])):
             case "replace":
-                parent[key] = copy.deepcopy(draw(values))
+                parent[key] = draw(values)
             case "remove":
                 del parent[key]
             case "rename" if isinstance(parent, dict):
                 parent[draw(st.text(max_size=20))] = parent.pop(key)
             case "add" if isinstance(parent, dict):
-                parent[draw(st.sampled_from([*JOB, "tts_audio", "bbox", "mask", "loras", "person2"]))] = copy.deepcopy(
-                    draw(values)
-                )
+                parent[draw(st.sampled_from([*JOB, "tts_audio", "bbox", "mask", "loras", "person2"]))] = draw(values)
     return job
 
 

@@ -37,7 +37,6 @@ from infinitetalk.pipeline import to_frames
 from infinitetalk.tiny import TALKER_FOLDER
 
 SECONDS = 3.24
-BORDER = 81
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +143,7 @@ def test_the_second_chunk_talks_too_and_the_picture_stays(long_video: np.ndarray
     assert len(long_video) == 125
     assert psnr_outside_mouths(long_video[1:26], long_video[-25:]) >= 24.0
     opening = read_openings(long_video)[0]
-    assert correlation(opening[BORDER:], long.rules[0].opening[BORDER:]) >= 0.7
+    assert correlation(opening[AFTER_BORDER.start :], long.rules[0].opening[AFTER_BORDER.start :]) >= 0.7
 
 
 def test_shifted_audio_is_told(worker: TalkerWorker, one: Example) -> None:

@@ -1,4 +1,4 @@
-"""Breaks the worker on purpose, in five ways, and says which figure of the quality tells, by missing its goal.
+"""Breaks the worker on purpose, in five ways, and says whether a figure of the quality tells, by missing its goal.
 
 python -m examples.tiny.breakages [--clips 3]
 """
@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from examples.tiny.data import MOTION_FRAMES
 from examples.tiny.jobs import ExampleMaker, TalkerWorker
 from examples.tiny.measure import best_lag, color_change, correlation, read_head_places, read_openings
 from infinitetalk import pipeline
@@ -27,7 +28,6 @@ from infinitetalk.sampling import ChunkConditions
 SHIFT_FRAMES = 2
 #: How far a head is moved between two chunks, to see whether the second heeds where the first ended.
 MOVED_PIXELS = 2
-MOTION_FRAMES = 9
 #: Frames after a border.
 AFTER_BORDER = slice(81, 90)
 
@@ -117,7 +117,7 @@ OWN = Figure("own voice", "≥ 0.7", lambda value: value >= 0.7)
 MOVED = Figure(f"a head moved {MOVED_PIXELS} pixels, in the next chunk", "≥ 1 pixel", lambda value: value >= 1.0)
 COLOUR = Figure("mean colour against the portrait's, in levels of 255", "≤ 1.5", lambda value: value <= 1.5)
 
-#: What is broken, how, the measure that is taken, and the figure of it that shall tell.
+#: What is broken, how, and the figure that shall tell.
 BREAKAGES: tuple[tuple[str, Callable[[], AbstractContextManager[None]], Figure], ...] = (
     ("audio two frames early", shifted_audio, LAG),
     ("speakers swapped", swapped_speakers, OWN),

@@ -85,7 +85,7 @@ def export(folder: Path, output: Path) -> None:
     base = WanTransformer3DModel(**config)
     base.load_state_dict(tensors)
     base.half().save_pretrained(output / "transformer")
-    load_vae(folder, "joins.pt").half().save_pretrained(output / "vae")
+    load_vae(folder, "decoder.pt").half().save_pretrained(output / "vae")
     _tokenizer().save_pretrained(output / "tokenizer")
     _frozen_text_encoder().half().save_pretrained(output / "text_encoder")
     _frozen_image_encoder().half().save_pretrained(output / "image_encoder")

@@ -19,6 +19,7 @@ class Muon(torch.optim.Optimizer):
     """Adam for vectors; for matrices and kernels, momentum made orthogonal (K. Jordan's Muon), which takes fewer steps.
 
     An orthogonal step is scaled to the size that Adam's would have, so that one learning rate serves both.
+    torch's own Muon takes matrices alone, and no kernels of convolutions.
     """
 
     MOMENTUM = 0.95

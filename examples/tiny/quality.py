@@ -1,6 +1,6 @@
 """Measures the tiny talker on videos that the worker makes, of faces and voices that training has not seen.
 
-    python -m examples.tiny.quality [--clips 20] [--json FILE]
+    python -m examples.tiny.quality [--clips 20] [--only ROWS]
 
 prints what was measured against the goals, with PASS or NOT.
 """

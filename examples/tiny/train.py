@@ -18,7 +18,7 @@ from examples.tiny.data import ClipMaker, load_clips
 from examples.tiny.export import PROMPTS, export, load_image_encoder, load_prompt_encoder, load_speech_encoder, load_vae
 from examples.tiny.train_speech import train_speech
 from examples.tiny.train_transformer import train_transformer
-from examples.tiny.train_vae import train_on_clips, train_on_joins, train_on_pictures
+from examples.tiny.train_vae import train_decoder, train_on_clips, train_on_pictures
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 
 SEED = 2508
@@ -75,7 +75,7 @@ def main() -> None:
     if "clips" in arguments.stages:
         make_clips(folder, arguments.clips)
     if "decoder" in arguments.stages:
-        train_on_joins(folder, arguments.decoder_steps, SEED)
+        train_decoder(folder, arguments.decoder_steps, SEED)
     if "transformer" in arguments.stages:
         encode = load_prompt_encoder()
         prompts = [encode(prompt) for prompt in PROMPTS]

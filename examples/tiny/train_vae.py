@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import Tensor
 
+from examples.tiny.data import MOTION_FRAMES
 from examples.tiny.faces import Pose, draw, mouth_boxes, poses, random_background, random_face
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_vae
@@ -42,8 +43,8 @@ STILLNESS_WEIGHT = 0.05
 #: Every how many steps what was decoded is encoded and decoded again, as it is between chunks.
 AGAIN_EVERY = 4
 AGAIN_FRAMES = 5
-#: Where two chunks join: frames of the first before the second begins, and those that the second is given.
-PAST_FRAMES, MOTION_FRAMES = 8, 9
+#: Where two chunks join: frames of the first before the second begins.
+PAST_FRAMES = 8
 #: Tracks of the rule's mouths, and of quicker ones.
 NUM_TRACKS, NUM_QUICK_TRACKS = 60, 20
 
@@ -95,9 +96,9 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
         loop.learn(loss, step)
 
 
-def train_on_joins(folder: Path, num_steps: int, seed: int) -> None:
-    """The decoder alone, from `folder`/clips.pt into `folder`/joins.pt: every second clip begins with motion latents as
-    the chunk before hands them on, colour-corrected, and the frames after them shall show nothing of that."""
+def train_decoder(folder: Path, num_steps: int, seed: int) -> None:
+    """The decoder alone, from `folder`/clips.pt into `folder`/decoder.pt: every second clip begins with motion latents
+    as the chunk before hands them on, colour-corrected, and the frames after them shall show nothing of that."""
     torch.manual_seed(seed)
     vae = make_vae().requires_grad_(False)
     vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
@@ -105,7 +106,7 @@ def train_on_joins(folder: Path, num_steps: int, seed: int) -> None:
     vae.post_quant_conv.requires_grad_(True)
     synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 8])
     tracks = [_random_track(synthesiser, generator, MANNER) for _ in range(NUM_TRACKS)]
-    loop = TrainingLoop(folder / "joins.pt", vae, num_steps, learning_rate=1e-3, decay_share=1.0, muon_prefix="")
+    loop = TrainingLoop(folder / "decoder.pt", vae, num_steps, learning_rate=1e-3, decay_share=1.0, muon_prefix="")
     for step in loop:
         generator = np.random.default_rng([seed, 9, step])
         height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
