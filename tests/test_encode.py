@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.tiny.data import draw_clip
+from examples.tiny.faces import random_background, random_face
+from examples.tiny.measure import border_change
+from examples.tiny.rule import MouthTrack
 from infinitetalk.encode import EncodeError, PartEncoder, join_parts, write_thumbnail
 from infinitetalk.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
@@ -234,3 +238,19 @@ def test_a_thumbnail_is_the_frame_as_jpeg(tmp_path: Path) -> None:
     with Image.open(tmp_path / "thumbnail.jpg") as image:
         assert (image.format, image.size) == ("JPEG", (96, 64))
         assert np.abs(np.asarray(image).astype(int) - frame).max() <= 4
+
+
+def test_where_a_small_picture_goes_on_in_another_part_it_does_not_flicker(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    face, background = random_face(generator), random_background(generator)
+    opening = 0.4 + 0.4 * np.sin(np.arange(60) / 6)
+    frames = draw_clip([face], [MouthTrack(opening, opening)], background, 64, 64, 0, 60)
+    paths = []
+    for first in range(0, 60, 20):
+        paths.append(tmp_path / f"part{first}.mp4")
+        encoder = PartEncoder(paths[-1], 64, 64)
+        encoder.write(frames[first : first + 20])
+        encoder.close()
+    join_parts(paths, np.zeros(38_400, np.float32), tmp_path / "joined.mp4")
+    shown = np.stack([frame.to_ndarray(format="rgb24") for frame in decode_frames(tmp_path / "joined.mp4")])
+    assert border_change(shown, [20, 40]) <= border_change(frames, [20, 40]) + 0.3
