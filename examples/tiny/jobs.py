@@ -10,7 +10,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from examples.tiny.faces import Pose, draw, random_background, random_face
+from examples.tiny.data import draw_clip
+from examples.tiny.faces import Colour, Face, Pose, draw, random_background, random_face
 from examples.tiny.measure import read_frames
 from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
 from examples.tiny.voices import HELD_OUT_VOICES, Synthesiser, random_speech
@@ -48,16 +49,24 @@ class Example:
         portrait: its file.
         voices: sound files, one a person.
         rules: what the rule says of each voice.
+        faces, background: what the portrait was drawn from.
     """
 
     portrait: Path
     voices: list[Path]
     rules: list[MouthTrack]
+    faces: list[Face]
+    background: Colour
 
     @property
     def num_people(self) -> int:
         """People in the portrait."""
         return len(self.voices)
+
+    def drawn(self, height: int, width: int) -> np.ndarray:
+        """The video as training would draw it, uint8 (T, height, width, 3)."""
+        num_frames = len(self.rules[0].opening)
+        return draw_clip(self.faces, self.rules, self.background, height, width, 0, num_frames)
 
 
 class ExampleMaker:
@@ -70,11 +79,12 @@ class ExampleMaker:
     def make(self, number: int, num_people: int = 1, seconds: float = 5.0, silent: bool = False) -> Example:
         """Example number n: the same faces and voices for the same arguments."""
         generator = np.random.default_rng([HELD_OUT_SEED, number, num_people])
-        people = [(random_face(generator), Pose()) for _ in range(num_people)]
+        faces = [random_face(generator) for _ in range(num_people)]
         background = random_background(generator)
         num_frames = round(seconds * VIDEO_FPS)
         portrait = self.folder / f"portrait-{number}-{num_people}.png"
         side = PORTRAIT_SIDE
+        people = [(face, Pose()) for face in faces]
         Image.fromarray(draw(people, background, side, side * num_people)).save(portrait)
         voices, rules = [], []
         for person in range(num_people):
@@ -85,7 +95,7 @@ class ExampleMaker:
             soundfile.write(path, waveform, SAMPLING_RATE)
             voices.append(path)
             rules.append(follow_speech(waveform))
-        return Example(portrait, voices, rules)
+        return Example(portrait, voices, rules, faces, background)
 
 
 class TalkerWorker:
