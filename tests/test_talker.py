@@ -24,6 +24,7 @@ from examples.tiny.faces import Pose, draw, poses, random_background, random_fac
 from examples.tiny.jobs import Example, ExampleMaker, TalkerWorker
 from examples.tiny.measure import (
     best_lag,
+    border_change,
     color_change,
     correlation,
     psnr_outside_mouths,
@@ -144,6 +145,12 @@ def test_the_second_chunk_talks_too_and_the_picture_stays(long_video: np.ndarray
     assert psnr_outside_mouths(long_video[1:26], long_video[-25:]) >= 24.0
     opening = read_openings(long_video)[0]
     assert correlation(opening[AFTER_BORDER.start :], long.rules[0].opening[AFTER_BORDER.start :]) >= 0.7
+
+
+def test_the_second_chunk_joins_the_first(long_video: np.ndarray, long: Example) -> None:
+    border = [AFTER_BORDER.start]
+    drawn = long.drawn(*long_video.shape[1:3])[: len(long_video)]
+    assert border_change(long_video, border) <= border_change(drawn, border) + 0.9
 
 
 def test_shifted_audio_is_told(worker: TalkerWorker, one: Example) -> None:

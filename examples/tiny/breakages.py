@@ -115,7 +115,7 @@ class Figure:
 LAG = Figure("best lag, most", "within 1 frame", lambda value: abs(value) <= 1)
 OWN = Figure("own voice", "≥ 0.7", lambda value: value >= 0.7)
 MOVED = Figure(f"a head moved {MOVED_PIXELS} pixels, in the next chunk", "≥ 1 pixel", lambda value: value >= 1.0)
-COLOUR = Figure("mean colour against the portrait's, in levels of 255", "≤ 1.5", lambda value: value <= 1.5)
+COLOUR = Figure("mean colour against the portrait's, in levels of 255", "≤ 0.75", lambda value: value <= 0.75)
 
 #: What is broken, how, and the figure that shall tell.
 BREAKAGES: tuple[tuple[str, Callable[[], AbstractContextManager[None]], Figure], ...] = (

@@ -1,4 +1,5 @@
-"""The clips that the transformer learns from: drawn, encoded by the trained VAE and wav2vec2, and kept on disk."""
+"""The clips that the transformer learns from: drawn, colour-corrected as the worker's frames are, encoded by the
+trained VAE and wav2vec2, and kept on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +99,15 @@ class ClipMaker:
         portrait = draw([(face, Pose()) for face in faces], background, height, width)
         past = 0 if begins else PAST_FRAMES
         drawn = draw_clip(faces, tracks, background, height, width, start - past, past + num_frames)
-        frames = drawn[past:]
         if begins:
-            frames[0] = portrait
+            drawn[0] = portrait
         rows = [self.speech_encoder(normalise_loudness(waveform)) for waveform in waveforms]
         pixels = to_video(portrait[None])
         grey = pixels.new_zeros(1, 3, REFERENCE_FRAMES - 1, height, width)
         reference = encode_frames(self.vae, torch.cat([pixels, grey], dim=2))[0]
-        latents = encode_frames(self.vae, to_video(frames))[0]
-        given = reference[:, :1] if begins else self._again(drawn[: past + MOTION_FRAMES], pixels)
+        shown = match_color(to_video(drawn), pixels, 1.0)
+        latents = encode_frames(self.vae, shown[:, :, past:])[0]
+        given = reference[:, :1] if begins else self._again(shown[:, :, : past + MOTION_FRAMES], pixels)
         missing = latents.shape[1] - reference.shape[1]
         return Clip(
             latents=latents.half(),
@@ -117,9 +118,9 @@ class ClipMaker:
             start=start,
         )
 
-    def _again(self, frames: np.ndarray, portrait: Tensor) -> Tensor:
-        """The motion latents that a chunk which ends with `frames` hands on: (16, n, h, w)."""
-        decoded = decode_latents(self.vae, encode_frames(self.vae, to_video(frames)))
+    def _again(self, video: Tensor, portrait: Tensor) -> Tensor:
+        """The motion latents that a chunk which ends with `video` hands on: (16, n, h, w)."""
+        decoded = decode_latents(self.vae, encode_frames(self.vae, video))
         shown = match_color(decoded, portrait, 1.0)
         return encode_frames(self.vae, shown[:, :, -MOTION_FRAMES:])[0]
 

@@ -42,10 +42,10 @@ PROMPTS = (
 T = TypeVar("T", UMT5EncoderModel, CLIPVisionModel)
 
 
-def load_vae(folder: Path, state: str = "clips.pt") -> AutoencoderKLWan:
-    """The VAE trained to a state, with the statistics of its latents in its config once they are known."""
+def load_vae(folder: Path) -> AutoencoderKLWan:
+    """The trained VAE, with the statistics of its latents in its config once they are known."""
     vae = make_vae()
-    vae.load_state_dict(torch.load(folder / state)["average"])
+    vae.load_state_dict(torch.load(folder / "decoder.pt")["average"])
     statistics = folder / "latents.json"
     if statistics.exists():
         vae.register_to_config(**json.loads(statistics.read_text()))
@@ -85,7 +85,7 @@ def export(folder: Path, output: Path) -> None:
     base = WanTransformer3DModel(**config)
     base.load_state_dict(tensors)
     base.half().save_pretrained(output / "transformer")
-    load_vae(folder, "decoder.pt").half().save_pretrained(output / "vae")
+    load_vae(folder).half().save_pretrained(output / "vae")
     _tokenizer().save_pretrained(output / "tokenizer")
     _frozen_text_encoder().half().save_pretrained(output / "text_encoder")
     _frozen_image_encoder().half().save_pretrained(output / "image_encoder")

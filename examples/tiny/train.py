@@ -2,7 +2,7 @@
 
     python -m examples.tiny.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
 
-Stages, each from the files of those before: `vae`, `speech`, `clips`, `decoder`, `transformer`, `export`. `--stages`
+Stages, each from the files of those before: `vae`, `decoder`, `speech`, `clips`, `transformer`, `export`. `--stages`
 picks some.
 A run that was interrupted goes on from its last checkpoint, of at most a minute before; the clips that are there stay.
 """
@@ -24,7 +24,7 @@ from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 SEED = 2508
 #: Clips that the statistics of the latents are taken from.
 NUM_MEASURED_CLIPS = 12
-STAGES = ("vae", "speech", "clips", "decoder", "transformer", "export")
+STAGES = ("vae", "decoder", "speech", "clips", "transformer", "export")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -60,8 +60,8 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=700)
     parser.add_argument("--speech-steps", type=int, default=250)
     parser.add_argument("--clips", type=int, default=240)
-    parser.add_argument("--decoder-steps", type=int, default=1700)
-    parser.add_argument("--transformer-steps", type=int, default=5700)
+    parser.add_argument("--decoder-steps", type=int, default=3900)
+    parser.add_argument("--transformer-steps", type=int, default=10500)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -70,12 +70,12 @@ def main() -> None:
     if "vae" in arguments.stages:
         train_on_pictures(folder, arguments.picture_steps, SEED)
         train_on_clips(folder, arguments.clip_steps, SEED)
+    if "decoder" in arguments.stages:
+        train_decoder(folder, arguments.decoder_steps, SEED)
     if "speech" in arguments.stages:
         train_speech(folder, arguments.speech_steps, SEED)
     if "clips" in arguments.stages:
         make_clips(folder, arguments.clips)
-    if "decoder" in arguments.stages:
-        train_decoder(folder, arguments.decoder_steps, SEED)
     if "transformer" in arguments.stages:
         encode = load_prompt_encoder()
         prompts = [encode(prompt) for prompt in PROMPTS]

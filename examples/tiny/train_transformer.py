@@ -19,7 +19,7 @@ TEXT_DROPOUT = 0.15
 AUDIO_DROPOUT = 0.1
 MOUTH_WEIGHT = 4.0
 #: How much the first new latents count, where a chunk joins what was there, and how many they are.
-JOIN_WEIGHT = 2.0
+JOIN_WEIGHT = 4.0
 JOIN_LATENTS = 2
 #: Largest deviation of the noise on given motion latents, whose errors a sampled chunk shall not hand on.
 GIVEN_NOISE = 0.08

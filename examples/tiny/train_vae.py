@@ -37,6 +37,8 @@ CLIP_LATENT_NOISE = 0.1
 LATENT_SIZE_WEIGHT = 1e-3
 #: How much the change from frame to frame counts beside the frames.
 CHANGE_WEIGHT = 1.0
+#: How much the change from the chunk before to the next counts besides.
+BORDER_WEIGHT = 0.7
 #: What a latent's change from the one before costs: what stands still shall look the same in all latents, the first
 #: included, which holds one frame and not four.
 STILLNESS_WEIGHT = 0.05
@@ -97,8 +99,9 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
 
 
 def train_decoder(folder: Path, num_steps: int, seed: int) -> None:
-    """The decoder alone, from `folder`/clips.pt into `folder`/decoder.pt: every second clip begins with motion latents
-    as the chunk before hands them on, colour-corrected, and the frames after them shall show nothing of that."""
+    """The decoder alone, from `folder`/clips.pt into `folder`/decoder.pt, on clips that are colour-corrected as the
+    worker's are: every second one begins with motion latents as the chunk before hands them on, and the frames after
+    them shall show nothing of that."""
     torch.manual_seed(seed)
     vae = make_vae().requires_grad_(False)
     vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
@@ -113,27 +116,35 @@ def train_decoder(folder: Path, num_steps: int, seed: int) -> None:
         weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
         noise = torch.Generator().manual_seed(seed + step)
         if step % 2 == 0:
-            clips = [_random_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
-            videos = torch.stack([_to_tensor(clip) for clip in clips])
+            clips = [_corrected_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
+            videos = torch.cat([video for _, video in clips])
             latents = vae.encode(videos).latent_dist.mode()
             before = None
         else:
-            clip = _random_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES, has_portrait=True)
-            portrait, videos = _to_tensor(clip)[None].split([1, PAST_FRAMES + LONG_FRAMES], dim=2)
+            portrait, videos = _corrected_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES)
             with torch.no_grad():
-                ended = vae.decode(vae.encode(videos[:, :, :-PAST_FRAMES]).latent_dist.mode()).sample.clamp(-1.0, 1.0)
+                latents = vae.encode(videos[:, :, :-PAST_FRAMES]).latent_dist.mode()
+                latents += CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=noise)
+                ended = vae.decode(latents).sample.clamp(-1.0, 1.0)
                 shown = match_color(ended, portrait, 1.0)
                 motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
             videos = videos[:, :, PAST_FRAMES:]
             latents = vae.encode(videos).latent_dist.mode()
             latents = torch.cat([motion, latents[:, :, motion.shape[2] :]], dim=2)
-            before = ended[:, :, -1:]
+            before = shown[:, :, -1:]
         decoded = vae.decode(latents + CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=noise)).sample
         if before is not None:
             decoded = torch.cat([before, decoded[:, :, MOTION_FRAMES:]], dim=2)
             videos = videos[:, :, MOTION_FRAMES - 1 :]
-        error = _error(decoded, videos, weights)
-        loop.learn(error + CHANGE_WEIGHT * _error(decoded.diff(dim=2), videos.diff(dim=2), weights), step)
+        error = _error(decoded, videos, weights) + CHANGE_WEIGHT * _error(
+            decoded.diff(dim=2), videos.diff(dim=2), weights
+        )
+        if before is not None:
+            border = slice(0, 2)
+            error = error + BORDER_WEIGHT * _error(
+                decoded[:, :, border].diff(dim=2), videos[:, :, border].diff(dim=2), weights
+            )
+        loop.learn(error, step)
 
 
 def _random_track(synthesiser: Synthesiser, generator: np.random.Generator, manner: Manner) -> MouthTrack:
@@ -195,6 +206,15 @@ def _random_picture(generator: np.random.Generator, height: int, width: int, peo
         for _ in range(people)
     ]
     return draw(cast, random_background(generator), height, width)[None]
+
+
+def _corrected_clip(
+    generator: np.random.Generator, tracks: list[MouthTrack], height: int, width: int, people: int, num_frames: int
+) -> tuple[Tensor, Tensor]:
+    """A portrait, (1, 3, 1, height, width), and a clip with its colours, (1, 3, num_frames, height, width)."""
+    drawn = _random_clip(generator, tracks, height, width, people, num_frames, has_portrait=True)
+    portrait, video = _to_tensor(drawn)[None].split([1, num_frames], dim=2)
+    return portrait, match_color(video, portrait, 1.0)
 
 
 def _random_clip(
