@@ -45,7 +45,7 @@ T = TypeVar("T", UMT5EncoderModel, CLIPVisionModel)
 def load_vae(folder: Path) -> AutoencoderKLWan:
     """The trained VAE, with the statistics of its latents in its config once they are known."""
     vae = make_vae()
-    vae.load_state_dict(torch.load(folder / "decoder.pt")["average"])
+    vae.load_state_dict(torch.load(folder / "chunks.pt")["average"])
     statistics = folder / "latents.json"
     if statistics.exists():
         vae.register_to_config(**json.loads(statistics.read_text()))

@@ -2,8 +2,8 @@
 
     python -m examples.tiny.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
 
-Stages, each from the files of those before: `vae`, `decoder`, `speech`, `clips`, `transformer`, `export`. `--stages`
-picks some.
+Stages, each from the files of those before: `vae`, `decoder`, `chunks`, `speech`, `clips`, `transformer`, `export`.
+`--stages` picks some.
 A run that was interrupted goes on from its last checkpoint, of at most a minute before; the clips that are there stay.
 """
 
@@ -18,13 +18,13 @@ from examples.tiny.data import ClipMaker, load_clips
 from examples.tiny.export import PROMPTS, export, load_image_encoder, load_prompt_encoder, load_speech_encoder, load_vae
 from examples.tiny.train_speech import train_speech
 from examples.tiny.train_transformer import train_transformer
-from examples.tiny.train_vae import train_decoder, train_on_clips, train_on_pictures
+from examples.tiny.train_vae import train_chunks, train_decoder, train_on_clips, train_on_pictures
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 
 SEED = 2508
 #: Clips that the statistics of the latents are taken from.
 NUM_MEASURED_CLIPS = 12
-STAGES = ("vae", "decoder", "speech", "clips", "transformer", "export")
+STAGES = ("vae", "decoder", "chunks", "speech", "clips", "transformer", "export")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -59,9 +59,10 @@ def main() -> None:
     parser.add_argument("--picture-steps", type=int, default=900)
     parser.add_argument("--clip-steps", type=int, default=700)
     parser.add_argument("--speech-steps", type=int, default=250)
-    parser.add_argument("--clips", type=int, default=240)
+    parser.add_argument("--clips", type=int, default=400)
     parser.add_argument("--decoder-steps", type=int, default=3900)
-    parser.add_argument("--transformer-steps", type=int, default=10500)
+    parser.add_argument("--chunk-steps", type=int, default=1600)
+    parser.add_argument("--transformer-steps", type=int, default=14100)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -72,6 +73,8 @@ def main() -> None:
         train_on_clips(folder, arguments.clip_steps, SEED)
     if "decoder" in arguments.stages:
         train_decoder(folder, arguments.decoder_steps, SEED)
+    if "chunks" in arguments.stages:
+        train_chunks(folder, arguments.chunk_steps, SEED)
     if "speech" in arguments.stages:
         train_speech(folder, arguments.speech_steps, SEED)
     if "clips" in arguments.stages:

@@ -47,6 +47,10 @@ AGAIN_EVERY = 4
 AGAIN_FRAMES = 5
 #: Where two chunks join: frames of the first before the second begins.
 PAST_FRAMES = 8
+#: How much it counts that latents differ from those that their frames were decoded from.
+SAME_LATENTS_WEIGHT = 0.1
+#: Most noise on the latents of a chunk that another follows, in `CLIP_LATENT_NOISE`.
+MOST_ENDED_NOISE = 1.5
 #: Tracks of the rule's mouths, and of quicker ones.
 NUM_TRACKS, NUM_QUICK_TRACKS = 60, 20
 
@@ -66,7 +70,8 @@ def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
         latents = vae.quant_conv(vae.encoder(patchify(pictures, 2)))[:, :16]
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         decoded = unpatchify(vae.decoder(vae.post_quant_conv(noisy)), 2)
-        loop.learn(_loss(decoded, pictures, _weights(people, height, width, MOUTH_WEIGHT), latents), step)
+        error = _error(decoded, pictures, _weights(people, height, width, MOUTH_WEIGHT))
+        loop.learn(error + _size_loss(latents), step)
 
 
 def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
@@ -86,12 +91,7 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
         clips = [_random_clip(generator, tracks, height, width, people, num_frames) for _ in range(count)]
         videos = torch.stack([_to_tensor(clip) for clip in clips])
         weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
-        noise = torch.Generator().manual_seed(seed + step)
-        latents = vae.encode(videos).latent_dist.mode()
-        decoded = vae.decode(latents + CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=noise)).sample
-        loss = _loss(decoded, videos, weights, latents)
-        loss = loss + CHANGE_WEIGHT * _error(decoded.diff(dim=2), videos.diff(dim=2), weights)
-        loss = loss + STILLNESS_WEIGHT * latents.diff(dim=2).abs().mean()
+        loss, decoded = _clips_loss(vae, videos, weights, torch.Generator().manual_seed(seed + step))
         if step % AGAIN_EVERY == 1:
             again = vae.decode(vae.encode(decoded[:, :, -AGAIN_FRAMES:]).latent_dist.mode()).sample
             loss = loss + _error(again, videos[:, :, -AGAIN_FRAMES:], weights)
@@ -116,35 +116,96 @@ def train_decoder(folder: Path, num_steps: int, seed: int) -> None:
         weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
         noise = torch.Generator().manual_seed(seed + step)
         if step % 2 == 0:
-            clips = [_corrected_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
-            videos = torch.cat([video for _, video in clips])
+            videos = _corrected_clips(generator, tracks, height, width, people)
             latents = vae.encode(videos).latent_dist.mode()
-            before = None
+            decoded = vae.decode(latents + _noise_like(latents, noise)).sample
+            loop.learn(_error_with_change(decoded, videos, weights), step)
         else:
-            portrait, videos = _corrected_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES)
-            with torch.no_grad():
-                latents = vae.encode(videos[:, :, :-PAST_FRAMES]).latent_dist.mode()
-                latents += CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=noise)
-                ended = vae.decode(latents).sample.clamp(-1.0, 1.0)
-                shown = match_color(ended, portrait, 1.0)
-                motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
-            videos = videos[:, :, PAST_FRAMES:]
-            latents = vae.encode(videos).latent_dist.mode()
-            latents = torch.cat([motion, latents[:, :, motion.shape[2] :]], dim=2)
-            before = shown[:, :, -1:]
-        decoded = vae.decode(latents + CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=noise)).sample
-        if before is not None:
-            decoded = torch.cat([before, decoded[:, :, MOTION_FRAMES:]], dim=2)
-            videos = videos[:, :, MOTION_FRAMES - 1 :]
-        error = _error(decoded, videos, weights) + CHANGE_WEIGHT * _error(
-            decoded.diff(dim=2), videos.diff(dim=2), weights
-        )
-        if before is not None:
-            border = slice(0, 2)
-            error = error + BORDER_WEIGHT * _error(
-                decoded[:, :, border].diff(dim=2), videos[:, :, border].diff(dim=2), weights
-            )
-        loop.learn(error, step)
+            portrait, video = _corrected_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES)
+            latents = vae.encode(video[:, :, :-PAST_FRAMES]).latent_dist.mode()
+            shown = _show(vae, latents + _noise_like(latents, noise), portrait)
+            motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
+            upcoming = vae.encode(video[:, :, PAST_FRAMES:]).latent_dist.mode()
+            begun = torch.cat([motion, upcoming[:, :, motion.shape[2] :]], dim=2)
+            decoded = vae.decode(begun + _noise_like(begun, noise)).sample
+            loop.learn(_join_error(shown, decoded, video[:, :, LONG_FRAMES - 1 :], weights), step)
+
+
+def train_chunks(folder: Path, num_steps: int, seed: int) -> None:
+    """All weights, from `folder`/decoder.pt into `folder`/chunks.pt: each step has clips, as above, and two chunks,
+    where what was shown is encoded to the latents it came from, and decoded to what was shown."""
+    torch.manual_seed(seed)
+    vae = make_vae()
+    vae.load_state_dict(torch.load(folder / "decoder.pt")["average"])
+    synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 14])
+    tracks = [_random_track(synthesiser, generator, MANNER) for _ in range(NUM_TRACKS)]
+    loop = TrainingLoop(folder / "chunks.pt", vae, num_steps, learning_rate=1e-3, decay_share=0.8, muon_prefix="")
+    for step in loop:
+        losses = []
+        for part in range(2):
+            generator = np.random.default_rng([seed, 15, step, part])
+            height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
+            weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
+            noise = torch.Generator().manual_seed(seed + 2 * step + part)
+            if part == 0:
+                videos = _corrected_clips(generator, tracks, height, width, people)
+                losses.append(_clips_loss(vae, videos, weights, noise)[0])
+            else:
+                num_frames = PAST_FRAMES + LONG_FRAMES
+                portrait, video = _corrected_clip(generator, tracks, height, width, people, num_frames)
+                noise_size = MOST_ENDED_NOISE * float(generator.random())
+                losses.append(_chunks_loss(vae, portrait, video, weights, noise, noise_size))
+        loop.learn(torch.stack(losses).mean(), step)
+
+
+def _clips_loss(
+    vae: AutoencoderKLWan, videos: Tensor, weights: Tensor, noise: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Of clips (B, 3, T, H, W) that are encoded and decoded; and what they became."""
+    latents = vae.encode(videos).latent_dist.mode()
+    decoded = vae.decode(latents + _noise_like(latents, noise)).sample
+    loss = _error_with_change(decoded, videos, weights) + STILLNESS_WEIGHT * latents.diff(dim=2).abs().mean()
+    return loss + _size_loss(latents), decoded
+
+
+def _chunks_loss(
+    vae: AutoencoderKLWan,
+    portrait: Tensor,
+    video: Tensor,
+    weights: Tensor,
+    noise: torch.Generator,
+    noise_size: float,
+) -> Tensor:
+    """Of a video (1, 3, PAST_FRAMES + LONG_FRAMES, H, W) in two chunks, of which the first is decoded already."""
+    with torch.no_grad():
+        ended = vae.encode(video[:, :, :LONG_FRAMES]).latent_dist.mode()
+    ended += noise_size * _noise_like(ended, noise)
+    shown = _show(vae, ended, portrait)
+    motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
+    num_given = motion.shape[2]
+    upcoming = vae.encode(video[:, :, PAST_FRAMES:]).latent_dist.mode()[:, :, num_given:]
+    decoded = vae.decode(torch.cat([motion, upcoming + _noise_like(upcoming, noise)], dim=2)).sample
+    again = _error(decoded[:, :, :MOTION_FRAMES], shown[:, :, -MOTION_FRAMES:], weights)
+    same = (motion[:, :, 1:] - ended[:, :, 1 - num_given :]).abs().mean()
+    join = _join_error(shown, decoded, video[:, :, LONG_FRAMES - 1 :], weights)
+    return join + again + SAME_LATENTS_WEIGHT * same
+
+
+@torch.no_grad()
+def _show(vae: AutoencoderKLWan, latents: Tensor, portrait: Tensor) -> Tensor:
+    """The frames of a chunk, with the portrait's colours."""
+    return match_color(vae.decode(latents).sample.clamp(-1.0, 1.0), portrait, 1.0)
+
+
+def _join_error(shown: Tensor, decoded: Tensor, video: Tensor, weights: Tensor) -> Tensor:
+    """Of a chunk, `decoded`, that follows another, `shown`; `video` begins with the frame before the new ones."""
+    joined = torch.cat([shown[:, :, -1:], decoded[:, :, MOTION_FRAMES:]], dim=2)
+    border = _error(joined[:, :, :2].diff(dim=2), video[:, :, :2].diff(dim=2), weights)
+    return _error_with_change(joined, video, weights) + BORDER_WEIGHT * border
+
+
+def _noise_like(latents: Tensor, generator: torch.Generator) -> Tensor:
+    return CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=generator)
 
 
 def _random_track(synthesiser: Synthesiser, generator: np.random.Generator, manner: Manner) -> MouthTrack:
@@ -182,9 +243,14 @@ def _weights(people: int, height: int, width: int, mouth_weight: float) -> Tenso
     return weights
 
 
-def _loss(decoded: Tensor, pictures: Tensor, weights: Tensor, latents: Tensor) -> Tensor:
-    """The error, and a bound on the latents' size."""
-    return _error(decoded, pictures, weights) + LATENT_SIZE_WEIGHT * (latents.square().mean() - 1.0).relu()
+def _size_loss(latents: Tensor) -> Tensor:
+    """A bound on the latents' size."""
+    return LATENT_SIZE_WEIGHT * (latents.square().mean() - 1.0).relu()
+
+
+def _error_with_change(decoded: Tensor, videos: Tensor, weights: Tensor) -> Tensor:
+    """Of frames (B, 3, T, H, W), and of what changes from each to the next."""
+    return _error(decoded, videos, weights) + CHANGE_WEIGHT * _error(decoded.diff(dim=2), videos.diff(dim=2), weights)
 
 
 def _error(decoded: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
@@ -206,6 +272,14 @@ def _random_picture(generator: np.random.Generator, height: int, width: int, peo
         for _ in range(people)
     ]
     return draw(cast, random_background(generator), height, width)[None]
+
+
+def _corrected_clips(
+    generator: np.random.Generator, tracks: list[MouthTrack], height: int, width: int, people: int
+) -> Tensor:
+    """(CLIP_BATCH, 3, CLIP_FRAMES, height, width), each with its portrait's colours."""
+    clips = [_corrected_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
+    return torch.cat([video for _, video in clips])
 
 
 def _corrected_clip(
