@@ -67,6 +67,7 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                     inputs["frame_num"] = gr.Slider(5, 121, 81, step=4, label="frame_num", elem_id="frame_num")
                     inputs["max_frame_num"] = gr.Number(1000, precision=0, label="max_frame_num", elem_id="frames")
                     inputs["motion_frame"] = gr.Slider(1, 40, 9, step=1, label="motion_frame")
+                    inputs["crossfade_frame"] = gr.Slider(0, 25, 4, step=1, label="crossfade_frame")
                     inputs["color_correction_strength"] = gr.Slider(0, 1, 1.0, label="color_correction_strength")
                     inputs["base_seed"] = gr.Number(42, precision=0, label="base_seed (-1: random)")
                     inputs["use_teacache"] = gr.Checkbox(label="use_teacache")

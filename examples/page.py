@@ -97,8 +97,9 @@ def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, A
         job["audio_type"] = fields["audio_type"]
     if any(boxes):
         job["bbox"] = {f"person{number}": box for number, box in enumerate(boxes, 1) if box}
-    same = ("size", "mode", "frame_num", "max_frame_num", "motion_frame", "sample_steps", "sample_text_guide_scale")
-    same += ("sample_audio_guide_scale", "color_correction_strength", "use_teacache", "use_apg", "base_seed")
+    same = ("size", "mode", "frame_num", "max_frame_num", "motion_frame", "crossfade_frame", "sample_steps")
+    same += ("sample_text_guide_scale", "sample_audio_guide_scale", "color_correction_strength")
+    same += ("use_teacache", "use_apg", "base_seed")
     output_config = client.output_config | ({"preview": True} if fields["mode"] == "streaming" else {})
     return job | {name: fields[name] for name in same} | {"output_config": output_config}
 

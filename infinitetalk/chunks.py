@@ -23,6 +23,7 @@ class ChunkPlan:
         num_motion_frames: leading frames that the chunk before has already shown; 0 for the first.
         num_new_frames: frames that this chunk adds to the video; 0 only where a later speaker's speech ends chunks
             before the first one's.
+        num_fade_frames: frames before the new ones in which the video fades from the chunk before to this one.
         extends_tail: whether embeddings that end at or before this chunk's end go on with their reversed tail.
     """
 
@@ -31,10 +32,13 @@ class ChunkPlan:
     num_frames: int
     num_motion_frames: int
     num_new_frames: int
+    num_fade_frames: int
     extends_tail: bool
 
 
-def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, motion_frame: int) -> list[ChunkPlan]:
+def plan_chunks(
+    num_rows: Sequence[int], frame_num: int, max_frame_num: int, motion_frame: int, crossfade_frame: int = 0
+) -> list[ChunkPlan]:
     """Cover the speech, or `max_frame_num` frames of it, with chunks of `frame_num` frames.
 
     Each chunk starts `frame_num - motion_frame` frames after the one before. The chunk that reaches the end of the
@@ -46,6 +50,7 @@ def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, mot
         frame_num: frames of a chunk, 4n + 1.
         max_frame_num: frames of the video at most; `frame_num` for a single chunk.
         motion_frame: frames a chunk takes over from the one before, fewer than `frame_num` where there are several.
+        crossfade_frame: of these at most so many, the last ones, in which one chunk fades into the next.
 
     Raises:
         ValueError: several chunks, none of which would add a frame.
@@ -61,7 +66,9 @@ def plan_chunks(num_rows: Sequence[int], frame_num: int, max_frame_num: int, mot
         shown = motion_frame if index else 0
         start = index * step
         new_frames = min(frame_num - shown, max(0, num_frames - start - shown))
-        plans.append(ChunkPlan(index, start, frame_num, shown, new_frames, extends_tail=index == num_chunks - 1))
+        fade_frames = min(crossfade_frame, shown) if new_frames else 0
+        is_last = index == num_chunks - 1
+        plans.append(ChunkPlan(index, start, frame_num, shown, new_frames, fade_frames, extends_tail=is_last))
     return plans
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infinitetalk.chunks import ChunkPlan, plan_chunks, window_rows
 from infinitetalk.color import match_color
+from infinitetalk.crossfade import cross_fade
 from infinitetalk.media import Source
 from infinitetalk.models import Models
 from infinitetalk.regions import default_regions, latent_regions
@@ -36,21 +37,32 @@ class Step:
 
 @dataclass(frozen=True)
 class ChunkState:
-    """What is needed to go on after a chunk: the next chunk's index and its motion latents (1, 16, n, h, w)."""
+    """What is needed to go on after a chunk.
+
+    Attributes:
+        next_chunk: its index.
+        motion_latents: (1, 16, n, h, w), of the frames that it takes over.
+        held_frames: uint8 (num_fade_frames, height, width, 3), made but not yet shown: they fade into the next chunk's.
+    """
 
     next_chunk: int
     motion_latents: Tensor
+    held_frames: np.ndarray
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
-        motion_latents = self.motion_latents.contiguous().cpu()
-        return safetensors.torch.save({"next_chunk": torch.tensor(self.next_chunk), "motion_latents": motion_latents})
+        tensors = {
+            "next_chunk": torch.tensor(self.next_chunk),
+            "motion_latents": self.motion_latents.contiguous().cpu(),
+            "held_frames": torch.from_numpy(self.held_frames).contiguous(),
+        }
+        return safetensors.torch.save(tensors)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ChunkState":
         """The inverse of `to_bytes`."""
         tensors = safetensors.torch.load(data)
-        return cls(int(tensors["next_chunk"]), tensors["motion_latents"])
+        return cls(int(tensors["next_chunk"]), tensors["motion_latents"], tensors["held_frames"].numpy())
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,8 @@ class Chunk:
         plan: its place in the video.
         num_chunks: of the whole video.
         video: float (3, num_new_frames, height, width) in [-1, 1], the frames this chunk adds.
-        frames: the same as uint8 (num_new_frames, height, width, 3).
+        frames: uint8 (T, height, width, 3), what is shown next: the frames that were held for the fade into this chunk,
+            faded, and the new ones, but for those that are held for the fade into the next.
         latents: (1, 16, t, h, w), as handed to the VAE.
         condition_latents: (1, 16, t, h, w), of the reference frame followed by grey.
         state: to go on from; None after the last chunk.
@@ -173,11 +186,14 @@ class InfiniteTalkPipeline:
         height, width = self.choose_resolution(source, settings.size)
         regions = self.place_speakers(conditions, height, width)
         num_rows = [len(embeddings) for embeddings in speech]
-        plans = plan_chunks(num_rows, settings.frame_num, settings.max_frame_num, settings.motion_frame)
+        plans = plan_chunks(
+            num_rows, settings.frame_num, settings.max_frame_num, settings.motion_frame, settings.crossfade_frame
+        )
         first_frame = source.frame_at(0.0)
         color_reference = self.to_pixels(first_frame, height, width)
         reference: Reference | None = None
         motion_latents = None if state is None else state.motion_latents.to(self.models.device)
+        held_frames = np.empty((0, height, width, 3), dtype=np.uint8) if state is None else state.held_frames
 
         for plan in plans[0 if state is None else state.next_chunk :]:
             frame = source.frame_at(plan.start / VIDEO_FPS)
@@ -209,14 +225,17 @@ class InfiniteTalkPipeline:
             if not is_last:
                 motion_latents = encode_frames(self.models.vae, video[:, :, -settings.motion_frame :])
             new_video = video[0, :, plan.num_motion_frames :][:, : plan.num_new_frames]
+            frames = join_frames(held_frames, video[0], plan)
+            num_held_frames = 0 if is_last else plans[plan.index + 1].num_fade_frames
+            frames, held_frames = np.split(frames, [len(frames) - num_held_frames])
             yield Chunk(
                 plan=plan,
                 num_chunks=len(plans),
                 video=new_video,
-                frames=to_frames(new_video),
+                frames=frames,
                 latents=sampled.latents,
                 condition_latents=reference.latents,
-                state=None if is_last else ChunkState(plan.index + 1, motion_latents),
+                state=None if is_last else ChunkState(plan.index + 1, motion_latents, held_frames),
                 evaluations=sampled.evaluations,
                 evaluations_skipped=sampled.evaluations_skipped,
             )
@@ -269,6 +288,23 @@ def to_frames(video: Tensor) -> np.ndarray:
         levels = pixels.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         torch.stack(levels.unbind(), dim=-1, out=frame)
     return frames.cpu().numpy()
+
+
+def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.ndarray:
+    """A chunk's frames from where it fades in, and those of the fade faded.
+
+    Args:
+        held_frames: uint8 (num_fade_frames, height, width, 3), the last of the chunk before.
+        video: float (3, num_frames, height, width) in [-1, 1], the whole chunk.
+
+    Returns:
+        uint8 (num_fade_frames + num_new_frames, height, width, 3).
+    """
+    begin = plan.num_motion_frames - plan.num_fade_frames
+    frames = to_frames(video[:, begin : plan.num_motion_frames + plan.num_new_frames])
+    fading = frames[: plan.num_fade_frames]
+    fading[:] = cross_fade(held_frames, fading)
+    return frames
 
 
 def first_frame_mask(latents: Tensor) -> Tensor:

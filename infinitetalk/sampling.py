@@ -26,6 +26,8 @@ class GenerationSettings:
         frame_num: frames of a chunk, 4n + 1.
         max_frame_num: frames of the video at most; `frame_num` for a single chunk.
         motion_frame: frames a chunk takes over from the one before, 1…frame_num - 1.
+        crossfade_frame: of these at most so many, in which what is shown fades from one chunk to the next; 0 cuts, as
+            the published code does.
         num_inference_steps: sampling steps.
         shift: of the noise schedule; larger spends more steps at high noise.
         text_guide_scale, audio_guide_scale: guidance; 1 leaves that condition unamplified.
@@ -39,6 +41,7 @@ class GenerationSettings:
     frame_num: int = 81
     max_frame_num: int = 81
     motion_frame: int = 9
+    crossfade_frame: int = 4
     num_inference_steps: int = 40
     shift: float = 7.0
     text_guide_scale: float = 5.0

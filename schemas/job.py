@@ -230,6 +230,9 @@ class SingleJob(StrictModel):
     motion_frame: Annotated[int, Field(ge=1, le=400)] = 9
     """Video frames of one chunk that the next one continues from (streaming); fewer than frame_num."""
 
+    crossfade_frame: Annotated[int, Field(ge=0, le=25)] = 4
+    """Video frames in which one chunk fades into the next (streaming), at most motion_frame; 0 cuts, as published."""
+
     negative_prompt: Annotated[str, StringConstraints(max_length=5000)] | None = None
     """What the picture should not show; null: the published model's default."""
 

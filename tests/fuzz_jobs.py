@@ -182,6 +182,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "prompt": st.text(min_size=1, max_size=40),
         "frame_num": st.sampled_from([5, 9]),
         "motion_frame": st.integers(1, 8),
+        "crossfade_frame": st.integers(0, 9),
         "max_frame_num": st.integers(1, 18),
         "mode": st.sampled_from(["clip", "streaming"]),
         "size": st.just("infinitetalk-480"),

@@ -620,6 +620,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "sample_text_guide_scale": [-0.1, 51, 1e308, math.nan, math.inf, "5", None],
     "sample_audio_guide_scale": [-0.1, 51, 1e308, math.nan, -math.inf, "4", None],
     "motion_frame": [0, -1, 401, "9", 9.5, None, math.nan],
+    "crossfade_frame": [-1, 26, "4", 4.5, None, math.nan],
     "negative_prompt": [5, ["x"], "\udfff", "x" * 1_000_000],
     "color_correction_strength": [-0.01, 1.01, math.nan, "1", None],
     "use_teacache": ["true", 1, 0, None, "yes"],

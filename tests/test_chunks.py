@@ -21,6 +21,20 @@ def test_new_frames_of_neighbouring_chunks_meet() -> None:
     assert starts[1:] == ends[:-1]
 
 
+def test_chunks_fade_in_the_last_of_the_frames_that_both_have() -> None:
+    assert [plan.num_fade_frames for plan in plan_chunks([40], 17, 1000, 9, 4)] == [0, 4, 4, 4]
+    assert [plan.num_fade_frames for plan in plan_chunks([40], 17, 1000, 9)] == [0, 0, 0, 0]
+
+
+def test_a_fade_is_no_longer_than_what_both_chunks_have() -> None:
+    assert [plan.num_fade_frames for plan in plan_chunks([40], 17, 1000, 2, 4)] == [0, 2, 2]
+
+
+def test_nothing_fades_into_a_chunk_that_is_not_shown() -> None:
+    plans = plan_chunks([40, 20], 17, 1000, 9, 4)
+    assert [(plan.num_new_frames, plan.num_fade_frames) for plan in plans] == [(17, 0), (3, 4), (0, 0), (0, 0)]
+
+
 def test_no_chunk_is_made_for_nothing() -> None:
     for num_rows in range(1, 120):
         assert all(plan.num_new_frames > 0 for plan in plan_chunks([num_rows], 17, 1000, 9))

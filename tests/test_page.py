@@ -44,6 +44,7 @@ FIELDS: dict[str, Any] = {
     "frame_num": 9,
     "max_frame_num": 9,
     "motion_frame": 5,
+    "crossfade_frame": 4,
     "sample_steps": 1,
     "sample_text_guide_scale": 1.0,
     "sample_audio_guide_scale": 1.0,

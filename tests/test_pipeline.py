@@ -80,6 +80,31 @@ def test_a_job_resumed_from_any_chunk_gives_the_same_frames(pipeline: InfiniteTa
             assert np.array_equal(chunk.frames, expected.frames)
 
 
+def test_chunks_that_are_cut_show_their_new_frames(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
+    cut = list(pipeline(picture(), [speech(22)], PROMPT, replace(SETTINGS, crossfade_frame=0)))
+    for chunk, faded in zip(cut, whole, strict=True):
+        assert torch.equal(chunk.video, faded.video)
+        assert np.array_equal(chunk.frames, to_frames(chunk.video))
+
+
+def test_a_chunk_fades_into_the_next_within_the_frames_that_both_have(pipeline: InfiniteTalkPipeline) -> None:
+    settings = replace(SETTINGS, frame_num=17, motion_frame=9, crossfade_frame=4)
+    cut = frames(pipeline(picture(), [speech(25)], PROMPT, replace(settings, crossfade_frame=0)))
+    faded = list(pipeline(picture(), [speech(25)], PROMPT, settings))
+    assert [len(chunk.frames) for chunk in faded] == [13, 12]
+    shown = frames(iter(faded))
+    assert np.array_equal(shown[:13], cut[:13])
+    assert np.array_equal(shown[17:], cut[17:])
+    distances = np.abs(shown[13:17].astype(float) - cut[13:17]).mean(axis=(1, 2, 3))
+    assert 0 < distances[0] < distances[-1]
+
+
+def test_a_frame_that_several_chunks_have_fades_through_all_of_them(pipeline: InfiniteTalkPipeline) -> None:
+    settings = replace(SETTINGS, motion_frame=8, crossfade_frame=4)
+    chunks = list(pipeline(picture(), [speech(13)], PROMPT, settings))
+    assert [len(chunk.frames) for chunk in chunks] == [5, 1, 1, 1, 5]
+
+
 def test_the_last_chunk_has_no_state(whole: list[Chunk]) -> None:
     assert [chunk.state is None for chunk in whole] == [False] * (len(whole) - 1) + [True]
 
@@ -237,9 +262,10 @@ def test_frames_are_the_videos_pixels_rounded_and_cut() -> None:
 
 
 def test_a_state_survives_as_safetensors(tmp_path: Path) -> None:
-    state = ChunkState(3, torch.randn(1, 16, 2, 4, 4))
+    state = ChunkState(3, torch.randn(1, 16, 2, 4, 4), np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3))
     file = tmp_path / "state.safetensors"
     file.write_bytes(state.to_bytes())
     restored = ChunkState.from_bytes(file.read_bytes())
     assert restored.next_chunk == 3
     assert torch.equal(restored.motion_latents, state.motion_latents)
+    assert np.array_equal(restored.held_frames, state.held_frames)

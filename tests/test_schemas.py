@@ -44,8 +44,9 @@ def test_defaults_are_those_of_the_interface():
     expected = {
         "audio_type": "para", "bbox_order": "xy", "scene_seg": False, "dry_run": False, "size": "infinitetalk-480",
         "mode": "clip", "frame_num": 81, "max_frame_num": 1000, "sample_steps": 40, "sample_text_guide_scale": 5,
-        "sample_audio_guide_scale": 4, "motion_frame": 9, "color_correction_strength": 1, "use_teacache": False,
-        "teacache_thresh": 0.2, "use_apg": False, "apg_momentum": -0.75, "apg_norm_threshold": 55, "base_seed": 42,
+        "sample_audio_guide_scale": 4, "motion_frame": 9, "crossfade_frame": 4, "color_correction_strength": 1,
+        "use_teacache": False, "teacache_thresh": 0.2, "use_apg": False, "apg_momentum": -0.75,
+        "apg_norm_threshold": 55, "base_seed": 42,
         "num_persistent_param_in_dit": None, "offload_model": None, "quant": None, "loras": [], "output_config": None,
     }  # fmt: skip
     assert {name: getattr(job, name) for name in expected} == expected

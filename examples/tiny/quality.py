@@ -31,6 +31,7 @@ from examples.tiny.measure import (
     read_openings,
 )
 from infinitetalk.chunks import plan_chunks
+from infinitetalk.sampling import GenerationSettings
 from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.tiny import TALKER_FOLDER
 
@@ -126,7 +127,8 @@ class Bench:
 
     def streaming(self, num_clips: int = 10) -> list[Row]:
         """20 s in several chunks: does the mouth still follow, does the picture stay, do the chunks join."""
-        falls, psnrs, drawn_psnrs, borders, drawn_borders = [], [], [], [], []
+        falls, psnrs, drawn_psnrs = [], [], []
+        borders, drawn_borders, cut_borders, fade_begins, fades = [], [], [], [], []
         for number in range(num_clips):
             example = self.maker.make(100 + number, seconds=20.0)
             frames = self.worker.frames(example)
@@ -136,10 +138,15 @@ class Bench:
             drawn = example.drawn(*frames.shape[1:3])[: len(frames)]
             for video, found in ((frames, psnrs), (drawn, drawn_psnrs)):
                 found.append(psnr_outside_mouths(video[1 : 1 + VIDEO_FPS], video[-VIDEO_FPS:]))
-            plans = plan_chunks([len(frames)], 81, len(frames), 9)
-            places = [plan.start + plan.num_motion_frames for plan in plans[1:]]
+            plans = plan_chunks([len(frames)], 81, len(frames), 9, GenerationSettings.crossfade_frame)[1:]
+            places = [plan.start + plan.num_motion_frames for plan in plans]
+            begins = [place - plan.num_fade_frames for place, plan in zip(places, plans, strict=True)]
+            joins = [frame for begin, place in zip(begins, places, strict=True) for frame in range(begin, place + 1)]
             borders.append(border_change(frames, places))
+            fade_begins.append(border_change(frames, begins))
+            fades.append(border_change(frames, joins))
             drawn_borders.append(border_change(drawn, places))
+            cut_borders.append(border_change(self.worker.frames(example, crossfade_frame=0), places))
         return [
             Row(
                 f"streaming, 20 s, {num_clips} clips: correlation, first 5 s less last 5 s",
@@ -159,6 +166,14 @@ class Bench:
                 f"{_spread(borders)}; at the same frames of drawn videos: {_spread(drawn_borders)}",
                 median(borders) <= 1.3,
             ),
+            Row(
+                "the same where a fade begins, and with it a part of the MP4",
+                "≤ 1.3",
+                _spread(fade_begins),
+                median(fade_begins) <= 1.3,
+            ),
+            Row("the same in all frames from there to the border", "≤ 1.3", _spread(fades), median(fades) <= 1.3),
+            Row("the same at borders without a fade (crossfade_frame 0)", "", _spread(cut_borders)),
         ]
 
     def audio_guidance(self, num_clips: int = 3) -> list[Row]:

@@ -545,6 +545,7 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
         frame_num=job.frame_num,
         max_frame_num=scene.num_frames,
         motion_frame=job.motion_frame,
+        crossfade_frame=job.crossfade_frame,
         num_inference_steps=job.sample_steps,
         shift=job.shift,
         text_guide_scale=job.sample_text_guide_scale,

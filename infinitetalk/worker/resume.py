@@ -32,7 +32,7 @@ from schemas import OutputConfig, SingleJob
 FOLDER = ".resume"
 STATE_FILE = "state.json"
 THUMBNAIL_FILE = "thumbnail.jpg"
-FORMAT = 1
+FORMAT = 2
 """Of what is stored; another one is ignored."""
 
 _OUR_FILE = re.compile(r"state\.json|thumbnail\.jpg|chunk-\d{5}\.safetensors|part-\d{5}\.mp4")

@@ -1,0 +1,21 @@
+"""Joins two chunks where both have made the same frames."""
+
+import numpy as np
+
+
+def cross_fade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """From one decoding of some frames to another of the same frames.
+
+    A chunk's first frames show what the last ones of the chunk before show, but encoded and decoded once more. Where
+    the video changed from one to the other at once, what that altered would be seen as a jump.
+
+    Args:
+        before, after: uint8 (n, height, width, 3), of the same instants.
+
+    Returns:
+        uint8 (n, height, width, 3); of the first frame 1 / (n + 1) is from `after`, of the last n / (n + 1).
+    """
+    num_frames = len(before)
+    shares = np.arange(1, num_frames + 1, dtype=np.float32) / (num_frames + 1)
+    faded = before + (after.astype(np.float32) - before) * shares[:, None, None, None]
+    return faded.round().astype(np.uint8)
