@@ -20,10 +20,11 @@ class ChunkPlan:
         index: from 0.
         start: first video frame, in frames of the whole video.
         num_frames: frames generated.
-        num_motion_frames: leading frames that the chunk before has already shown; 0 for the first.
+        num_motion_frames: leading frames that the chunk before has made already; 0 for the first.
         num_new_frames: frames that this chunk adds to the video; 0 only where a later speaker's speech ends chunks
             before the first one's.
-        num_fade_frames: frames before the new ones in which the video fades from the chunk before to this one.
+        num_held_frames: the last of the motion frames, which wait for this chunk to be shown.
+        num_fade_frames: the first of those, in which the video fades to this chunk; after them it shows this chunk.
         extends_tail: whether embeddings that end at or before this chunk's end go on with their reversed tail.
     """
 
@@ -32,6 +33,7 @@ class ChunkPlan:
     num_frames: int
     num_motion_frames: int
     num_new_frames: int
+    num_held_frames: int
     num_fade_frames: int
     extends_tail: bool
 
@@ -50,7 +52,9 @@ def plan_chunks(
         frame_num: frames of a chunk, 4n + 1.
         max_frame_num: frames of the video at most; `frame_num` for a single chunk.
         motion_frame: frames a chunk takes over from the one before, fewer than `frame_num` where there are several.
-        crossfade_frame: of these at most so many, the last ones, in which one chunk fades into the next.
+        crossfade_frame: of these at most so many in which the video fades from one chunk to the next: the last ones
+            that the next chunk was given, for the motion latents leave out what is over 4n + 1. 0 cuts after the
+            motion frames.
 
     Raises:
         ValueError: several chunks, none of which would add a frame.
@@ -61,14 +65,27 @@ def plan_chunks(
     num_frames = min(max_frame_num, last_end)
     if any(last_end >= rows for rows in num_rows):
         num_frames = min(num_frames, num_rows[-1])
+    given = (motion_frame - 1) // 4 * 4 + 1
+    fade = min(crossfade_frame, given)
+    held = fade + motion_frame - given if fade else 0
     plans = []
     for index in range(num_chunks):
-        shown = motion_frame if index else 0
+        made = motion_frame if index else 0
         start = index * step
-        new_frames = min(frame_num - shown, max(0, num_frames - start - shown))
-        fade_frames = min(crossfade_frame, shown) if new_frames else 0
-        is_last = index == num_chunks - 1
-        plans.append(ChunkPlan(index, start, frame_num, shown, new_frames, fade_frames, extends_tail=is_last))
+        new_frames = min(frame_num - made, max(0, num_frames - start - made))
+        fades = index > 0 and new_frames > 0
+        plans.append(
+            ChunkPlan(
+                index=index,
+                start=start,
+                num_frames=frame_num,
+                num_motion_frames=made,
+                num_new_frames=new_frames,
+                num_held_frames=held if fades else 0,
+                num_fade_frames=fade if fades else 0,
+                extends_tail=index == num_chunks - 1,
+            )
+        )
     return plans
 
 

@@ -15,7 +15,9 @@ def cross_fade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (n, height, width, 3); of the first frame 1 / (n + 1) is from `after`, of the last n / (n + 1).
     """
-    num_frames = len(before)
-    shares = np.arange(1, num_frames + 1, dtype=np.float32) / (num_frames + 1)
-    faded = before + (after.astype(np.float32) - before) * shares[:, None, None, None]
-    return faded.round().astype(np.uint8)
+    faded = np.empty_like(before)
+    # Frame by frame: one in floating point is held at a time.
+    for index, (old, new) in enumerate(zip(before, after, strict=True), start=1):
+        share = np.float32(index / (len(before) + 1))
+        faded[index - 1] = (old + (new.astype(np.float32) - old) * share).round()
+    return faded

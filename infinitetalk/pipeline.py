@@ -42,7 +42,7 @@ class ChunkState:
     Attributes:
         next_chunk: its index.
         motion_latents: (1, 16, n, h, w), of the frames that it takes over.
-        held_frames: uint8 (num_fade_frames, height, width, 3), made but not yet shown: they fade into the next chunk's.
+        held_frames: uint8 (num_held_frames, height, width, 3), made but not yet shown: they fade into the next chunk's.
     """
 
     next_chunk: int
@@ -161,6 +161,7 @@ class InfiniteTalkPipeline:
         Raises:
             GenerationStopped: `should_stop` said so.
             RegionError: a speaker's region is lost at the model's resolution.
+            ValueError: `state` is of a video with other settings.
         """
         needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
         conditions = Conditions(
@@ -195,6 +196,12 @@ class InfiniteTalkPipeline:
         motion_latents = None if state is None else state.motion_latents.to(self.models.device)
         held_frames = np.empty((0, height, width, 3), dtype=np.uint8) if state is None else state.held_frames
 
+        if state is not None and len(held_frames) != plans[state.next_chunk].num_held_frames:
+            raise ValueError(
+                f"the state holds {len(held_frames)} frames for the fade into the next chunk, the settings ask for "
+                f"{plans[state.next_chunk].num_held_frames}: go on with the settings that it was made with"
+            )
+
         for plan in plans[0 if state is None else state.next_chunk :]:
             frame = source.frame_at(plan.start / VIDEO_FPS)
             if reference is None or reference.frame is not frame:
@@ -226,13 +233,14 @@ class InfiniteTalkPipeline:
                 motion_latents = encode_frames(self.models.vae, video[:, :, -settings.motion_frame :])
             new_video = video[0, :, plan.num_motion_frames :][:, : plan.num_new_frames]
             frames = join_frames(held_frames, video[0], plan)
-            num_held_frames = 0 if is_last else plans[plan.index + 1].num_fade_frames
-            frames, held_frames = np.split(frames, [len(frames) - num_held_frames])
+            num_shown_frames = len(frames) - (0 if is_last else plans[plan.index + 1].num_held_frames)
+            # A copy, so that a state does not hold a whole chunk.
+            held_frames = frames[num_shown_frames:].copy()
             yield Chunk(
                 plan=plan,
                 num_chunks=len(plans),
                 video=new_video,
-                frames=frames,
+                frames=frames[:num_shown_frames],
                 latents=sampled.latents,
                 condition_latents=reference.latents,
                 state=None if is_last else ChunkState(plan.index + 1, motion_latents, held_frames),
@@ -294,16 +302,16 @@ def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.n
     """A chunk's frames from where it fades in, and those of the fade faded.
 
     Args:
-        held_frames: uint8 (num_fade_frames, height, width, 3), the last of the chunk before.
+        held_frames: uint8 (num_held_frames, height, width, 3), the last of the chunk before.
         video: float (3, num_frames, height, width) in [-1, 1], the whole chunk.
 
     Returns:
-        uint8 (num_fade_frames + num_new_frames, height, width, 3).
+        uint8 (num_held_frames + num_new_frames, height, width, 3).
     """
-    begin = plan.num_motion_frames - plan.num_fade_frames
+    begin = plan.num_motion_frames - plan.num_held_frames
     frames = to_frames(video[:, begin : plan.num_motion_frames + plan.num_new_frames])
     fading = frames[: plan.num_fade_frames]
-    fading[:] = cross_fade(held_frames, fading)
+    fading[:] = cross_fade(held_frames[: plan.num_fade_frames], fading)
     return frames
 
 

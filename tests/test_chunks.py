@@ -27,12 +27,19 @@ def test_chunks_fade_in_the_last_of_the_frames_that_both_have() -> None:
 
 
 def test_a_fade_is_no_longer_than_what_both_chunks_have() -> None:
-    assert [plan.num_fade_frames for plan in plan_chunks([40], 17, 1000, 2, 4)] == [0, 2, 2]
+    assert [plan.num_fade_frames for plan in plan_chunks([40], 17, 1000, 5, 9)] == [0, 5, 5]
+
+
+@pytest.mark.parametrize(("motion_frame", "held", "fade"), [(9, 4, 4), (10, 5, 4), (12, 7, 4), (13, 4, 4), (4, 4, 1)])
+def test_chunks_fade_in_frames_that_the_motion_latents_hold(motion_frame: int, held: int, fade: int) -> None:
+    _, *plans = plan_chunks([40], 17, 1000, motion_frame, 4)
+    assert {(plan.num_held_frames, plan.num_fade_frames) for plan in plans} == {(held, fade)}
 
 
 def test_nothing_fades_into_a_chunk_that_is_not_shown() -> None:
     plans = plan_chunks([40, 20], 17, 1000, 9, 4)
     assert [(plan.num_new_frames, plan.num_fade_frames) for plan in plans] == [(17, 0), (3, 4), (0, 0), (0, 0)]
+    assert [plan.num_held_frames for plan in plans] == [0, 4, 0, 0]
 
 
 def test_no_chunk_is_made_for_nothing() -> None:

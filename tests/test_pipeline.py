@@ -3,7 +3,7 @@
 Equality with the published model over several chunks is in test_golden.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from infinitetalk.chunks import plan_chunks
+from infinitetalk.crossfade import cross_fade
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import Picture, Source, extract_frames
 from infinitetalk.models import Models, load_models
-from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, to_frames
+from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, join_frames, to_frames
 from infinitetalk.regions import RegionError, default_regions
 from infinitetalk.sampling import GenerationSettings, chunk_noise
 from infinitetalk.tiny import ensure_tiny_model
+from infinitetalk.vae import decode_latents
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 from tests.media_factory import make_numbered_video, read_number
 
@@ -99,10 +102,47 @@ def test_a_chunk_fades_into_the_next_within_the_frames_that_both_have(pipeline: 
     assert 0 < distances[0] < distances[-1]
 
 
+def flat_video(levels: Iterable[int]) -> torch.Tensor:
+    """Frames of one level of 255 each."""
+    return torch.tensor(list(levels)).mul(2 / 255).sub(1.0)[None, :, None, None].expand(3, -1, 2, 2)
+
+
+def levels_of(frames: np.ndarray) -> list[int]:
+    return frames[:, 0, 0, 0].tolist()
+
+
+def test_what_fades_is_of_the_same_instants() -> None:
+    """The chunk before has level 10 t, this one 10 t + 5, at the video's frame t."""
+    _, plan = plan_chunks([25], 17, 25, 9, 4)
+    held = to_frames(flat_video(range(130, 170, 10)))
+    shown = join_frames(held, flat_video(10 * t + 5 for t in range(8, 25)), plan)
+    assert levels_of(shown) == [131, 142, 153, 164, *(10 * t + 5 for t in range(17, 25))]
+
+
+def test_what_the_motion_latents_leave_out_is_shown_of_the_new_chunk() -> None:
+    _, plan = plan_chunks([23], 17, 23, 11, 4)
+    held = to_frames(flat_video(range(110, 170, 10)))
+    shown = join_frames(held, flat_video(10 * t + 5 for t in range(6, 23)), plan)
+    assert levels_of(shown) == [111, 122, 133, 144, *(10 * t + 5 for t in range(15, 23))]
+
+
 def test_a_frame_that_several_chunks_have_fades_through_all_of_them(pipeline: InfiniteTalkPipeline) -> None:
-    settings = replace(SETTINGS, motion_frame=8, crossfade_frame=4)
-    chunks = list(pipeline(picture(), [speech(13)], PROMPT, settings))
-    assert [len(chunk.frames) for chunk in chunks] == [5, 1, 1, 1, 5]
+    settings = replace(SETTINGS, frame_num=13, motion_frame=9, crossfade_frame=9, color_correction_strength=0.0)
+    cut = list(pipeline(picture(), [speech(21)], PROMPT, replace(settings, crossfade_frame=0)))
+    made = [to_frames(decode_latents(pipeline.models.vae, chunk.latents)[0]) for chunk in cut]
+    expected = made[0].copy()
+    for chunk, of_chunk in enumerate(made[1:], start=1):
+        begin = 4 * chunk
+        faded = cross_fade(expected[begin:], of_chunk[:9])
+        expected = np.concatenate([expected[:begin], faded, of_chunk[9:]])
+    assert len(cut) == 3
+    assert np.array_equal(frames(pipeline(picture(), [speech(21)], PROMPT, settings)), expected)
+
+
+def test_a_state_of_another_fade_is_refused(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
+    settings = replace(SETTINGS, crossfade_frame=1)
+    with pytest.raises(ValueError, match="holds 4 frames for the fade into the next chunk, the settings ask for 1"):
+        list(pipeline(picture(), [speech(22)], PROMPT, settings, state=whole[0].state))
 
 
 def test_the_last_chunk_has_no_state(whole: list[Chunk]) -> None:
