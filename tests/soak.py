@@ -9,6 +9,8 @@ A short form is among the tests.
 from __future__ import annotations
 
 import itertools
+import json
+import signal
 import sys
 import tempfile
 import time
@@ -22,7 +24,10 @@ from schemas import ErrorCode
 from tests.job_inputs import data_uri, picture_bytes, scenes_bytes, small_job, speech_uri
 from tests.queue_server import LocalQueue
 from tests.s3_server import S3Server
-from tests.worker_process import JOB_TIMEOUT_S, Worker, worker_of
+from tests.weighing_handler import HELD_FILE
+from tests.worker_process import CHECKOUT, JOB_TIMEOUT_S, Worker, worker_of
+
+WEIGHING_HANDLER = CHECKOUT / "tests" / "weighing_handler.py"
 
 NUM_JOBS = 200
 LOOK_AFTER = (10, 50, 100, 150)
@@ -139,8 +144,20 @@ def settled_resources(worker: Worker) -> dict[str, int]:
     samples = []
     for _ in range(20):
         time.sleep(0.2)
-        samples.append(worker.resources())
+        samples.append(worker.resources() | held_memory(worker))
     return {what: min(sample[what] for sample in samples) for what in samples[0]}
+
+
+def held_memory(worker: Worker) -> dict[str, int]:
+    """What the worker's memory holds, as it says itself: what it keeps free is not among it."""
+    file = worker.volume.with_name(HELD_FILE)
+    file.unlink(missing_ok=True)
+    worker.process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + JOB_TIMEOUT_S
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return json.loads(file.read_text())
 
 
 def main(num_jobs: int = NUM_JOBS) -> None:
@@ -149,7 +166,7 @@ def main(num_jobs: int = NUM_JOBS) -> None:
         tempfile.TemporaryDirectory(prefix="soak-") as name,
         LocalQueue(lifetime_s=LIFETIME_S) as queue,
         S3Server() as s3,
-        worker_of(queue, Path(name), **store_settings(s3)) as worker,
+        worker_of(queue, Path(name), WEIGHING_HANDLER, **store_settings(s3)) as worker,
     ):
         worker.wait_until_ready()
         result = soak(worker, num_jobs, LOOK_AFTER)
