@@ -11,7 +11,7 @@ from torch import Tensor
 
 from examples.tiny.faces import Face, Pose, draw, poses, random_background, random_face
 from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
-from examples.tiny.voices import TRAINING_VOICES, Synthesiser, random_speech
+from examples.tiny.voices import TRAINING_VOICES, random_speech
 from infinitetalk.chunks import ChunkPlan, window_rows
 from infinitetalk.color import match_color
 from infinitetalk.image import ImageEncoder
@@ -61,7 +61,16 @@ class Clip:
     def windows(self) -> Tensor:
         """Speech as the network takes it: float32 (people, frames, window, layers, channels)."""
         num_frames = 4 * (self.latents.shape[1] - 1) + 1
-        plan = ChunkPlan(0, self.start, num_frames, 0, num_frames, extends_tail=False)
+        plan = ChunkPlan(
+            index=0,
+            start=self.start,
+            num_frames=num_frames,
+            num_motion_frames=0,
+            num_new_frames=num_frames,
+            num_held_frames=0,
+            num_fade_frames=0,
+            extends_tail=False,
+        )
         return self.speech[:, window_rows(plan, SPEECH_FRAMES)].float()
 
     def condition(self) -> Tensor:
@@ -82,7 +91,6 @@ class ClipMaker:
 
     def __init__(self, vae: AutoencoderKLWan, speech_encoder: SpeechEncoder, image_encoder: ImageEncoder) -> None:
         self.vae, self.speech_encoder, self.image_encoder = vae, speech_encoder, image_encoder
-        self.synthesiser = Synthesiser()
 
     @torch.no_grad()
     def make(self, seed: int, number: int) -> Clip:
@@ -126,7 +134,7 @@ class ClipMaker:
 
     def _speech(self, generator: np.random.Generator, people: int) -> list[np.ndarray]:
         samples = SPEECH_FRAMES * SAMPLES_A_FRAME
-        waveforms = [random_speech(self.synthesiser, generator, TRAINING_VOICES, samples) for _ in range(people)]
+        waveforms = [random_speech(generator, TRAINING_VOICES, samples) for _ in range(people)]
         kind = generator.random()
         cut = int(generator.uniform(0.3, 0.7) * samples)
         if people == 1 and kind < 0.04:

@@ -117,7 +117,7 @@ def draw(people: list[tuple[Face, Pose]], background: Colour, height: int, width
     for index, (face, pose) in enumerate(people):
         left = column * index + (column - side) / 2
         _draw_person(canvas, face, pose, left, (large.height - side) / 2, side)
-    return np.asarray(large.reduce(OVERSAMPLING))
+    return np.array(large.reduce(OVERSAMPLING))
 
 
 def mouth_boxes(num_people: int, height: int, width: int) -> list[tuple[int, int, int, int]]:

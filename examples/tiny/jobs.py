@@ -14,7 +14,7 @@ from examples.tiny.data import draw_clip
 from examples.tiny.faces import Colour, Face, Pose, draw, random_background, random_face
 from examples.tiny.measure import read_frames
 from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
-from examples.tiny.voices import HELD_OUT_VOICES, Synthesiser, random_speech
+from examples.tiny.voices import HELD_OUT_VOICES, random_speech
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job import run_job
@@ -74,7 +74,6 @@ class ExampleMaker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.synthesiser = Synthesiser()
 
     def make(self, number: int, num_people: int = 1, seconds: float = 5.0, silent: bool = False) -> Example:
         """Example number n: the same faces and voices for the same arguments."""
@@ -88,7 +87,7 @@ class ExampleMaker:
         Image.fromarray(draw(people, background, side, side * num_people)).save(portrait)
         voices, rules = [], []
         for person in range(num_people):
-            waveform = random_speech(self.synthesiser, generator, HELD_OUT_VOICES, num_frames * SAMPLES_A_FRAME)
+            waveform = random_speech(generator, HELD_OUT_VOICES, num_frames * SAMPLES_A_FRAME)
             if silent:
                 waveform = np.zeros_like(waveform)
             path = self.folder / f"voice-{number}-{num_people}-{person}-{seconds:g}{'-silent' * silent}.wav"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,10 +74,11 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 class TrainingLoop:
-    """Yields the steps that are still to be made; `learn` makes one.
+    """Yields a generator of random numbers for each step that is still to be made; `learn` makes the step.
 
     Its state is `path`, from which it goes on: the network, its average over the last steps, the optimiser's moments,
-    the step.
+    the step. What is random in a step, torch's numbers included, follows from the seed, the file's name and the step,
+    so that a training that was interrupted ends as one that was not.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class TrainingLoop:
         path: Path,
         network: nn.Module,
         num_steps: int,
+        seed: int,
         learning_rate: float,
         decay_share: float = 0.35,
         muon_prefix: str | None = None,
@@ -94,38 +97,43 @@ class TrainingLoop:
             decay_share: of the steps, at the end, over which the learning rate falls to zero.
             muon_prefix: Muon takes the matrices whose names begin so; where it is None, Adam takes all.
         """
-        self.path, self.network, self.num_steps, self.learning_rate = path, network, num_steps, learning_rate
-        self.decay_share = decay_share
+        self.path, self.network, self.num_steps, self.seed = path, network, num_steps, seed
+        self.learning_rate, self.decay_share = learning_rate, decay_share
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(network.parameters(), lr=learning_rate, betas=ADAM_BETAS)
             if muon_prefix is None
             else Muon(network, learning_rate, muon_prefix)
         )
         self.average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-        self.first_step = 0
+        self.step = 0
         self._losses: list[float] = []
         if path.exists():
             state = torch.load(path)
             network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.average, self.first_step = state["average"], state["step"]
+            self.average, self.step = state["average"], state["step"]
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[np.random.Generator]:
         saved = began = time.monotonic()
-        for step in range(self.first_step, self.num_steps):
-            yield step
-            if (step + 1) % REPORT_EVERY == 0:
-                seconds = (time.monotonic() - began) / (step + 1 - self.first_step)
+        first_step = self.step
+        while self.step < self.num_steps:
+            generator = np.random.default_rng([self.seed, *self.path.stem.encode(), self.step])
+            torch.manual_seed(int(generator.integers(2**63)))
+            yield generator
+            self.step += 1
+            if self.step % REPORT_EVERY == 0:
+                seconds = (time.monotonic() - began) / (self.step - first_step)
                 loss = sum(self._losses) / len(self._losses)
-                print(f"{self.path.stem} step {step + 1}: loss {loss:.4f}, {seconds:.2f} s a step", flush=True)
+                print(f"{self.path.stem} step {self.step}: loss {loss:.4f}, {seconds:.2f} s a step", flush=True)
                 self._losses.clear()
             if time.monotonic() - saved > SAVE_EVERY_S:
-                self._save(step + 1)
+                self._save()
                 saved = time.monotonic()
-        self._save(self.num_steps)
+        self._save()
 
-    def learn(self, loss: Tensor, step: int) -> None:
+    def learn(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`."""
+        step = self.step
         decay = (self.num_steps - step) / (self.decay_share * self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * min((step + 1) / WARM_UP_STEPS, 1.0, decay)
@@ -139,14 +147,14 @@ class TrainingLoop:
                 self.average[name].lerp_(tensor, 1.0 - keep)
         self._losses.append(loss.item())
 
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
         scratch = self.path.with_suffix(".part")
         torch.save(
             {
                 "network": self.network.state_dict(),
                 "average": self.average,
                 "optimizer": self.optimizer.state_dict(),
-                "step": step,
+                "step": self.step,
             },
             scratch,
         )

@@ -2,7 +2,7 @@
 
     python -m examples.tiny.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
 
-Stages, each from the files of those before: `vae`, `decoder`, `chunks`, `speech`, `clips`, `transformer`, `export`.
+Stages, each from the files of those before: `vae`, `speech`, `clips`, `transformer`, `export`.
 `--stages` picks some.
 A run that was interrupted goes on from its last checkpoint, of at most a minute before; the clips that are there stay.
 """
@@ -18,13 +18,13 @@ from examples.tiny.data import ClipMaker, load_clips
 from examples.tiny.export import PROMPTS, export, load_image_encoder, load_prompt_encoder, load_speech_encoder, load_vae
 from examples.tiny.train_speech import train_speech
 from examples.tiny.train_transformer import train_transformer
-from examples.tiny.train_vae import train_chunks, train_decoder, train_on_clips, train_on_pictures
+from examples.tiny.train_vae import train_on_chunks, train_on_clips, train_on_pictures
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 
 SEED = 2508
 #: Clips that the statistics of the latents are taken from.
 NUM_MEASURED_CLIPS = 12
-STAGES = ("vae", "decoder", "chunks", "speech", "clips", "transformer", "export")
+STAGES = ("vae", "speech", "clips", "transformer", "export")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -60,8 +60,7 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=700)
     parser.add_argument("--speech-steps", type=int, default=250)
     parser.add_argument("--clips", type=int, default=400)
-    parser.add_argument("--decoder-steps", type=int, default=3900)
-    parser.add_argument("--chunk-steps", type=int, default=1600)
+    parser.add_argument("--chunk-steps", type=int, default=2600)
     parser.add_argument("--transformer-steps", type=int, default=14100)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -71,10 +70,7 @@ def main() -> None:
     if "vae" in arguments.stages:
         train_on_pictures(folder, arguments.picture_steps, SEED)
         train_on_clips(folder, arguments.clip_steps, SEED)
-    if "decoder" in arguments.stages:
-        train_decoder(folder, arguments.decoder_steps, SEED)
-    if "chunks" in arguments.stages:
-        train_chunks(folder, arguments.chunk_steps, SEED)
+        train_on_chunks(folder, arguments.chunk_steps, SEED)
     if "speech" in arguments.stages:
         train_speech(folder, arguments.speech_steps, SEED)
     if "clips" in arguments.stages:

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Model
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_speech_encoder
 from examples.tiny.rule import SAMPLES_A_FRAME, follow_speech
-from examples.tiny.voices import TRAINING_VOICES, Synthesiser, random_speech
+from examples.tiny.voices import TRAINING_VOICES, random_speech
 
 FRAMES = 100
 BATCH = 6
@@ -48,19 +48,17 @@ class MouthReader(nn.Module):
 def train_speech(folder: Path, num_steps: int, seed: int) -> None:
     """The speech encoder, into `folder`/speech.pt."""
     torch.manual_seed(seed)
-    synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 4])
+    generator = np.random.default_rng([seed, 4])
     samples = FRAMES * SAMPLES_A_FRAME
-    waveforms = [
-        _with_silence(generator, random_speech(synthesiser, generator, TRAINING_VOICES, samples)) for _ in range(120)
-    ]
+    waveforms = [_with_silence(generator, random_speech(generator, TRAINING_VOICES, samples)) for _ in range(120)]
     tracks = [follow_speech(waveform) for waveform in waveforms]
     targets = [torch.from_numpy(np.stack([track.opening, track.width], axis=1)).float() for track in tracks]
-    loop = TrainingLoop(folder / "speech.pt", MouthReader().eval(), num_steps, learning_rate=2e-3)
-    for step in loop:
-        chosen = np.random.default_rng([seed, 5, step]).integers(len(waveforms), size=BATCH)
+    loop = TrainingLoop(folder / "speech.pt", MouthReader().eval(), num_steps, seed, learning_rate=2e-3)
+    for generator in loop:
+        chosen = generator.integers(len(waveforms), size=BATCH)
         read = loop.network(torch.from_numpy(np.stack([waveforms[index] for index in chosen])))
         error = (read - torch.stack([targets[index] for index in chosen])).square().mean(dim=(0, 1))
-        loop.learn(error[0] + 0.2 * error[1], step)
+        loop.learn(error[0] + 0.2 * error[1])
 
 
 def _with_silence(generator: np.random.Generator, waveform: np.ndarray) -> np.ndarray:

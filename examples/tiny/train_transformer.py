@@ -3,7 +3,6 @@ motion latents, its windows of speech, its regions."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,28 +36,27 @@ def train_transformer(
         prompts, negative_prompt: embeddings (1, text_len, text_dim).
     """
     torch.manual_seed(seed)
-    path = folder / "transformer.pt"
-    loop = TrainingLoop(path, make_transformer(), num_steps, learning_rate=2e-3, decay_share=0.5, muon_prefix="blocks.")
-    for step in loop:
-        generator = np.random.default_rng([seed, 7, step])
+    path, transformer = folder / "transformer.pt", make_transformer()
+    loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=2e-3, decay_share=0.5, muon_prefix="blocks.")
+    for generator in loop:
         clip = clips[generator.integers(len(clips))]
         clean = clip.latents.float()[None]
         uniform = float(generator.random())
         noise_level = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed + step))
+        noise = torch.randn_like(clean)
         noisy = (1 - noise_level) * clean + noise_level * noise
         given = clip.given.float()[None]
         num_given = given.shape[2]
         if num_given > 1:
-            given = given + GIVEN_NOISE * float(generator.random()) * torch.randn(given.shape)
+            given = given + GIVEN_NOISE * float(generator.random()) * torch.randn_like(given)
         noisy[:, :, :num_given] = given
         windows, regions = clip.windows(), clip.regions()
         if generator.random() < AUDIO_DROPOUT:
             windows, regions = torch.zeros_like(windows[:1]), None
         prompt = negative_prompt if generator.random() < TEXT_DROPOUT else prompts[generator.integers(len(prompts))]
-        if step < num_steps * 5 // 6:
+        if loop.step < num_steps * 5 // 6:
             prompt = prompt[:, :FIRST_TOKENS]
-        velocity = loop.network(
+        velocity = transformer(
             hidden_states=torch.cat([noisy, clip.condition()], dim=1),
             timestep=torch.tensor([1000.0 * noise_level]),
             encoder_hidden_states=prompt,
@@ -70,7 +68,7 @@ def train_transformer(
         error = (velocity - (noise - clean))[:, :, num_given:].square().mean(dim=(0, 1))
         weights = mouth_weights(len(clip.speech), *clean.shape[-2:]).repeat(len(error), 1, 1)
         weights[:JOIN_LATENTS] *= JOIN_WEIGHT
-        loop.learn((error * weights).mean() / weights.mean(), step)
+        loop.learn((error * weights).mean() / weights.mean())
 
 
 def mouth_weights(people: int, height: int, width: int) -> Tensor:

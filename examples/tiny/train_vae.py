@@ -11,12 +11,12 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import Tensor
 
-from examples.tiny.data import MOTION_FRAMES
+from examples.tiny.data import MOTION_FRAMES, to_video
 from examples.tiny.faces import Pose, draw, mouth_boxes, poses, random_background, random_face
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_vae
 from examples.tiny.rule import MANNER, QUICK_MANNER, Manner, MouthTrack, follow_speech
-from examples.tiny.voices import TRAINING_VOICES, Synthesiser, random_speech
+from examples.tiny.voices import TRAINING_VOICES, random_speech
 from infinitetalk.color import match_color
 
 #: (height, width, people) of what is drawn, with the share of each.
@@ -62,139 +62,82 @@ def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d):
             module.forward = types.MethodType(_convolve_single_frame, module)
-    loop = TrainingLoop(folder / "pictures.pt", vae, num_steps, learning_rate=4e-3, muon_prefix="")
-    for step in loop:
-        generator = np.random.default_rng([seed, 1, step])
-        height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
-        pictures = torch.stack([_to_tensor(_random_picture(generator, height, width, people)) for _ in range(BATCH)])
+    loop = TrainingLoop(folder / "pictures.pt", vae, num_steps, seed, learning_rate=4e-3, muon_prefix="")
+    for generator in loop:
+        height, width, people = _random_shape(generator)
+        pictures = torch.cat([to_video(_random_picture(generator, height, width, people)) for _ in range(BATCH)])
         latents = vae.quant_conv(vae.encoder(patchify(pictures, 2)))[:, :16]
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         decoded = unpatchify(vae.decoder(vae.post_quant_conv(noisy)), 2)
         error = _error(decoded, pictures, _weights(people, height, width, MOUTH_WEIGHT))
-        loop.learn(error + _size_loss(latents), step)
+        loop.learn(error + _size_loss(latents))
 
 
 def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
     """All weights, from `folder`/pictures.pt into `folder`/clips.pt."""
-    torch.manual_seed(seed)
     vae = make_vae()
     vae.load_state_dict(torch.load(folder / "pictures.pt")["average"])
     _hold_still(vae)
-    synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 2])
-    tracks = [_random_track(synthesiser, generator, MANNER) for _ in range(NUM_TRACKS)]
-    tracks += [_random_track(synthesiser, generator, QUICK_MANNER) for _ in range(NUM_QUICK_TRACKS)]
-    loop = TrainingLoop(folder / "clips.pt", vae, num_steps, learning_rate=1.5e-3, decay_share=0.7, muon_prefix="")
-    for step in loop:
-        generator = np.random.default_rng([seed, 3, step])
-        height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
-        count, num_frames = (1, LONG_FRAMES) if step % LONG_EVERY == 0 else (CLIP_BATCH, CLIP_FRAMES)
+    tracks = _random_tracks(seed, NUM_TRACKS, MANNER) + _random_tracks(seed, NUM_QUICK_TRACKS, QUICK_MANNER)
+    path = folder / "clips.pt"
+    loop = TrainingLoop(path, vae, num_steps, seed, learning_rate=1.5e-3, decay_share=0.7, muon_prefix="")
+    for generator in loop:
+        height, width, people = _random_shape(generator)
+        count, num_frames = (1, LONG_FRAMES) if loop.step % LONG_EVERY == 0 else (CLIP_BATCH, CLIP_FRAMES)
         clips = [_random_clip(generator, tracks, height, width, people, num_frames) for _ in range(count)]
-        videos = torch.stack([_to_tensor(clip) for clip in clips])
+        videos = torch.cat([to_video(clip) for clip in clips])
         weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
-        loss, decoded = _clips_loss(vae, videos, weights, torch.Generator().manual_seed(seed + step))
-        if step % AGAIN_EVERY == 1:
+        loss, decoded = _clips_loss(vae, videos, weights)
+        if loop.step % AGAIN_EVERY == 1:
             again = vae.decode(vae.encode(decoded[:, :, -AGAIN_FRAMES:]).latent_dist.mode()).sample
             loss = loss + _error(again, videos[:, :, -AGAIN_FRAMES:], weights)
-        loop.learn(loss, step)
+        loop.learn(loss)
 
 
-def train_decoder(folder: Path, num_steps: int, seed: int) -> None:
-    """The decoder alone, from `folder`/clips.pt into `folder`/decoder.pt, on clips that are colour-corrected as the
-    worker's are: every second one begins with motion latents as the chunk before hands them on, and the frames after
-    them shall show nothing of that."""
-    torch.manual_seed(seed)
-    vae = make_vae().requires_grad_(False)
-    vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
-    vae.decoder.requires_grad_(True)
-    vae.post_quant_conv.requires_grad_(True)
-    synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 8])
-    tracks = [_random_track(synthesiser, generator, MANNER) for _ in range(NUM_TRACKS)]
-    loop = TrainingLoop(folder / "decoder.pt", vae, num_steps, learning_rate=1e-3, decay_share=1.0, muon_prefix="")
-    for step in loop:
-        generator = np.random.default_rng([seed, 9, step])
-        height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
-        weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
-        noise = torch.Generator().manual_seed(seed + step)
-        if step % 2 == 0:
-            videos = _corrected_clips(generator, tracks, height, width, people)
-            latents = vae.encode(videos).latent_dist.mode()
-            decoded = vae.decode(latents + _noise_like(latents, noise)).sample
-            loop.learn(_error_with_change(decoded, videos, weights), step)
-        else:
-            portrait, video = _corrected_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES)
-            latents = vae.encode(video[:, :, :-PAST_FRAMES]).latent_dist.mode()
-            shown = _show(vae, latents + _noise_like(latents, noise), portrait)
-            motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
-            upcoming = vae.encode(video[:, :, PAST_FRAMES:]).latent_dist.mode()
-            begun = torch.cat([motion, upcoming[:, :, motion.shape[2] :]], dim=2)
-            decoded = vae.decode(begun + _noise_like(begun, noise)).sample
-            loop.learn(_join_error(shown, decoded, video[:, :, LONG_FRAMES - 1 :], weights), step)
-
-
-def train_chunks(folder: Path, num_steps: int, seed: int) -> None:
-    """All weights, from `folder`/decoder.pt into `folder`/chunks.pt: each step has clips, as above, and two chunks,
-    where what was shown is encoded to the latents it came from, and decoded to what was shown."""
-    torch.manual_seed(seed)
+def train_on_chunks(folder: Path, num_steps: int, seed: int) -> None:
+    """All weights, from `folder`/clips.pt into `folder`/chunks.pt, on what the worker shows, with the portrait's
+    colours: each step has clips, as above, and a video in two chunks, whose second begins with the motion latents that
+    the first hands on."""
     vae = make_vae()
-    vae.load_state_dict(torch.load(folder / "decoder.pt")["average"])
-    synthesiser, generator = Synthesiser(), np.random.default_rng([seed, 14])
-    tracks = [_random_track(synthesiser, generator, MANNER) for _ in range(NUM_TRACKS)]
-    loop = TrainingLoop(folder / "chunks.pt", vae, num_steps, learning_rate=1e-3, decay_share=0.8, muon_prefix="")
-    for step in loop:
-        losses = []
-        for part in range(2):
-            generator = np.random.default_rng([seed, 15, step, part])
-            height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
-            weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
-            noise = torch.Generator().manual_seed(seed + 2 * step + part)
-            if part == 0:
-                videos = _corrected_clips(generator, tracks, height, width, people)
-                losses.append(_clips_loss(vae, videos, weights, noise)[0])
-            else:
-                num_frames = PAST_FRAMES + LONG_FRAMES
-                portrait, video = _corrected_clip(generator, tracks, height, width, people, num_frames)
-                noise_size = MOST_ENDED_NOISE * float(generator.random())
-                losses.append(_chunks_loss(vae, portrait, video, weights, noise, noise_size))
-        loop.learn(torch.stack(losses).mean(), step)
+    vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
+    tracks = _random_tracks(seed, NUM_TRACKS, MANNER)
+    path = folder / "chunks.pt"
+    loop = TrainingLoop(path, vae, num_steps, seed, learning_rate=1e-3, decay_share=0.8, muon_prefix="")
+    for generator in loop:
+        height, width, people = _random_shape(generator)
+        clips = [_corrected_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
+        videos = torch.cat([video for _, video in clips])
+        clips_loss, _ = _clips_loss(vae, videos, _weights(people, height, width, CLIP_MOUTH_WEIGHT))
+        height, width, people = _random_shape(generator)
+        portrait, video = _corrected_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES)
+        chunks_loss = _chunks_loss(vae, portrait, video, _weights(people, height, width, CLIP_MOUTH_WEIGHT))
+        loop.learn((clips_loss + chunks_loss) / 2)
 
 
-def _clips_loss(
-    vae: AutoencoderKLWan, videos: Tensor, weights: Tensor, noise: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _clips_loss(vae: AutoencoderKLWan, videos: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Of clips (B, 3, T, H, W) that are encoded and decoded; and what they became."""
     latents = vae.encode(videos).latent_dist.mode()
-    decoded = vae.decode(latents + _noise_like(latents, noise)).sample
+    decoded = vae.decode(latents + _noise_like(latents)).sample
     loss = _error_with_change(decoded, videos, weights) + STILLNESS_WEIGHT * latents.diff(dim=2).abs().mean()
     return loss + _size_loss(latents), decoded
 
 
-def _chunks_loss(
-    vae: AutoencoderKLWan,
-    portrait: Tensor,
-    video: Tensor,
-    weights: Tensor,
-    noise: torch.Generator,
-    noise_size: float,
-) -> Tensor:
-    """Of a video (1, 3, PAST_FRAMES + LONG_FRAMES, H, W) in two chunks, of which the first is decoded already."""
+def _chunks_loss(vae: AutoencoderKLWan, portrait: Tensor, video: Tensor, weights: Tensor) -> Tensor:
+    """Of a video (1, 3, PAST_FRAMES + LONG_FRAMES, H, W) in two chunks, of which the first is decoded already: what
+    was shown is encoded to the latents that it came from, and decoded to what was shown, and the frames after it join
+    it."""
     with torch.no_grad():
         ended = vae.encode(video[:, :, :LONG_FRAMES]).latent_dist.mode()
-    ended += noise_size * _noise_like(ended, noise)
-    shown = _show(vae, ended, portrait)
+        ended += MOST_ENDED_NOISE * torch.rand(1) * _noise_like(ended)
+        shown = match_color(vae.decode(ended).sample.clamp(-1.0, 1.0), portrait, 1.0)
     motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
     num_given = motion.shape[2]
     upcoming = vae.encode(video[:, :, PAST_FRAMES:]).latent_dist.mode()[:, :, num_given:]
-    decoded = vae.decode(torch.cat([motion, upcoming + _noise_like(upcoming, noise)], dim=2)).sample
+    decoded = vae.decode(torch.cat([motion, upcoming + _noise_like(upcoming)], dim=2)).sample
     again = _error(decoded[:, :, :MOTION_FRAMES], shown[:, :, -MOTION_FRAMES:], weights)
     same = (motion[:, :, 1:] - ended[:, :, 1 - num_given :]).abs().mean()
     join = _join_error(shown, decoded, video[:, :, LONG_FRAMES - 1 :], weights)
     return join + again + SAME_LATENTS_WEIGHT * same
-
-
-@torch.no_grad()
-def _show(vae: AutoencoderKLWan, latents: Tensor, portrait: Tensor) -> Tensor:
-    """The frames of a chunk, with the portrait's colours."""
-    return match_color(vae.decode(latents).sample.clamp(-1.0, 1.0), portrait, 1.0)
 
 
 def _join_error(shown: Tensor, decoded: Tensor, video: Tensor, weights: Tensor) -> Tensor:
@@ -204,12 +147,18 @@ def _join_error(shown: Tensor, decoded: Tensor, video: Tensor, weights: Tensor) 
     return _error_with_change(joined, video, weights) + BORDER_WEIGHT * border
 
 
-def _noise_like(latents: Tensor, generator: torch.Generator) -> Tensor:
-    return CLIP_LATENT_NOISE * torch.randn(latents.shape, generator=generator)
+def _noise_like(latents: Tensor) -> Tensor:
+    return CLIP_LATENT_NOISE * torch.randn_like(latents)
 
 
-def _random_track(synthesiser: Synthesiser, generator: np.random.Generator, manner: Manner) -> MouthTrack:
-    return follow_speech(random_speech(synthesiser, generator, TRAINING_VOICES, 80_000), manner)
+def _random_tracks(seed: int, number: int, manner: Manner) -> list[MouthTrack]:
+    generator = np.random.default_rng([seed, manner.window])
+    return [follow_speech(random_speech(generator, TRAINING_VOICES, 80_000), manner) for _ in range(number)]
+
+
+def _random_shape(generator: np.random.Generator) -> tuple[int, int, int]:
+    """Height, width and people."""
+    return SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
 
 
 def _convolve_single_frame(self: WanCausalConv3d, frame: Tensor, cache_x: None = None) -> Tensor:
@@ -274,20 +223,12 @@ def _random_picture(generator: np.random.Generator, height: int, width: int, peo
     return draw(cast, random_background(generator), height, width)[None]
 
 
-def _corrected_clips(
-    generator: np.random.Generator, tracks: list[MouthTrack], height: int, width: int, people: int
-) -> Tensor:
-    """(CLIP_BATCH, 3, CLIP_FRAMES, height, width), each with its portrait's colours."""
-    clips = [_corrected_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
-    return torch.cat([video for _, video in clips])
-
-
 def _corrected_clip(
     generator: np.random.Generator, tracks: list[MouthTrack], height: int, width: int, people: int, num_frames: int
 ) -> tuple[Tensor, Tensor]:
     """A portrait, (1, 3, 1, height, width), and a clip with its colours, (1, 3, num_frames, height, width)."""
     drawn = _random_clip(generator, tracks, height, width, people, num_frames, has_portrait=True)
-    portrait, video = _to_tensor(drawn)[None].split([1, num_frames], dim=2)
+    portrait, video = to_video(drawn).split([1, num_frames], dim=2)
     return portrait, match_color(video, portrait, 1.0)
 
 
@@ -312,8 +253,3 @@ def _random_clip(
     numbers = range(num_frames + has_portrait)
     frames = [draw([(face, told[i]) for face, told in cast], background, height, width) for i in numbers]
     return np.stack(frames)
-
-
-def _to_tensor(frames: np.ndarray) -> Tensor:
-    """uint8 (T, height, width, 3) to float (3, T, height, width) in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2) / 127.5 - 1.0

@@ -1,22 +1,13 @@
-"""Synthetic speech by espeak-ng, whose library comes with Kokoro's requirements: sentences of random words."""
+"""Synthetic speech: sentences of random words by the voices of espeak-ng."""
 
-import ctypes
+import math
 
-import espeakng_loader
 import librosa
 import numpy as np
 
+from examples import espeak
+from examples.espeak import Utterance, say
 from infinitetalk.speech import SAMPLING_RATE
-
-# Names and numbers of espeak-ng's speak_lib.h.
-AUDIO_OUTPUT_SYNCHRONOUS = 2
-CHARS_UTF8 = 1
-POSITION_CHARACTER = 1
-PARAMETER_RATE = 1
-PARAMETER_PITCH = 3
-EE_OK = 0
-
-SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 TRAINING_VOICES = ("en-us+m1", "en-us+m3", "en-us+m4", "en-us+m5", "en-us+m6", "en-us+f1", "en-us+f2", "en-us+f4")
 HELD_OUT_VOICES = ("en-us+m2", "en-us+m7", "en-us+f3", "en-us+f5")
@@ -34,60 +25,25 @@ strong summer sun sweet table talk tall tell thank three through time today toge
 true turn under valley village voice wait walk warm water weather welcome west wheel white wide wild wind window
 winter wonder wood word work world yellow young
 """
+#: Two words said fast take longer.
+SHORTEST_SENTENCE_S = 0.4
+MEAN_PAUSE_S = 0.15
 
 
-class Synthesiser:
-    """espeak-ng in this process, which it keeps for all its life.
-
-    The same calls in the same order after the same `seed` give the same samples.
-    """
-
-    def __init__(self) -> None:
-        self._espeak = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        self.sampling_rate = self._espeak.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
-
-    def seed(self, seed: int) -> None:
-        """Starts the noise in the voices anew, which espeak-ng otherwise takes from the clock."""
-        self._espeak.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-
-    def speak(self, text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarray:
-        """`text` as float32 (samples,), mono 16 kHz, with a pitch of 0 to 100.
-
-        Raises:
-            RuntimeError: espeak-ng does not know the voice.
-        """
-        blocks: list[bytes] = []
-
-        @SynthCallback
-        def collect(block: ctypes._Pointer, num_samples: int, _events: int | None) -> int:
-            if num_samples > 0:
-                blocks.append(ctypes.string_at(block, 2 * num_samples))
-            return 0
-
-        self._espeak.espeak_SetSynthCallback(collect)
-        if self._espeak.espeak_SetVoiceByName(voice.encode()) != EE_OK:
-            raise RuntimeError(f"espeak-ng has no voice {voice!r}")
-        self._espeak.espeak_SetParameter(PARAMETER_RATE, words_per_minute, 0)
-        self._espeak.espeak_SetParameter(PARAMETER_PITCH, pitch, 0)
-        encoded = text.encode()
-        self._espeak.espeak_Synth(encoded, len(encoded) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None)
-        self._espeak.espeak_Synchronize()
-        samples = np.frombuffer(b"".join(blocks), dtype=np.int16).astype(np.float32) / 32768.0
-        return librosa.resample(samples, orig_sr=self.sampling_rate, target_sr=SAMPLING_RATE)
-
-
-def random_speech(
-    synthesiser: Synthesiser, generator: np.random.Generator, voices: tuple[str, ...], num_samples: int
-) -> np.ndarray:
+def random_speech(generator: np.random.Generator, voices: tuple[str, ...], num_samples: int) -> np.ndarray:
     """Sentences of random words by one random voice, with pauses: float32 (num_samples,), mono 16 kHz."""
     words = WORDS.split()
     voice = str(generator.choice(voices))
     rate, pitch = int(generator.integers(120, 215)), int(generator.integers(25, 75))
-    synthesiser.seed(int(generator.integers(1, 2**31)))
+    num_sentences = math.ceil(num_samples / (SHORTEST_SENTENCE_S * SAMPLING_RATE))
+    sentences = [" ".join(generator.choice(words, size=generator.integers(2, 7))) for _ in range(num_sentences)]
+    utterances = [Utterance(sentence, voice, rate, pitch) for sentence in sentences]
     parts: list[np.ndarray] = []
-    while sum(map(len, parts)) < num_samples:
-        sentence = " ".join(generator.choice(words, size=generator.integers(2, 7)))
-        parts.append(synthesiser.speak(sentence, voice, rate, pitch))
-        parts.append(np.zeros(int(SAMPLING_RATE * generator.exponential(0.15)), dtype=np.float32))
-    return np.concatenate(parts)[:num_samples]
+    for samples in say(utterances, seed=int(generator.integers(1, 2**31))):
+        pause = int(espeak.SAMPLING_RATE * generator.exponential(MEAN_PAUSE_S))
+        parts += [
+            np.frombuffer(samples, dtype=np.int16).astype(np.float32) / 32768.0,
+            np.zeros(pause, dtype=np.float32),
+        ]
+    speech = librosa.resample(np.concatenate(parts), orig_sr=espeak.SAMPLING_RATE, target_sr=SAMPLING_RATE)
+    return speech[:num_samples]
