@@ -52,7 +52,6 @@ from schemas import SingleJob
 
 POLL_S = 0.1
 WHITE_FROM = 128
-#: What the mode is chosen for while no job has come: a chunk of the default length at the lower resolution.
 EVALUATED_PARAMETERS = 14.05e9
 """Of the published network, those whose products grow with the number of tokens."""
 
@@ -60,6 +59,7 @@ ASSUMED_FLOP_PER_S = 400e12
 """Of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
 
 SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
+"""What the mode is chosen for while no job has come: a chunk of the default length at the lower resolution."""
 
 Speech = list[SpeechEmbeddings]
 T = TypeVar("T")

@@ -181,17 +181,38 @@ class JobMedia:
 
 
 @dataclass(frozen=True)
+class JobContext:
+    """What the videos of a job share.
+
+    Attributes:
+        job_id: the job.
+        num_results: how many videos share the job's result.
+        s3_config: the job's own store, where it names one.
+        settings, engine, states: of the worker.
+        stop: asked before every network evaluation and while data arrives.
+    """
+
+    job_id: str
+    num_results: int
+    s3_config: S3Config | None
+    settings: Settings
+    engine: Engine
+    states: JobStates
+    stop: Stop
+
+
+@dataclass(frozen=True)
 class Task:
     """One video to make.
 
     Attributes:
-        job_id: the job.
+        context: of the job that it belongs to.
         item_id: of a batch, which of its items; None for a job of its own.
         job: the parameters.
         store: where the result goes.
     """
 
-    job_id: str
+    context: JobContext
     item_id: str | None
     job: SingleJob
     store: Store
@@ -199,7 +220,8 @@ class Task:
     @property
     def name(self) -> str:
         """Of the files that the task leaves, without extension."""
-        return self.job_id if self.item_id is None else f"{self.job_id}-{self.item_id}"
+        job_id = self.context.job_id
+        return job_id if self.item_id is None else f"{job_id}-{self.item_id}"
 
 
 def run_job(
@@ -227,16 +249,15 @@ def run_job(
         job, s3_config = parse_payload(job_id, payload, settings)
     except Exception as error:
         return as_json(Failure(job_id=job_id, error=_failed(error, clock, logger)))
+    num_results = 1 if isinstance(job, SingleJob) else len(job.batch)
+    context = JobContext(job_id, num_results, s3_config, settings, engine, states, stop)
     try:
         if isinstance(job, SingleJob):
-            return as_json(run_single(job_id, None, job, s3_config, settings, engine, states, clock, stop))
+            return as_json(run_single(context, None, job, clock))
 
         def run_item(item: BatchItem, report: Report) -> ItemSuccess | ItemPlan | ItemFailure:
             with_store = item.model_copy(update={"output_config": item.output_config or job.output_config})
-            clock = StageClock(report)
-            made = run_single(
-                job_id, item.id, with_store, s3_config, settings, engine, states, clock, stop, len(job.batch)
-            )
+            made = run_single(context, item.id, with_store, StageClock(report))
             kinds: dict[type, type[ItemSuccess | ItemPlan | ItemFailure]]
             kinds = {Success: ItemSuccess, Plan: ItemPlan, Failure: ItemFailure}
             return kinds[type(made)].model_validate(dict(made) | {"item_id": item.id})
@@ -255,37 +276,28 @@ def as_json(result: Success | Plan | Failure | BatchResult) -> dict[str, Any]:
     return result.model_dump(mode="json", exclude_none=True)
 
 
-def run_single(
-    job_id: str,
-    item_id: str | None,
-    job: SingleJob,
-    s3_config: S3Config | None,
-    settings: Settings,
-    engine: Engine,
-    states: JobStates,
-    clock: StageClock,
-    stop: Stop,
-    num_results: int = 1,
-) -> Success | Plan | Failure:
+def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: StageClock) -> Success | Plan | Failure:
     """Makes one video, or plans it; whatever goes wrong becomes a coded failure.
 
     Args:
         item_id: of a batch, the item; its job's other items share the job's result.
-        num_results: how many videos share it.
 
     Raises:
         GenerationStopped: the job was cancelled, or is left to the next worker.
     """
+    job_id, engine, stop = context.job_id, context.engine, context.stop
     logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
     try:
-        store = make_store(job.output_config or OutputConfig(), s3_config, settings, num_results)
-        task = Task(job_id, item_id, job, store)
+        store = make_store(
+            job.output_config or OutputConfig(), context.s3_config, context.settings, context.num_results
+        )
+        task = Task(context, item_id, job, store)
         check(task, engine)
         if job.dry_run:
             with TemporaryDirectory(prefix="infinitetalk-") as folder:
-                return plan(task, Path(folder), settings, engine, clock, stop)
+                return plan(task, Path(folder), clock)
         request = request_fingerprint(job, engine.weights, versions())
-        state = states.open(job_id, task.name, request, store, logger)
+        state = context.states.open(job_id, task.name, request, store, logger)
         if state.result is not None:
             logger.info("job.was_completed")
             return Success.model_validate(state.result, strict=False)
@@ -293,7 +305,7 @@ def run_single(
             raise GenerationStopped
         # Whatever becomes of the job, nothing of it stays but what the store has.
         with TemporaryDirectory(prefix="infinitetalk-") as folder:
-            result = _run_stages(task, Path(folder), settings, engine, state, request, clock, stop)
+            result = _run_stages(task, Path(folder), state, request, clock)
     except GenerationStopped:
         if not stop.timed_out:
             raise
@@ -330,7 +342,7 @@ def _failed(error: Exception, clock: StageClock, logger: Any) -> JobError:
     return told
 
 
-def plan(task: Task, folder: Path, settings: Settings, engine: Engine, clock: StageClock, stop: Stop) -> Plan:
+def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     """What a task would do: its media are fetched and looked at, its text is not spoken.
 
     Args:
@@ -341,11 +353,12 @@ def plan(task: Task, folder: Path, settings: Settings, engine: Engine, clock: St
         RegionError: a box or mask does not fit the source.
         CheckpointError: the model could not be found.
         DoesNotFitError: no mode fits the GPU's memory.
-        GenerationStopped: `stop` said so.
+        GenerationStopped: the job was cancelled.
     """
-    job = task.job
+    context, job = task.context, task.job
+    engine, stop = context.engine, context.stop
     clock.enter(Stage.DOWNLOAD)
-    media = download(job, folder, settings, clock.count_bytes, stop)
+    media = download(job, folder, context.settings, clock.count_bytes, stop)
     speaker_regions(job, media.source.info, media.masks)
     warnings = warnings_of(job, engine)
     if job.tts_audio is None:
@@ -357,7 +370,7 @@ def plan(task: Task, folder: Path, settings: Settings, engine: Engine, clock: St
     video = engine.plan(job, media.source, num_rows, stop)
     clock.enter(Stage.COMPLETED)
     return Plan(
-        job_id=task.job_id,
+        job_id=context.job_id,
         width=video.width,
         height=video.height,
         num_frames=video.num_frames,
@@ -373,20 +386,12 @@ def plan(task: Task, folder: Path, settings: Settings, engine: Engine, clock: St
     )
 
 
-def _run_stages(
-    task: Task,
-    folder: Path,
-    settings: Settings,
-    engine: Engine,
-    state: TaskState,
-    request: str,
-    clock: StageClock,
-    stop: Stop,
-) -> Success:
-    job = task.job
+def _run_stages(task: Task, folder: Path, state: TaskState, request: str, clock: StageClock) -> Success:
+    context, job = task.context, task.job
+    engine, stop = context.engine, context.stop
 
     clock.enter(Stage.DOWNLOAD)
-    media = download(job, folder, settings, clock.count_bytes, stop)
+    media = download(job, folder, context.settings, clock.count_bytes, stop)
 
     regions = speaker_regions(job, media.source.info, media.masks)
 
@@ -404,7 +409,7 @@ def _run_stages(
         rendering = Rendering(seed, folder / THUMBNAIL_FILE)
     clock.begin_sampling(len(rendering.parts))
     if rendering.parts:
-        job_logger(task.job_id).info("job.resumed", item_id=task.item_id, details={"chunks": len(rendering.parts)})
+        job_logger(context.job_id).info("job.resumed", item_id=task.item_id, details={"chunks": len(rendering.parts)})
     sound = mix_tracks(tracks)
     with make_preview(task, sound, folder, clock) as preview:
         render(
@@ -416,7 +421,7 @@ def _run_stages(
             clock,
             stop,
         )
-        return finish(task, rendering, sound, folder, memory_mode, engine, clock, stop)
+        return finish(task, rendering, sound, folder, memory_mode, clock)
 
 
 def finish(
@@ -425,9 +430,7 @@ def finish(
     sound: np.ndarray,
     folder: Path,
     memory_mode: str,
-    engine: Engine,
     clock: StageClock,
-    stop: Stop,
 ) -> Success:
     """Joins a video's parts and sound, stores it, and says what was made.
 
@@ -439,9 +442,10 @@ def finish(
     Raises:
         EncodeError: they could not be joined.
         WorkerError: the store did not take the result.
-        GenerationStopped: `stop` said so.
+        GenerationStopped: the job was cancelled.
     """
-    job = task.job
+    context, job = task.context, task.job
+    engine = context.engine
     clock.enter(Stage.MUX)
     artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json")
     join_parts([part.path for part in rendering.parts], sound, artifacts.video)
@@ -463,13 +467,13 @@ def finish(
     }
 
     clock.enter(Stage.UPLOAD)
-    identity = {"job_id": task.job_id, "item_id": task.item_id}
+    identity = {"job_id": context.job_id, "item_id": task.item_id}
     made = {"seed": rendering.seed, "video": facts, "timings": clock.timings(), "versions": versions()}
     metadata = json.dumps(identity | about | made, indent=2, ensure_ascii=False)
     artifacts.metadata.write_text(metadata, encoding="utf-8")
-    places = task.store.save(task.name, artifacts, clock.count_bytes, stop)
+    places = task.store.save(task.name, artifacts, clock.count_bytes, context.stop)
     clock.enter(Stage.COMPLETED)
-    return Success(job_id=task.job_id, video=Video.model_validate(places | facts), timings=clock.timings(), **about)
+    return Success(job_id=context.job_id, video=Video.model_validate(places | facts), timings=clock.timings(), **about)
 
 
 def make_preview(task: Task, sound: np.ndarray, folder: Path, clock: StageClock) -> Preview:
@@ -478,7 +482,7 @@ def make_preview(task: Task, sound: np.ndarray, folder: Path, clock: StageClock)
     if task.job.output_config is None or not task.job.output_config.preview:
         return Preview()
     assert isinstance(store, S3Store | VolumeStore)
-    logger = job_logger(task.job_id)
+    logger = job_logger(task.context.job_id)
     return HlsPreview(store, task.name, sound, task.job.frame_num, folder, clock.has_preview, logger)
 
 
