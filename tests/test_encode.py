@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.tiny.data import draw_clip
-from examples.tiny.faces import random_background, random_face
+from examples.tiny.faces import Place, random_background, random_face
 from examples.tiny.measure import border_change
 from examples.tiny.rule import MouthTrack
+from examples.tiny.scenes import Scene
 from infinitetalk.encode import EncodeError, PartEncoder, join_parts, write_thumbnail
 from infinitetalk.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
@@ -242,9 +242,9 @@ def test_a_thumbnail_is_the_frame_as_jpeg(tmp_path: Path) -> None:
 
 def test_where_a_small_picture_goes_on_in_another_part_it_does_not_flicker(tmp_path: Path) -> None:
     generator = np.random.default_rng(5)
-    face, background = random_face(generator), random_background(generator)
+    scene = Scene(64, 64, [random_face(generator)], [Place()], random_background(generator))
     opening = 0.4 + 0.4 * np.sin(np.arange(60) / 6)
-    frames = draw_clip([face], [MouthTrack(opening, opening)], background, 64, 64, 0, 60)
+    frames = scene.clip([MouthTrack(opening, opening)], 0, 60)
     paths = []
     for first in range(0, 60, 20):
         paths.append(tmp_path / f"part{first}.mp4")

@@ -19,8 +19,7 @@ from examples.tiny.breakages import (
     shifted_audio,
     swapped_speakers,
 )
-from examples.tiny.data import to_video
-from examples.tiny.faces import Pose, draw, poses, random_background, random_face
+from examples.tiny.faces import Place, random_background, random_face
 from examples.tiny.jobs import Example, ExampleMaker, TalkerWorker
 from examples.tiny.measure import (
     best_lag,
@@ -33,6 +32,7 @@ from examples.tiny.measure import (
 )
 from examples.tiny.quality import WEIGHTS_LIMIT_BYTES
 from examples.tiny.rule import MouthTrack
+from examples.tiny.scenes import Scene, to_video
 from infinitetalk.color import match_color
 from infinitetalk.pipeline import to_frames
 from infinitetalk.tiny import TALKER_FOLDER
@@ -103,11 +103,10 @@ def long_video(worker: TalkerWorker, long: Example) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_drawn_mouth_is_read_whatever_the_color_correction_does_to_it(seed: int) -> None:
     generator = np.random.default_rng([seed, 55])
-    face, background = random_face(generator), random_background(generator)
+    scene = Scene(64, 64, [random_face(generator)], [Place()], random_background(generator))
     opening = np.sin(np.arange(40) / 3) ** 2
-    told = [Pose(), *poses(face, MouthTrack(opening, np.full(40, 0.5)))]
-    drawn = np.stack([draw([(face, pose)], background, 64, 64) for pose in told])
-    video = to_video(drawn)
+    clip = scene.clip([MouthTrack(opening, np.full(40, 0.5))], 0, 40)
+    video = to_video(np.concatenate([scene.portrait()[None], clip]))
     corrected = to_frames(match_color(video, video[:, :, :1], 1.0)[0])
     assert correlation(read_openings(corrected)[0, 1:], opening) >= 0.95
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from examples.tiny.faces import Pose, draw, random_background, random_face
+from examples.tiny.faces import Place, random_background, random_face
+from examples.tiny.scenes import Scene
 
 HERE = Path(__file__).parent
 #: Of people whom no clip of the training shows: its generators take other seeds.
@@ -22,12 +23,12 @@ PAIR_HEIGHT = 320
 def main() -> None:
     """Writes both pictures."""
     generators = [np.random.default_rng(seed) for seed in SEEDS]
-    people = [(random_face(generator), Pose()) for generator in generators]
+    faces = [random_face(generator) for generator in generators]
     background = random_background(generators[0])
-    portrait = draw(people[:1], background, PORTRAIT_SIDE, PORTRAIT_SIDE)
-    Image.fromarray(portrait).save(HERE / "drawn_portrait.png", optimize=True)
-    pair = draw(people, background, PAIR_HEIGHT, 2 * PAIR_HEIGHT)
-    Image.fromarray(pair).save(HERE / "drawn_pair.png", optimize=True)
+    one = Scene(PORTRAIT_SIDE, PORTRAIT_SIDE, faces[:1], [Place()], background)
+    Image.fromarray(one.portrait()).save(HERE / "drawn_portrait.png", optimize=True)
+    two = Scene(PAIR_HEIGHT, 2 * PAIR_HEIGHT, faces, [Place(), Place()], background)
+    Image.fromarray(two.portrait()).save(HERE / "drawn_pair.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from examples.tiny.faces import Face, Pose, draw, poses, random_background, random_face
-from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
+from examples.tiny.rule import SAMPLES_A_FRAME, follow_speech
+from examples.tiny.scenes import random_scene, random_shape, to_video
 from examples.tiny.voices import TRAINING_VOICES, random_speech
 from infinitetalk.chunks import ChunkPlan, window_rows
 from infinitetalk.color import match_color
@@ -32,9 +33,8 @@ MOTION_FRAMES = 9
 BEGINS_SHARE = 0.45
 #: Of the reference frame, only the first latent frames are encoded; grey that follows grey stays as the last of them.
 REFERENCE_FRAMES = 17
-#: Height, width and people of the clips, with the share of each.
-SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2), (80, 48, 1))
-SHAPE_SHARES = (0.55, 0.4, 0.05)
+#: How much a latent counts where a mouth is.
+MOUTH_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Clip:
         image_embeds: (tokens, dim), CLIP features of the portrait.
         speech: (people, SPEECH_FRAMES, layers, channels).
         start: the clip's first frame in `speech`.
+        weights: (h, w), how much each of a frame's latents counts, more where mouths are.
     """
 
     latents: Tensor
@@ -57,6 +58,7 @@ class Clip:
     image_embeds: Tensor
     speech: Tensor
     start: int
+    weights: Tensor
 
     def windows(self) -> Tensor:
         """Speech as the network takes it: float32 (people, frames, window, layers, channels)."""
@@ -96,22 +98,20 @@ class ClipMaker:
     def make(self, seed: int, number: int) -> Clip:
         """The clip, the same for the same seed and number."""
         generator = np.random.default_rng([seed, 6, number])
-        height, width, people = SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
-        waveforms = self._speech(generator, people)
+        scene = random_scene(generator, random_shape(generator))
+        waveforms = self._speech(generator, len(scene.faces))
         begins = bool(generator.random() < BEGINS_SHARE)
         num_frames = int(generator.choice(CLIP_LENGTHS, p=LENGTH_SHARES))
         start = 0 if begins else int(generator.integers(PAST_FRAMES + 1, SPEECH_FRAMES - num_frames))
-        faces = [random_face(generator) for _ in range(people)]
-        background = random_background(generator)
         tracks = [follow_speech(waveform) for waveform in waveforms]
-        portrait = draw([(face, Pose()) for face in faces], background, height, width)
+        portrait = scene.portrait()
         past = 0 if begins else PAST_FRAMES
-        drawn = draw_clip(faces, tracks, background, height, width, start - past, past + num_frames)
+        drawn = scene.clip(tracks, start - past, past + num_frames)
         if begins:
             drawn[0] = portrait
         rows = [self.speech_encoder(normalise_loudness(waveform)) for waveform in waveforms]
         pixels = to_video(portrait[None])
-        grey = pixels.new_zeros(1, 3, REFERENCE_FRAMES - 1, height, width)
+        grey = pixels.new_zeros(1, 3, REFERENCE_FRAMES - 1, scene.height, scene.width)
         reference = encode_frames(self.vae, torch.cat([pixels, grey], dim=2))[0]
         shown = match_color(to_video(drawn), pixels, 1.0)
         latents = encode_frames(self.vae, shown[:, :, past:])[0]
@@ -124,6 +124,7 @@ class ClipMaker:
             image_embeds=self.image_encoder(pixels[:, :, 0])[0].half(),
             speech=torch.stack([row.rows(torch.arange(SPEECH_FRAMES)) for row in rows]).half(),
             start=start,
+            weights=F.avg_pool2d(scene.mouth_weights(MOUTH_WEIGHT)[None], 8)[0].half(),
         )
 
     def _again(self, video: Tensor, portrait: Tensor) -> Tensor:
@@ -148,26 +149,6 @@ class ClipMaker:
             waveforms[first][cut:] = 0.0
             waveforms[1 - first][:cut] = 0.0
         return waveforms
-
-
-def draw_clip(
-    faces: list[Face],
-    tracks: list[MouthTrack],
-    background: tuple[int, int, int],
-    height: int,
-    width: int,
-    start: int,
-    num_frames: int,
-) -> np.ndarray:
-    """People who speak, from frame `start` of their tracks: uint8 (num_frames, height, width, 3)."""
-    people = [(face, poses(face, track)) for face, track in zip(faces, tracks, strict=True)]
-    numbers = range(start, start + num_frames)
-    return np.stack([draw([(face, pose[i]) for face, pose in people], background, height, width) for i in numbers])
-
-
-def to_video(frames: np.ndarray) -> Tensor:
-    """uint8 (T, height, width, 3) to float (1, 3, T, height, width) in [-1, 1]."""
-    return (torch.from_numpy(frames).permute(3, 0, 1, 2) / 127.5 - 1.0)[None]
 
 
 def load_clips(folder: Path) -> list[Clip]:

@@ -21,23 +21,12 @@ from examples.tiny.networks import (
 from infinitetalk.image import ImageEncoder
 from infinitetalk.models import DESCRIPTION_FILE
 from infinitetalk.speech import SAMPLING_RATE
-from infinitetalk.text import PromptEncoder
 from infinitetalk.tiny import _text_encoder, _tokenizer
 from infinitetalk.transformer import ADAPTER_PATTERNS
 from infinitetalk.wav2vec2 import SpeechEncoder
 
 #: Of the networks that stay as they begin: the text encoder and CLIP.
 FROZEN_SEED = 2508
-#: What the transformer is told; none of it means anything to it.
-PROMPTS = (
-    "a person talks to the camera",
-    "A woman talks in a studio, soft light",
-    "A man speaks in a bright room",
-    "two people talk at a table",
-    "An astronaut in an orange suit talks to the camera in a studio",
-    "a drawn face talks",
-    "",
-)
 
 T = TypeVar("T", UMT5EncoderModel, CLIPVisionModel)
 
@@ -64,11 +53,6 @@ def load_speech_encoder(folder: Path) -> SpeechEncoder:
 def load_image_encoder() -> ImageEncoder:
     """CLIP with random weights."""
     return ImageEncoder(_frozen_image_encoder())
-
-
-def load_prompt_encoder() -> PromptEncoder:
-    """UMT5 with random weights."""
-    return PromptEncoder(_tokenizer(), _frozen_text_encoder())
 
 
 def export(folder: Path, output: Path) -> None:

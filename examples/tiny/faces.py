@@ -1,6 +1,7 @@
 """Draws talking heads: a face from a seed, its mouth, its eyes and a slow sway frame by frame."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,29 @@ class Pose:
     eyes_closed: bool = False
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a person is in the square that is the middle of the own column of the picture.
+
+    Attributes:
+        x, y: how far from its middle, in units of its side.
+        size: of the person, as a share of what fills it.
+    """
+
+    x: float = 0.0
+    y: float = 0.0
+    size: float = 1.0
+
+    def square(self, index: int, num_people: int, height: int, width: int) -> tuple[float, float, float]:
+        """Left, top and side, in pixels, of the square that person number `index` of `num_people` fills."""
+        column = width / num_people
+        largest = min(column, height)
+        side = self.size * largest
+        centre_x = column * (index + 0.5) + self.x * largest
+        centre_y = height / 2 + self.y * largest
+        return centre_x - side / 2, centre_y - side / 2, side
+
+
 def random_face(generator: np.random.Generator) -> Face:
     """A person."""
 
@@ -106,29 +130,24 @@ def poses(face: Face, mouth: MouthTrack) -> list[Pose]:
     ]
 
 
-def draw(people: list[tuple[Face, Pose]], background: Colour, height: int, width: int) -> np.ndarray:
-    """People side by side: uint8 (height, width, 3). Each fills the largest square in the middle of a column."""
+def draw(people: Sequence[tuple[Face, Pose, Place]], background: Colour, height: int, width: int) -> np.ndarray:
+    """People side by side: uint8 (height, width, 3)."""
     large = Image.new("RGB", (width * OVERSAMPLING, height * OVERSAMPLING), background)
     canvas = ImageDraw.Draw(large)
-    column = large.width / len(people)
-    side = min(column, large.height)
     darker = tuple(int(0.86 * value) for value in background)
     canvas.rectangle((0, large.height * 0.8, large.width, large.height), fill=darker)
-    for index, (face, pose) in enumerate(people):
-        left = column * index + (column - side) / 2
-        _draw_person(canvas, face, pose, left, (large.height - side) / 2, side)
+    for index, (face, pose, place) in enumerate(people):
+        _draw_person(canvas, face, pose, *place.square(index, len(people), large.height, large.width))
     return np.array(large.reduce(OVERSAMPLING))
 
 
-def mouth_boxes(num_people: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
+def mouth_boxes(places: Sequence[Place], height: int, width: int) -> list[tuple[int, int, int, int]]:
     """(left, top, right, bottom) in pixels of the middle of each person's mouth, as wide as the narrowest mouth,
     as tall as the widest open one with its lips and the sway."""
-    column = width / num_people
-    side = min(column, height)
     boxes = []
-    for index in range(num_people):
-        centre_x = column * (index + 0.5) + (MOUTH_CENTRE[0] - 0.5) * side
-        centre_y = (height - side) / 2 + MOUTH_CENTRE[1] * side
+    for index, place in enumerate(places):
+        left, top, side = place.square(index, len(places), height, width)
+        centre_x, centre_y = left + MOUTH_CENTRE[0] * side, top + MOUTH_CENTRE[1] * side
         half_width, half_height = 0.10 * side, 0.155 * side
         boxes.append(
             (

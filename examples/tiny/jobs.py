@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from examples.tiny.data import draw_clip
-from examples.tiny.faces import Colour, Face, Pose, draw, random_background, random_face
+from examples.tiny.faces import Place, random_background, random_face
 from examples.tiny.measure import read_frames
 from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
+from examples.tiny.scenes import Scene
 from examples.tiny.voices import HELD_OUT_VOICES, random_speech
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 from infinitetalk.worker.engine import Engine
@@ -49,14 +49,13 @@ class Example:
         portrait: its file.
         voices: sound files, one a person.
         rules: what the rule says of each voice.
-        faces, background: what the portrait was drawn from.
+        scene: what the portrait was drawn from.
     """
 
     portrait: Path
     voices: list[Path]
     rules: list[MouthTrack]
-    faces: list[Face]
-    background: Colour
+    scene: Scene
 
     @property
     def num_people(self) -> int:
@@ -66,7 +65,7 @@ class Example:
     def drawn(self, height: int, width: int) -> np.ndarray:
         """The video as training would draw it, uint8 (T, height, width, 3)."""
         num_frames = len(self.rules[0].opening)
-        return draw_clip(self.faces, self.rules, self.background, height, width, 0, num_frames)
+        return replace(self.scene, height=height, width=width).clip(self.rules, 0, num_frames)
 
 
 class ExampleMaker:
@@ -82,9 +81,8 @@ class ExampleMaker:
         background = random_background(generator)
         num_frames = round(seconds * VIDEO_FPS)
         portrait = self.folder / f"portrait-{number}-{num_people}.png"
-        side = PORTRAIT_SIDE
-        people = [(face, Pose()) for face in faces]
-        Image.fromarray(draw(people, background, side, side * num_people)).save(portrait)
+        scene = Scene(PORTRAIT_SIDE, PORTRAIT_SIDE * num_people, faces, [Place()] * num_people, background)
+        Image.fromarray(scene.portrait()).save(portrait)
         voices, rules = [], []
         for person in range(num_people):
             waveform = random_speech(generator, HELD_OUT_VOICES, num_frames * SAMPLES_A_FRAME)
@@ -94,7 +92,7 @@ class ExampleMaker:
             soundfile.write(path, waveform, SAMPLING_RATE)
             voices.append(path)
             rules.append(follow_speech(waveform))
-        return Example(portrait, voices, rules, faces, background)
+        return Example(portrait, voices, rules, scene)
 
 
 class TalkerWorker:

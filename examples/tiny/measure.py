@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from examples.tiny.faces import mouth_boxes
+from examples.tiny.faces import Place, mouth_boxes
 
 #: Luma (0…255) of a mouth's inside, and of what is surely not: between them, a pixel counts in part.
 INSIDE_LUMA, OUTSIDE_LUMA = 45.0, 80.0
@@ -28,7 +28,7 @@ def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
     """
     luma = _as_in_first(frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114]), num_people)
     darkness = ((OUTSIDE_LUMA - luma) / (OUTSIDE_LUMA - INSIDE_LUMA)).clip(0.0, 1.0)
-    boxes = mouth_boxes(num_people, *frames.shape[1:3])
+    boxes = mouth_boxes([Place()] * num_people, *frames.shape[1:3])
     return np.stack(
         [darkness[:, top:bottom, left:right].sum(axis=1).mean(axis=1) for left, top, right, bottom in boxes]
     )
@@ -46,7 +46,7 @@ def _as_in_first(luma: np.ndarray, num_people: int) -> np.ndarray:
 def _outside_mouths(num_people: int, height: int, width: int) -> np.ndarray:
     """Bool (height, width): where no mouth is."""
     kept = np.ones((height, width), dtype=bool)
-    for left, top, right, bottom in mouth_boxes(num_people, height, width):
+    for left, top, right, bottom in mouth_boxes([Place()] * num_people, height, width):
         reach = right - left
         kept[top - 2 : bottom + 2, left - reach : right + reach] = False
     return kept
@@ -87,7 +87,7 @@ def border_change(frames: np.ndarray, borders: list[int]) -> float:
 
 def read_head_places(frames: np.ndarray) -> np.ndarray:
     """Where one head is: the mean column of what is not background, above the mouth; float64 (T,), in pixels."""
-    above = frames[:, : mouth_boxes(1, *frames.shape[1:3])[0][1]].astype(np.float64)
+    above = frames[:, : mouth_boxes([Place()], *frames.shape[1:3])[0][1]].astype(np.float64)
     difference = np.abs(above - above[:, :1, :1]).sum(axis=3)
     return (difference * np.arange(frames.shape[2])).sum(axis=(1, 2)) / difference.sum(axis=(1, 2))
 

@@ -61,7 +61,7 @@ def make_image_encoder() -> CLIPVisionModel:
 
 
 def make_transformer() -> InfiniteTalkTransformer3DModel:
-    """The InfiniteTalk transformer, with a start that knows what places are (`_look_at_own_place`)."""
+    """The InfiniteTalk transformer, with a start that knows what places are, and deaf to the prompt."""
     transformer = InfiniteTalkTransformer3DModel(
         num_attention_heads=HEADS,
         attention_head_dim=HEAD_DIM,
@@ -78,6 +78,7 @@ def make_transformer() -> InfiniteTalkTransformer3DModel:
         audio_context_tokens=4,
     )
     _look_at_own_place(transformer)
+    _be_deaf_to_the_prompt(transformer)
     return transformer
 
 
@@ -105,3 +106,12 @@ def _look_at_own_place(transformer: InfiniteTalkTransformer3DModel) -> None:
             places = [head * HEAD_DIM + place for place in speaker]
             speech.q_linear.bias[places] = 1.8
             speech.kv_linear.bias[places] = 1.8
+
+
+@torch.no_grad()
+def _be_deaf_to_the_prompt(transformer: InfiniteTalkTransformer3DModel) -> None:
+    """Holds the prompt's values in the cross-attention at zero: nothing that is drawn depends on a prompt, so that what
+    a training made of it would be noise, which guidance by the prompt multiplies."""
+    for block in transformer.blocks:
+        for parameter in block.attn2.to_v.parameters():
+            parameter.zero_().requires_grad_(False)

@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 
 from examples.tiny.data import ClipMaker, load_clips
-from examples.tiny.export import PROMPTS, export, load_image_encoder, load_prompt_encoder, load_speech_encoder, load_vae
+from examples.tiny.export import export, load_image_encoder, load_speech_encoder, load_vae
 from examples.tiny.train_speech import train_speech
 from examples.tiny.train_transformer import train_transformer
 from examples.tiny.train_vae import train_on_chunks, train_on_clips, train_on_pictures
-from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 
 SEED = 2508
 #: Clips that the statistics of the latents are taken from.
@@ -56,12 +55,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "checkpoints" / "tiny-talker-training")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "infinitetalk" / "talker")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--picture-steps", type=int, default=900)
-    parser.add_argument("--clip-steps", type=int, default=700)
+    parser.add_argument("--picture-steps", type=int, default=1000)
+    parser.add_argument("--clip-steps", type=int, default=800)
     parser.add_argument("--speech-steps", type=int, default=250)
-    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--chunk-steps", type=int, default=2600)
-    parser.add_argument("--transformer-steps", type=int, default=14100)
+    parser.add_argument("--transformer-steps", type=int, default=15000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -76,10 +75,7 @@ def main() -> None:
     if "clips" in arguments.stages:
         make_clips(folder, arguments.clips)
     if "transformer" in arguments.stages:
-        encode = load_prompt_encoder()
-        prompts = [encode(prompt) for prompt in PROMPTS]
-        clips = load_clips(folder / "clips")
-        train_transformer(folder, clips, prompts, encode(DEFAULT_NEGATIVE_PROMPT), arguments.transformer_steps, SEED)
+        train_transformer(folder, load_clips(folder / "clips"), arguments.transformer_steps, SEED)
     if "export" in arguments.stages:
         export(folder, arguments.output)
 

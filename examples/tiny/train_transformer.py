@@ -4,37 +4,25 @@ motion latents, its windows of speech, its regions."""
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from examples.tiny.data import Clip
-from examples.tiny.faces import mouth_boxes
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_transformer
+from infinitetalk.tiny import TEXT_DIM
 
 #: The worker's `sample_shift` for infinitetalk-480.
 SHIFT = 7.0
-#: How often the network is not told the prompt (the negative one stands for it), and the speech.
-TEXT_DROPOUT = 0.15
+#: How often the network is not told the speech, so that guidance by it means something.
 AUDIO_DROPOUT = 0.1
-MOUTH_WEIGHT = 4.0
 #: How much the first new latents count, where a chunk joins what was there, and how many they are.
 JOIN_WEIGHT = 4.0
 JOIN_LATENTS = 2
 #: Largest deviation of the noise on given motion latents, whose errors a sampled chunk shall not hand on.
 GIVEN_NOISE = 0.08
-#: Until the last sixth of the training, only the prompt's first tokens are read: they mean nothing, and cost much.
-FIRST_TOKENS = 48
 
 
-def train_transformer(
-    folder: Path, clips: list[Clip], prompts: list[Tensor], negative_prompt: Tensor, num_steps: int, seed: int
-) -> None:
-    """The transformer, into `folder`/transformer.pt.
-
-    Args:
-        clips: what to learn.
-        prompts, negative_prompt: embeddings (1, text_len, text_dim).
-    """
+def train_transformer(folder: Path, clips: list[Clip], num_steps: int, seed: int) -> None:
+    """The transformer, from clips into `folder`/transformer.pt."""
     torch.manual_seed(seed)
     path, transformer = folder / "transformer.pt", make_transformer()
     loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=2e-3, decay_share=0.5, muon_prefix="blocks.")
@@ -53,28 +41,17 @@ def train_transformer(
         windows, regions = clip.windows(), clip.regions()
         if generator.random() < AUDIO_DROPOUT:
             windows, regions = torch.zeros_like(windows[:1]), None
-        prompt = negative_prompt if generator.random() < TEXT_DROPOUT else prompts[generator.integers(len(prompts))]
-        if loop.step < num_steps * 5 // 6:
-            prompt = prompt[:, :FIRST_TOKENS]
         velocity = transformer(
             hidden_states=torch.cat([noisy, clip.condition()], dim=1),
             timestep=torch.tensor([1000.0 * noise_level]),
-            encoder_hidden_states=prompt,
+            # One token stands for the prompt, which is not heard.
+            encoder_hidden_states=torch.zeros(1, 1, TEXT_DIM),
             encoder_hidden_states_image=clip.image_embeds.float()[None],
             encoder_hidden_states_audio=windows,
             regions=regions,
             return_dict=False,
         )[0]
         error = (velocity - (noise - clean))[:, :, num_given:].square().mean(dim=(0, 1))
-        weights = mouth_weights(len(clip.speech), *clean.shape[-2:]).repeat(len(error), 1, 1)
+        weights = clip.weights.float().repeat(len(error), 1, 1)
         weights[:JOIN_LATENTS] *= JOIN_WEIGHT
         loop.learn((error * weights).mean() / weights.mean())
-
-
-def mouth_weights(people: int, height: int, width: int) -> Tensor:
-    """How much each latent pixel counts: (height, width), more where mouths are."""
-    weights = torch.ones(8 * height, 8 * width)
-    for left, top, right, bottom in mouth_boxes(people, 8 * height, 8 * width):
-        half = (right - left) // 2
-        weights[top:bottom, left - half : right + half] = MOUTH_WEIGHT
-    return torch.nn.functional.avg_pool2d(weights[None], 8)[0]

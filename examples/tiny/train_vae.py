@@ -11,17 +11,15 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import Tensor
 
-from examples.tiny.data import MOTION_FRAMES, to_video
-from examples.tiny.faces import Pose, draw, mouth_boxes, poses, random_background, random_face
+from examples.tiny.data import MOTION_FRAMES
+from examples.tiny.faces import Pose
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_vae
 from examples.tiny.rule import MANNER, QUICK_MANNER, Manner, MouthTrack, follow_speech
+from examples.tiny.scenes import Scene, random_scene, random_shape, to_video
 from examples.tiny.voices import TRAINING_VOICES, random_speech
 from infinitetalk.color import match_color
 
-#: (height, width, people) of what is drawn, with the share of each.
-SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2))
-SHAPE_SHARES = (0.65, 0.35)
 BATCH = 8
 CLIP_FRAMES = 9
 CLIP_BATCH = 2
@@ -64,12 +62,12 @@ def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
             module.forward = types.MethodType(_convolve_single_frame, module)
     loop = TrainingLoop(folder / "pictures.pt", vae, num_steps, seed, learning_rate=4e-3, muon_prefix="")
     for generator in loop:
-        height, width, people = _random_shape(generator)
-        pictures = torch.cat([to_video(_random_picture(generator, height, width, people)) for _ in range(BATCH)])
+        scenes = _random_scenes(generator, BATCH)
+        pictures = torch.cat([to_video(_random_picture(generator, scene)) for scene in scenes])
         latents = vae.quant_conv(vae.encoder(patchify(pictures, 2)))[:, :16]
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         decoded = unpatchify(vae.decoder(vae.post_quant_conv(noisy)), 2)
-        error = _error(decoded, pictures, _weights(people, height, width, MOUTH_WEIGHT))
+        error = _error(decoded, pictures, _weights(scenes, MOUTH_WEIGHT))
         loop.learn(error + _size_loss(latents))
 
 
@@ -82,11 +80,10 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
     path = folder / "clips.pt"
     loop = TrainingLoop(path, vae, num_steps, seed, learning_rate=1.5e-3, decay_share=0.7, muon_prefix="")
     for generator in loop:
-        height, width, people = _random_shape(generator)
         count, num_frames = (1, LONG_FRAMES) if loop.step % LONG_EVERY == 0 else (CLIP_BATCH, CLIP_FRAMES)
-        clips = [_random_clip(generator, tracks, height, width, people, num_frames) for _ in range(count)]
-        videos = torch.cat([to_video(clip) for clip in clips])
-        weights = _weights(people, height, width, CLIP_MOUTH_WEIGHT)
+        scenes = _random_scenes(generator, count)
+        videos = torch.cat([_random_clip(generator, scene, tracks, num_frames) for scene in scenes])
+        weights = _weights(scenes, CLIP_MOUTH_WEIGHT)
         loss, decoded = _clips_loss(vae, videos, weights)
         if loop.step % AGAIN_EVERY == 1:
             again = vae.decode(vae.encode(decoded[:, :, -AGAIN_FRAMES:]).latent_dist.mode()).sample
@@ -104,13 +101,13 @@ def train_on_chunks(folder: Path, num_steps: int, seed: int) -> None:
     path = folder / "chunks.pt"
     loop = TrainingLoop(path, vae, num_steps, seed, learning_rate=1e-3, decay_share=0.8, muon_prefix="")
     for generator in loop:
-        height, width, people = _random_shape(generator)
-        clips = [_corrected_clip(generator, tracks, height, width, people, CLIP_FRAMES) for _ in range(CLIP_BATCH)]
+        scenes = _random_scenes(generator, CLIP_BATCH)
+        clips = [_corrected_clip(generator, scene, tracks, CLIP_FRAMES) for scene in scenes]
         videos = torch.cat([video for _, video in clips])
-        clips_loss, _ = _clips_loss(vae, videos, _weights(people, height, width, CLIP_MOUTH_WEIGHT))
-        height, width, people = _random_shape(generator)
-        portrait, video = _corrected_clip(generator, tracks, height, width, people, PAST_FRAMES + LONG_FRAMES)
-        chunks_loss = _chunks_loss(vae, portrait, video, _weights(people, height, width, CLIP_MOUTH_WEIGHT))
+        clips_loss, _ = _clips_loss(vae, videos, _weights(scenes, CLIP_MOUTH_WEIGHT))
+        scenes = _random_scenes(generator, 1)
+        portrait, video = _corrected_clip(generator, scenes[0], tracks, PAST_FRAMES + LONG_FRAMES)
+        chunks_loss = _chunks_loss(vae, portrait, video, _weights(scenes, CLIP_MOUTH_WEIGHT))
         loop.learn((clips_loss + chunks_loss) / 2)
 
 
@@ -156,9 +153,10 @@ def _random_tracks(seed: int, number: int, manner: Manner) -> list[MouthTrack]:
     return [follow_speech(random_speech(generator, TRAINING_VOICES, 80_000), manner) for _ in range(number)]
 
 
-def _random_shape(generator: np.random.Generator) -> tuple[int, int, int]:
-    """Height, width and people."""
-    return SHAPES[generator.choice(len(SHAPES), p=SHAPE_SHARES)]
+def _random_scenes(generator: np.random.Generator, number: int) -> list[Scene]:
+    """Of one shape."""
+    shape = random_shape(generator)
+    return [random_scene(generator, shape) for _ in range(number)]
 
 
 def _convolve_single_frame(self: WanCausalConv3d, frame: Tensor, cache_x: None = None) -> Tensor:
@@ -183,13 +181,9 @@ def _hold_still(vae: AutoencoderKLWan) -> None:
                 half[:, :, -1, 0, 0] = torch.eye(channels)
 
 
-def _weights(people: int, height: int, width: int, mouth_weight: float) -> Tensor:
-    """How much each pixel counts: (height, width), more where mouths are."""
-    weights = torch.ones(height, width)
-    for left, top, right, bottom in mouth_boxes(people, height, width):
-        half = (right - left) // 2
-        weights[top:bottom, left - half : right + half] = mouth_weight
-    return weights
+def _weights(scenes: list[Scene], mouth_weight: float) -> Tensor:
+    """How much each pixel counts: (B, 1, 1, H, W), more where mouths are."""
+    return torch.stack([scene.mouth_weights(mouth_weight) for scene in scenes])[:, None, None]
 
 
 def _size_loss(latents: Tensor) -> Tensor:
@@ -207,49 +201,33 @@ def _error(decoded: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
     return ((decoded - pictures).abs() * weights / weights.mean()).mean()
 
 
-def _random_picture(generator: np.random.Generator, height: int, width: int, people: int) -> np.ndarray:
-    cast = [
-        (
-            random_face(generator),
-            Pose(
-                opening=float(generator.random() ** 1.5),
-                width=float(generator.random()),
-                shift=float(generator.uniform(-0.02, 0.02)),
-                eyes_closed=bool(generator.random() < 0.08),
-            ),
+def _random_picture(generator: np.random.Generator, scene: Scene) -> np.ndarray:
+    """The people in a moment of theirs: uint8 (1, height, width, 3)."""
+    told = [
+        Pose(
+            opening=float(generator.random() ** 1.5),
+            width=float(generator.random()),
+            shift=float(generator.uniform(-0.02, 0.02)),
+            eyes_closed=bool(generator.random() < 0.08),
         )
-        for _ in range(people)
+        for _ in scene.faces
     ]
-    return draw(cast, random_background(generator), height, width)[None]
+    return scene.draw(told)[None]
+
+
+def _random_clip(generator: np.random.Generator, scene: Scene, tracks: list[MouthTrack], num_frames: int) -> Tensor:
+    """The people speaking, each a stretch of one of the tracks: (1, 3, num_frames, H, W)."""
+    parts = []
+    for _ in scene.faces:
+        track = tracks[generator.integers(len(tracks))]
+        part = slice(start := generator.integers(len(track.opening) - num_frames), start + num_frames)
+        parts.append(MouthTrack(track.opening[part], track.width[part]))
+    return to_video(scene.clip(parts, 0, num_frames))
 
 
 def _corrected_clip(
-    generator: np.random.Generator, tracks: list[MouthTrack], height: int, width: int, people: int, num_frames: int
+    generator: np.random.Generator, scene: Scene, tracks: list[MouthTrack], num_frames: int
 ) -> tuple[Tensor, Tensor]:
-    """A portrait, (1, 3, 1, height, width), and a clip with its colours, (1, 3, num_frames, height, width)."""
-    drawn = _random_clip(generator, tracks, height, width, people, num_frames, has_portrait=True)
-    portrait, video = to_video(drawn).split([1, num_frames], dim=2)
-    return portrait, match_color(video, portrait, 1.0)
-
-
-def _random_clip(
-    generator: np.random.Generator,
-    tracks: list[MouthTrack],
-    height: int,
-    width: int,
-    people: int,
-    num_frames: int,
-    has_portrait: bool = False,
-) -> np.ndarray:
-    """uint8 (num_frames, height, width, 3), with the portrait before them where `has_portrait` says so."""
-    cast = []
-    for _ in range(people):
-        track = tracks[generator.integers(len(tracks))]
-        part = slice(start := generator.integers(len(track.opening) - num_frames), start + num_frames)
-        face = random_face(generator)
-        told = poses(face, MouthTrack(track.opening[part], track.width[part]))
-        cast.append((face, [Pose(), *told] if has_portrait else told))
-    background = random_background(generator)
-    numbers = range(num_frames + has_portrait)
-    frames = [draw([(face, told[i]) for face, told in cast], background, height, width) for i in numbers]
-    return np.stack(frames)
+    """The portrait, (1, 3, 1, H, W), and a clip with its colours, (1, 3, num_frames, H, W)."""
+    portrait = to_video(scene.portrait()[None])
+    return portrait, match_color(_random_clip(generator, scene, tracks, num_frames), portrait, 1.0)
