@@ -68,7 +68,7 @@ COPY --from=weights /weights weights
 COPY LICENSE handler.py ./
 COPY schemas schemas
 COPY infinitetalk infinitetalk
-# Deployed, a worker without weights shall stop, not make noise.
+# Deployed, a worker without weights shall stop, not draw cartoons.
 ENV INFINITETALK_MODEL=published \
     OUTPUT_DIR=/runpod-volume \
     TINY_DIR=/tmp/tiny \

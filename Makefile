@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page bench profile test fuzz kills soak quality lint types format schemas clean
+.PHONY: demo serve page bench profile test test-long fuzz kills soak quality lint types format schemas clean
 
 demo: $(VENV)/.requirements
 	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"

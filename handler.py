@@ -45,7 +45,10 @@ def main() -> None:
         handler = with_error_as_text(handler)
     # The SDK prints its own lines on stdout, which belongs to the result.
     with redirect_stdout(sys.stderr) if runs_one_job else nullcontext():
-        runpod.serverless.start({"handler": handler})
+        try:
+            runpod.serverless.start({"handler": handler})
+        finally:
+            engine.finish_loading()
 
 
 if __name__ == "__main__":

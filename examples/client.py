@@ -303,6 +303,16 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
+def _plan_line(plan: dict[str, Any]) -> str:
+    """What a dry run says of a video."""
+    name = f"{plan['item_id']}: " if "item_id" in plan else ""
+    seconds = f", about {plan['estimate_s']:.0f} s" if "estimate_s" in plan else ""
+    return (
+        f"{name}{plan['num_frames']} frames of {plan['width']}x{plan['height']}, {plan['duration_s']:g} s; "
+        f"{plan['num_chunks']} chunks, {plan['evaluations']} evaluations by {plan['model']}{seconds}"
+    )
+
+
 def _item_path(output: Path, result: dict[str, Any]) -> Path:
     """The output, or for an item of a batch talk-ITEM.mp4 beside it."""
     return output.with_stem(f"{output.stem}-{result['item_id']}") if "item_id" in result else output
@@ -343,14 +353,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         for warning in result.get("warnings", []):
             print(f"warning: {warning}", file=sys.stderr)
         for item in result.get("items", [result]):
-            if item["status"] == "success":
-                print(client.download(item, _item_path(options.output, item)))
-            else:
-                print(f"{item['item_id']}: {item['error']['message']}", file=sys.stderr)
+            match item["status"]:
+                case "success":
+                    print(client.download(item, _item_path(options.output, item)))
+                case "planned":
+                    print(_plan_line(item))
+                case _:
+                    print(f"{item['item_id']}: {item['error']['message']}", file=sys.stderr)
     except KeyboardInterrupt:
         bar.close()
         print("cancelled", file=sys.stderr)
         return 130
+    except requests.ConnectionError:
+        bar.close()
+        hint = "; is `make serve` running?" if options.url == LOCAL_URL else ""
+        print(f"error: {options.url} does not answer{hint}", file=sys.stderr)
+        return 1
     except (JobError, requests.RequestException, OSError, KeyError) as error:
         bar.close()
         print(f"error: {error}", file=sys.stderr)

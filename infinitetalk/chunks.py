@@ -45,7 +45,7 @@ def plan_chunks(
 
     Each chunk starts `frame_num - motion_frame` frames after the one before. The chunk that reaches the end of the
     first speaker's speech or `max_frame_num` is the last. When speech had to be extended there, the video also ends
-    with the last speaker's speech (algorithm.md §6; the published code asks for speech longer than one chunk).
+    with the last speaker's speech (the published code asks for speech longer than one chunk).
 
     Args:
         num_rows: rows of each speaker's embeddings, one a video frame.

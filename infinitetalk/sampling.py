@@ -127,7 +127,7 @@ def sample_chunk(
     should_stop: Callable[[], bool],
     on_step: Callable[[int], None],
 ) -> SampledChunk:
-    """Integrate the flow from noise (1, 16, t, h, w) to latents by Euler's method (algorithm.md §5).
+    """Integrate the flow from noise (1, 16, t, h, w) to latents by Euler's method.
 
     The motion latents are set before every step and after the last. `should_stop` is asked before every evaluation,
     `on_step` told the number of finished steps after each.

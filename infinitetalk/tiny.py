@@ -36,7 +36,7 @@ NAME = "tiny-random"
 SEED = 2508
 #: Raised whenever the same seed gives other weights, so that a checkpoint made earlier is not taken for this one.
 RECIPE = 1
-#: Factor on the published resolutions: 640x640 becomes 128x128.
+#: Factor on the published resolutions: 640x640 becomes 64x64.
 SIZE_SCALE = 0.1
 DEFAULT_FOLDER = Path(__file__).parents[1] / "checkpoints" / f"{NAME}-{RECIPE}"
 

@@ -130,6 +130,22 @@ def test_the_command_line_turns_a_picture_and_a_voice_into_a_video(client, tmp_p
     assert "100% |" in captured.err
 
 
+def test_the_command_line_tells_what_a_job_would_do(client, tmp_path, capsys):
+    picture, voice = (str(CHECKOUT / "examples/media" / name) for name in ("portrait.jpg", "speech.wav"))
+    where = ["-o", str(tmp_path / "talk.mp4"), "--url", client.url, "--key", "local"]
+    assert client_module.main([picture, voice, *where, "--set=dry_run=true", "--set=mode=clip"]) == 0
+    assert "81 frames of 64x64, 3.24 s; 1 chunks, 120 evaluations by tiny-" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_says_where_nothing_answers(capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v2/local"
+        assert client_module.main(["https://a/b.png", "https://a/b.wav", "--url", url]) == 1
+    assert capsys.readouterr().err.endswith(f"error: {url} does not answer\n")
+
+
 def test_the_command_line_tells_a_failure(client, tmp_path, capsys):
     unreachable = ["https://127.0.0.1/a.png", "https://127.0.0.1/a.wav"]
     code = client_module.main([*unreachable, "-o", str(tmp_path / "x.mp4"), "--url", client.url, "--key", "local"])

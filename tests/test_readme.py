@@ -1,4 +1,4 @@
-"""README stays true: its tables are the models', its library example runs."""
+"""README and the plan of the code stay true: tables are the models', the library example runs, modules are named."""
 
 import re
 from pathlib import Path
@@ -16,6 +16,14 @@ def test_tables_are_in_step_with_the_models() -> None:
     """`make schemas` brings them there."""
     assert sorted(re.findall(r"<!-- fields: (\S+) -->", README)) == sorted(README_TABLES)
     assert fill_tables(README) == README
+
+
+def test_the_plan_of_the_house_names_every_module() -> None:
+    plan = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8").split("```")[1]
+    package = CHECKOUT / "infinitetalk"
+    modules = [path.name for folder in (package, package / "worker") for path in folder.glob("[!_]*.py")]
+    assert len(modules) > 40
+    assert sorted(re.findall(r"(?m)^  +(\w+\.py) ", plan)) == sorted(modules)
 
 
 def test_every_error_code_is_explained() -> None:

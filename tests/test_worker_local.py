@@ -25,8 +25,8 @@ def local_environment(volume: Path) -> dict[str, str]:
     return environment | {"OUTPUT_DIR": str(volume), "INFINITETALK_MODEL": "tiny", "OMP_NUM_THREADS": "2"}
 
 
-def run_test_input(job: dict, volume: Path) -> tuple[int, dict]:
-    """Exit code and printed result of `handler.py --test_input`."""
+def run_test_input(job: dict, volume: Path) -> tuple[subprocess.CompletedProcess, dict]:
+    """`handler.py --test_input`, ended, and the result that it printed."""
     finished = subprocess.run(
         [sys.executable, "handler.py", "--test_input", json.dumps(job)],
         cwd=CHECKOUT,
@@ -37,13 +37,13 @@ def run_test_input(job: dict, volume: Path) -> tuple[int, dict]:
     )
     assert "{\n" in finished.stdout, finished.stderr[-2000:]
     begin = finished.stdout.index("{\n")
-    return finished.returncode, json.JSONDecoder().raw_decode(finished.stdout[begin:])[0]
+    return finished, json.JSONDecoder().raw_decode(finished.stdout[begin:])[0]
 
 
 def test_a_job_from_the_command_line_leaves_its_files_and_prints_its_result(tmp_path):
-    code, printed = run_test_input({"id": "demo", "input": small_job()}, tmp_path)
+    finished, printed = run_test_input({"id": "demo", "input": small_job()}, tmp_path)
     result = Success.model_validate(printed, strict=False)
-    assert code == 0
+    assert finished.returncode == 0
     assert (result.job_id, result.video.path) == ("demo", "infinitetalk/jobs/demo.mp4")
     assert sorted(path.name for path in (tmp_path / "infinitetalk/jobs").iterdir()) == [
         "demo.jpg",
@@ -53,9 +53,12 @@ def test_a_job_from_the_command_line_leaves_its_files_and_prints_its_result(tmp_
 
 
 def test_a_failed_job_from_the_command_line_ends_with_code_1(tmp_path):
-    code, printed = run_test_input({"id": "demo", "input": small_job(frame_num=80)}, tmp_path)
-    assert code == 1
+    finished, printed = run_test_input({"id": "demo", "input": small_job(frame_num=80)}, tmp_path)
+    assert finished.returncode == 1
     assert Failure.model_validate(printed, strict=False).error.code == "E_INPUT_VALIDATION"
+    # What was still being loaded has not failed by that.
+    assert "Traceback" not in finished.stderr
+    assert "model.not_loaded" not in finished.stderr
 
 
 @pytest.fixture(scope="module")

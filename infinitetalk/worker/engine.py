@@ -142,6 +142,7 @@ class Engine:
         self._budget: MemoryBudget | None = None
         self._seconds_per_flop: float | None = None
         self._paths: CheckpointPaths | None = None
+        self._threads: list[threading.Thread] = []
         self.is_broken = False
 
     def start(self) -> None:
@@ -153,9 +154,18 @@ class Engine:
         paths = self._paths = checkpoint_paths(self._settings)
         if paths is not None:
             self._kokoro_dir, self._lora_dir = paths.kokoro, paths.loras
-        threading.Thread(target=warm_up_sound, name="warm-up").start()
-        # No daemon: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
-        threading.Thread(target=self._load, args=(paths,), name="load").start()
+        # No daemons: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
+        self._threads = [
+            threading.Thread(target=warm_up_sound, name="warm-up"),
+            threading.Thread(target=self._load, args=(paths,), name="load"),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def finish_loading(self) -> None:
+        """Waits until nothing is being loaded: what still is when the interpreter ends, fails."""
+        for thread in self._threads:
+            thread.join()
 
     @property
     def model_name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,13 @@ from infinitetalk.weights.settings import WeightsSettings
 
 CHECKOUT = Path(__file__).parents[2]
 MEGABYTE = 1_000_000
+QUIET = {
+    "RUNPOD_LOG_LEVEL": "INFO",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""What makes libraries' logs quieter."""
 
 
 class Settings(WeightsSettings):
@@ -143,8 +151,11 @@ class Settings(WeightsSettings):
 
 
 def default_environment() -> None:
-    """Sets what the SDK reads while it is imported: quieter logs, unless the environment says otherwise.
+    """Sets what libraries read while they are imported: quieter logs, unless the environment says otherwise.
 
-    The SDK's own default prints every payload.
+    The SDK's own default prints every payload. Others warn of kernels and file formats that are not in use.
     """
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
