@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import espeakng_loader
 
@@ -26,6 +27,8 @@ EE_OK = 0
 
 #: Of espeak-ng's own voices, all of which have it.
 SAMPLING_RATE = 22_050
+TIMEOUT_S = 60
+VARIANTS = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
 
 SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -52,9 +55,12 @@ def say(utterances: Sequence[Utterance], seed: int) -> list[bytes]:
 
     Raises:
         subprocess.CalledProcessError: espeak-ng does not know a voice.
+        subprocess.TimeoutExpired: it does not answer.
     """
     request = json.dumps({"seed": seed, "utterances": [asdict(utterance) for utterance in utterances]})
-    answer = subprocess.run([sys.executable, __file__], input=request, stdout=subprocess.PIPE, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, __file__], input=request, stdout=subprocess.PIPE, text=True, check=True, timeout=TIMEOUT_S
+    )
     return [base64.b64decode(samples) for samples in json.loads(answer.stdout)]
 
 
@@ -73,7 +79,10 @@ def synthesise(espeak: ctypes.CDLL, utterance: Utterance) -> bytes:
         return 0
 
     espeak.espeak_SetSynthCallback(collect)
-    if espeak.espeak_SetVoiceByName(utterance.voice.encode()) != EE_OK:
+    # It takes the plain voice for a variant that it does not know.
+    _, _, variant = utterance.voice.partition("+")
+    is_known = not variant or (VARIANTS / variant).is_file()
+    if not is_known or espeak.espeak_SetVoiceByName(utterance.voice.encode()) != EE_OK:
         raise RuntimeError(f"espeak-ng has no voice {utterance.voice!r}")
     espeak.espeak_SetParameter(PARAMETER_RATE, utterance.words_per_minute, 0)
     espeak.espeak_SetParameter(PARAMETER_PITCH, utterance.pitch, 0)

@@ -53,8 +53,7 @@ def plan_chunks(
         max_frame_num: frames of the video at most; `frame_num` for a single chunk.
         motion_frame: frames a chunk takes over from the one before, fewer than `frame_num` where there are several.
         crossfade_frame: of these at most so many in which the video fades from one chunk to the next: the last ones
-            that the next chunk was given, for the motion latents leave out what is over 4n + 1. 0 cuts after the
-            motion frames.
+            that the next chunk was given (`fade_length`). 0 cuts after the motion frames.
 
     Raises:
         ValueError: several chunks, none of which would add a frame.
@@ -65,9 +64,8 @@ def plan_chunks(
     num_frames = min(max_frame_num, last_end)
     if any(last_end >= rows for rows in num_rows):
         num_frames = min(num_frames, num_rows[-1])
-    given = (motion_frame - 1) // 4 * 4 + 1
-    fade = min(crossfade_frame, given)
-    held = fade + motion_frame - given if fade else 0
+    fade = fade_length(motion_frame, crossfade_frame)
+    held = fade + motion_frame - given_frames(motion_frame) if fade else 0
     plans = []
     for index in range(num_chunks):
         made = motion_frame if index else 0
@@ -87,6 +85,16 @@ def plan_chunks(
             )
         )
     return plans
+
+
+def given_frames(motion_frame: int) -> int:
+    """How many of `motion_frame` frames the motion latents hold: the VAE leaves out what is over 4n + 1."""
+    return (motion_frame - 1) // 4 * 4 + 1
+
+
+def fade_length(motion_frame: int, crossfade_frame: int) -> int:
+    """Frames in which one chunk fades into the next: no more than the next one was given."""
+    return min(crossfade_frame, given_frames(motion_frame))
 
 
 def count_chunks(num_frames: int, frame_num: int, motion_frame: int) -> int:

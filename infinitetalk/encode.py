@@ -33,6 +33,8 @@ SOUND_RATE = 48_000
 """Of the AAC track: at 16 kHz one AAC frame would last 64 ms, at 48 kHz 21 ms."""
 
 SOUND_BIT_RATE = 128_000
+LEAST_SOUND_BIT_RATE = 64_000
+"""Of speech with its pauses."""
 
 SAMPLES_PER_FRAME = SAMPLING_RATE // VIDEO_FPS
 
@@ -41,6 +43,11 @@ THUMBNAIL_QUALITY = 90
 
 class EncodeError(RuntimeError):
     """A video, its sound or a thumbnail could not be written. The message can be shown to the client."""
+
+
+def sound_bytes(num_frames: int) -> int:
+    """Bytes that the sound of so many video frames takes at least."""
+    return num_frames * LEAST_SOUND_BIT_RATE // 8 // VIDEO_FPS
 
 
 class PartEncoder:

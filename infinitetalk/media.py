@@ -94,6 +94,7 @@ TONE_MAPPING_FILTERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 SCENE_FRAME_WIDTH = 256
+MIN_SCENE_FRAMES = 15
 
 SWSCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
@@ -316,7 +317,8 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
 def detect_scenes(path: Path, max_frames: int) -> list[int]:
     """Start frames, counted at 25 fps, of the scenes in a video's first `max_frames`; the first is 0.
 
-    PySceneDetect's content detector sees small frames decoded by the child. Raises `MediaError`.
+    None is shorter than `MIN_SCENE_FRAMES`, which would cost a chunk of its own. PySceneDetect's content detector sees
+    small frames decoded by the child. Raises `MediaError`.
     """
     # PySceneDetect brings OpenCV; only jobs that ask for scenes pay for importing it.
     from scenedetect import ContentDetector, FrameTimecode
@@ -333,7 +335,7 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
         .filter("scale", SCENE_FRAME_WIDTH, small_height, flags="area")
         .output("pipe:", format="rawvideo", pix_fmt="bgr24", **{"frames:v": max_frames})
     )
-    detector = ContentDetector()
+    detector = ContentDetector(min_scene_len=MIN_SCENE_FRAMES)
     cuts: list[int] = []
     frame_bytes = small_height * SCENE_FRAME_WIDTH * 3
     with _child(path, frames, DECODE_TIMEOUT_S) as child:
@@ -341,7 +343,7 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
             pixels = np.frombuffer(frame, np.uint8).reshape(small_height, SCENE_FRAME_WIDTH, 3)
             found = detector.process_frame(FrameTimecode(index, fps=float(VIDEO_FPS)), pixels)
             cuts += [cut.frame_num for cut in found]
-    return [0, *cuts]
+    return [0, *(cut for cut in cuts if cut <= max_frames - MIN_SCENE_FRAMES)]
 
 
 @dataclass(frozen=True)

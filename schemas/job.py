@@ -231,7 +231,8 @@ class SingleJob(StrictModel):
     """Video frames of one chunk that the next one continues from (streaming); fewer than frame_num."""
 
     crossfade_frame: Annotated[int, Field(ge=0, le=25)] = 4
-    """Video frames in which one chunk fades into the next (streaming), at most motion_frame; 0 cuts, as published."""
+    """Video frames in which one chunk fades into the next (streaming), at most motion_frame rounded down to 4n+1;
+    0 cuts, as published."""
 
     negative_prompt: Annotated[str, StringConstraints(max_length=5000)] | None = None
     """What the picture should not show; null: the published model's default."""

@@ -32,6 +32,7 @@ WEIGHING_HANDLER = CHECKOUT / "tests" / "weighing_handler.py"
 NUM_JOBS = 200
 LOOK_AFTER = (10, 50, 100, 150)
 LIFETIME_S = 3 * 3600
+GROWTH = 1.001
 
 VOICES = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
 
@@ -128,6 +129,15 @@ def soak(worker: Worker, num_jobs: int, look_after: Collection[int], kinds: Iter
     return SoakResult(outcomes, looks, time.monotonic() - begin)
 
 
+def check_steady(before: dict[str, int], after: dict[str, int]) -> None:
+    """Asserts that a worker holds no more than before: of memory, but for bounded caches that still fill."""
+    for what in ("threads", "open_files", "temporary_files"):
+        assert after[what] <= before[what], what
+    # Not what is resident: of what is free, malloc keeps now more, now less.
+    for what in ("held_bytes", "held_objects"):
+        assert after[what] < GROWTH * before[what], what
+
+
 def cancelled_job(worker: Worker) -> str:
     """Cancels a long job in its midst; returns its status."""
     job_id = worker.queue.post(small_job(**LONG))
@@ -173,6 +183,7 @@ def main(num_jobs: int = NUM_JOBS) -> None:
         print(f"{num_jobs} jobs in {result.seconds:.0f} s: {dict(result.outcomes.most_common())}")
         for number, held in result.looks.items():
             print(f"after {number} jobs: {held}")
+        check_steady(*list(result.looks.values())[-2:])
         print(f"left on the volume of jobs that were cancelled: {len(list(worker.volume.rglob('.resume/*')))} states")
 
 

@@ -602,6 +602,8 @@ def test_scenes_begin_at_the_cuts(tmp_path: Path) -> None:
     run_ffmpeg("-filter_complex", f"{cuts};[a][b][c]concat=n=3", "-c:v", "libx264", tmp_path / "a.mp4")
     assert detect_scenes(tmp_path / "a.mp4", max_frames=75) == [0, 25, 50]
     assert detect_scenes(tmp_path / "a.mp4", max_frames=40) == [0, 25]
+    # One too short to be a scene belongs to the one before, at the end as well.
+    assert detect_scenes(tmp_path / "a.mp4", max_frames=39) == [0]
 
 
 def test_frames_of_the_factory_show_their_number() -> None:

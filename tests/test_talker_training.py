@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +10,41 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from examples.espeak import Utterance, say
 from examples.tiny import loop
-from examples.tiny.data import ClipMaker
+from examples.tiny.data import Clip, ClipMaker
 from examples.tiny.loop import TrainingLoop
+from examples.tiny.networks import make_transformer
 from examples.tiny.train import SEED
-from examples.tiny.train_transformer import train_transformer
+from examples.tiny.train_transformer import predict_velocity, train_transformer
 from examples.tiny.voices import HELD_OUT_VOICES, TRAINING_VOICES, random_speech
 from infinitetalk.models import load_models
 from infinitetalk.tiny import TALKER_FOLDER, paths_in, talker_paths
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 REPOSITORY = Path(__file__).parents[1]
 FEW = "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips 2"
 
 
-def test_a_text_is_said_the_same_whatever_was_said_before():
-    def speech(number: int) -> np.ndarray:
-        return random_speech(np.random.default_rng(number), TRAINING_VOICES, 16_000)
+@pytest.mark.parametrize("voice", ["en-us+f3", "en-us+m5"])
+def test_a_text_is_said_the_same_whatever_was_said_before(voice):
+    hello, other = (Utterance(text, voice, 160, 50) for text in ("Hello there", "Something else"))
+    first = say([hello], seed=1)[0]
+    assert np.frombuffer(first, np.int16).std() > 100
+    time.sleep(1.1)
+    say([other], seed=1)
+    assert say([hello], seed=1)[0] == first
 
-    first = speech(1)
-    assert first.std() > 0.01
-    assert not np.array_equal(first, speech(2))
-    assert np.array_equal(first, speech(1))
+
+def test_what_is_said_follows_from_the_seed():
+    first, again, other = (random_speech(np.random.default_rng(seed), TRAINING_VOICES, 16_000) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_voice_that_is_not_there_is_refused():
+    with pytest.raises(subprocess.CalledProcessError):
+        say([Utterance("Hello", "en-us+nobody", 160, 50)], seed=1)
 
 
 def test_no_voice_of_the_measures_is_one_of_the_training():
@@ -37,7 +52,7 @@ def test_no_voice_of_the_measures_is_one_of_the_training():
 
 
 def noisy_steps(path: Path, until: int) -> dict[str, Tensor]:
-    """Weights after a training by noise, of which only the steps before `until` are made now."""
+    """Average weights after a training by noise, of which only the steps before `until` are made now."""
     path.parent.mkdir(exist_ok=True)
     torch.manual_seed(1)
     network = nn.Linear(4, 4)
@@ -47,7 +62,7 @@ def noisy_steps(path: Path, until: int) -> dict[str, Tensor]:
             break
         wanted = torch.randn(4) + float(generator.random())
         training.learn((network(torch.randn(4)) - wanted).square().sum())
-    return network.state_dict()
+    return training.average
 
 
 def test_a_training_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monkeypatch):
@@ -57,16 +72,32 @@ def test_a_training_that_was_interrupted_ends_as_one_that_was_not(tmp_path, monk
     resumed = noisy_steps(tmp_path / "b" / "noise.pt", 6)
     assert not torch.equal(broken_off["weight"], whole["weight"])
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    kept = torch.load(tmp_path / "b" / "noise.pt")
+    assert kept["step"] == 6
+    assert all(torch.equal(tensor, kept["average"][name]) for name, tensor in whole.items())
+
+
+def distance_to_clean(transformer: InfiniteTalkTransformer3DModel, clip: Clip, noise_level: float = 0.8) -> float:
+    """Of what one step down the velocity makes of a clip in noise."""
+    clean = clip.latents.float()[None]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    noisy = clean.lerp(noise, noise_level)
+    num_given = clip.given.shape[1]
+    noisy[:, :, :num_given] = clip.given
+    with torch.no_grad():
+        velocity = predict_velocity(transformer, clip, noisy, noise_level, clip.windows(), clip.regions())
+    return float((noisy - noise_level * velocity - clean)[:, :, num_given:].square().mean())
 
 
 def test_a_clip_of_the_training_teaches_the_transformer(tmp_path):
     models = load_models(talker_paths(), torch.device("cpu"), torch.float32)
-    clip = ClipMaker(models.vae, models.speech_encoder, models.image_encoder).make(SEED, 0)
-    for num_steps in (1, 2):
-        train_transformer(tmp_path, [clip], num_steps, SEED)
-    state = torch.load(tmp_path / "transformer.pt")
-    assert state["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in state["network"].values())
+    clip = ClipMaker(models.vae, models.speech_encoder, models.image_encoder).make(SEED, 2)
+    torch.manual_seed(SEED)
+    transformer = make_transformer()
+    before = distance_to_clean(transformer, clip)
+    train_transformer(tmp_path, [clip], 40, SEED)
+    transformer.load_state_dict(torch.load(tmp_path / "transformer.pt")["average"])
+    assert distance_to_clean(transformer, clip) <= 0.75 * before
 
 
 def train(folder: Path, output: Path, transformer_steps: int) -> str:

@@ -1,5 +1,6 @@
 """What breaks under a job: each fault has its code, and the next job is served."""
 
+import errno
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from infinitetalk import media
+from infinitetalk.errors import CheckpointError
 from infinitetalk.memory import GIB, model_sizes
+from infinitetalk.models import Models
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.worker.engine import Engine, MemoryBudget
 from infinitetalk.worker.runner import TIMEOUT_MARGIN_S, time_limit
@@ -88,6 +91,31 @@ def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_s
     assert again["memory_mode"] != "float32"
 
 
+def test_a_model_that_could_not_be_read_is_another_workers_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(models: Models) -> None:
+        raise OSError(errno.EIO, "Input/output error", "/weights/model.safetensors")
+
+    monkeypatch.setattr(Models, "preload", fail)
+    engine = Engine(settings := Settings(output_dir=tmp_path, infinitetalk_model="tiny"))
+    engine.start()
+    error = LocalWorker(settings, engine, tmp_path).run(JOB)["error"]
+    assert (error["code"], error["retryable"]) == ("E_PIPELINE_LOAD", True)
+    assert "/" not in error["message"]
+    assert engine.is_broken
+
+
+def test_weights_that_do_not_fit_are_no_other_workers_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(models: Models) -> None:
+        raise CheckpointError("model.safetensors lacks blocks.0.weight")
+
+    monkeypatch.setattr(Models, "preload", fail)
+    engine = Engine(settings := Settings(output_dir=tmp_path, infinitetalk_model="tiny"))
+    engine.start()
+    error = LocalWorker(settings, engine, tmp_path).run(JOB)["error"]
+    assert (error["code"], error["retryable"]) == ("E_PIPELINE_LOAD", False)
+    assert not engine.is_broken
+
+
 def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):
     if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode != 0:
         pytest.skip("a small disk cannot be mounted here: unshare is not permitted")
@@ -116,6 +144,9 @@ def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):
         (30.0, {"executionTimeout": 60_000}, 30.0),
         (90.0, {"executionTimeout": 60_000, "ttl": 600_000}, 60 - TIMEOUT_MARGIN_S),
         (90.0, {"ttl": 600_000}, 90.0),
+        (None, {"executionTimeout": 60_000.0}, 60 - TIMEOUT_MARGIN_S),
+        (90.0, {"executionTimeout": 10**400}, 90.0),
+        (90.0, {"executionTimeout": "60000"}, 90.0),
     ],
 )
 def test_a_jobs_time_is_the_shorter_of_the_workers_and_its_policys(setting, policy, seconds):

@@ -99,6 +99,23 @@ def test_a_job_that_does_not_end_well_leaves_none(store, local_worker: LocalWork
     assert s3_server.keys() == []
 
 
+@pytest.mark.parametrize("store", ["volume", "s3"])
+def test_what_a_lost_worker_published_goes_with_the_job_that_fails_in_the_next(
+    store, local_worker: LocalWorker, s3_server: S3Server
+):
+    local_worker.settings = with_bucket(local_worker.settings, s3_server)
+    name = "infinitetalk/jobs/job-1.preview/segment-00000.ts"
+    if store == "volume":
+        (local_worker.volume / name).parent.mkdir(parents=True)
+        (local_worker.volume / name).write_bytes(b"segment")
+    else:
+        s3_server.client().put_object(Bucket=s3_server.bucket, Key=name, Body=b"segment")
+    failed = local_worker.run(job(store, cond_video="gone.png"))
+    assert failed["error"]["code"] == "E_INPUT_VALIDATION"
+    assert list(local_worker.volume.rglob("*.preview")) == []
+    assert s3_server.keys() == []
+
+
 def test_a_job_that_goes_on_publishes_what_was_there_at_once(local_worker: LocalWorker):
     def in_fourth_chunk() -> bool:
         steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]

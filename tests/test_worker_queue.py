@@ -1,11 +1,13 @@
 """The worker as Runpod runs it: `handler.py` under the SDK, its jobs from a local queue."""
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from schemas import Progress, Stage
+from tests.hostile import nested
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.worker_process import JOB_TIMEOUT_S, Worker, running_worker
 
@@ -38,10 +40,17 @@ def test_a_broken_input_is_answered_at_once(worker, changes, code, words):
     assert words in failure.error.message
 
 
-@pytest.mark.parametrize("job_input", ["text", [], {"batch": []}, {"frames": 81}])
+@pytest.mark.parametrize(
+    "job_input",
+    ["text", [], {"batch": []}, {"frames": 81}, {"prompt": nested(900)}, nested(900)],
+    ids=["text", "list", "empty batch", "unknown field", "nested prompt", "nested input"],
+)
 def test_an_input_of_another_shape_is_a_coded_failure(worker, job_input):
-    _, failure = worker.refusal(job_input)
+    job, failure = worker.refusal(job_input)
     assert failure.error.code == "E_INPUT_VALIDATION"
+    told = json.dumps([job.output, job.error])
+    assert "Traceback" not in told
+    assert "infinitetalk/" not in told
 
 
 def test_a_job_shows_its_stages_in_order_and_ends_with_its_video(worker):
@@ -131,14 +140,14 @@ def test_a_source_video_is_cut_at_its_scenes_without_losing_a_frame(worker):
         mode="streaming",
         cond_video="scenes.mp4",
         scene_seg=True,
-        cond_audio={"person1": speech_uri(1.2)},
+        cond_audio={"person1": speech_uri(1.56)},
         frame_num=17,
         motion_frame=9,
     )
     job, result = worker.success(request)
     frames = worker.frames(result)
-    assert result.video.num_frames == len(frames) == 30
-    # 22 frames are two chunks of 17 that share 9, and the 8 frames of the second scene are one.
+    assert result.video.num_frames == len(frames) == 39
+    # 22 frames are two chunks of 17 that share 9, and the 17 frames of the second scene are one.
     assert {message["details"]["num_chunks"] for message in job.progress if message["details"]} == {3}
     # Colours follow each scene's own first frame, and the second scene is the brighter one.
     brightness = frames.mean(axis=(1, 2, 3))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from infinitetalk.errors import GenerationStopped
+from infinitetalk.worker import job as worker_job
 from infinitetalk.worker.resume import part_file
 from infinitetalk.worker.settings import Settings
-from schemas import Stage, Success
+from schemas import SingleJob, Stage, Success
 from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tests.queue_server import LocalQueue
@@ -138,11 +139,11 @@ def test_it_goes_on_after_the_chunks_that_are_there_with_the_same_frames(local_w
 def test_it_goes_on_in_the_second_scene_of_a_video(local_worker):
     (local_worker.volume / "scenes.mp4").write_bytes(scenes_bytes([16, 16]))
     changes = {"cond_video": "scenes.mp4", "scene_seg": True, "frame_num": 13, "motion_frame": 9}
-    changes["cond_audio"] = {"person1": speech_uri(0.96)}
+    changes["cond_audio"] = {"person1": speech_uri(1.24)}
     local_worker.run(job("whole", **changes))
     interrupt(local_worker, job(**changes), 2)
     local_worker.run(job(**changes))
-    assert first_chunk_and_last(local_worker) == (3, 3)
+    assert first_chunk_and_last(local_worker) == (3, 4)
     assert np.array_equal(frames_of(local_worker, "job-1"), frames_of(local_worker, "whole"))
 
 
@@ -167,6 +168,28 @@ def test_a_finished_job_whose_result_was_lost_returns_it_at_once(local_worker):
     assert kept(local_worker) == []
 
 
+def test_a_finished_job_whose_video_is_gone_is_put_together_again(local_worker):
+    local_worker.run(job(**SHORT), keep=True)
+    video = local_worker.volume / "infinitetalk/jobs/job-1.mp4"
+    before = video.read_bytes()
+    video.unlink()
+    result = local_worker.run(job(**SHORT))
+    assert first_chunk_and_last(local_worker) == (0, 0)
+    assert result["status"] == "success"
+    assert video.read_bytes() == before
+
+
+def test_another_lora_of_the_same_name_begins_anew(local_worker, tmp_path, monkeypatch):
+    lora = tmp_path / "style.safetensors"
+    lora.write_bytes(b"one")
+    monkeypatch.setattr(local_worker.engine, "_lora_dir", tmp_path)
+    with_lora = SingleJob.model_validate(small_job(loras=[{"name": "style.safetensors"}]))
+    before = local_worker.engine.weights_for(with_lora)
+    assert local_worker.engine.weights_for(with_lora) == before
+    lora.write_bytes(b"another")
+    assert local_worker.engine.weights_for(with_lora) != before
+
+
 def test_of_a_batch_only_what_is_missing_is_made(local_worker):
     items = [job(**SHORT)["input"] | {"id": name} for name in ("a", "b")]
     batch = {"id": "job-1", "input": {"batch": items}}
@@ -184,9 +207,9 @@ def test_of_a_batch_only_what_is_missing_is_made(local_worker):
 
 
 @pytest.mark.parametrize(
-    "difference", ["prompt", "picture", "stale", "damaged", "part missing", "no JSON", "turned off"]
+    "difference", ["prompt", "picture", "code", "stale", "damaged", "part missing", "no JSON", "turned off"]
 )
-def test_what_does_not_fit_is_ignored(difference, local_worker):
+def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch):
     (local_worker.volume / "picture.png").write_bytes(picture_bytes())
     changes = SHORT | {"cond_video": "picture.png"}
     interrupt(local_worker, job(**changes), 1)
@@ -196,6 +219,8 @@ def test_what_does_not_fit_is_ignored(difference, local_worker):
             changes["prompt"] = "A man talks"
         case "picture":
             (local_worker.volume / "picture.png").write_bytes(picture_bytes(white=slice(0, 30)))
+        case "code":
+            monkeypatch.setattr(worker_job, "versions", lambda: {"worker": "of another day"})
         case "stale":
             local_worker.settings = local_worker.settings.model_copy(update={"resume_ttl_s": 0.0})
         case "damaged":

@@ -1,6 +1,7 @@
 """Stores: where the files end up, what the result says of them, and refusals before the work begins."""
 
 import base64
+import io
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 from structlog.testing import capture_logs
 
@@ -15,9 +17,9 @@ from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker import storage
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.storage import Artifacts, InlineStore, S3Store, VolumeStore, make_store
+from infinitetalk.worker.storage import RESULT_OVERHEAD_BYTES, Artifacts, InlineStore, S3Store, VolumeStore, make_store
 from schemas import ErrorCode, OutputConfig, S3Config, Stage, Success
-from tests.job_inputs import small_job
+from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tests.s3_server import S3Server
 
@@ -119,6 +121,12 @@ def test_a_volume_that_cannot_be_written_to_is_seen_before_the_work(tmp_path):
     assert str(tmp_path) not in caught.value.message
 
 
+def test_a_volume_that_may_only_be_read_is_seen_before_the_work():
+    # Where root cannot write either.
+    with pytest.raises(WorkerError, match="cannot be written to"):
+        VolumeStore(Path("/proc"), "fs").check()
+
+
 def test_an_inline_result_holds_video_and_thumbnail(files):
     places = InlineStore(max_characters=100_000).save("job-1", files)
     assert base64.b64decode(places["data"]) == VIDEO
@@ -129,6 +137,29 @@ def test_an_inline_result_that_is_too_large_names_the_way_out(files):
     with pytest.raises(WorkerError, match='store "s3" or "volume"') as caught:
         InlineStore(max_characters=5000).save("job-1", files)
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, False)
+
+
+def test_an_inline_video_that_will_be_too_large_costs_no_evaluation(local_worker):
+    local_worker.settings = local_worker.settings.model_copy(
+        update={"max_result_bytes": RESULT_OVERHEAD_BYTES + 10_000}
+    )
+    job = small_job(mode="streaming", cond_audio={"person1": speech_uri(2.0)}, output_config={"store": "inline"})
+    for changes in ({"dry_run": True}, {}):
+        error = local_worker.run({"id": "job-1", "input": job | changes})["error"]
+        assert (error["code"], error["retryable"]) == ("E_UPLOAD", False)
+        assert "too large for an inline result" in error["message"]
+        assert Stage.LOAD not in local_worker.stages
+
+
+def test_an_inline_video_that_becomes_too_large_ends_with_the_chunk_that_is_too_much(local_worker):
+    local_worker.settings = local_worker.settings.model_copy(
+        update={"max_result_bytes": RESULT_OVERHEAD_BYTES + 20_000}
+    )
+    job = small_job(mode="streaming", cond_audio={"person1": speech_uri(1.2)}, output_config={"store": "inline"})
+    error = local_worker.run({"id": "job-1", "input": job})["error"]
+    assert "too large for an inline result" in error["message"]
+    assert Stage.SAMPLING in local_worker.stages
+    assert Stage.MUX not in local_worker.stages
 
 
 def test_the_items_of_a_batch_share_the_room_of_an_inline_result(files):
@@ -249,6 +280,28 @@ def test_wrong_credentials_and_a_missing_bucket_cost_a_second(changes, words, s3
         make_store(OutputConfig(), None, settings).check()
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, False)
     assert time.monotonic() - begin < 5
+
+
+def test_credentials_that_may_only_read_cost_a_second(s3_settings):
+    store = make_store(OutputConfig(), None, s3_settings)
+    assert isinstance(store, S3Store)
+
+    class Refusal(io.BytesIO):
+        def stream(self):
+            yield self.read()
+
+    def refuse(request, **_):
+        return AWSResponse(request.url, 403, {}, Refusal(b"<Error><Code>AccessDenied</Code></Error>"))
+
+    store.client.meta.events.register("before-send.s3.PutObject", refuse)
+    with pytest.raises(WorkerError, match="refused the credentials") as caught:
+        store.check()
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, False)
+
+
+def test_the_check_of_a_bucket_leaves_nothing_in_it(s3_settings, s3_server):
+    make_store(OutputConfig(), None, s3_settings).check()
+    assert s3_server.keys() == []
 
 
 def test_a_public_base_is_used_instead_of_presigning(files, s3_settings):

@@ -194,6 +194,15 @@ def test_a_job_that_hangs_beyond_its_time_is_answered_and_its_worker_ends(worker
     assert worker.process.wait(60) == 1
 
 
+def test_a_worker_that_hangs_ends_although_the_queue_does_not_want_its_answer(worker):
+    worker.queue.endpoint.faults.append(404)
+    job_id = worker.queue.post(small_job(prompt="fault: hang"))
+    next_id = worker.queue.post(small_job())
+    assert worker.process.wait(JOB_TIMEOUT_S) == 1
+    assert worker.events("result.undelivered", job_id=job_id)
+    assert worker.queue.jobs[next_id].status == "IN_QUEUE"
+
+
 def test_a_job_that_crashes_the_process_costs_no_other_job(worker):
     poison_id = worker.queue.post(small_job(prompt="fault: crash"))
     other_id = worker.queue.post(small_job())

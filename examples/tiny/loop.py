@@ -129,7 +129,8 @@ class TrainingLoop:
             if time.monotonic() - saved > SAVE_EVERY_S:
                 self._save()
                 saved = time.monotonic()
-        self._save()
+        if self.step > first_step:
+            self._save()
 
     def learn(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`."""

@@ -31,7 +31,10 @@ def make_clips(folder: Path, num_clips: int) -> None:
     """The transformer's clips, one file each, into `folder`/clips, and the statistics of their latents."""
     statistics = folder / "latents.json"
     if not statistics.exists():
-        statistics.write_text(json.dumps(measure_latents(folder)))
+        (scratch := statistics.with_suffix(".part")).write_text(json.dumps(measure_latents(folder)))
+        scratch.rename(statistics)
+    if statistics.stat().st_mtime < (folder / "chunks.pt").stat().st_mtime:
+        raise SystemExit(f"the VAE has been trained on since {statistics} and the clips were made of it: remove them")
     maker = ClipMaker(load_vae(folder), load_speech_encoder(folder), load_image_encoder())
     (folder / "clips").mkdir(exist_ok=True)
     for number in range(num_clips):

@@ -3,12 +3,15 @@ motion latents, its windows of speech, its regions."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from examples.tiny.data import Clip
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_transformer
 from infinitetalk.tiny import TEXT_DIM
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 #: The worker's `sample_shift` for infinitetalk-480.
 SHIFT = 7.0
@@ -27,31 +30,49 @@ def train_transformer(folder: Path, clips: list[Clip], num_steps: int, seed: int
     path, transformer = folder / "transformer.pt", make_transformer()
     loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=2e-3, decay_share=0.5, muon_prefix="blocks.")
     for generator in loop:
-        clip = clips[generator.integers(len(clips))]
-        clean = clip.latents.float()[None]
-        uniform = float(generator.random())
-        noise_level = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-        noise = torch.randn_like(clean)
-        noisy = (1 - noise_level) * clean + noise_level * noise
-        given = clip.given.float()[None]
-        num_given = given.shape[2]
-        if num_given > 1:
-            given = given + GIVEN_NOISE * float(generator.random()) * torch.randn_like(given)
-        noisy[:, :, :num_given] = given
-        windows, regions = clip.windows(), clip.regions()
-        if generator.random() < AUDIO_DROPOUT:
-            windows, regions = torch.zeros_like(windows[:1]), None
-        velocity = transformer(
-            hidden_states=torch.cat([noisy, clip.condition()], dim=1),
-            timestep=torch.tensor([1000.0 * noise_level]),
-            # One token stands for the prompt, which is not heard.
-            encoder_hidden_states=torch.zeros(1, 1, TEXT_DIM),
-            encoder_hidden_states_image=clip.image_embeds.float()[None],
-            encoder_hidden_states_audio=windows,
-            regions=regions,
-            return_dict=False,
-        )[0]
-        error = (velocity - (noise - clean))[:, :, num_given:].square().mean(dim=(0, 1))
-        weights = clip.weights.float().repeat(len(error), 1, 1)
-        weights[:JOIN_LATENTS] *= JOIN_WEIGHT
-        loop.learn((error * weights).mean() / weights.mean())
+        loop.learn(flow_matching_loss(transformer, clips[generator.integers(len(clips))], generator))
+
+
+def flow_matching_loss(
+    transformer: InfiniteTalkTransformer3DModel, clip: Clip, generator: np.random.Generator
+) -> Tensor:
+    """Of a clip at a random level of noise: the squared error of the velocity, noise - clean, by the clip's weights."""
+    clean = clip.latents.float()[None]
+    uniform = float(generator.random())
+    noise_level = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+    noise = torch.randn_like(clean)
+    noisy = (1 - noise_level) * clean + noise_level * noise
+    given = clip.given.float()[None]
+    num_given = given.shape[2]
+    if num_given > 1:
+        given = given + GIVEN_NOISE * float(generator.random()) * torch.randn_like(given)
+    noisy[:, :, :num_given] = given
+    windows, regions = clip.windows(), clip.regions()
+    if generator.random() < AUDIO_DROPOUT:
+        windows, regions = torch.zeros_like(windows[:1]), None
+    velocity = predict_velocity(transformer, clip, noisy, noise_level, windows, regions)
+    error = (velocity - (noise - clean))[:, :, num_given:].square().mean(dim=(0, 1))
+    weights = clip.weights.float().repeat(len(error), 1, 1)
+    weights[:JOIN_LATENTS] *= JOIN_WEIGHT
+    return (error * weights).mean() / weights.mean()
+
+
+def predict_velocity(
+    transformer: InfiniteTalkTransformer3DModel,
+    clip: Clip,
+    noisy: Tensor,
+    noise_level: float,
+    windows: Tensor,
+    regions: Tensor | None,
+) -> Tensor:
+    """The transformer's velocity for noisy latents (1, 16, t, h, w) of a clip."""
+    return transformer(
+        hidden_states=torch.cat([noisy, clip.condition()], dim=1),
+        timestep=torch.tensor([1000.0 * noise_level]),
+        # One token stands for the prompt, which is not heard.
+        encoder_hidden_states=torch.zeros(1, 1, TEXT_DIM),
+        encoder_hidden_states_image=clip.image_embeds.float()[None],
+        encoder_hidden_states_audio=windows,
+        regions=regions,
+        return_dict=False,
+    )[0]

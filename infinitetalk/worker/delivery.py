@@ -26,7 +26,7 @@ REQUEST_TIMEOUT_S = 60.0
 TRANSIENT_STATUSES = {408, 425, 429}
 """Beside all of 5xx."""
 
-AfterDelivery = Callable[[dict[str, Any]], Awaitable[None]]
+AfterDelivery = Callable[[dict[str, Any], bool], Awaitable[None]]
 
 
 def install(timeout_s: float, after_delivery: AfterDelivery) -> None:
@@ -34,12 +34,15 @@ def install(timeout_s: float, after_delivery: AfterDelivery) -> None:
 
     Args:
         timeout_s: seconds after which a result is given up.
-        after_delivery: awaited with each job whose result the queue has.
+        after_delivery: awaited with each job, and whether the queue has its result.
     """
 
     async def send_result(session: aiohttp.ClientSession, result: Any, job: Any, is_stream: bool = False) -> None:
-        if await deliver(session, result, job, timeout_s):
-            await after_delivery(job)
+        is_delivered = False
+        try:
+            is_delivered = await deliver(session, result, job, timeout_s)
+        finally:
+            await after_delivery(job, is_delivered)
 
     rp_job.send_result = send_result
 

@@ -129,7 +129,7 @@ class Engine:
     """Holds the networks of one checkpoint, which it loads in a thread of its own.
 
     Attributes:
-        is_broken: the GPU has failed; only another process can use it again.
+        is_broken: the GPU has failed, or the model could not be read; another process may do better.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -187,6 +187,15 @@ class Engine:
         return "\n".join(
             f"{file.name} {file.stat().st_size}" for part in parts if part is not None for file in _files_of(part)
         )
+
+    def weights_for(self, job: SingleJob) -> str:
+        """`weights`, and the job's LoRAs by the sizes and times of their files.
+
+        Raises:
+            CheckpointError: there is no file of a name.
+        """
+        files = [find_lora(self._lora_dir, lora.name).stat() for lora in job.loras]
+        return "\n".join([self.weights, *(f"{file.st_size} {file.st_mtime_ns}" for file in files)])
 
     @property
     def numerics(self) -> str:
@@ -472,6 +481,9 @@ class Engine:
             models.preload()
         except Exception as error:
             logger.error("model.not_loaded", exc_info=error)
+            # Weights that do not fit will not fit another time; what else went wrong may have been the disk's fault.
+            if not isinstance(error, CheckpointError | DoesNotFitError):
+                self.is_broken = True
             waiting.set_exception(error)
             return
         lat_ms = round((time.monotonic() - begin) * 1000)

@@ -117,6 +117,8 @@ def job_error(error: Exception, stage: Stage) -> JobError:
     elif _is_disk_full(error):
         message = f"{facts.message}: the worker's disk is full; send the job again, or use smaller inputs"
         return JobError(code=code, message=message, retryable=True, at_stage=stage)
+    elif code is ErrorCode.PIPELINE_LOAD:
+        return JobError(code=code, message=f"{facts.message}: send the job again", retryable=True, at_stage=stage)
     else:
         message = f"{facts.message}: {facts.hint}"
     retryable = error.fits_next_time if isinstance(error, DoesNotFitError) else facts.retryable

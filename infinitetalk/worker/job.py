@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -19,8 +20,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from infinitetalk.ahead import run_ahead
-from infinitetalk.chunks import usable_rows
-from infinitetalk.encode import PartEncoder, join_parts, write_thumbnail
+from infinitetalk.chunks import fade_length, usable_rows
+from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.media import read_waveform
 from infinitetalk.pipeline import Chunk, Step
@@ -69,6 +70,7 @@ from schemas import (
 )
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
+PACKAGE = Path(__file__).parents[1]
 VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "runpod")
 AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
 """Stages short enough to report no time left."""
@@ -296,16 +298,16 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
         if job.dry_run:
             with TemporaryDirectory(prefix="infinitetalk-") as folder:
                 return plan(task, Path(folder), clock)
-        request = request_fingerprint(job, engine.weights, versions())
+        request = request_fingerprint(job, engine.weights_for(job), versions())
         state = context.states.open(job_id, task.name, request, store, logger)
-        if state.result is not None:
+        if state.result is not None and store.has(task.name):
             logger.info("job.was_completed")
             return Success.model_validate(state.result, strict=False)
         if item_id is not None and stop.is_draining and state.files is not None:
             raise GenerationStopped
         # Whatever becomes of the job, nothing of it stays but what the store has.
-        with TemporaryDirectory(prefix="infinitetalk-") as folder:
-            result = _run_stages(task, Path(folder), state, request, clock)
+        with TemporaryDirectory(prefix="infinitetalk-") as folder, make_preview(task, Path(folder), clock) as preview:
+            result = _run_stages(task, Path(folder), state, request, preview, clock)
     except GenerationStopped:
         if not stop.timed_out:
             raise
@@ -366,6 +368,7 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     else:
         num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
         warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
+    task.store.check_size(sound_bytes(min(job.frame_limit, num_rows)))
     clock.enter(Stage.LOAD)
     video = engine.plan(job, media.source, num_rows, stop)
     clock.enter(Stage.COMPLETED)
@@ -386,7 +389,9 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     )
 
 
-def _run_stages(task: Task, folder: Path, state: TaskState, request: str, clock: StageClock) -> Success:
+def _run_stages(
+    task: Task, folder: Path, state: TaskState, request: str, preview: Preview, clock: StageClock
+) -> Success:
     context, job = task.context, task.job
     engine, stop = context.engine, context.stop
 
@@ -397,6 +402,8 @@ def _run_stages(task: Task, folder: Path, state: TaskState, request: str, clock:
 
     clock.enter(Stage.EMBEDDING)
     tracks = make_tracks(job, media, engine, stop)
+    num_sound_bytes = sound_bytes(min(job.frame_limit, len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE))
+    task.store.check_size(num_sound_bytes)
     speech = engine.embed(tracks, stop)
 
     clock.enter(Stage.LOAD)
@@ -411,17 +418,15 @@ def _run_stages(task: Task, folder: Path, state: TaskState, request: str, clock:
     if rendering.parts:
         job_logger(context.job_id).info("job.resumed", item_id=task.item_id, details={"chunks": len(rendering.parts)})
     sound = mix_tracks(tracks)
-    with make_preview(task, sound, folder, clock) as preview:
-        render(
-            engine,
-            Request(job, rendering.seed, media.source, speech, regions, folder),
-            rendering,
-            preview,
-            lambda: state.save_rendering(rendering, fingerprint),
-            clock,
-            stop,
-        )
-        return finish(task, rendering, sound, folder, memory_mode, clock)
+
+    def keep() -> bool:
+        task.store.check_size(num_sound_bytes + rendering.num_bytes)
+        return state.save_rendering(rendering, fingerprint)
+
+    preview.begin(sound)
+    everything = Request(job, rendering.seed, media.source, speech, regions, folder)
+    render(engine, everything, rendering, preview, keep, clock, stop)
+    return finish(task, rendering, sound, folder, memory_mode, clock)
 
 
 def finish(
@@ -476,14 +481,14 @@ def finish(
     return Success(job_id=context.job_id, video=Video.model_validate(places | facts), timings=clock.timings(), **about)
 
 
-def make_preview(task: Task, sound: np.ndarray, folder: Path, clock: StageClock) -> Preview:
+def make_preview(task: Task, folder: Path, clock: StageClock) -> Preview:
     """The preview that a task asks for, which may be none; reports name it from its first chunk on."""
     store = task.store
     if task.job.output_config is None or not task.job.output_config.preview:
         return Preview()
     assert isinstance(store, S3Store | VolumeStore)
     logger = job_logger(task.context.job_id)
-    return HlsPreview(store, task.name, sound, task.job.frame_num, folder, clock.has_preview, logger)
+    return HlsPreview(store, task.name, task.job.frame_num, folder, clock.has_preview, logger)
 
 
 def parse_payload(
@@ -600,7 +605,7 @@ def render(
     request: Request,
     rendering: Rendering,
     preview: Preview,
-    save: Callable[[], bool],
+    keep: Callable[[], bool],
     clock: StageClock,
     stop: Stop,
 ) -> None:
@@ -609,12 +614,13 @@ def render(
     Args:
         rendering: as far as it is made; goes on to the end.
         preview: gets each chunk as it ends.
-        save: stores it for another worker, after each chunk; says whether it did.
+        keep: stores it for another worker, after each chunk; says whether it did.
 
     Raises:
         GenerationStopped: `stop` said so, or the worker goes before the job would be done.
         RegionError: a speaker's region cannot be served.
         EncodeError: a chunk could not be encoded.
+        WorkerError: `keep` raised it.
     """
 
     num_done, chunk_state = len(rendering.parts), rendering.chunk_state
@@ -638,7 +644,7 @@ def render(
             rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped))
             rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
             preview.publish(rendering.parts)
-            if save() and not stop.leaves_time_for(clock.eta_s):
+            if keep() and not stop.leaves_time_for(clock.eta_s):
                 raise GenerationStopped
     preview.publish(rendering.parts, is_complete=True)
 
@@ -649,6 +655,7 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
     output_config = job.output_config or OutputConfig()
     resolved = {
         "sample_shift": job.shift,
+        "crossfade_frame": fade_length(job.motion_frame, job.crossfade_frame),
         "base_seed": seed,
         "negative_prompt": negative_prompt_of(job),
         # Presigned addresses are credentials.
@@ -659,8 +666,12 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that decide how a video looks."""
-    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED}
+    """Of Python, the libraries that decide how a video looks, and this worker's own code, by its SHA-256."""
+    code = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        code.update(file.read_bytes())
+    found = {"python": platform.python_version(), "worker": code.hexdigest()[:12]}
+    return found | {name: version(name) for name in VERSIONED}
 
 
 def warnings_of(job: SingleJob, engine: Engine) -> list[str]:

@@ -16,6 +16,7 @@ import structlog
 from infinitetalk.worker.settings import Settings
 
 SHOWN_CHARACTERS = 200
+SHOWN_DEPTH = 10
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/=_-]{200,}")
 _QUERY = re.compile(r"(?<=[^\s\"'?])\?[^\s\"'\\]*(?:signature|credential|token|key|secret|password)[^\s\"'\\]*", re.I)
@@ -56,13 +57,16 @@ def job_logger(job_id: str) -> Any:
     return structlog.get_logger().bind(job_id=job_id)
 
 
-def loggable(value: Any) -> Any:
-    """A job's input as it may be logged: media and long text by their length, URLs without query or password."""
+def loggable(value: Any, depth: int = 0) -> Any:
+    """A job's input as it may be logged: media and long text by their length, URLs without query or password, nothing
+    that is nested deeper than any input."""
     match value:
+        case dict() | list() if depth > SHOWN_DEPTH:
+            return "<nested>"
         case dict():
-            return {str(name)[:SHOWN_CHARACTERS]: loggable(item) for name, item in value.items()}
+            return {str(name)[:SHOWN_CHARACTERS]: loggable(item, depth + 1) for name, item in value.items()}
         case list():
-            return [loggable(item) for item in value]
+            return [loggable(item, depth + 1) for item in value]
         case str() if value.startswith("data:") or (len(value) > SHOWN_CHARACTERS and "://" not in value[:16]):
             return f"<{len(value)} characters>"
         case str() if "://" in value[:16]:

@@ -28,6 +28,9 @@ class Preview:
     ) -> None:
         return None
 
+    def begin(self, waveform: np.ndarray) -> None:
+        """Takes the sound of the whole video, float32 (samples,) at 16 kHz, before the first part."""
+
     def publish(self, parts: Sequence[Part], is_complete: bool = False) -> None:
         """Publishes the parts that are new.
 
@@ -41,14 +44,14 @@ class Preview:
 
 
 class HlsPreview(Preview):
-    """Publishes a video's chunks as they end; what it has published goes with a job that does not end well.
+    """Publishes a video's chunks as they end; what it, or an earlier worker, has published goes with a job that does
+    not end well.
 
     A store that does not take the preview costs no job: what is missing goes out with the next chunk.
 
     Args:
         store: of the job's outputs.
         name: of the job's files; the preview's lie in {prefix}/{name}.preview/.
-        waveform: float32 (samples,) at 16 kHz, of the whole video.
         longest: the most video frames that a chunk has.
         folder: for the segments.
         on_address: told the playlist's field of `schemas.Progress` and its value, once it is there.
@@ -58,7 +61,6 @@ class HlsPreview(Preview):
         self,
         store: S3Store | VolumeStore,
         name: str,
-        waveform: np.ndarray,
         longest: int,
         folder: Path,
         on_address: Callable[[str, str], None],
@@ -66,7 +68,7 @@ class HlsPreview(Preview):
     ) -> None:
         self._store = store
         self._folder_name = f"{name}.preview"
-        self._writer = SegmentWriter(waveform)
+        self._writer: SegmentWriter | None = None
         self._longest = longest
         self._folder = folder
         self._on_address = on_address
@@ -80,9 +82,13 @@ class HlsPreview(Preview):
         if error is not None:
             self._remove()
 
+    def begin(self, waveform: np.ndarray) -> None:
+        self._writer = SegmentWriter(waveform)
+
     def publish(self, parts: Sequence[Part], is_complete: bool = False) -> None:
         if not parts:
             return
+        assert self._writer is not None
         for index in range(len(self._lengths), len(parts)):
             self._lengths.append(self._writer.write(parts[index].path, self._folder / segment_file(index)))
         try:
@@ -99,9 +105,8 @@ class HlsPreview(Preview):
         self._on_address("preview_url" if isinstance(self._store, S3Store) else "preview_path", address)
 
     def _remove(self) -> None:
-        names = [PLAYLIST_FILE, *map(segment_file, range(len(self._lengths)))]
         try:
-            self._store.remove([f"{self._folder_name}/{name}" for name in names])
+            self._store.remove_folder(self._folder_name)
         except WorkerError as error:
             self._logger.warning("preview.not_removed", details={"message": error.message})
 

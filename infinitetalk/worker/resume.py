@@ -74,6 +74,11 @@ class Rendering:
         return sum(part.num_frames for part in self.parts)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the parts."""
+        return sum(part.path.stat().st_size for part in self.parts)
+
+    @property
     def evaluations(self) -> int:
         """Network evaluations made."""
         return sum(part.evaluations for part in self.parts)

@@ -29,6 +29,9 @@ from schemas import ErrorCode, Failure, Stage, sendable
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
+LONGEST_POLICY_MS = 1e12
+"""Decades: more is no limit."""
+
 TIMEOUT_MARGIN_S = 1.0
 """Seconds before the platform's own executionTimeout, whose answer has no code, that a job's time is over."""
 
@@ -59,6 +62,15 @@ class Runner:
         """
         self._watch_signals()
         job_id = str(job["id"])
+        try:
+            return await self._serve(job_id, job)
+        except Exception as error:
+            # The SDK would send the traceback, and with it paths and the host's name, to the client.
+            job_logger(job_id).error("job.failed", exc_info=error)
+            return coded_failure(job_id, ErrorCode.GENERATION_RUNTIME)
+
+    async def _serve(self, job_id: str, job: dict[str, Any]) -> dict[str, Any]:
+        """As `__call__`; also raises what nobody expects."""
         job_logger(job_id).info("job.taken", details={"input": loggable(job.get("input"))})
         has_queue = self.settings.webhook_post_output is not None
         async with (
@@ -77,9 +89,10 @@ class Runner:
             self.states.close(job_id, self._keeps_state)
         return result
 
-    async def after_delivery(self, job: dict[str, Any]) -> None:
-        """What remains to be done once the queue has a job's result; the next job is taken afterwards."""
-        await asyncio.to_thread(self.states.close, str(job["id"]), self._keeps_state)
+    async def after_delivery(self, job: dict[str, Any], is_delivered: bool) -> None:
+        """What remains to be done once the queue has a job's result, or does not want it; the next job is taken
+        afterwards."""
+        await asyncio.to_thread(self.states.close, str(job["id"]), self._keeps_state or not is_delivered)
         if self._is_stuck:
             end_process()
         if self.engine.is_broken:
@@ -121,10 +134,6 @@ class Runner:
             # Without a result the job stays with the queue, which gives it to another worker once this one is gone.
             self.states.close(job_id, keep=True)
             raise asyncio.CancelledError from None
-        except Exception as error:
-            # The SDK would send the traceback to the client.
-            job_logger(job_id).error("job.failed", exc_info=error)
-            return coded_failure(job_id, ErrorCode.GENERATION_RUNTIME)
 
     async def _wait_for_end(self, job_id: str, work: asyncio.Future[dict[str, Any]]) -> None:
         """Waits until the job's thread has ended, whatever it ended with and however often the wait is cancelled.
@@ -177,7 +186,7 @@ def time_limit(job: dict[str, Any], settings: Settings) -> float | None:
     whichever is shorter; None where neither is set."""
     limits = [] if settings.job_timeout_s is None else [settings.job_timeout_s]
     match job.get("policy"):
-        case {"executionTimeout": int(milliseconds)} if milliseconds > 0:
+        case {"executionTimeout": int() | float() as milliseconds} if 0 < milliseconds < LONGEST_POLICY_MS:
             limits.append(max(milliseconds / 1000 - TIMEOUT_MARGIN_S, TIMEOUT_MARGIN_S))
     return min(limits, default=None)
 

@@ -8,11 +8,13 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -73,6 +75,22 @@ class Store(ABC):
         Raises:
             WorkerError: it would not.
         """
+
+    def check_size(self, num_bytes: int) -> None:
+        """Looks whether the store would take a video of at least so many bytes.
+
+        Raises:
+            WorkerError: it would not.
+        """
+        return
+
+    def has(self, name: str) -> bool:
+        """Whether a video that was stored under `name` is still there, as far as the store can tell.
+
+        Raises:
+            WorkerError: the store does not answer.
+        """
+        return True
 
     @abstractmethod
     def save(
@@ -136,8 +154,13 @@ class VolumeStore(Store):
             raise WorkerError(ErrorCode.INPUT_VALIDATION, "output_config.prefix leads out of the volume")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.folder):
+                pass
         except OSError as error:
             raise _not_stored("the volume cannot be written to") from error
+
+    def has(self, name: str) -> bool:
+        return (self.folder / f"{name}.mp4").is_file()
 
     def save(
         self,
@@ -169,19 +192,18 @@ class VolumeStore(Store):
             raise _not_stored("the volume cannot be written to") from error
         return target.relative_to(self.root).as_posix()
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Removes files of one folder below the prefix, and the folder where nothing else is in it.
+    def remove_folder(self, name: str) -> None:
+        """Removes a folder below the prefix, where there is one.
 
         Raises:
-            WorkerError: they could not be removed.
+            WorkerError: it could not be removed.
         """
         try:
-            for name in names:
-                (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / name)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise _not_stored("the volume cannot be written to") from error
-        with suppress(OSError):
-            (self.folder / names[0]).parent.rmdir()
 
     def _copy(self, source: Path, name: str) -> str:
         """Copies under a name of its own and renames, so that no reader ever sees half a file."""
@@ -207,7 +229,10 @@ class InlineStore(Store):
         self.max_characters = max_characters
 
     def check(self) -> None:
-        """Nothing to look at: how large the video gets is known at the end."""
+        """Nothing to look at: how large the video gets is not known yet."""
+
+    def check_size(self, num_bytes: int) -> None:
+        self._check_characters(num_bytes * 4 // 3)
 
     def save(
         self,
@@ -220,7 +245,10 @@ class InlineStore(Store):
             "data": base64.b64encode(artifacts.video.read_bytes()).decode("ascii"),
             "thumbnail_data": base64.b64encode(artifacts.thumbnail.read_bytes()).decode("ascii"),
         }
-        characters = sum(len(text) for text in encoded.values())
+        self._check_characters(sum(len(text) for text in encoded.values()))
+        return encoded
+
+    def _check_characters(self, characters: int) -> None:
         if characters > self.max_characters:
             raise WorkerError(
                 ErrorCode.UPLOAD,
@@ -228,7 +256,6 @@ class InlineStore(Store):
                 f'{self.max_characters / MEGABYTE:g} MB); use output_config.store "s3" or "volume", or fewer frames',
                 retryable=False,
             )
-        return encoded
 
 
 class S3Store(Store):
@@ -285,11 +312,24 @@ class S3Store(Store):
         return cls(client, settings.s3_bucket, prefix, settings.s3_public_base, settings.s3_url_expiry_s)
 
     def check(self) -> None:
-        """A HEAD of the bucket: wrong credentials cost a second, not a video."""
+        """Puts an empty object and removes it: credentials that may not write cost a second, not a video."""
+        probe = {"Bucket": self.bucket, "Key": f"{self.prefix}/.{uuid.uuid4().hex}"}
         try:
-            self.client.head_bucket(Bucket=self.bucket)
+            self.client.put_object(**probe, Body=b"")
         except (BotoCoreError, ClientError) as error:
             raise _s3_error(error) from error
+        # Who may write need not be allowed to remove.
+        with suppress(ClientError):
+            self.client.delete_object(**probe)
+
+    def has(self, name: str) -> bool:
+        try:
+            self.client.head_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}.mp4")
+        except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) and error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return False
+            raise _s3_error(error) from error
+        return True
 
     def save(
         self,
@@ -324,15 +364,17 @@ class S3Store(Store):
             raise _s3_error(error) from error
         return self._address(key)
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Removes files below the prefix.
+    def remove_folder(self, name: str) -> None:
+        """Removes what is in a folder below the prefix.
 
         Raises:
-            WorkerError: they could not be removed.
+            WorkerError: it could not be removed.
         """
+        pages = self.client.get_paginator("list_objects_v2")
         try:
-            for name in names:
-                self.client.delete_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/{name}/"):
+                for entry in page.get("Contents", []):
+                    self.client.delete_object(Bucket=self.bucket, Key=entry["Key"])
         except (BotoCoreError, ClientError) as error:
             raise _s3_error(error) from error
 
