@@ -1,4 +1,4 @@
-"""Breaks the worker on purpose, in five ways, and says whether a figure of the quality tells, by missing its goal.
+"""Breaks the worker on purpose, in six ways, and says whether a figure of the quality tells, by missing its goal.
 
 python -m examples.tiny.breakages [--clips 3]
 """
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from examples.tiny.data import MOTION_FRAMES
-from examples.tiny.jobs import ExampleMaker, TalkerWorker
+from examples.tiny.jobs import CROSSED_BOXES, ExampleMaker, TalkerWorker
 from examples.tiny.measure import best_lag, color_change, correlation, read_head_places, read_openings
 from infinitetalk import pipeline
 from infinitetalk.chunks import ChunkPlan
 from infinitetalk.sampling import ChunkConditions
+from infinitetalk.worker import job
 
 SHIFT_FRAMES = 2
 #: How far a head is moved between two chunks, to see whether the second heeds where the first ended.
@@ -60,6 +61,13 @@ def ignored_masks() -> Iterator[None]:
         return replace(conditions, regions=torch.ones_like(conditions.regions))
 
     with _changed_conditions(everywhere):
+        yield
+
+
+@contextmanager
+def ignored_boxes() -> Iterator[None]:
+    """Boxes are dropped on their way to the pipeline, which takes columns from left to right."""
+    with patch.object(job, "speaker_regions", lambda *arguments: None):
         yield
 
 
@@ -114,6 +122,7 @@ class Figure:
 
 LAG = Figure("best lag, most", "within 1 frame", lambda value: abs(value) <= 1)
 OWN = Figure("own voice", "≥ 0.7", lambda value: value >= 0.7)
+CROSSED = Figure("own voice, person1 in a box on the right", "≥ 0.7", lambda value: value >= 0.7)
 MOVED = Figure(f"a head moved {MOVED_PIXELS} pixels, in the next chunk", "≥ 1 pixel", lambda value: value >= 1.0)
 COLOUR = Figure("mean colour against the portrait's, in levels of 255", "≤ 0.75", lambda value: value <= 0.75)
 
@@ -122,6 +131,7 @@ BREAKAGES: tuple[tuple[str, Callable[[], AbstractContextManager[None]], Figure],
     ("audio two frames early", shifted_audio, LAG),
     ("speakers swapped", swapped_speakers, OWN),
     ("masks ignored", ignored_masks, OWN),
+    ("boxes ignored", ignored_boxes, CROSSED),
     ("motion frames dropped", dropped_motion_frames, MOVED),
     ("colour correction off", color_correction_off, COLOUR),
 )
@@ -135,7 +145,14 @@ class Measures:
 
     def take(self, figure: Figure) -> float:
         """Its value, the median over the examples."""
-        return {LAG: self._lag, OWN: self._own_voice, MOVED: self._moved, COLOUR: self._colour}[figure]()
+        takes = {
+            LAG: self._lag,
+            OWN: self._own_voice,
+            CROSSED: self._own_voice_in_crossed_boxes,
+            MOVED: self._moved,
+            COLOUR: self._colour,
+        }
+        return takes[figure]()
 
     def _lag(self) -> float:
         lags = []
@@ -145,13 +162,17 @@ class Measures:
             lags.append(best_lag(opening, example.rules[0].opening[1:]))
         return max(lags, key=abs)
 
-    def _own_voice(self) -> float:
+    def _own_voice(self, is_crossed: bool = False) -> float:
         own = []
         for number in range(self.num_clips):
             example = self.maker.make(number, num_people=2)
-            openings = read_openings(self.worker.frames(example), 2)[:, 1:]
-            own += [correlation(shown, rule.opening[1:]) for shown, rule in zip(openings, example.rules, strict=True)]
+            openings = read_openings(self.worker.frames(example, bbox=CROSSED_BOXES if is_crossed else None), 2)[:, 1:]
+            rules = example.rules[::-1] if is_crossed else example.rules
+            own += [correlation(shown, rule.opening[1:]) for shown, rule in zip(openings, rules, strict=True)]
         return median(own)
+
+    def _own_voice_in_crossed_boxes(self) -> float:
+        return self._own_voice(is_crossed=True)
 
     def _moved(self) -> float:
         distances = []

@@ -130,6 +130,13 @@ class TalkerWorker:
         return read_frames(self.folder / result["video"]["path"])
 
 
+#: Who is where in a portrait of two, the other way round than where nothing is said: person1 on the right.
+CROSSED_BOXES = {
+    "person1": [PORTRAIT_SIDE, 0, 2 * PORTRAIT_SIDE, PORTRAIT_SIDE],
+    "person2": [0, 0, PORTRAIT_SIDE, PORTRAIT_SIDE],
+}
+
+
 def job_input(example: Example, root: Path, **parameters: Any) -> dict[str, Any]:
     """A job's input, its media as paths below `root`; `parameters` take the place of the usual ones."""
     return {
