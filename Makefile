@@ -11,7 +11,8 @@ PAGE_VENV := .venv-page
 .PHONY: demo serve page bench profile test test-long fuzz kills soak quality lint types format schemas clean
 
 demo: $(VENV)/.requirements
-	RUNPOD_LOG_LEVEL=INFO $(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
+	$(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
+	@echo "The video, 64x64 pixels: outputs/infinitetalk/jobs/demo.mp4"
 
 serve: $(VENV)/.requirements
 	$(BIN)/python -m infinitetalk.worker.local_endpoint
@@ -75,7 +76,7 @@ $(BIN)/python:
 unexport PYTHONDONTWRITEBYTECODE
 
 $(VENV)/.requirements: requirements.txt | $(BIN)/python
-	@echo "Installing the pinned requirements into $(VENV): about 2.4 GB, a few minutes, once."
+	@echo "Installing the pinned requirements into $(VENV): some GB, a few minutes, once."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
