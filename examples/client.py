@@ -347,7 +347,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     bar = ProgressBar()
     try:
         job_input, envelope = job_from(options, client)
-        result = client.run(job_input, bar, **envelope)
+        try:
+            result = client.run(job_input, bar, **envelope)
+        except requests.ConnectionError:
+            hint = "; is `make serve` running?" if options.url == LOCAL_URL else ""
+            raise requests.ConnectionError(f"{options.url} does not answer{hint}") from None
         bar({"stage": "completed", "pct": 100.0, "eta_s": 0.0})
         bar.close()
         for warning in result.get("warnings", []):
@@ -364,11 +368,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         bar.close()
         print("cancelled", file=sys.stderr)
         return 130
-    except requests.ConnectionError:
-        bar.close()
-        hint = "; is `make serve` running?" if options.url == LOCAL_URL else ""
-        print(f"error: {options.url} does not answer{hint}", file=sys.stderr)
-        return 1
     except (JobError, requests.RequestException, OSError, KeyError) as error:
         bar.close()
         print(f"error: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ all are made with the same parameters, so that `join_parts` copies their packets
 only ever sees frames and parts of our own making.
 """
 
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -33,8 +34,6 @@ SOUND_RATE = 48_000
 """Of the AAC track: at 16 kHz one AAC frame would last 64 ms, at 48 kHz 21 ms."""
 
 SOUND_BIT_RATE = 128_000
-LEAST_SOUND_BIT_RATE = 64_000
-"""Of speech with its pauses."""
 
 SAMPLES_PER_FRAME = SAMPLING_RATE // VIDEO_FPS
 
@@ -43,11 +42,6 @@ THUMBNAIL_QUALITY = 90
 
 class EncodeError(RuntimeError):
     """A video, its sound or a thumbnail could not be written. The message can be shown to the client."""
-
-
-def sound_bytes(num_frames: int) -> int:
-    """Bytes that the sound of so many video frames takes at least."""
-    return num_frames * LEAST_SOUND_BIT_RATE // 8 // VIDEO_FPS
 
 
 class PartEncoder:
@@ -131,7 +125,7 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
         ):
             video = container.add_stream_from_template(first.streams.video[0])
             video.time_base = VIDEO_TIME_BASE
-            sound = container.add_stream("aac", rate=SOUND_RATE, layout="mono", bit_rate=SOUND_BIT_RATE)
+            sound = _add_sound(container)
             for index, packet in enumerate(joined_packets(parts)):
                 packet.stream = video
                 container.mux(packet)
@@ -139,6 +133,21 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
             container.mux(sound.encode(None))
     except av.FFmpegError as error:
         raise EncodeError("The video's parts and sound could not be joined: is the disk full?") from error
+
+
+def picture_bytes(part: Path) -> int:
+    """Bytes of a part's encoded frames, which `join_parts` copies."""
+    return sum(packet.size for packet in joined_packets([part]))
+
+
+def sound_bytes(waveform: np.ndarray, num_frames: int) -> int:
+    """Bytes of the sound that `join_parts` gives a video of so many frames; `waveform` as there."""
+    with av.open(os.devnull, "w", format="null") as container:
+        sound = _add_sound(container)
+        num_bytes = sum(
+            packet.size for index in range(num_frames) for packet in sound.encode(sound_of_frame(waveform, index))
+        )
+        return num_bytes + sum(packet.size for packet in sound.encode(None))
 
 
 def write_thumbnail(frame: np.ndarray, path: Path) -> None:
@@ -175,6 +184,10 @@ def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet
                 packet.duration = TICKS_PER_FRAME
                 num_decoded += 1
                 yield packet
+
+
+def _add_sound(container: av.container.OutputContainer) -> av.AudioStream:
+    return container.add_stream("aac", rate=SOUND_RATE, layout="mono", bit_rate=SOUND_BIT_RATE)
 
 
 def sound_of_frame(waveform: np.ndarray, index: int) -> av.AudioFrame:

@@ -161,7 +161,7 @@ class InfiniteTalkPipeline:
         Raises:
             GenerationStopped: `should_stop` said so.
             RegionError: a speaker's region is lost at the model's resolution.
-            ValueError: `state` is of a video with other settings.
+            ValueError: `state` holds another number of frames for the fade than the settings ask for.
         """
         needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
         conditions = Conditions(

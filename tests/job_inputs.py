@@ -27,12 +27,13 @@ def picture_bytes(height: int = 64, width: int = 64, kind: str = "PNG", white: s
     return file.getvalue()
 
 
-def speech_bytes(seconds: float, pitch: float = 150.0, kind: str = "WAV") -> bytes:
-    """Something like speech: a hum of harmonics, four syllables a second."""
+def speech_bytes(seconds: float, pitch: float = 150.0, kind: str = "WAV", pause: float = 0.0) -> bytes:
+    """Something like speech: a hum of harmonics, four syllables a second; then so many seconds of silence."""
     times = np.arange(round(seconds * SAMPLING_RATE)) / SAMPLING_RATE
     hum = sum(np.sin(2 * np.pi * pitch * harmonic * times) / harmonic for harmonic in range(1, 8))
     waveform = 0.1 * hum * np.clip(np.sin(2 * np.pi * 4 * times), 0, None)
     file = io.BytesIO()
+    waveform = np.pad(waveform, (0, round(pause * SAMPLING_RATE)))
     soundfile.write(file, waveform, SAMPLING_RATE, format=kind, subtype="PCM_16")
     return file.getvalue()
 
@@ -62,9 +63,9 @@ def picture_uri(**options: Any) -> str:
     return data_uri(picture_bytes(**options), "image/png")
 
 
-def speech_uri(seconds: float, pitch: float = 150.0) -> str:
+def speech_uri(seconds: float, pitch: float = 150.0, pause: float = 0.0) -> str:
     """`speech_bytes` as a data URI."""
-    return data_uri(speech_bytes(seconds, pitch), "audio/wav")
+    return data_uri(speech_bytes(seconds, pitch, pause=pause), "audio/wav")
 
 
 def small_job(**changes: Any) -> dict[str, Any]:

@@ -146,6 +146,18 @@ def test_the_command_line_says_where_nothing_answers(capsys):
     assert capsys.readouterr().err.endswith(f"error: {url} does not answer\n")
 
 
+def test_the_command_line_says_where_a_result_cannot_be_fetched(client, tmp_path, capsys, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{unused.getsockname()[1]}/video.mp4"
+        result = {"status": "success", "video": {"url": gone}}
+        monkeypatch.setattr(client_module.InfiniteTalkClient, "run", lambda *_, **__: result)
+        arguments = ["https://a/b.png", "https://a/b.wav", "-o", str(tmp_path / "x.mp4"), "--url", client.url]
+        assert client_module.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "video.mp4" in error and "does not answer" not in error
+
+
 def test_the_command_line_tells_a_failure(client, tmp_path, capsys):
     unreachable = ["https://127.0.0.1/a.png", "https://127.0.0.1/a.wav"]
     code = client_module.main([*unreachable, "-o", str(tmp_path / "x.mp4"), "--url", client.url, "--key", "local"])

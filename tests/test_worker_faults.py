@@ -91,11 +91,22 @@ def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_s
     assert again["memory_mode"] != "float32"
 
 
-def test_a_model_that_could_not_be_read_is_another_workers_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(models: Models) -> None:
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "infinitetalk.worker.engine.load_models",
+        "infinitetalk.weights.networks.Wav2Vec2Model.from_pretrained",
+        "infinitetalk.weights.networks.AutoTokenizer.from_pretrained",
+        "infinitetalk.models.Models.preload",
+    ],
+)
+def test_a_model_that_could_not_be_read_is_another_workers_chance(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error", "/weights/model.safetensors")
 
-    monkeypatch.setattr(Models, "preload", fail)
+    monkeypatch.setattr(reader, fail)
     engine = Engine(settings := Settings(output_dir=tmp_path, infinitetalk_model="tiny"))
     engine.start()
     error = LocalWorker(settings, engine, tmp_path).run(JOB)["error"]

@@ -116,6 +116,20 @@ def test_what_a_lost_worker_published_goes_with_the_job_that_fails_in_the_next(
     assert s3_server.keys() == []
 
 
+def test_it_goes_with_a_job_that_is_refused_at_once(local_worker: LocalWorker):
+    (folder := local_worker.volume / "infinitetalk/jobs/job-1.preview").mkdir(parents=True)
+    failed = local_worker.run(job(loras=[{"name": "gone"}]))
+    assert failed["error"]["code"] == "E_INPUT_VALIDATION"
+    assert not folder.exists()
+
+
+def test_that_of_a_finished_video_stays_though_the_same_job_fails_later(local_worker: LocalWorker):
+    local_worker.run(job())
+    published = sorted((local_worker.volume / "infinitetalk/jobs/job-1.preview").iterdir())
+    assert "error" in local_worker.run(job(cond_video="gone.png"))
+    assert sorted((local_worker.volume / "infinitetalk/jobs/job-1.preview").iterdir()) == published != []
+
+
 def test_a_job_that_goes_on_publishes_what_was_there_at_once(local_worker: LocalWorker):
     def in_fourth_chunk() -> bool:
         steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]

@@ -1,21 +1,28 @@
 """A job that loses its worker goes on in the next one, after its last whole chunk, with the same frames."""
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker import job as worker_job
+from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.job import run_job
 from infinitetalk.worker.resume import part_file
+from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings
-from schemas import SingleJob, Stage, Success
+from schemas import Stage, Success
 from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tests.queue_server import LocalQueue
@@ -168,6 +175,22 @@ def test_a_finished_job_whose_result_was_lost_returns_it_at_once(local_worker):
     assert kept(local_worker) == []
 
 
+def test_what_was_made_before_an_unexpected_error_stays_for_another_try(local_worker, monkeypatch):
+    runner = Runner(local_worker.settings, local_worker.engine)
+
+    def run_and_fail(*arguments: Any) -> dict[str, Any]:
+        run_job(*arguments)
+        raise RuntimeError("nobody expects this")
+
+    # In a thread, which leaves the signals of the tests' process alone.
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(asyncio.run, runner(job("job-0", **SHORT))).result()["status"] == "success"
+        monkeypatch.setattr("infinitetalk.worker.runner.run_job", run_and_fail)
+        failure = thread.submit(asyncio.run, runner(job(**SHORT))).result()
+    assert (failure["error"]["code"], failure["error"]["retryable"]) == ("E_GENERATION_RUNTIME", True)
+    assert "state.json" in kept(local_worker)
+
+
 def test_a_finished_job_whose_video_is_gone_is_put_together_again(local_worker):
     local_worker.run(job(**SHORT), keep=True)
     video = local_worker.volume / "infinitetalk/jobs/job-1.mp4"
@@ -179,15 +202,21 @@ def test_a_finished_job_whose_video_is_gone_is_put_together_again(local_worker):
     assert video.read_bytes() == before
 
 
-def test_another_lora_of_the_same_name_begins_anew(local_worker, tmp_path, monkeypatch):
-    lora = tmp_path / "style.safetensors"
-    lora.write_bytes(b"one")
-    monkeypatch.setattr(local_worker.engine, "_lora_dir", tmp_path)
-    with_lora = SingleJob.model_validate(small_job(loras=[{"name": "style.safetensors"}]))
-    before = local_worker.engine.weights_for(with_lora)
-    assert local_worker.engine.weights_for(with_lora) == before
-    lora.write_bytes(b"another")
-    assert local_worker.engine.weights_for(with_lora) != before
+@pytest.mark.parametrize("is_another", [False, True])
+def test_another_lora_of_the_same_name_begins_anew(is_another, tiny_engine, tmp_path):
+    # transformers loads one model at a time in a process.
+    tiny_engine.finish_loading()
+    settings = Settings(output_dir=tmp_path, volume_dir=tmp_path, lora_dir=tmp_path, infinitetalk_model="tiny")
+    worker = LocalWorker(settings, engine := Engine(settings), tmp_path)
+    engine.start()
+    name = "diffusion_model.head.head.diff_b"
+    save_file({name: torch.zeros(64)}, tmp_path / "style.safetensors")
+    changes = SHORT | {"loras": [{"name": "style.safetensors"}]}
+    interrupt(worker, job(**changes), 1)
+    if is_another:
+        save_file({name: torch.ones(64)}, tmp_path / "style.safetensors")
+    worker.run(job(**changes))
+    assert first_chunk_and_last(worker) == ((1, 2) if is_another else (2, 2))
 
 
 def test_of_a_batch_only_what_is_missing_is_made(local_worker):
@@ -209,9 +238,15 @@ def test_of_a_batch_only_what_is_missing_is_made(local_worker):
 @pytest.mark.parametrize(
     "difference", ["prompt", "picture", "code", "stale", "damaged", "part missing", "no JSON", "turned off"]
 )
-def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch):
+def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp_path):
     (local_worker.volume / "picture.png").write_bytes(picture_bytes())
     changes = SHORT | {"cond_video": "picture.png"}
+    packages = (tmp_path / "package", tmp_path / "other_package")
+    for package in packages:
+        package.mkdir()
+        (package / "module.py").write_text("VALUE = 1")
+    monkeypatch.setattr(worker_job, "PACKAGES", packages)
+    worker_job.versions.cache_clear()
     interrupt(local_worker, job(**changes), 1)
     (folder,) = local_worker.volume.rglob(".resume/*")
     match difference:
@@ -220,7 +255,8 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch):
         case "picture":
             (local_worker.volume / "picture.png").write_bytes(picture_bytes(white=slice(0, 30)))
         case "code":
-            monkeypatch.setattr(worker_job, "versions", lambda: {"worker": "of another day"})
+            (packages[1] / "module.py").write_text("VALUE = 2")
+            worker_job.versions.cache_clear()
         case "stale":
             local_worker.settings = local_worker.settings.model_copy(update={"resume_ttl_s": 0.0})
         case "damaged":

@@ -162,6 +162,19 @@ def test_an_inline_video_that_becomes_too_large_ends_with_the_chunk_that_is_too_
     assert Stage.MUX not in local_worker.stages
 
 
+def test_an_inline_video_that_just_fits_is_made_and_one_byte_more_is_not(local_worker):
+    speech = speech_uri(0.5, pause=1.0)
+    job = small_job(mode="streaming", cond_audio={"person1": speech}, output_config={"store": "inline"})
+    video = local_worker.run({"id": "job-1", "input": job})["video"]
+    characters = len(video["data"]) + len(video["thumbnail_data"])
+    statuses = []
+    for room in (characters, characters - 1):
+        limit = {"max_result_bytes": RESULT_OVERHEAD_BYTES + room}
+        local_worker.settings = local_worker.settings.model_copy(update=limit)
+        statuses.append(local_worker.run({"id": "job-1", "input": job})["status"])
+    assert statuses == ["success", "error"]
+
+
 def test_the_items_of_a_batch_share_the_room_of_an_inline_result(files):
     files.video.write_bytes(bytes(200_000))
     settings = Settings(max_result_bytes=1_000_000)
@@ -282,21 +295,45 @@ def test_wrong_credentials_and_a_missing_bucket_cost_a_second(changes, words, s3
     assert time.monotonic() - begin < 5
 
 
+class Refusal(io.BytesIO):
+    """The body of an answer, as botocore reads it."""
+
+    def stream(self):
+        yield self.read()
+
+
+def refuse(request, **_):
+    """S3's answer to credentials that may not do this, to be registered with a client's events."""
+    return AWSResponse(request.url, 403, {}, Refusal(b"<Error><Code>AccessDenied</Code></Error>"))
+
+
 def test_credentials_that_may_only_read_cost_a_second(s3_settings):
     store = make_store(OutputConfig(), None, s3_settings)
     assert isinstance(store, S3Store)
-
-    class Refusal(io.BytesIO):
-        def stream(self):
-            yield self.read()
-
-    def refuse(request, **_):
-        return AWSResponse(request.url, 403, {}, Refusal(b"<Error><Code>AccessDenied</Code></Error>"))
 
     store.client.meta.events.register("before-send.s3.PutObject", refuse)
     with pytest.raises(WorkerError, match="refused the credentials") as caught:
         store.check()
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, False)
+
+
+def test_a_connection_that_drops_when_the_probe_is_removed_costs_no_job(s3_settings):
+    store = make_store(OutputConfig(), None, s3_settings)
+    assert isinstance(store, S3Store)
+
+    def drop(request, **_):
+        raise ConnectionClosedError(endpoint_url=request.url)
+
+    store.client.meta.events.register("before-send.s3.DeleteObject", drop)
+    store.check()
+
+
+def test_a_video_that_those_who_may_not_list_the_bucket_ask_for_is_not_there(s3_settings):
+    store = make_store(OutputConfig(), None, s3_settings)
+    assert isinstance(store, S3Store)
+
+    store.client.meta.events.register("before-send.s3.HeadObject", refuse)
+    assert store.has("job-1") is False
 
 
 def test_the_check_of_a_bucket_leaves_nothing_in_it(s3_settings, s3_server):

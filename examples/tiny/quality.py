@@ -21,7 +21,7 @@ from statistics import median
 
 import numpy as np
 
-from examples.tiny.jobs import ExampleMaker, TalkerWorker, job_input
+from examples.tiny.jobs import PARAMETERS, ExampleMaker, TalkerWorker, job_input
 from examples.tiny.measure import (
     best_lag,
     border_change,
@@ -138,7 +138,8 @@ class Bench:
             drawn = example.drawn(*frames.shape[1:3])[: len(frames)]
             for video, found in ((frames, psnrs), (drawn, drawn_psnrs)):
                 found.append(psnr_outside_mouths(video[1 : 1 + VIDEO_FPS], video[-VIDEO_FPS:]))
-            plans = plan_chunks([len(frames)], 81, len(frames), 9, GenerationSettings.crossfade_frame)[1:]
+            chunks = (PARAMETERS["frame_num"], len(frames), PARAMETERS["motion_frame"])
+            plans = plan_chunks([len(frames)], *chunks, GenerationSettings.crossfade_frame)[1:]
             places = [plan.start + plan.num_motion_frames for plan in plans]
             begins = [place - plan.num_fade_frames for place, plan in zip(places, plans, strict=True)]
             joins = [frame for begin, place in zip(begins, places, strict=True) for frame in range(begin, place + 1)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +48,7 @@ from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
+from infinitetalk.worker.errors import load_error, may_load_elsewhere
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
@@ -177,15 +180,18 @@ class Engine:
         """Whether the model is the published one, and not one embedded in this project."""
         return self._settings.model == "published"
 
-    @property
+    @cached_property
     def weights(self) -> str:
-        """Which weights there are, by the names and sizes of their files; known before any is loaded."""
+        """Which weights there are, known before any is loaded: by the names and sizes of their files, of the embedded
+        ones by their contents."""
         if self._paths is None:
             return "tiny"
         paths = self._paths
         parts = (paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2, paths.transformer)
+        files = [file for part in parts if part is not None for file in _files_of(part)]
         return "\n".join(
-            f"{file.name} {file.stat().st_size}" for part in parts if part is not None for file in _files_of(part)
+            f"{file.name} {file.stat().st_size if self.is_published else hashlib.sha256(file.read_bytes()).hexdigest()}"
+            for file in files
         )
 
     def weights_for(self, job: SingleJob) -> str:
@@ -481,10 +487,8 @@ class Engine:
             models.preload()
         except Exception as error:
             logger.error("model.not_loaded", exc_info=error)
-            # Weights that do not fit will not fit another time; what else went wrong may have been the disk's fault.
-            if not isinstance(error, CheckpointError | DoesNotFitError):
-                self.is_broken = True
-            waiting.set_exception(error)
+            self.is_broken = may_load_elsewhere(error)
+            waiting.set_exception(load_error(error))
             return
         lat_ms = round((time.monotonic() - begin) * 1000)
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}

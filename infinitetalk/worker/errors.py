@@ -70,6 +70,7 @@ STAGE_CODES: dict[Stage, ErrorCode] = {
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FAILED_DISK = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN)
 
 
 class WorkerError(Exception):
@@ -108,6 +109,8 @@ def job_error(error: Exception, stage: Stage) -> JobError:
         return JobError(code=error.code, message=error.message, retryable=error.retryable, at_stage=stage)
     code = _code_of(error, stage)
     facts = CODES[code]
+    if code is ErrorCode.PIPELINE_LOAD and may_load_elsewhere(error) and not _is_disk_full(error):
+        return JobError(code=code, message=f"{facts.message}: send the job again", retryable=True, at_stage=stage)
     if is_expected(error):
         message = str(error)
     elif isinstance(error, ParallelError):
@@ -117,12 +120,33 @@ def job_error(error: Exception, stage: Stage) -> JobError:
     elif _is_disk_full(error):
         message = f"{facts.message}: the worker's disk is full; send the job again, or use smaller inputs"
         return JobError(code=code, message=message, retryable=True, at_stage=stage)
-    elif code is ErrorCode.PIPELINE_LOAD:
-        return JobError(code=code, message=f"{facts.message}: send the job again", retryable=True, at_stage=stage)
     else:
         message = f"{facts.message}: {facts.hint}"
     retryable = error.fits_next_time if isinstance(error, DoesNotFitError) else facts.retryable
     return JobError(code=code, message=message, retryable=retryable, at_stage=stage)
+
+
+def may_load_elsewhere(error: Exception) -> bool:
+    """Whether another worker may load what this one could not: weights that do not fit it cannot, but a disk that
+    failed, or what nobody expects, may have been this worker's alone."""
+    return not is_expected(error) or _failed_to_read(error)
+
+
+def load_error(error: Exception) -> Exception:
+    """An error met while a model is loaded, with the code that it has there, at whatever stage a job is told of it."""
+    if is_expected(error) and not _failed_to_read(error):
+        return error
+    told = job_error(error, Stage.LOAD)
+    return WorkerError(told.code, told.message, told.retryable)
+
+
+def _failed_to_read(error: BaseException | None) -> bool:
+    """Whether a disk or a network's file system failed, whatever a loader made of that."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FAILED_DISK:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _code_of(error: Exception, stage: Stage) -> ErrorCode:

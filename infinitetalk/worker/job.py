@@ -6,10 +6,10 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from secrets import randbelow
@@ -70,8 +70,8 @@ from schemas import (
 )
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
-PACKAGE = Path(__file__).parents[1]
-VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "runpod")
+PACKAGES = tuple(Path(__file__).parents[2] / name for name in ("infinitetalk", "schemas"))
+VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "av", "runpod")
 AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
 """Stages short enough to report no time left."""
 
@@ -294,19 +294,18 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
             job.output_config or OutputConfig(), context.s3_config, context.settings, context.num_results
         )
         task = Task(context, item_id, job, store)
-        check(task, engine)
-        if job.dry_run:
-            with TemporaryDirectory(prefix="infinitetalk-") as folder:
-                return plan(task, Path(folder), clock)
-        request = request_fingerprint(job, engine.weights_for(job), versions())
-        state = context.states.open(job_id, task.name, request, store, logger)
-        if state.result is not None and store.has(task.name):
-            logger.info("job.was_completed")
-            return Success.model_validate(state.result, strict=False)
-        if item_id is not None and stop.is_draining and state.files is not None:
-            raise GenerationStopped
         # Whatever becomes of the job, nothing of it stays but what the store has.
         with TemporaryDirectory(prefix="infinitetalk-") as folder, make_preview(task, Path(folder), clock) as preview:
+            check(task, engine)
+            if job.dry_run:
+                return plan(task, Path(folder), clock)
+            request = request_fingerprint(job, engine.weights_for(job), versions())
+            state = context.states.open(job_id, task.name, request, store, logger)
+            if state.result is not None and store.has(task.name):
+                logger.info("job.was_completed")
+                return Success.model_validate(state.result, strict=False)
+            if item_id is not None and stop.is_draining and state.files is not None:
+                raise GenerationStopped
             result = _run_stages(task, Path(folder), state, request, preview, clock)
     except GenerationStopped:
         if not stop.timed_out:
@@ -364,11 +363,12 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     speaker_regions(job, media.source.info, media.masks)
     warnings = warnings_of(job, engine)
     if job.tts_audio is None:
-        num_rows = len(make_tracks(job, media, engine, stop)[0]) * VIDEO_FPS // SAMPLING_RATE
+        tracks = make_tracks(job, media, engine, stop)
+        num_rows = count_rows(tracks)
+        task.store.check_size(lambda: sound_bytes(mix_tracks(tracks), min(job.frame_limit, num_rows)))
     else:
         num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
         warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
-    task.store.check_size(sound_bytes(min(job.frame_limit, num_rows)))
     clock.enter(Stage.LOAD)
     video = engine.plan(job, media.source, num_rows, stop)
     clock.enter(Stage.COMPLETED)
@@ -402,8 +402,9 @@ def _run_stages(
 
     clock.enter(Stage.EMBEDDING)
     tracks = make_tracks(job, media, engine, stop)
-    num_sound_bytes = sound_bytes(min(job.frame_limit, len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE))
-    task.store.check_size(num_sound_bytes)
+    sound = mix_tracks(tracks)
+    count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
+    task.store.check_size(count_sound_bytes)
     speech = engine.embed(tracks, stop)
 
     clock.enter(Stage.LOAD)
@@ -417,10 +418,9 @@ def _run_stages(
     clock.begin_sampling(len(rendering.parts))
     if rendering.parts:
         job_logger(context.job_id).info("job.resumed", item_id=task.item_id, details={"chunks": len(rendering.parts)})
-    sound = mix_tracks(tracks)
 
     def keep() -> bool:
-        task.store.check_size(num_sound_bytes + rendering.num_bytes)
+        task.store.check_size(lambda: count_sound_bytes() + rendering.picture_bytes)
         return state.save_rendering(rendering, fingerprint)
 
     preview.begin(sound)
@@ -484,7 +484,7 @@ def finish(
 def make_preview(task: Task, folder: Path, clock: StageClock) -> Preview:
     """The preview that a task asks for, which may be none; reports name it from its first chunk on."""
     store = task.store
-    if task.job.output_config is None or not task.job.output_config.preview:
+    if task.job.dry_run or task.job.output_config is None or not task.job.output_config.preview:
         return Preview()
     assert isinstance(store, S3Store | VolumeStore)
     logger = job_logger(task.context.job_id)
@@ -586,6 +586,11 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
     return tracks
 
 
+def count_rows(tracks: Sequence[np.ndarray]) -> int:
+    """Rows of the embeddings that each of the tracks, all as long, will have: one a video frame."""
+    return len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE
+
+
 def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[np.ndarray | None]:
     """The normalised sound of each speaker, float32 (samples,); None for a silent one.
 
@@ -668,7 +673,7 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of Python, the libraries that decide how a video looks, and this worker's own code, by its SHA-256."""
     code = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in sorted(file for package in PACKAGES for file in package.rglob("*.py")):
         code.update(file.read_bytes())
     found = {"python": platform.python_version(), "worker": code.hexdigest()[:12]}
     return found | {name: version(name) for name in VERSIONED}

@@ -45,7 +45,7 @@ class Preview:
 
 class HlsPreview(Preview):
     """Publishes a video's chunks as they end; what it, or an earlier worker, has published goes with a job that does
-    not end well.
+    not end well, unless the same job has left a video before.
 
     A store that does not take the preview costs no job: what is missing goes out with the next chunk.
 
@@ -67,6 +67,7 @@ class HlsPreview(Preview):
         logger: Any,
     ) -> None:
         self._store = store
+        self._name = name
         self._folder_name = f"{name}.preview"
         self._writer: SegmentWriter | None = None
         self._longest = longest
@@ -106,7 +107,8 @@ class HlsPreview(Preview):
 
     def _remove(self) -> None:
         try:
-            self._store.remove_folder(self._folder_name)
+            if not self._store.has(self._name):
+                self._store.remove_folder(self._folder_name)
         except WorkerError as error:
             self._logger.warning("preview.not_removed", details={"message": error.message})
 

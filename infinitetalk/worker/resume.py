@@ -24,6 +24,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ValidationError
 
+from infinitetalk.encode import picture_bytes
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.storage import S3Store, Store, VolumeStore, make_store
@@ -74,9 +75,9 @@ class Rendering:
         return sum(part.num_frames for part in self.parts)
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of the parts."""
-        return sum(part.path.stat().st_size for part in self.parts)
+    def picture_bytes(self) -> int:
+        """Bytes of the frames made, as they are encoded."""
+        return sum(picture_bytes(part.path) for part in self.parts)
 
     @property
     def evaluations(self) -> int:

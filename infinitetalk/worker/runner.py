@@ -62,25 +62,20 @@ class Runner:
         """
         self._watch_signals()
         job_id = str(job["id"])
+        has_queue = self.settings.webhook_post_output is not None
         try:
-            return await self._serve(job_id, job)
+            job_logger(job_id).info("job.taken", details={"input": loggable(job.get("input"))})
+            async with (
+                QueueSender(job) if has_queue else LogSender() as send,
+                ProgressReporter(job_id, send, self.settings.progress_interval_s) as progress,
+            ):
+                result = await self._run(job, progress)
         except Exception as error:
             # The SDK would send the traceback, and with it paths and the host's name, to the client.
             job_logger(job_id).error("job.failed", exc_info=error)
-            return coded_failure(job_id, ErrorCode.GENERATION_RUNTIME)
-
-    async def _serve(self, job_id: str, job: dict[str, Any]) -> dict[str, Any]:
-        """As `__call__`; also raises what nobody expects."""
-        job_logger(job_id).info("job.taken", details={"input": loggable(job.get("input"))})
-        has_queue = self.settings.webhook_post_output is not None
-        async with (
-            QueueSender(job) if has_queue else LogSender() as send,
-            ProgressReporter(job_id, send, self.settings.progress_interval_s) as progress,
-        ):
-            result = await self._run(job, progress)
-        error = result.get("error")
+            result = coded_failure(job_id, ErrorCode.GENERATION_RUNTIME)
         # What a client may send again under the same id goes on where it ended.
-        self._keeps_state = error is not None and error["retryable"]
+        self._keeps_state = "error" in result and result["error"]["retryable"]
         result = checked_result(job_id, result, self.settings.max_result_bytes)
         if self.engine.is_broken or self._is_stuck:
             job_logger(job_id).error("worker.replaced")

@@ -8,7 +8,6 @@ import shutil
 import socket
 import threading
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -44,6 +43,9 @@ from schemas import ErrorCode, OutputConfig, S3Config
 VIDEO_TYPE = "video/mp4"
 THUMBNAIL_TYPE = "image/jpeg"
 METADATA_TYPE = "application/json"
+PROBE = ".check"
+"""Name of the empty object that shows that a bucket can be written to."""
+
 RESULT_OVERHEAD_BYTES = 100_000
 """Room that the rest of a result gets beside inline media."""
 
@@ -76,8 +78,8 @@ class Store(ABC):
             WorkerError: it would not.
         """
 
-    def check_size(self, num_bytes: int) -> None:
-        """Looks whether the store would take a video of at least so many bytes.
+    def check_size(self, count_bytes: Callable[[], int]) -> None:
+        """Looks whether the store would take a video of at least `count_bytes()`; only a limited one needs to know.
 
         Raises:
             WorkerError: it would not.
@@ -231,8 +233,8 @@ class InlineStore(Store):
     def check(self) -> None:
         """Nothing to look at: how large the video gets is not known yet."""
 
-    def check_size(self, num_bytes: int) -> None:
-        self._check_characters(num_bytes * 4 // 3)
+    def check_size(self, count_bytes: Callable[[], int]) -> None:
+        self._check_characters(count_bytes() * 4 // 3)
 
     def save(
         self,
@@ -313,20 +315,21 @@ class S3Store(Store):
 
     def check(self) -> None:
         """Puts an empty object and removes it: credentials that may not write cost a second, not a video."""
-        probe = {"Bucket": self.bucket, "Key": f"{self.prefix}/.{uuid.uuid4().hex}"}
+        probe = {"Bucket": self.bucket, "Key": f"{self.prefix}/{PROBE}"}
         try:
             self.client.put_object(**probe, Body=b"")
         except (BotoCoreError, ClientError) as error:
             raise _s3_error(error) from error
         # Who may write need not be allowed to remove.
-        with suppress(ClientError):
+        with suppress(BotoCoreError, ClientError):
             self.client.delete_object(**probe)
 
     def has(self, name: str) -> bool:
         try:
             self.client.head_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}.mp4")
         except (BotoCoreError, ClientError) as error:
-            if isinstance(error, ClientError) and error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            # S3 says 403 of what is not there to those who may not list the bucket.
+            if isinstance(error, ClientError) and error.response["ResponseMetadata"]["HTTPStatusCode"] in (403, 404):
                 return False
             raise _s3_error(error) from error
         return True
