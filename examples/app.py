@@ -57,21 +57,25 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                 status = gr.HTML("ready", elem_id="status")
                 growing = gr.HTML(elem_id="growing")
                 video = gr.Video(label="Video", autoplay=True, elem_id="video")
-                with gr.Accordion("Parameters", open=True), gr.Row():
-                    inputs["size"] = gr.Dropdown(["infinitetalk-480", "infinitetalk-720"], label="size")
-                    inputs["mode"] = gr.Dropdown(["clip", "streaming"], value="streaming", label="mode")
-                    inputs["audio_type"] = gr.Dropdown(["para", "add"], label="audio_type")
-                    inputs["sample_steps"] = gr.Slider(1, 80, 8, step=1, label="sample_steps", elem_id="sample_steps")
-                    inputs["sample_text_guide_scale"] = gr.Slider(0, 10, 1.0, label="sample_text_guide_scale")
-                    inputs["sample_audio_guide_scale"] = gr.Slider(0, 10, 2.0, label="sample_audio_guide_scale")
-                    inputs["frame_num"] = gr.Slider(5, 121, 81, step=4, label="frame_num", elem_id="frame_num")
-                    inputs["max_frame_num"] = gr.Number(1000, precision=0, label="max_frame_num", elem_id="frames")
-                    inputs["motion_frame"] = gr.Slider(1, 40, 9, step=1, label="motion_frame")
-                    inputs["crossfade_frame"] = gr.Slider(0, 25, 4, step=1, label="crossfade_frame")
-                    inputs["color_correction_strength"] = gr.Slider(0, 1, 1.0, label="color_correction_strength")
-                    inputs["base_seed"] = gr.Number(42, precision=0, label="base_seed (-1: random)")
-                    inputs["use_teacache"] = gr.Checkbox(label="use_teacache")
-                    inputs["use_apg"] = gr.Checkbox(label="use_apg")
+                with gr.Accordion("Parameters", open=True):
+                    with gr.Row():
+                        inputs["size"] = gr.Dropdown(["infinitetalk-480", "infinitetalk-720"], label="size")
+                        inputs["mode"] = gr.Dropdown(["clip", "streaming"], value="streaming", label="mode")
+                        inputs["audio_type"] = gr.Dropdown(["para", "add"], label="audio_type")
+                        inputs["sample_steps"] = gr.Slider(
+                            1, 80, 8, step=1, label="sample_steps", elem_id="sample_steps"
+                        )
+                        inputs["sample_text_guide_scale"] = gr.Slider(0, 10, 1.0, label="sample_text_guide_scale")
+                        inputs["sample_audio_guide_scale"] = gr.Slider(0, 10, 2.0, label="sample_audio_guide_scale")
+                        inputs["frame_num"] = gr.Slider(5, 121, 81, step=4, label="frame_num", elem_id="frame_num")
+                        inputs["max_frame_num"] = gr.Number(1000, precision=0, label="max_frame_num", elem_id="frames")
+                        inputs["motion_frame"] = gr.Slider(1, 40, 9, step=1, label="motion_frame")
+                        inputs["crossfade_frame"] = gr.Slider(0, 25, 4, step=1, label="crossfade_frame")
+                        inputs["color_correction_strength"] = gr.Slider(0, 1, 1.0, label="color_correction_strength")
+                        inputs["base_seed"] = gr.Number(42, precision=0, label="base_seed (-1: random)")
+                    with gr.Row():
+                        inputs["use_teacache"] = gr.Checkbox(label="use_teacache")
+                        inputs["use_apg"] = gr.Checkbox(label="use_apg")
                 with gr.Accordion("Payload", open=False):
                     payload = gr.Code(label="JSON", language="json")
                     command = gr.Code(label="curl", language="shell")

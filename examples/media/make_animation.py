@@ -30,7 +30,7 @@ def main() -> None:
         for picture in enlarged:
             strip.paste(picture, (left, 0))
             left += picture.width
-        pictures.append(strip.quantize(48, dither=Image.Dither.NONE))
+        pictures.append(strip.quantize(64, dither=Image.Dither.NONE))
     pictures[0].save(DESTINATION, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
 
 

@@ -177,9 +177,9 @@ class Bench:
             Row("the same at borders without a fade (crossfade_frame 0)", "", _spread(cut_borders)),
         ]
 
-    def audio_guidance(self, num_clips: int = 3) -> list[Row]:
+    def audio_guidance(self) -> list[Row]:
         """The scale of the audio guidance."""
-        examples = [self.maker.make(number) for number in range(num_clips)]
+        examples = [self.maker.make(number) for number in range(self.num_clips)]
         found = {}
         for scale in (1.0, 2.0, 4.0):
             videos = [self.worker.frames(example, sample_audio_guide_scale=scale) for example in examples]
@@ -189,10 +189,10 @@ class Bench:
             )
         return [
             Row(
-                f"audio guidance 1, 2, 4, {num_clips} clips",
+                f"audio guidance 1, 2, 4: the correlation, {len(examples)} clips",
                 "no fall from 1 to 2",
                 ", ".join(f"{value:.3f}" for value in found.values()),
-                found[2.0] >= found[1.0] - 0.005,
+                found[2.0] >= found[1.0],
             )
         ]
 
