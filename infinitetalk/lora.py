@@ -218,7 +218,8 @@ class LoraStack:
             device: where deltas are computed, and where those of quantised weights stay.
 
         Raises:
-            CheckpointError: a file does not fit; the transformer is then as it was.
+            CheckpointError: a file does not fit; the transformer is then as it was. Whatever else ends this, it is then
+                without LoRAs.
         """
         if tuple(loras) == self._applied:
             return
@@ -230,16 +231,12 @@ class LoraStack:
             for name, deltas in read_lora(lora.path, shapes).items():
                 changes[name] += [(lora.scale, delta) for delta in deltas]
         self.remove()
-        for name, scaled in changes.items():
-            parameter = parameters[name]
-            if isinstance(parameter, TorchAOBaseTensor | GGUFParameter):
-                self._run_beside(name, scaled, device)
-                continue
-            total = parameter.data.to(device, torch.float32)
-            for scale, delta in scaled:
-                total = total + scale * delta.compute(device)
-            parameter.data.copy_(total)
-            self._fused.add(name)
+        try:
+            for name, scaled in changes.items():
+                self._change(name, parameters[name], scaled, device)
+        except BaseException:
+            self.remove()
+            raise
         self._applied = tuple(loras)
 
     @torch.no_grad()
@@ -252,6 +249,18 @@ class LoraStack:
             self._transformer.get_parameter(name).data.copy_(self._read_base(name))
         self._fused.clear()
         self._applied = ()
+
+    def _change(
+        self, name: str, parameter: Tensor, scaled: Sequence[tuple[float, Delta]], device: torch.device
+    ) -> None:
+        if isinstance(parameter, TorchAOBaseTensor | GGUFParameter):
+            self._run_beside(name, scaled, device)
+            return
+        total = parameter.data.to(device, torch.float32)
+        for scale, delta in scaled:
+            total = total + scale * delta.compute(device)
+        self._fused.add(name)
+        parameter.data.copy_(total)
 
     def _run_beside(self, name: str, scaled: Sequence[tuple[float, Delta]], device: torch.device) -> None:
         module = self._transformer.get_submodule(name.removesuffix(".weight"))

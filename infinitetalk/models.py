@@ -97,7 +97,7 @@ class TransformerLoader:
         self._adapter: AdapterKind = "single"
         self._loras: tuple[Lora, ...] = ()
         self._loaded = Lazy(self._load)
-        self._loaded_adapter: AdapterKind = "single"
+        self._loaded_adapter: AdapterKind | None = "single"
         self._sources: dict[str, Source] = {}
         self._stack: LoraStack | None = None
         self._lock = threading.Lock()
@@ -174,6 +174,8 @@ class TransformerLoader:
         assert self._stack is not None
         self._stack.remove()
         stop_streaming(transformer)
+        # Until it is whole, it is none: whatever ends this, the next job loads its own.
+        self._loaded_adapter = None
         self._load_parameters(transformer, adapter.sources)
         self._sources |= adapter.sources
         self._loaded_adapter = kind

@@ -171,7 +171,8 @@ class SingleJob(StrictModel):
     """What the picture shows, in words; at most 512 tokens of it count."""
 
     cond_video: Media
-    """Picture or video of those who speak: http(s) URL, data URI, base64, or a path below the worker's volume."""
+    """Picture or video of those who speak: http(s) URL, data URI, base64, or a path below the worker's volume. Of a
+    video, each chunk continues from the frame that is shown where it begins."""
 
     cond_audio: Annotated[dict[str, Media | None], AfterValidator(check_speakers)] | None = None
     """Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same

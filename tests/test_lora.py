@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.lora import Lora, LoraStack, find_lora
+from infinitetalk.lora import Delta, Lora, LoraStack, find_lora
 from infinitetalk.models import load_models
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import CheckpointPaths
@@ -197,6 +197,26 @@ def test_a_file_that_does_not_fit_names_the_tensor_and_changes_nothing(
     with pytest.raises(CheckpointError, match=message) as caught:
         stack.apply([Lora(file, 1.0)], CPU)
     assert "wrong.safetensors" in str(caught.value)
+    assert_fused(transformer)
+
+
+def test_a_lora_that_is_broken_off_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = factory.plain_transformer()
+    stack = stack_on(transformer)
+    file = save(tmp_path / "lora.safetensors", lightx2v(4, i2v=True)[0])
+    computed = []
+
+    def run_out(delta: Delta, device: torch.device) -> Tensor:
+        if len(computed) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        computed.append(delta)
+        return torch.ones(delta.shape)
+
+    monkeypatch.setattr(Delta, "compute", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        stack.apply([Lora(file, 1.0)], CPU)
+    stack.apply([], CPU)
+    assert len(computed) == 3
     assert_fused(transformer)
 
 

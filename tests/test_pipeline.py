@@ -20,7 +20,7 @@ from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step,
 from infinitetalk.regions import RegionError, default_regions
 from infinitetalk.sampling import GenerationSettings, chunk_noise
 from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.vae import decode_latents
+from infinitetalk.vae import decode_latents, encode_frames
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 from tests.media_factory import make_numbered_video, read_number
 
@@ -81,6 +81,15 @@ def test_a_job_resumed_from_any_chunk_gives_the_same_frames(pipeline: InfiniteTa
         assert [chunk.plan.index for chunk in resumed] == list(range(done, len(whole)))
         for chunk, expected in zip(resumed, whole[done:], strict=True):
             assert np.array_equal(chunk.frames, expected.frames)
+
+
+def test_the_next_chunk_goes_on_from_frames_with_the_references_colours(models: Models, whole: list[Chunk]) -> None:
+    first = whole[0]
+    assert first.state is not None
+    shown = first.video[None, :, -SETTINGS.motion_frame :]
+    torch.testing.assert_close(first.state.motion_latents, encode_frames(models.vae, shown))
+    as_sampled = decode_latents(models.vae, first.latents)[:, :, -SETTINGS.motion_frame :]
+    assert (shown - as_sampled).abs().mean() > 0.01, "the colours were corrected"
 
 
 def test_chunks_that_are_cut_show_their_new_frames(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:

@@ -1,14 +1,16 @@
 """Every published layout: loaded small, with its true names, and held against the plainest way to load the same."""
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
 from infinitetalk.memory import MemoryPlan
@@ -22,6 +24,7 @@ from infinitetalk.weights.networks import (
     load_speech_encoder,
     load_text_encoder,
     load_transformer,
+    load_transformer_parameters,
     load_vae,
 )
 from tests import checkpoint_factory as factory
@@ -134,6 +137,26 @@ def test_the_adapter_follows_the_number_of_speakers_over_one_base_model(original
     tensors = {**factory.base_tensors(), **factory.adapter_tensors("multi")}
     assert_same(models.transformer, factory.plain_transformer(tensors))
     assert models.transformer.get_parameter("blocks.0.attn1.to_q.weight") is base_weight
+    models.use_adapter(num_speakers=1)
+    assert_same(models.transformer, factory.plain_transformer())
+
+
+def test_an_adapter_whose_loading_is_broken_off_serves_no_job(
+    original: CheckpointPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = load_models(original, CPU, torch.float32)
+    assert_same(models.transformer, factory.plain_transformer())
+
+    def load_half(transformer: nn.Module, sources: dict[str, Any], *arguments: Any) -> None:
+        half = dict(list(sources.items())[: len(sources) // 2])
+        load_transformer_parameters(transformer, half, *arguments)
+        raise OSError(errno.EIO, "Input/output error")
+
+    models.use_adapter(num_speakers=2)
+    with monkeypatch.context() as patched:
+        patched.setattr("infinitetalk.models.load_transformer_parameters", load_half)
+        with pytest.raises(OSError):
+            _ = models.transformer
     models.use_adapter(num_speakers=1)
     assert_same(models.transformer, factory.plain_transformer())
 

@@ -18,7 +18,7 @@ from infinitetalk.worker.engine import Engine, MemoryBudget
 from infinitetalk.worker.runner import TIMEOUT_MARGIN_S, time_limit
 from infinitetalk.worker.settings import Settings
 from schemas import Stage
-from tests.job_inputs import data_uri, scenes_bytes, small_job
+from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tests.queue_server import LocalQueue
 from tests.worker_process import HANDLER, worker_of
@@ -95,6 +95,7 @@ def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_s
     "reader",
     [
         "infinitetalk.worker.engine.load_models",
+        "infinitetalk.weights.networks.open_file",
         "infinitetalk.weights.networks.Wav2Vec2Model.from_pretrained",
         "infinitetalk.weights.networks.AutoTokenizer.from_pretrained",
         "infinitetalk.models.Models.preload",
@@ -112,6 +113,24 @@ def test_a_model_that_could_not_be_read_is_another_workers_chance(
     error = LocalWorker(settings, engine, tmp_path).run(JOB)["error"]
     assert (error["code"], error["retryable"]) == ("E_PIPELINE_LOAD", True)
     assert "/" not in error["message"]
+    assert engine.is_broken
+
+
+@pytest.mark.parametrize("reader", ["pathlib.Path.read_bytes", "infinitetalk.models.load_transformer_parameters"])
+def test_a_disk_that_fails_while_the_worker_serves_is_no_mistake_of_the_client(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine = Engine(settings := Settings(output_dir=tmp_path, infinitetalk_model="talker"))
+    engine.start()
+    engine.finish_loading()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "/weights/model.safetensors")
+
+    monkeypatch.setattr(reader, fail)
+    for_two = JOB["input"] | {"cond_audio": {name: speech_uri(0.2) for name in ("person1", "person2")}}
+    error = LocalWorker(settings, engine, tmp_path).run({"id": "job-1", "input": for_two})["error"]
+    assert (error["code"], error["retryable"]) == ("E_PIPELINE_LOAD", True)
     assert engine.is_broken
 
 

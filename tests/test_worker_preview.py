@@ -1,5 +1,6 @@
 """A video that plays while it is made: HLS beside the outputs, from the first chunk on."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,49 @@ def test_it_goes_with_a_job_that_is_refused_at_once(local_worker: LocalWorker):
     assert not folder.exists()
 
 
-def test_that_of_a_finished_video_stays_though_the_same_job_fails_later(local_worker: LocalWorker):
+@pytest.mark.parametrize("store", ["volume", "s3"])
+def test_that_of_a_finished_video_stays_though_the_same_job_fails_later(
+    store, local_worker: LocalWorker, s3_server: S3Server
+):
+    local_worker.settings = with_bucket(local_worker.settings, s3_server)
+
+    def names() -> list[str]:
+        files = [file.name for file in local_worker.volume.rglob("*.preview/*")]
+        return sorted(files if store == "volume" else filter(re.compile("preview/").search, s3_server.keys()))
+
+    local_worker.run(job(store))
+    published = names()
+    assert "error" in local_worker.run(job(store, cond_video="gone.png"))
+    assert names() == published != []
+    assert local_worker.run(job(store, dry_run=True, cond_video="gone.png"))["error"]
+    assert names() == published
+
+
+def test_one_that_was_begun_again_goes_with_the_run_that_fails(local_worker: LocalWorker):
     local_worker.run(job())
-    published = sorted((local_worker.volume / "infinitetalk/jobs/job-1.preview").iterdir())
-    assert "error" in local_worker.run(job(cond_video="gone.png"))
-    assert sorted((local_worker.volume / "infinitetalk/jobs/job-1.preview").iterdir()) == published != []
+
+    def in_third_chunk() -> bool:
+        steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]
+        return any(step and step.get("chunk") == 3 for step in steps)
+
+    with pytest.raises(GenerationStopped):
+        local_worker.run(job(base_seed=7), in_third_chunk)
+    assert list(local_worker.volume.rglob("*.preview")) == []
+
+
+def test_a_dry_run_touches_none(local_worker: LocalWorker):
+    (folder := local_worker.volume / "infinitetalk/jobs/job-1.preview").mkdir(parents=True)
+    assert "error" in local_worker.run(job(dry_run=True, cond_video="gone.png"))
+    assert folder.exists()
+
+
+def test_a_prefix_that_leads_out_of_the_volume_costs_nothing_there(local_worker: LocalWorker, tmp_path: Path):
+    (outside := tmp_path / "outside/job-1.preview").mkdir(parents=True)
+    (local_worker.volume / "link").symlink_to(outside.parent)
+    refused = job()
+    refused["input"]["output_config"]["prefix"] = "link"
+    assert "leads out of the volume" in local_worker.run(refused)["error"]["message"]
+    assert outside.exists()
 
 
 def test_a_job_that_goes_on_publishes_what_was_there_at_once(local_worker: LocalWorker):

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker import storage
 from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.resume import TaskState
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.storage import RESULT_OVERHEAD_BYTES, Artifacts, InlineStore, S3Store, VolumeStore, make_store
 from schemas import ErrorCode, OutputConfig, S3Config, Stage, Success
@@ -165,6 +166,7 @@ def test_an_inline_video_that_becomes_too_large_ends_with_the_chunk_that_is_too_
 def test_an_inline_video_that_just_fits_is_made_and_one_byte_more_is_not(local_worker):
     speech = speech_uri(0.5, pause=1.0)
     job = small_job(mode="streaming", cond_audio={"person1": speech}, output_config={"store": "inline"})
+    job["max_frame_num"] = 25
     video = local_worker.run({"id": "job-1", "input": job})["video"]
     characters = len(video["data"]) + len(video["thumbnail_data"])
     statuses = []
@@ -175,12 +177,23 @@ def test_an_inline_video_that_just_fits_is_made_and_one_byte_more_is_not(local_w
     assert statuses == ["success", "error"]
 
 
+def test_an_inline_item_has_the_room_that_those_which_go_elsewhere_do_not_take(local_worker):
+    job = small_job()
+    items = [job | {"id": f"video-{number}"} for number in range(3)]
+    items[0]["output_config"] = {"store": "inline"}
+    alone = local_worker.run({"id": "job-1", "input": job | {"output_config": {"store": "inline"}}})["video"]
+    room = RESULT_OVERHEAD_BYTES + len(alone["data"]) + len(alone["thumbnail_data"])
+    local_worker.settings = local_worker.settings.model_copy(update={"max_result_bytes": room})
+    result = local_worker.run({"id": "job-2", "input": {"batch": items}})
+    assert [item["status"] for item in result["items"]] == ["success"] * 3
+
+
 def test_the_items_of_a_batch_share_the_room_of_an_inline_result(files):
     files.video.write_bytes(bytes(200_000))
     settings = Settings(max_result_bytes=1_000_000)
-    make_store(OutputConfig(store="inline"), None, settings, num_results=1).save("job-1", files)
+    make_store(OutputConfig(store="inline"), None, settings, num_inline=1).save("job-1", files)
     with pytest.raises(WorkerError, match="too large for an inline result"):
-        make_store(OutputConfig(store="inline"), None, settings, num_results=4).save("job-1", files)
+        make_store(OutputConfig(store="inline"), None, settings, num_inline=4).save("job-1", files)
 
 
 def test_a_bucket_gets_the_files_and_presigned_addresses_serve_them_to_anyone(files, s3_settings, s3_server):
@@ -315,6 +328,26 @@ def test_credentials_that_may_only_read_cost_a_second(s3_settings):
     with pytest.raises(WorkerError, match="refused the credentials") as caught:
         store.check()
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, False)
+
+
+def test_a_worker_that_may_not_remove_objects_hands_its_jobs_on(local_worker, s3_settings, monkeypatch):
+    local_worker.settings = Settings.model_validate(
+        local_worker.settings.model_dump(exclude_unset=True) | s3_settings.model_dump(exclude_unset=True)
+    )
+    make_client = storage.S3Store.from_settings.__func__
+
+    def make_without_right(cls, *arguments):
+        store = make_client(cls, *arguments)
+        store.client.meta.events.register("before-send.s3.DeleteObject", refuse)
+        return store
+
+    monkeypatch.setattr(storage.S3Store, "from_settings", classmethod(make_without_right))
+    kept = []
+    save = TaskState.save_rendering
+    monkeypatch.setattr(TaskState, "save_rendering", lambda *arguments: kept.append(save(*arguments)) or kept[-1])
+    job = small_job(mode="streaming", cond_audio={"person1": speech_uri(0.36)}, output_config={"store": "s3"})
+    assert local_worker.run({"id": "job-1", "input": job})["status"] == "success"
+    assert kept == [True, True]
 
 
 def test_a_connection_that_drops_when_the_probe_is_removed_costs_no_job(s3_settings):

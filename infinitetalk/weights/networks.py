@@ -158,7 +158,8 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"there is no folder {folder.relative_to(base)} in {base.name}")
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    # Of a damaged file, tokenizers and transformers raise anything.
+    except Exception as error:
         raise CheckpointError(f"the tokenizer in {folder.name} cannot be read; fetch it again") from error
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,7 @@ from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
-from infinitetalk.worker.errors import load_error, may_load_elsewhere
+from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
@@ -200,8 +201,24 @@ class Engine:
         Raises:
             CheckpointError: there is no file of a name.
         """
-        files = [find_lora(self._lora_dir, lora.name).stat() for lora in job.loras]
-        return "\n".join([self.weights, *(f"{file.st_size} {file.st_mtime_ns}" for file in files)])
+        with self.reading_weights():
+            files = [find_lora(self._lora_dir, lora.name).stat() for lora in job.loras]
+            return "\n".join([self.weights, *(f"{file.st_size} {file.st_mtime_ns}" for file in files)])
+
+    @contextmanager
+    def reading_weights(self) -> Iterator[None]:
+        """Around what reads weights in a job: where the disk fails, the job is told so, and another worker takes over.
+
+        Raises:
+            WorkerError: the disk failed.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not failed_to_read(error):
+                raise
+            self.is_broken = True
+            raise load_error(error) from error
 
     @property
     def numerics(self) -> str:
@@ -272,7 +289,9 @@ class Engine:
             CheckpointError: it cannot be loaded.
             GenerationStopped: `should_stop` said so.
         """
-        speech_encoder = wait_for(self._models, should_stop).speech_encoder
+        models = wait_for(self._models, should_stop)
+        with self.reading_weights():
+            speech_encoder = models.speech_encoder
         speech = []
         for track in tracks:
             if should_stop():
@@ -298,7 +317,8 @@ class Engine:
             models.use_adapter(len(job.speakers))
             models.use_loras([(lora.name, lora.scale) for lora in job.loras])
             models.use_memory(self._choose_memory(job, source, models.size_scale))
-            _ = models.transformer
+            with self.reading_weights():
+                _ = models.transformer
         except ParallelError:
             self.is_broken = True
             raise

@@ -129,18 +129,18 @@ def job_error(error: Exception, stage: Stage) -> JobError:
 def may_load_elsewhere(error: Exception) -> bool:
     """Whether another worker may load what this one could not: weights that do not fit it cannot, but a disk that
     failed, or what nobody expects, may have been this worker's alone."""
-    return not is_expected(error) or _failed_to_read(error)
+    return not is_expected(error) or failed_to_read(error)
 
 
 def load_error(error: Exception) -> Exception:
     """An error met while a model is loaded, with the code that it has there, at whatever stage a job is told of it."""
-    if is_expected(error) and not _failed_to_read(error):
+    if is_expected(error) and not failed_to_read(error):
         return error
     told = job_error(error, Stage.LOAD)
     return WorkerError(told.code, told.message, told.retryable)
 
 
-def _failed_to_read(error: BaseException | None) -> bool:
+def failed_to_read(error: BaseException | None) -> bool:
     """Whether a disk or a network's file system failed, whatever a loader made of that."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FAILED_DISK:

@@ -188,14 +188,14 @@ class JobContext:
 
     Attributes:
         job_id: the job.
-        num_results: how many videos share the job's result.
+        num_inline: how many videos share the room of the job's result, 1 where none does.
         s3_config: the job's own store, where it names one.
         settings, engine, states: of the worker.
         stop: asked before every network evaluation and while data arrives.
     """
 
     job_id: str
-    num_results: int
+    num_inline: int
     s3_config: S3Config | None
     settings: Settings
     engine: Engine
@@ -251,8 +251,7 @@ def run_job(
         job, s3_config = parse_payload(job_id, payload, settings)
     except Exception as error:
         return as_json(Failure(job_id=job_id, error=_failed(error, clock, logger)))
-    num_results = 1 if isinstance(job, SingleJob) else len(job.batch)
-    context = JobContext(job_id, num_results, s3_config, settings, engine, states, stop)
+    context = JobContext(job_id, count_inline(job), s3_config, settings, engine, states, stop)
     try:
         if isinstance(job, SingleJob):
             return as_json(run_single(context, None, job, clock))
@@ -273,6 +272,14 @@ def run_job(
     return as_json(result)
 
 
+def count_inline(job: SingleJob | BatchJob) -> int:
+    """How many videos go into the job's result itself, at least 1."""
+    if isinstance(job, SingleJob):
+        return 1
+    stores = [(item.output_config or job.output_config or OutputConfig()).store for item in job.batch]
+    return max(stores.count("inline"), 1)
+
+
 def as_json(result: Success | Plan | Failure | BatchResult) -> dict[str, Any]:
     """A result as the handler returns it; Runpod takes a job with an `error` for failed."""
     return result.model_dump(mode="json", exclude_none=True)
@@ -290,9 +297,7 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     job_id, engine, stop = context.job_id, context.engine, context.stop
     logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
     try:
-        store = make_store(
-            job.output_config or OutputConfig(), context.s3_config, context.settings, context.num_results
-        )
+        store = make_store(job.output_config or OutputConfig(), context.s3_config, context.settings, context.num_inline)
         task = Task(context, item_id, job, store)
         # Whatever becomes of the job, nothing of it stays but what the store has.
         with TemporaryDirectory(prefix="infinitetalk-") as folder, make_preview(task, Path(folder), clock) as preview:
@@ -533,7 +538,7 @@ def check(task: Task, engine: Engine) -> None:
     except CheckpointError as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"loras: {error}") from None
     if job.tts_audio is not None:
-        with naming("tts_audio"):
+        with naming("tts_audio"), engine.reading_weights():
             engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
     task.store.check()
 
@@ -572,7 +577,7 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
     """
     max_seconds = usable_rows(job.frame_limit, job.frame_num, job.motion_frame) / VIDEO_FPS
     if job.tts_audio is not None:
-        with naming("tts_audio"):
+        with naming("tts_audio"), engine.reading_weights():
             spoken = engine.synthesiser.speak(job.tts_audio.text, job.tts_audio.voices, max_seconds, should_stop)
         tracks = [normalise_loudness(track) for track in spoken]
     else:

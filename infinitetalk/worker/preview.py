@@ -107,7 +107,8 @@ class HlsPreview(Preview):
 
     def _remove(self) -> None:
         try:
-            if not self._store.has(self._name):
+            # What this run has published, it has published over what an earlier one had.
+            if self._addresses or not self._store.has(self._name):
                 self._store.remove_folder(self._folder_name)
         except WorkerError as error:
             self._logger.warning("preview.not_removed", details={"message": error.message})

@@ -278,10 +278,10 @@ class TaskState:
             )
             self._write_state(stored)
             self._rendering = stored
-            self.files.remove(self._name, [chunk_state_file(len(rendering.parts) - 1)])
         except STORE_ERRORS as error:
             self._logger.warning("resume.not_stored", details={"reason": type(error).__name__})
             return False
+        self._remove(self.files, self._name, [chunk_state_file(len(rendering.parts) - 1)])
         lat_ms = round((time.monotonic() - begin) * 1000)
         self._logger.info("resume.stored", lat_ms=lat_ms, details={"chunks": len(rendering.parts)})
         return True

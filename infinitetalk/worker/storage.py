@@ -115,12 +115,12 @@ class Store(ABC):
 
 
 def make_store(
-    output_config: OutputConfig, s3_config: S3Config | None, settings: Settings, num_results: int = 1
+    output_config: OutputConfig, s3_config: S3Config | None, settings: Settings, num_inline: int = 1
 ) -> Store:
     """The store that a job asks for.
 
     Args:
-        num_results: how many videos share the job's result, and with it the room for inline ones.
+        num_inline: how many videos share the room of the job's result.
 
     Raises:
         WorkerError: the worker has no settings for it, or no network volume.
@@ -136,7 +136,7 @@ def make_store(
                 )
             return VolumeStore(settings.output_dir, output_config.prefix)
         case "inline":
-            return InlineStore(settings.max_result_bytes // num_results - RESULT_OVERHEAD_BYTES)
+            return InlineStore(settings.max_result_bytes // num_inline - RESULT_OVERHEAD_BYTES)
         case "put":
             assert output_config.video_url is not None and output_config.thumbnail_url is not None
             return PutStore(output_config.video_url, output_config.thumbnail_url, settings)
@@ -152,8 +152,7 @@ class VolumeStore(Store):
         self.folder = self.root / prefix
 
     def check(self) -> None:
-        if not self.folder.resolve().is_relative_to(self.root):
-            raise WorkerError(ErrorCode.INPUT_VALIDATION, "output_config.prefix leads out of the volume")
+        self._check_place()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=self.folder):
@@ -171,10 +170,11 @@ class VolumeStore(Store):
         on_bytes: OnBytes = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, str]:
+        # The video last: where it is, all is.
         return {
-            "path": self._copy(artifacts.video, f"{name}.mp4"),
-            "thumbnail_path": self._copy(artifacts.thumbnail, f"{name}.jpg"),
             "metadata_path": self._copy(artifacts.metadata, f"{name}.json"),
+            "thumbnail_path": self._copy(artifacts.thumbnail, f"{name}.jpg"),
+            "path": self._copy(artifacts.video, f"{name}.mp4"),
         }
 
     def put(self, name: str, data: bytes, content_type: str) -> str:
@@ -200,12 +200,17 @@ class VolumeStore(Store):
         Raises:
             WorkerError: it could not be removed.
         """
+        self._check_place()
         try:
             shutil.rmtree(self.folder / name)
         except FileNotFoundError:
             return
         except OSError as error:
             raise _not_stored("the volume cannot be written to") from error
+
+    def _check_place(self) -> None:
+        if not self.folder.resolve().is_relative_to(self.root):
+            raise WorkerError(ErrorCode.INPUT_VALIDATION, "output_config.prefix leads out of the volume")
 
     def _copy(self, source: Path, name: str) -> str:
         """Copies under a name of its own and renames, so that no reader ever sees half a file."""
@@ -315,14 +320,12 @@ class S3Store(Store):
 
     def check(self) -> None:
         """Puts an empty object and removes it: credentials that may not write cost a second, not a video."""
-        probe = {"Bucket": self.bucket, "Key": f"{self.prefix}/{PROBE}"}
+        key = f"{self.prefix}/{PROBE}"
         try:
-            self.client.put_object(**probe, Body=b"")
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=b"")
         except (BotoCoreError, ClientError) as error:
             raise _s3_error(error) from error
-        # Who may write need not be allowed to remove.
-        with suppress(BotoCoreError, ClientError):
-            self.client.delete_object(**probe)
+        self._remove(key)
 
     def has(self, name: str) -> bool:
         try:
@@ -341,17 +344,25 @@ class S3Store(Store):
         on_bytes: OnBytes = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, str]:
+        # The video last: where it is, all is.
         uploads = {
-            "url": (artifacts.video, "mp4", VIDEO_TYPE),
-            "thumbnail_url": (artifacts.thumbnail, "jpg", THUMBNAIL_TYPE),
             "metadata_url": (artifacts.metadata, "json", METADATA_TYPE),
+            "thumbnail_url": (artifacts.thumbnail, "jpg", THUMBNAIL_TYPE),
+            "url": (artifacts.video, "mp4", VIDEO_TYPE),
         }
         sent = SentBytes(on_bytes, sum(path.stat().st_size for path, _, _ in uploads.values()))
         places = {}
-        for field, (path, extension, content_type) in uploads.items():
-            key = f"{self.prefix}/{name}.{extension}"
-            self._upload(path, key, content_type, sent, should_stop)
-            places[field] = self._address(key)
+        stored = []
+        try:
+            for field, (path, extension, content_type) in uploads.items():
+                key = f"{self.prefix}/{name}.{extension}"
+                self._upload(path, key, content_type, sent, should_stop)
+                stored.append(key)
+                places[field] = self._address(key)
+        except GenerationStopped:
+            for key in stored:
+                self._remove(key)
+            raise
         return places
 
     def put(self, name: str, data: bytes, content_type: str) -> str:
@@ -380,6 +391,11 @@ class S3Store(Store):
                     self.client.delete_object(Bucket=self.bucket, Key=entry["Key"])
         except (BotoCoreError, ClientError) as error:
             raise _s3_error(error) from error
+
+    def _remove(self, key: str) -> None:
+        """Removes an object where that is possible: who may write need not be allowed to remove."""
+        with suppress(BotoCoreError, ClientError):
+            self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def _upload(
         self, path: Path, key: str, content_type: str, sent: SentBytes, should_stop: Callable[[], bool]
