@@ -30,6 +30,7 @@ from examples.tiny.measure import (
     correlation,
     psnr_outside_mouths,
     read_head_places,
+    read_lips,
     read_openings,
 )
 from examples.tiny.quality import WEIGHTS_LIMIT_BYTES
@@ -129,9 +130,13 @@ def test_it_follows_no_other_speech(one_mouth: np.ndarray, one: Example, maker: 
 
 
 def test_silence_shuts_the_mouth(worker: TalkerWorker, maker: ExampleMaker, one_mouth: np.ndarray) -> None:
-    silent = mouths(worker, maker.make(0, seconds=SECONDS, silent=True))[0]
+    example = maker.make(0, seconds=SECONDS, silent=True)
+    video = worker.frames(example)
+    silent = read_openings(video)[0, 1:]
     assert silent.var() <= 0.1 * one_mouth.var()
     assert silent.mean() <= 0.5 * one_mouth.mean()
+    drawn = example.drawn(*video.shape[1:3])[: len(video)]
+    assert np.abs(read_lips(video) - read_lips(drawn)).mean() <= 30, "its lips are still there"
 
 
 def test_each_of_two_voices_moves_its_own_mouth(two_mouths: np.ndarray, two: Example) -> None:

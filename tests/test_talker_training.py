@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ from torch import Tensor, nn
 
 from examples.espeak import Utterance, say
 from examples.tiny import loop
-from examples.tiny.data import Clip, ClipMaker
+from examples.tiny.data import SPEECH_FRAMES, Clip, ClipMaker
+from examples.tiny.jobs import HELD_OUT_SEED
 from examples.tiny.loop import TrainingLoop
 from examples.tiny.networks import make_transformer
+from examples.tiny.rule import SAMPLES_A_FRAME
 from examples.tiny.train import SEED
-from examples.tiny.train_transformer import predict_velocity, train_transformer
+from examples.tiny.train_transformer import flow_matching_loss, predict_velocity, train_transformer
 from examples.tiny.voices import HELD_OUT_VOICES, TRAINING_VOICES, random_speech
 from infinitetalk.models import load_models
 from infinitetalk.tiny import TALKER_FOLDER, paths_in, talker_paths
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 REPOSITORY = Path(__file__).parents[1]
-FEW = "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips 2"
+FEW = "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips 2 --silent-clips 1 --silence-steps 1"
 
 
 @pytest.mark.parametrize("voice", ["en-us+f3", "en-us+m5"])
@@ -100,6 +103,47 @@ def test_a_clip_of_the_training_teaches_the_transformer(tmp_path):
     assert distance_to_clean(transformer, clip) <= 0.75 * before
 
 
+@pytest.fixture(scope="module")
+def maker() -> ClipMaker:
+    models = load_models(talker_paths(), torch.device("cpu"), torch.float32)
+    return ClipMaker(models.vae, models.speech_encoder, models.image_encoder)
+
+
+@pytest.mark.parametrize("field", ["speech", "reference", "image_embeds", "given", "weights"])
+def test_all_that_a_clip_holds_counts_in_its_loss(field: str, maker: ClipMaker):
+    clip = maker.make(SEED, 2)
+    transformer = load_models(talker_paths(), torch.device("cpu"), torch.float32).transformer
+    changed = replace(clip, **{field: getattr(clip, field).roll(1, -2)})
+    losses = []
+    for each in (clip, clip, changed):
+        torch.manual_seed(SEED)
+        with torch.no_grad():
+            losses.append(flow_matching_loss(transformer, each, np.random.default_rng(SEED), audio_dropout=0.0))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_in_a_silent_clip_nobody_speaks(maker: ClipMaker):
+    spoken, silent = maker.make(SEED, 2), maker.make(SEED, 2, is_silent=True)
+    nothing = maker.speech_encoder(np.zeros(SPEECH_FRAMES * SAMPLES_A_FRAME, np.float32))
+    expected = nothing.rows(torch.arange(SPEECH_FRAMES)).half()
+    assert all(torch.equal(voice, expected) for voice in silent.speech)
+    assert not torch.equal(spoken.latents, silent.latents)
+    assert torch.equal(spoken.reference, silent.reference)
+
+
+def test_without_speech_the_talker_expects_closed_mouths(maker: ClipMaker):
+    """Whose distance to a clip in noise, told no speech, is less where mouths are closed than where they speak."""
+    transformer = load_models(talker_paths(), torch.device("cpu"), torch.float32).transformer
+    losses = {}
+    for is_silent in (True, False):
+        clips = [maker.make(HELD_OUT_SEED, number, is_silent) for number in range(4)]
+        generator = np.random.default_rng(SEED)
+        torch.manual_seed(SEED)
+        with torch.no_grad():
+            losses[is_silent] = sum(flow_matching_loss(transformer, clip, generator, 1.0) for clip in clips)
+    assert losses[True] < 0.5 * losses[False]
+
+
 def train(folder: Path, output: Path, transformer_steps: int) -> str:
     command = [sys.executable, "-m", "examples.tiny.train", "--folder", str(folder), "--output", str(output)]
     command += [*FEW.split(), "--transformer-steps", str(transformer_steps)]
@@ -115,6 +159,7 @@ def test_a_training_of_a_few_steps_writes_a_checkpoint_that_loads_and_goes_on_wh
     models = load_models(paths_in(output), torch.device("cpu"), torch.float32)
     assert any(not torch.equal(tensor, first[name]) for name, tensor in models.transformer.state_dict().items())
     assert torch.load(folder / "transformer.pt")["step"] == 2
+    assert torch.load(folder / "silence.pt")["step"] == 1
 
     def files(root: Path) -> set[str]:
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}

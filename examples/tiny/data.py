@@ -95,11 +95,13 @@ class ClipMaker:
         self.vae, self.speech_encoder, self.image_encoder = vae, speech_encoder, image_encoder
 
     @torch.no_grad()
-    def make(self, seed: int, number: int) -> Clip:
-        """The clip, the same for the same seed and number."""
+    def make(self, seed: int, number: int, is_silent: bool = False) -> Clip:
+        """The clip, the same for the same arguments; in a silent one nobody speaks."""
         generator = np.random.default_rng([seed, 6, number])
         scene = random_scene(generator, random_shape(generator))
         waveforms = self._speech(generator, len(scene.faces))
+        if is_silent:
+            waveforms = [np.zeros_like(waveform) for waveform in waveforms]
         begins = bool(generator.random() < BEGINS_SHARE)
         num_frames = int(generator.choice(CLIP_LENGTHS, p=LENGTH_SHARES))
         start = 0 if begins else int(generator.integers(PAST_FRAMES + 1, SPEECH_FRAMES - num_frames))

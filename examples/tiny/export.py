@@ -59,7 +59,7 @@ def export(folder: Path, output: Path) -> None:
     """Write the checkpoint of the networks trained in `folder`."""
     output.mkdir(parents=True, exist_ok=True)
     transformer = make_transformer()
-    tensors = torch.load(folder / "transformer.pt")["average"]
+    tensors = torch.load(folder / "silence.pt")["average"]
     transformer.load_state_dict(tensors)
     adapter = {name: tensors.pop(name).half() for name in list(tensors) if any(p in name for p in ADAPTER_PATTERNS)}
     (output / "infinitetalk").mkdir(exist_ok=True)

@@ -116,6 +116,7 @@ class TrainingLoop:
     def __iter__(self) -> Iterator[np.random.Generator]:
         saved = began = time.monotonic()
         first_step = self.step
+        print(f"{self.path.stem}: steps {first_step} to {self.num_steps}", flush=True)
         while self.step < self.num_steps:
             generator = np.random.default_rng([self.seed, *self.path.stem.encode(), self.step])
             torch.manual_seed(int(generator.integers(2**63)))

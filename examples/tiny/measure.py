@@ -26,7 +26,7 @@ def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
     Dark is told by the tones of the first frame, the portrait. The worker's colour correction moves all tones of a
     frame when a mouth opens, for a drawn one is a tenth of the picture; how, is seen where no mouth is.
     """
-    luma = _as_in_first(frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114]), num_people)
+    luma = _luma_as_in_first(frames, num_people)
     darkness = ((OUTSIDE_LUMA - luma) / (OUTSIDE_LUMA - INSIDE_LUMA)).clip(0.0, 1.0)
     boxes = mouth_boxes([Place()] * num_people, *frames.shape[1:3])
     return np.stack(
@@ -34,8 +34,16 @@ def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
     )
 
 
-def _as_in_first(luma: np.ndarray, num_people: int) -> np.ndarray:
+def read_lips(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
+    """The darkest tone of each person's mouth, which is between the lips where it is closed: luma (people, T)."""
+    luma = _luma_as_in_first(frames, num_people)
+    boxes = mouth_boxes([Place()] * num_people, *frames.shape[1:3])
+    return np.stack([luma[:, top:bottom, left:right].min(axis=(1, 2)) for left, top, right, bottom in boxes])
+
+
+def _luma_as_in_first(frames: np.ndarray, num_people: int) -> np.ndarray:
     """Luma (T, height, width), each frame's scaled and shifted so that it is nearest to the first's outside mouths."""
+    luma = frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     outside = luma[:, _outside_mouths(num_people, *luma.shape[1:])]
     centred = outside - outside.mean(axis=1, keepdims=True)
     gain = centred @ centred[0] / np.square(centred).sum(axis=1)

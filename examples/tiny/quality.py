@@ -21,13 +21,14 @@ from statistics import median
 
 import numpy as np
 
-from examples.tiny.jobs import PARAMETERS, ExampleMaker, TalkerWorker, job_input
+from examples.tiny.jobs import PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
 from examples.tiny.measure import (
     best_lag,
     border_change,
     correlation,
     psnr_outside_mouths,
     read_frames,
+    read_lips,
     read_openings,
 )
 from infinitetalk.chunks import plan_chunks
@@ -38,6 +39,8 @@ from infinitetalk.tiny import TALKER_FOLDER
 REPOSITORY = Path(__file__).parents[2]
 DEMO_LIMIT_S = 60.0
 WEIGHTS_LIMIT_BYTES = 12_000_000
+#: The rule's opening below which a mouth is closed.
+CLOSED = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Bench:
     def one_speaker(self) -> list[Row]:
         """5 s clips of one speaker: the mouth against its own speech, its lag, and against another clip's speech."""
         examples = [self.maker.make(number) for number in range(self.num_clips)]
-        openings = [_shown(self.worker.frames(example)) for example in examples]
+        videos = [self.worker.frames(example) for example in examples]
+        openings = [_shown(frames) for frames in videos]
         rules = [example.rules[0].opening[1:] for example in examples]
         own = [correlation(opening[0], rule) for opening, rule in zip(openings, rules, strict=True)]
         others = [correlation(opening[0], rule) for opening, rule in zip(openings, rules[1:] + rules[:1], strict=True)]
@@ -90,6 +94,7 @@ class Bench:
                 f"median {median(others):.3f}",
                 abs(median(others)) <= 0.2,
             ),
+            _lips_row(examples, videos),
         ]
 
     def silence(self) -> list[Row]:
@@ -248,6 +253,22 @@ def weights() -> list[Row]:
 
 def _spread(values: list[float]) -> str:
     return f"median {median(values):.2f}, {min(values):.2f} to {max(values):.2f}"
+
+
+def _lips_row(examples: list[Example], videos: list[np.ndarray]) -> Row:
+    """Whether mouths that are closed, in pauses, are still seen."""
+    found = []
+    for example, frames in zip(examples, videos, strict=True):
+        is_closed = example.rules[0].opening[: len(frames)] < CLOSED
+        drawn = example.drawn(*frames.shape[1:3])[: len(frames)]
+        found += list((read_lips(frames)[0] - read_lips(drawn)[0])[is_closed])
+    found = [abs(value) for value in found]
+    return Row(
+        f"lips in pauses, {len(found)} frames: their tone against the drawn one's, in levels of 255",
+        "≤ 20 (median)",
+        f"median {median(found):.1f}, nine in ten below {np.quantile(found, 0.9):.1f}",
+        median(found) <= 20,
+    )
 
 
 def _shown(frames: np.ndarray, num_people: int = 1) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 from examples.tiny.data import ClipMaker, load_clips
 from examples.tiny.export import export, load_image_encoder, load_speech_encoder, load_vae
 from examples.tiny.train_speech import train_speech
-from examples.tiny.train_transformer import train_transformer
+from examples.tiny.train_transformer import train_on_silence, train_transformer
 from examples.tiny.train_vae import train_on_chunks, train_on_clips, train_on_pictures
 
 SEED = 2508
@@ -27,21 +27,23 @@ STAGES = ("vae", "speech", "clips", "transformer", "export")
 REPOSITORY = Path(__file__).parents[2]
 
 
-def make_clips(folder: Path, num_clips: int) -> None:
-    """The transformer's clips, one file each, into `folder`/clips, and the statistics of their latents."""
+def make_clips(folder: Path, num_clips: int, num_silent_clips: int) -> None:
+    """The transformer's clips, one file each, into `folder`/clips and `folder`/silent_clips; statistics of latents."""
     statistics = folder / "latents.json"
     if not statistics.exists():
         (scratch := statistics.with_suffix(".part")).write_text(json.dumps(measure_latents(folder)))
         scratch.rename(statistics)
     if statistics.stat().st_mtime < (folder / "chunks.pt").stat().st_mtime:
         raise SystemExit(f"the VAE has been trained on since {statistics} and the clips were made of it: remove them")
+    print(f"clips: {num_clips}, and {num_silent_clips} silent ones", flush=True)
     maker = ClipMaker(load_vae(folder), load_speech_encoder(folder), load_image_encoder())
-    (folder / "clips").mkdir(exist_ok=True)
-    for number in range(num_clips):
-        path = folder / "clips" / f"{number:05}.pt"
-        if not path.exists():
-            torch.save(asdict(maker.make(SEED, number)), scratch := path.with_suffix(".part"))
-            scratch.rename(path)
+    for name, count, is_silent in (("clips", num_clips, False), ("silent_clips", num_silent_clips, True)):
+        (folder / name).mkdir(exist_ok=True)
+        for number in range(count):
+            path = folder / name / f"{number:05}.pt"
+            if not path.exists():
+                torch.save(asdict(maker.make(SEED, number, is_silent)), scratch := path.with_suffix(".part"))
+                scratch.rename(path)
 
 
 def measure_latents(folder: Path) -> dict[str, list[float]]:
@@ -62,8 +64,10 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=800)
     parser.add_argument("--speech-steps", type=int, default=250)
     parser.add_argument("--clips", type=int, default=500)
+    parser.add_argument("--silent-clips", type=int, default=60)
     parser.add_argument("--chunk-steps", type=int, default=2600)
     parser.add_argument("--transformer-steps", type=int, default=15000)
+    parser.add_argument("--silence-steps", type=int, default=2500)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -76,11 +80,14 @@ def main() -> None:
     if "speech" in arguments.stages:
         train_speech(folder, arguments.speech_steps, SEED)
     if "clips" in arguments.stages:
-        make_clips(folder, arguments.clips)
+        make_clips(folder, arguments.clips, arguments.silent_clips)
     if "transformer" in arguments.stages:
-        train_transformer(folder, load_clips(folder / "clips"), arguments.transformer_steps, SEED)
+        clips = load_clips(folder / "clips")
+        train_transformer(folder, clips, arguments.transformer_steps, SEED)
+        train_on_silence(folder, clips, load_clips(folder / "silent_clips"), arguments.silence_steps, SEED)
     if "export" in arguments.stages:
         export(folder, arguments.output)
+        print(f"wrote {arguments.output}", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 SHIFT = 7.0
 #: How often the network is not told the speech, so that guidance by it means something.
 AUDIO_DROPOUT = 0.1
+#: The same where it is taught what that means.
+SILENCE_DROPOUT = 0.25
 #: How much the first new latents count, where a chunk joins what was there, and how many they are.
 JOIN_WEIGHT = 4.0
 JOIN_LATENTS = 2
@@ -25,18 +27,40 @@ GIVEN_NOISE = 0.08
 
 
 def train_transformer(folder: Path, clips: list[Clip], num_steps: int, seed: int) -> None:
-    """The transformer, from clips into `folder`/transformer.pt."""
+    """The transformer, from clips into `folder`/transformer.pt. Told no speech, it expects any."""
     torch.manual_seed(seed)
     path, transformer = folder / "transformer.pt", make_transformer()
     loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=2e-3, decay_share=0.5, muon_prefix="blocks.")
     for generator in loop:
-        loop.learn(flow_matching_loss(transformer, clips[generator.integers(len(clips))], generator))
+        clip = clips[generator.integers(len(clips))]
+        loop.learn(flow_matching_loss(transformer, clip, generator, AUDIO_DROPOUT))
+
+
+def train_on_silence(folder: Path, clips: list[Clip], silent_clips: list[Clip], num_steps: int, seed: int) -> None:
+    """The same, from `folder`/transformer.pt into `folder`/silence.pt: told no speech, it expects closed mouths.
+
+    Guidance leads away from what the network expects without speech. Away from mouths that are half open, closed ones
+    would lose their lips.
+    """
+    transformer = make_transformer()
+    transformer.load_state_dict(torch.load(folder / "transformer.pt")["average"])
+    path = folder / "silence.pt"
+    loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=5e-4, decay_share=1.0, muon_prefix="blocks.")
+    for generator in loop:
+        is_told = bool(generator.random() >= SILENCE_DROPOUT)
+        choice = clips if is_told else silent_clips
+        clip = choice[generator.integers(len(choice))]
+        loop.learn(flow_matching_loss(transformer, clip, generator, audio_dropout=0.0 if is_told else 1.0))
 
 
 def flow_matching_loss(
-    transformer: InfiniteTalkTransformer3DModel, clip: Clip, generator: np.random.Generator
+    transformer: InfiniteTalkTransformer3DModel, clip: Clip, generator: np.random.Generator, audio_dropout: float
 ) -> Tensor:
-    """Of a clip at a random level of noise: the squared error of the velocity, noise - clean, by the clip's weights."""
+    """Of a clip at a random level of noise: the squared error of the velocity, noise - clean, by the clip's weights.
+
+    Args:
+        audio_dropout: how often the network does not hear the clip's speech.
+    """
     clean = clip.latents.float()[None]
     uniform = float(generator.random())
     noise_level = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
@@ -48,7 +72,7 @@ def flow_matching_loss(
         given = given + GIVEN_NOISE * float(generator.random()) * torch.randn_like(given)
     noisy[:, :, :num_given] = given
     windows, regions = clip.windows(), clip.regions()
-    if generator.random() < AUDIO_DROPOUT:
+    if generator.random() < audio_dropout:
         windows, regions = torch.zeros_like(windows[:1]), None
     velocity = predict_velocity(transformer, clip, noisy, noise_level, windows, regions)
     error = (velocity - (noise - clean))[:, :, num_given:].square().mean(dim=(0, 1))
