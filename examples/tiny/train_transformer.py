@@ -42,9 +42,12 @@ def train_on_silence(folder: Path, clips: list[Clip], silent_clips: list[Clip], 
     Guidance leads away from what the network expects without speech. Away from mouths that are half open, closed ones
     would lose their lips.
     """
+    begin, path = folder / "transformer.pt", folder / "silence.pt"
+    if path.exists() and path.stat().st_mtime < begin.stat().st_mtime:
+        # The transformer has been trained on since.
+        path.unlink()
     transformer = make_transformer()
-    transformer.load_state_dict(torch.load(folder / "transformer.pt")["average"])
-    path = folder / "silence.pt"
+    transformer.load_state_dict(torch.load(begin)["average"])
     loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=5e-4, decay_share=1.0, muon_prefix="blocks.")
     for generator in loop:
         is_told = bool(generator.random() >= SILENCE_DROPOUT)
