@@ -21,12 +21,22 @@ from examples.tiny.rule import SAMPLES_A_FRAME
 from examples.tiny.train import SEED
 from examples.tiny.train_transformer import flow_matching_loss, predict_velocity, train_transformer
 from examples.tiny.voices import HELD_OUT_VOICES, TRAINING_VOICES, random_speech
-from infinitetalk.models import load_models
+from infinitetalk.models import Models, load_models
 from infinitetalk.tiny import TALKER_FOLDER, paths_in, talker_paths
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 REPOSITORY = Path(__file__).parents[1]
 FEW = "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips 2 --silent-clips 1 --silence-steps 1"
+
+
+@pytest.fixture(scope="module")
+def talker() -> Models:
+    return load_models(talker_paths(), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def maker(talker: Models) -> ClipMaker:
+    return ClipMaker(talker.vae, talker.speech_encoder, talker.image_encoder)
 
 
 @pytest.mark.parametrize("voice", ["en-us+f3", "en-us+m5"])
@@ -92,9 +102,8 @@ def distance_to_clean(transformer: InfiniteTalkTransformer3DModel, clip: Clip, n
     return float((noisy - noise_level * velocity - clean)[:, :, num_given:].square().mean())
 
 
-def test_a_clip_of_the_training_teaches_the_transformer(tmp_path):
-    models = load_models(talker_paths(), torch.device("cpu"), torch.float32)
-    clip = ClipMaker(models.vae, models.speech_encoder, models.image_encoder).make(SEED, 2)
+def test_a_clip_of_the_training_teaches_the_transformer(tmp_path, maker: ClipMaker):
+    clip = maker.make(SEED, 2)
     torch.manual_seed(SEED)
     transformer = make_transformer()
     before = distance_to_clean(transformer, clip)
@@ -103,22 +112,15 @@ def test_a_clip_of_the_training_teaches_the_transformer(tmp_path):
     assert distance_to_clean(transformer, clip) <= 0.75 * before
 
 
-@pytest.fixture(scope="module")
-def maker() -> ClipMaker:
-    models = load_models(talker_paths(), torch.device("cpu"), torch.float32)
-    return ClipMaker(models.vae, models.speech_encoder, models.image_encoder)
-
-
 @pytest.mark.parametrize("field", ["speech", "reference", "image_embeds", "given", "weights"])
-def test_all_that_a_clip_holds_counts_in_its_loss(field: str, maker: ClipMaker):
+def test_all_that_a_clip_holds_counts_in_its_loss(field: str, talker: Models, maker: ClipMaker):
     clip = maker.make(SEED, 2)
-    transformer = load_models(talker_paths(), torch.device("cpu"), torch.float32).transformer
     changed = replace(clip, **{field: getattr(clip, field).roll(1, -2)})
     losses = []
     for each in (clip, clip, changed):
         torch.manual_seed(SEED)
         with torch.no_grad():
-            losses.append(flow_matching_loss(transformer, each, np.random.default_rng(SEED), audio_dropout=0.0))
+            losses.append(flow_matching_loss(talker.transformer, each, np.random.default_rng(SEED), audio_dropout=0.0))
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -131,16 +133,15 @@ def test_in_a_silent_clip_nobody_speaks(maker: ClipMaker):
     assert torch.equal(spoken.reference, silent.reference)
 
 
-def test_without_speech_the_talker_expects_closed_mouths(maker: ClipMaker):
+def test_without_speech_the_talker_expects_closed_mouths(talker: Models, maker: ClipMaker):
     """Whose distance to a clip in noise, told no speech, is less where mouths are closed than where they speak."""
-    transformer = load_models(talker_paths(), torch.device("cpu"), torch.float32).transformer
     losses = {}
     for is_silent in (True, False):
         clips = [maker.make(HELD_OUT_SEED, number, is_silent) for number in range(4)]
         generator = np.random.default_rng(SEED)
         torch.manual_seed(SEED)
         with torch.no_grad():
-            losses[is_silent] = sum(flow_matching_loss(transformer, clip, generator, 1.0) for clip in clips)
+            losses[is_silent] = sum(flow_matching_loss(talker.transformer, clip, generator, 1.0) for clip in clips)
     assert losses[True] < 0.5 * losses[False]
 
 

@@ -1,6 +1,7 @@
 """A video that plays while it is made: HLS beside the outputs, from the first chunk on."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def job(store: str = "volume", **changes: Any) -> dict[str, Any]:
         "id": "job-1",
         "input": small_job(mode="streaming", cond_audio=speech, output_config=output_config, **changes),
     }
+
+
+def in_chunk(worker: LocalWorker, number: int) -> Callable[[], bool]:
+    """Whether the worker's job has begun a chunk, counted from 1."""
+
+    def has_begun() -> bool:
+        steps = [message["arguments"][2] for message in worker.messages if message["arguments"]]
+        return any(step and step.get("chunk") == number for step in steps)
+
+    return has_begun
 
 
 def decoded(address: str, **options: str) -> tuple[np.ndarray, float]:
@@ -89,12 +100,8 @@ def test_a_bucket_serves_it_to_anyone_who_has_the_address(local_worker: LocalWor
 def test_a_job_that_does_not_end_well_leaves_none(store, local_worker: LocalWorker, s3_server: S3Server):
     local_worker.settings = with_bucket(local_worker.settings, s3_server)
 
-    def in_third_chunk() -> bool:
-        steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]
-        return any(step and step.get("chunk") == 3 for step in steps)
-
     with pytest.raises(GenerationStopped):
-        local_worker.run(job(store), in_third_chunk)
+        local_worker.run(job(store), in_chunk(local_worker, 3))
     assert any(message["arguments"] and message["arguments"][3] for message in local_worker.messages)
     assert list(local_worker.volume.rglob("*.preview")) == []
     assert s3_server.keys() == []
@@ -145,12 +152,8 @@ def test_that_of_a_finished_video_stays_though_the_same_job_fails_later(
 def test_one_that_was_begun_again_goes_with_the_run_that_fails(local_worker: LocalWorker):
     local_worker.run(job())
 
-    def in_third_chunk() -> bool:
-        steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]
-        return any(step and step.get("chunk") == 3 for step in steps)
-
     with pytest.raises(GenerationStopped):
-        local_worker.run(job(base_seed=7), in_third_chunk)
+        local_worker.run(job(base_seed=7), in_chunk(local_worker, 3))
     assert list(local_worker.volume.rglob("*.preview")) == []
 
 
@@ -170,12 +173,8 @@ def test_a_prefix_that_leads_out_of_the_volume_costs_nothing_there(local_worker:
 
 
 def test_a_job_that_goes_on_publishes_what_was_there_at_once(local_worker: LocalWorker):
-    def in_fourth_chunk() -> bool:
-        steps = [message["arguments"][2] for message in local_worker.messages if message["arguments"]]
-        return any(step and step.get("chunk") == 4 for step in steps)
-
     with pytest.raises(GenerationStopped):
-        local_worker.run(job(), in_fourth_chunk, keep=True)
+        local_worker.run(job(), in_chunk(local_worker, 4), keep=True)
     result = local_worker.run(job())
     sampling = [message for message in local_worker.messages if message["stage"] is Stage.SAMPLING]
     assert sampling[1]["arguments"][3] == {"preview_path": "infinitetalk/jobs/job-1.preview/index.m3u8"}

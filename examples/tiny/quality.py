@@ -261,8 +261,7 @@ def _lips_row(examples: list[Example], videos: list[np.ndarray]) -> Row:
     for example, frames in zip(examples, videos, strict=True):
         is_closed = example.rules[0].opening[: len(frames)] < CLOSED
         drawn = example.drawn(*frames.shape[1:3])[: len(frames)]
-        found += list((read_lips(frames)[0] - read_lips(drawn)[0])[is_closed])
-    found = [abs(value) for value in found]
+        found += list(np.abs(read_lips(frames)[0] - read_lips(drawn)[0])[is_closed])
     return Row(
         f"lips in pauses, {len(found)} frames: their tone against the drawn one's, in levels of 255",
         "≤ 20 (median)",

@@ -37,13 +37,18 @@ def make_clips(folder: Path, num_clips: int, num_silent_clips: int) -> None:
         raise SystemExit(f"the VAE has been trained on since {statistics} and the clips were made of it: remove them")
     print(f"clips: {num_clips}, and {num_silent_clips} silent ones", flush=True)
     maker = ClipMaker(load_vae(folder), load_speech_encoder(folder), load_image_encoder())
-    for name, count, is_silent in (("clips", num_clips, False), ("silent_clips", num_silent_clips, True)):
-        (folder / name).mkdir(exist_ok=True)
-        for number in range(count):
-            path = folder / name / f"{number:05}.pt"
-            if not path.exists():
-                torch.save(asdict(maker.make(SEED, number, is_silent)), scratch := path.with_suffix(".part"))
-                scratch.rename(path)
+    write_clips(folder / "clips", maker, num_clips, is_silent=False)
+    write_clips(folder / "silent_clips", maker, num_silent_clips, is_silent=True)
+
+
+def write_clips(folder: Path, maker: ClipMaker, num_clips: int, is_silent: bool) -> None:
+    """Clips 0 to `num_clips`, those that are not there."""
+    folder.mkdir(exist_ok=True)
+    for number in range(num_clips):
+        path = folder / f"{number:05}.pt"
+        if not path.exists():
+            torch.save(asdict(maker.make(SEED, number, is_silent)), scratch := path.with_suffix(".part"))
+            scratch.rename(path)
 
 
 def measure_latents(folder: Path) -> dict[str, list[float]]:

@@ -507,7 +507,7 @@ class Engine:
             models.preload()
         except Exception as error:
             logger.error("model.not_loaded", exc_info=error)
-            self.is_broken = may_load_elsewhere(error)
+            self.is_broken |= may_load_elsewhere(error)
             waiting.set_exception(load_error(error))
             return
         lat_ms = round((time.monotonic() - begin) * 1000)

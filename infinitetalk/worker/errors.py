@@ -134,7 +134,7 @@ def may_load_elsewhere(error: Exception) -> bool:
 
 def load_error(error: Exception) -> Exception:
     """An error met while a model is loaded, with the code that it has there, at whatever stage a job is told of it."""
-    if is_expected(error) and not failed_to_read(error):
+    if not may_load_elsewhere(error):
         return error
     told = job_error(error, Stage.LOAD)
     return WorkerError(told.code, told.message, told.retryable)
