@@ -5,9 +5,10 @@ Parameter names are those of the published adapter (`audio_proj.*`, `blocks.N.au
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
+
+ROTARY_BASE = 10_000.0
 
 
 def group_windows(windows: Tensor, vae_scale: int) -> tuple[Tensor, Tensor]:
@@ -66,23 +67,30 @@ class AudioProj(nn.Module):
 def rotate_pairs(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
     """Turn each pair of neighbouring elements of the last dimension by its angle (rotary embedding, arXiv 2104.09864).
 
-    A pair is a complex number, so that the whole is one product.
+    A pair is a complex number, so that the whole is one product. A compiler has no code for complex numbers, but makes
+    one kernel of the same in real ones.
 
     Args:
         hidden_states: (..., head_dim).
-        rotary_emb: complex64 of modulus 1, broadcastable to (..., head_dim / 2).
+        rotary_emb: float32, cosine and sine, broadcastable to (..., head_dim / 2, 2).
 
     Returns:
         (..., head_dim), dtype of `hidden_states`; computed in float32.
     """
-    pairs = torch.view_as_complex(hidden_states.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary_emb).flatten(-2).type_as(hidden_states)
+    pairs = hidden_states.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (real, imaginary), (cos, sin) = pairs.unbind(-1), rotary_emb.unbind(-1)
+        rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary_emb))
+    return rotated.flatten(-2).type_as(hidden_states)
 
 
 def rotary_embedding(positions: Tensor, head_dim: int) -> Tensor:
-    """Rotary embedding of real-valued positions (n,), base 10000: complex64 (n, head_dim / 2)."""
-    embedding = get_1d_rotary_pos_embed(head_dim, positions.double(), use_real=False, freqs_dtype=torch.float64)
-    return embedding.to(torch.complex64)
+    """Rotary embedding of real-valued positions (n,), base 10000: float32 (n, head_dim / 2, 2), cosine and sine."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
+    angles = positions.double()[:, None] * ROTARY_BASE**-exponents
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
 
 
 class AudioAttention(nn.Module):
@@ -124,7 +132,7 @@ class AudioAttention(nn.Module):
         key, value = self.kv_linear(audio_tokens).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         if query_positions is not None and key_positions is not None:
             query_rotary_emb = rotary_embedding(query_positions, query.shape[-1])
-            query = rotate_pairs(query, query_rotary_emb.view(latent_frames, -1, 1, query.shape[-1] // 2))
+            query = rotate_pairs(query, query_rotary_emb.view(latent_frames, -1, 1, query.shape[-1] // 2, 2))
             key = rotate_pairs(key, rotary_embedding(key_positions, key.shape[-1])[:, None])
         attended = dispatch_attention_fn(query, key, value)
         return self.proj(attended.reshape(hidden_states.shape))

@@ -1,8 +1,11 @@
 """From a picture or video, speech and a prompt to video: a generator of chunks."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.torch
@@ -12,7 +15,6 @@ from torch import Tensor
 from infinitetalk.chunks import ChunkPlan, plan_chunks, window_rows
 from infinitetalk.color import match_color
 from infinitetalk.crossfade import cross_fade
-from infinitetalk.media import Source
 from infinitetalk.models import Models
 from infinitetalk.regions import default_regions, latent_regions
 from infinitetalk.sampling import ChunkConditions, GenerationSettings, chunk_noise, make_guidance, sample_chunk
@@ -21,6 +23,9 @@ from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.vae import decode_latents, encode_frames
 from infinitetalk.wav2vec2 import SpeechEmbeddings
+
+if TYPE_CHECKING:
+    from infinitetalk.media import Source
 
 MASK_CHANNELS = 4
 
@@ -59,7 +64,7 @@ class ChunkState:
         return safetensors.torch.save(tensors)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "ChunkState":
+    def from_bytes(cls, data: bytes) -> ChunkState:
         """The inverse of `to_bytes`."""
         tensors = safetensors.torch.load(data)
         return cls(int(tensors["next_chunk"]), tensors["motion_latents"], tensors["held_frames"].numpy())

@@ -30,7 +30,6 @@ from transformers import (
 from infinitetalk.models import DESCRIPTION_FILE, CheckpointPaths
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
-from infinitetalk.tts import CONFIG_FILE, make_tiny_kokoro
 
 NAME = "tiny-random"
 SEED = 2508
@@ -79,6 +78,9 @@ def ensure_tiny_model(folder: Path = DEFAULT_FOLDER) -> CheckpointPaths:
 
 def ensure_tiny_kokoro(model_folder: Path = DEFAULT_FOLDER) -> Path:
     """Make a Kokoro beside the tiny model unless it is there, and return its folder; safe as `ensure_tiny_model`."""
+    # Speaking text needs libraries that the model itself does without.
+    from infinitetalk.tts import CONFIG_FILE, make_tiny_kokoro
+
     folder = model_folder.with_name(f"kokoro-{model_folder.name}")
     _make_once(folder, CONFIG_FILE, make_tiny_kokoro)
     return folder

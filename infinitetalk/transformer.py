@@ -29,19 +29,36 @@ from infinitetalk.teacache import TeaCache
 ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
 
 
+def add_product(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    """addend + factor · weight, computed in float32 and rounded once to the dtype of `factor`.
+
+    Args:
+        addend: (1, tokens, dim), or float32 (1, 1, dim).
+        factor: (1, tokens, dim).
+        weight: float32 (1, 1, dim).
+    """
+    if factor.dtype == torch.float32:
+        return torch.addcmul(addend, factor, weight)
+    # One kernel widens the narrow operands as it reads them: 1.0 ms in place of 1.8 (docs/performance.md).
+    return torch.addcmul(addend, factor, weight, out=torch.empty_like(factor))
+
+
 def modulated_norm(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x)·(1 + scale) + shift in float32, by one kernel: the modulation is handed to the norm as its own weights.
+    """norm(x)·(1 + scale) + shift. The norm is rounded to the dtype of x before it is modulated, as published.
 
     Args:
         norm: without weights.
         hidden_states: (1, tokens, dim).
-        shift, scale: float32, dim numbers each.
+        shift, scale: float32 (1, 1, dim).
 
     Returns:
         As `hidden_states`.
     """
-    weight, bias = 1 + scale.flatten(), shift.flatten()
-    return F.layer_norm(hidden_states.float(), norm.normalized_shape, weight, bias, norm.eps).type_as(hidden_states)
+    if hidden_states.dtype == torch.float32:
+        # Nothing is rounded in between: one kernel takes the modulation as the norm's own weights.
+        weight, bias = 1 + scale.flatten(), shift.flatten()
+        return F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps)
+    return add_product(shift, F.layer_norm(hidden_states, norm.normalized_shape, eps=norm.eps), 1 + scale)
 
 
 class SelfAttnProcessor(WanAttnProcessor):
@@ -62,7 +79,7 @@ class SelfAttnProcessor(WanAttnProcessor):
 
         Args:
             hidden_states: (1, tokens, dim).
-            rotary_emb: complex (1, tokens, 1, head_dim / 2).
+            rotary_emb: float32 (1, tokens, 1, head_dim / 2, 2), cosine and sine of each pair.
             regions: bool (speakers + 1, S) over the tokens of latent frame 0, or None.
             num_frames: latent frames.
             split: of the tokens over several processes, of which each has its part; None for one process.
@@ -137,7 +154,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
             hidden_states: (1, tokens, dim).
             encoder_hidden_states: image tokens (1, image_tokens, dim) and text tokens (1, text_len, dim).
             timestep_proj: float32 (1, 6, dim).
-            rotary_emb: complex (1, tokens, 1, head_dim / 2).
+            rotary_emb: float32 (1, tokens, 1, head_dim / 2, 2), cosine and sine of each pair.
             audio_tokens: (latent_frames, speakers · context_tokens, audio_dim).
             regions: bool (speakers + 1, S) when several speak, else None.
             split: of the tokens over several processes, of which each has its part; None for one process.
@@ -149,7 +166,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         attended, attention_map = self.attn1(
             normed, None, None, rotary_emb, regions=regions, num_frames=len(audio_tokens), split=split
         )
-        hidden_states = torch.addcmul(hidden_states.float(), attended.float(), gate).type_as(hidden_states)
+        hidden_states = add_product(hidden_states, attended, gate)
 
         hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
 
@@ -163,7 +180,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         )
 
         normed = modulated_norm(self.norm3, hidden_states, ffn_shift, ffn_scale)
-        return torch.addcmul(hidden_states.float(), self.ffn(normed).float(), ffn_gate).type_as(hidden_states)
+        return add_product(hidden_states, self.ffn(normed), ffn_gate)
 
 
 class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
@@ -253,9 +270,9 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         return self.audio_proj(windows).transpose(0, 1).flatten(1, 2)
 
     def rotary_embedding(self, latents: Tensor) -> Tensor:
-        """3-D rotary embedding of latents (1, channels, t, h, w): complex (1, tokens, 1, head_dim / 2) of modulus 1."""
+        """3-D rotary embedding of latents (1, channels, t, h, w): (1, tokens, 1, head_dim / 2, 2), cosine and sine."""
         cos, sin = self.rope(latents)
-        return torch.complex(cos[..., 0::2], sin[..., 1::2])
+        return torch.stack([cos[..., 0::2], sin[..., 1::2]], dim=-1)
 
     def forward(
         self,

@@ -1,11 +1,18 @@
 """The benchmarks' own promises: what is counted, what a row says, and that every part of them runs at a small size."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 
 from benchmarks.evaluation import EvaluationSize, Products, make_inputs, make_transformer
-from benchmarks.gpu import SMALL, evaluation_operations, measure
+from benchmarks.gpu import evaluations
+from benchmarks.gpu.networks import evaluation_operations
+from benchmarks.gpu.rows import Figure, Group, Row
 from benchmarks.measure import Goal, Measurement, as_table, compare
 from benchmarks.reference import UNSET, VARIABLE, import_reference, reference_folder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
@@ -59,12 +66,51 @@ def test_the_floor_is_that_of_the_published_shape() -> None:
     assert evaluation_operations(transformer, 33_600) == pytest.approx(1.87e15, rel=0.01)
 
 
-def test_the_gpu_benchmark_runs_and_marks_what_the_machine_lacks() -> None:
-    vae = AutoencoderKLWan(base_dim=4, num_res_blocks=1)
-    rows = measure(SMALL, vae, torch.device("cpu"), with_compile=False)
-    figures = {row.what.rpartition(", ")[2]: row.value for row in rows}
-    assert figures["native"] > 0
-    assert figures["fp8 products"] is None
+def told(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    """The figures that a group has printed."""
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["kind"] == "figure"]
+
+
+def test_the_gpu_benchmark_measures_small_networks_and_says_what_the_machine_lacks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluations.GROUP.run(small=True, wanted=["rates", "sizes", "two speakers", "LoRA"])
+    figures = {figure["name"]: figure["value"] for figure in told(capsys)}
+    assert figures["one evaluation, 640x640, 81 frames, 1 speaker"] > 0
+    assert figures["one evaluation, 640x640, 81 frames, 2 speakers"] > 0
+    assert figures["one evaluation, 640x640, 81 frames, 2 speakers: memory beside weights"] is None
+    assert figures["a LoRA of rank 32 laid on every block"] > 0
+
+
+def test_a_row_that_fails_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(state: None) -> Iterator[Figure]:
+        yield Figure("before", 1.0)
+        raise torch.OutOfMemoryError("no memory")
+
+    def whole(state: None) -> Iterator[Figure]:
+        yield Figure("after", 2.0)
+
+    Group("some", lambda small: None, (Row("broken", broken), Row("whole", whole))).run(True, [])
+    figures = told(capsys)
+    assert [(figure["name"], figure["value"]) for figure in figures] == [
+        ("before", 1.0),
+        ("broken", None),
+        ("after", 2.0),
+    ]
+    assert "OutOfMemoryError: no memory" in figures[1]["detail"]
+
+
+def test_a_group_that_hangs_is_ended_and_what_was_found_is_in_the_file(tmp_path: Path) -> None:
+    """A second is less than its imports take: whatever it is in then, the file tells."""
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--groups", "vae,talker", "--limit-s", "1"]
+    subprocess.run([*command, "--output", file], check=True, capture_output=True)
+    figures = json.loads(file.read_text())["figures"]
+    assert [figure["group"] for figure in figures] == ["vae", "talker"]
+    assert [figure["value"] for figure in figures] == [None, None]
+    assert "ended after 1 s" in figures[0]["detail"]
+    assert "no time was left" in figures[1]["detail"]
 
 
 def test_without_the_reference_nothing_is_compared_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

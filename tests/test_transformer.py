@@ -1,12 +1,15 @@
 """The network's own promises; equality with the published numbers is in test_golden.py."""
 
+import copy
+import shutil
+
 import pytest
 import torch
 
 from infinitetalk.audio_attention import rotary_embedding, rotate_pairs
 from infinitetalk.regions import RegionError
 from infinitetalk.teacache import TeaCache
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel, modulated_norm
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +136,25 @@ def test_a_norm_that_modulates_is_a_norm_and_a_modulation(dtype: torch.dtype, to
     modulated = modulated_norm(norm, hidden_states, shift, scale)
     assert modulated.dtype == dtype
     torch.testing.assert_close(modulated.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_a_gated_sum_is_rounded_once() -> None:
+    hidden_states, factor = torch.randn(2, 1, 9, 32).to(torch.bfloat16).unbind()
+    gate = torch.randn(1, 1, 32)
+    expected = (hidden_states.float() + factor.float() * gate).to(torch.bfloat16)
+    torch.testing.assert_close(add_product(hidden_states, factor, gate), expected, atol=0, rtol=2**-8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU by g++, which is not there")
+def test_compiled_blocks_give_what_eager_ones_do(transformer: InfiniteTalkTransformer3DModel) -> None:
+    """Two speakers: rotary embedding of tokens and of places on the speakers' line, in real arithmetic."""
+    given = inputs(speakers=2) | {"regions": left_and_right()}
+    blocks = copy.deepcopy(transformer)
+    blocks.compile_repeated_blocks(fullgraph=True)
+    with torch.no_grad():
+        eager, compiled = transformer(**given).sample, blocks(**given).sample
+    torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
 
 
 def test_norms_modulation_and_time_embedding_stay_in_float32(

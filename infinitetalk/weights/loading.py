@@ -121,6 +121,10 @@ def _in_file_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, Source]
             yield name, source
 
 
+#: A row of zeros would have the scale 0, and its numbers would be 0 / 0.
+_LEAST_MAGNITUDE = 1e-12
+
+
 def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:
     """A linear layer's weight (out, in) with a scale for each row, as torchao holds it.
 
@@ -128,7 +132,7 @@ def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:
     largest magnitude in its row for int8.
     """
     if quantisation == "fp8":
-        return Float8Tensor.from_hp(weight, granularity=PerRow())
+        return Float8Tensor.from_hp(weight, granularity=PerRow(), hp_value_lb=_LEAST_MAGNITUDE)
     return Int8Tensor.from_hp(weight, granularity=PerRow())
 
 

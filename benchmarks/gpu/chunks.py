@@ -1,0 +1,171 @@
+"""Whole chunks by the pipeline that the worker runs, at the published sizes with random weights: two steps of each.
+
+A recipe's chunk is computed from them: what is made once a chunk, and its number of steps. Then a cancelled job.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.networks import Shape, make_image_encoder, make_transformer, make_vae, shape_of
+from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, release, synchronise
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.image import ImageEncoder
+from infinitetalk.models import Lazy, Models
+from infinitetalk.pipeline import Conditions, InfiniteTalkPipeline, Step
+from infinitetalk.sampling import GenerationSettings
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+
+#: Settings that are timed for two steps, and the steps that a job by them makes.
+SETTINGS = GenerationSettings(num_inference_steps=2, shift=2.0, text_guide_scale=1.0, audio_guide_scale=2.0)
+FEW_STEPS = replace(SETTINGS, frame_num=33, max_frame_num=33, motion_frame=5, shift=5.0, audio_guide_scale=1.0)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A soft picture of a size."""
+
+    height: int
+    width: int
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """uint8 (3, height, width)."""
+        coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        soft = torch.nn.functional.interpolate(coarse, (self.height, self.width), mode="bicubic").clamp(0, 1)
+        return (soft[0] * 255).to(torch.uint8)
+
+
+@dataclass
+class Pipeline:
+    """The pipeline over networks of random weights."""
+
+    shape: Shape
+    pipeline: InfiniteTalkPipeline
+
+    def conditions(self, num_frames: int) -> Conditions:
+        """A picture of 640x640, noise for speech and prompt."""
+        generator = torch.Generator().manual_seed(1)
+        return Conditions(
+            source=Picture(640, 640),
+            speech=[SpeechEmbeddings.from_tensor(torch.randn(num_frames, 12, 768, generator=generator))],
+            prompt_embeds=torch.randn(1, 512, 4096, generator=generator).to(device()),
+            negative_prompt_embeds=torch.randn(1, 512, 4096, generator=generator).to(device()),
+        )
+
+
+def prepare(small: bool) -> Pipeline:
+    """Transformer, VAE and CLIP; prompts and speech come embedded."""
+    shape = shape_of(small)
+
+    def not_needed() -> None:
+        raise AssertionError("the benchmark embeds no prompt and no speech")
+
+    models = Models(
+        name="random weights",
+        size_scale=0.1 if small else 1.0,
+        transformer=make_transformer(shape),
+        vae=make_vae(shape),
+        prompt_encoder=Lazy(not_needed),
+        image_encoder=ImageEncoder(make_image_encoder(shape)),
+        speech_encoder=Lazy(not_needed),
+        device=device(),
+    )
+    return Pipeline(shape, InfiniteTalkPipeline(models))
+
+
+def chunk(state: Pipeline, name: str, settings: GenerationSettings) -> Iterator[Figure]:
+    """Two chunks of two steps each: the second begins with what the first left, as a stream's chunks do."""
+    settings = replace(settings, max_frame_num=2 * settings.frame_num - settings.motion_frame)
+    release()
+    times = []
+
+    def on_step(step: Step) -> None:
+        synchronise()
+        times.append(time.perf_counter())
+
+    begin = time.perf_counter()
+    chunks = state.pipeline.generate(state.conditions(settings.max_frame_num), settings, on_step=on_step)
+    ends = []
+    for made in chunks:
+        synchronise()
+        ends.append(time.perf_counter())
+        evaluations = made.evaluations // settings.num_inference_steps
+        shown = made.frames.shape
+    yield Figure(f"{name}: from conditions to the end of the first step, cold", times[0] - begin)
+    yield Figure(f"{name}: one step, {evaluations} evaluation(s)", times[1] - times[0])
+    yield Figure(
+        f"{name}: from the last step to the frames, cold", ends[0] - times[1], "s", "decode, colour, motion frames"
+    )
+    yield Figure(f"{name}: one step of the second chunk", times[3] - times[2])
+    yield Figure(
+        f"{name}: from the last step to the frames, second chunk", ends[1] - times[3], "s", f"{shown}, the last chunk"
+    )
+    yield memory_figure(f"{name}: peak memory", detail="weights of transformer, VAE and CLIP included")
+
+
+def guided(state: Pipeline) -> Iterator[Figure]:
+    """81 frames, text guidance 1 and audio guidance 2."""
+    yield from chunk(state, "chunk of 81 frames, audio guidance", SETTINGS)
+
+
+def few_steps(state: Pipeline) -> Iterator[Figure]:
+    """33 frames without guidance."""
+    yield from chunk(state, "chunk of 33 frames, no guidance", FEW_STEPS)
+
+
+def cancelled(state: Pipeline) -> Iterator[Figure]:
+    """A job that is told to stop within its first evaluation: how long until it has, and what it leaves."""
+    release()
+    before = torch.cuda.memory_allocated() if device().type == "cuda" else 0
+    asked = []
+
+    def should_stop() -> bool:
+        asked.append(time.perf_counter())
+        return len(asked) > 1
+
+    try:
+        list(state.pipeline.generate(state.conditions(81), SETTINGS, should_stop=should_stop))
+    except GenerationStopped:
+        synchronise()
+        stopped = time.perf_counter()
+    release()
+    left = (torch.cuda.memory_allocated() - before) / 2**20 if device().type == "cuda" else 0.0
+    yield Figure("a cancelled job: from its first evaluation to its end", stopped - asked[0])
+    yield Figure("a cancelled job: memory that it leaves", left, "MiB")
+
+
+def out_of_memory(state: Pipeline) -> Iterator[Figure]:
+    """A chunk for which memory is missing, and the same once it is there again."""
+    if device().type != "cuda":
+        yield Figure("a chunk for which memory is missing", None, detail="no GPU here")
+        return
+    release()
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - 3 * 2**30, dtype=torch.uint8, device=device())
+    began = time.perf_counter()
+    try:
+        list(state.pipeline.generate(state.conditions(81), SETTINGS))
+        raise AssertionError("it had memory enough")
+    except torch.OutOfMemoryError:
+        missed = time.perf_counter() - began
+    del taken
+    release()
+    yield Figure("a chunk for which memory is missing: until it says so", missed)
+    settings = replace(FEW_STEPS, num_inference_steps=1)
+    made = list(state.pipeline.generate(state.conditions(33), settings))
+    yield Figure("the next job after it: frames", float(sum(len(part.frames) for part in made)), "frames")
+
+
+GROUP = Group(
+    "chunks",
+    prepare,
+    (
+        Row("guided", guided),
+        Row("few steps", few_steps),
+        Row("cancelled", cancelled),
+        Row("out of memory", out_of_memory),
+    ),
+)

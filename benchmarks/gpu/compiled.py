@@ -1,0 +1,66 @@
+"""One evaluation with its blocks compiled, and with products in fp8, which need the compiler to gain anything."""
+
+from collections.abc import Iterator
+
+from benchmarks.gpu.evaluations import Evaluations
+from benchmarks.gpu.networks import inputs, make_transformer, shape_of, working_dtype
+from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, release, seconds, timed
+
+
+def prepare(small: bool) -> Evaluations:
+    """The 14B network, whose blocks are compiled when they are first called."""
+    state = Evaluations(shape_of(small), make_transformer(shape_of(small)))
+    state.transformer.compile_repeated_blocks(fullgraph=True)
+    return state
+
+
+def one_speaker(state: Evaluations) -> Iterator[Figure]:
+    """bf16."""
+    yield from compiled(state, "bf16", 1)
+
+
+def fewer_frames(state: Evaluations) -> Iterator[Figure]:
+    """The size of a few-step recipe: a second graph, of dynamic shape."""
+    (_, _), (name, size), *_ = state.shape.sizes.items()
+    given = inputs(size, working_dtype())
+    yield Figure(f"compiling, {name}", seconds(lambda: state.transformer(**given)))
+    yield Figure(f"one evaluation, blocks compiled, {name}", timed(lambda: state.transformer(**given), 2))
+
+
+def two_speakers(state: Evaluations) -> Iterator[Figure]:
+    """With the reference attention map."""
+    yield from compiled(state, "bf16", 2)
+
+
+def fp8(state: Evaluations) -> Iterator[Figure]:
+    """Weights and activations in fp8, scaled row by row."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    if device().type != "cuda":
+        yield Figure("one evaluation, blocks compiled, fp8 products", None, detail="no GPU here")
+        return
+    quantize_(state.transformer.blocks, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
+    release()
+    yield from compiled(state, "fp8 products", 1)
+
+
+def compiled(state: Evaluations, what: str, speakers: int) -> Iterator[Figure]:
+    """Seconds to compile, and of an evaluation afterwards."""
+    given = inputs(state.shape.chunk, working_dtype(), speakers)
+    before = allocated_gib()
+    name = f"blocks compiled, {what}, {speakers} speaker{'s' if speakers > 1 else ''}"
+    yield Figure(f"compiling, {what}, {speakers} speaker(s)", seconds(lambda: state.transformer(**given)))
+    yield Figure(f"one evaluation, {name}", timed(lambda: state.transformer(**given), 2))
+    yield memory_figure(f"{name}: memory beside weights", before)
+
+
+GROUP = Group(
+    "compiled",
+    prepare,
+    (
+        Row("one speaker", one_speaker),
+        Row("fp8", fp8),
+        Row("33 frames", fewer_frames),
+        Row("two speakers", two_speakers),
+    ),
+)

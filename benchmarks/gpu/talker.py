@@ -1,0 +1,116 @@
+"""The embedded talker on the GPU: the whole path with trained weights, against the same on the CPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
+from infinitetalk.memory import MemoryPlan
+from infinitetalk.models import load_models
+from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.sampling import GenerationSettings
+from infinitetalk.speech import SAMPLING_RATE
+from infinitetalk.tiny import talker_paths
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+
+PORTRAIT = Path(__file__).parents[2] / "examples" / "media" / "drawn_portrait.png"
+SETTINGS = GenerationSettings(
+    frame_num=33, max_frame_num=57, num_inference_steps=8, shift=7.0, text_guide_scale=1.0, audio_guide_scale=2.0
+)
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """The drawn portrait."""
+
+    frame: Tensor
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.frame.shape[1]
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.frame.shape[2]
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """uint8 (3, height, width)."""
+        return self.frame
+
+
+@dataclass
+class Talker:
+    """A portrait, a sound, and the chunks that the CPU makes of them in float32."""
+
+    source: Portrait
+    waveform: np.ndarray
+    speech: SpeechEmbeddings
+    expected: list[Chunk]
+    settings: GenerationSettings
+
+    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> list[Chunk]:
+        """The same on a device."""
+        models = load_models(talker_paths(), place, dtype, memory)
+        pipeline = InfiniteTalkPipeline(models)
+        return list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
+
+
+def prepare(small: bool) -> Talker:
+    """What the CPU makes in float32; the sound is a chirp whose loudness comes and goes."""
+    torch.set_num_threads(4)
+    pixels = torch.from_numpy(np.asarray(Image.open(PORTRAIT).convert("RGB")).copy()).permute(2, 0, 1)
+    seconds = np.arange(3 * SAMPLING_RATE) / SAMPLING_RATE
+    waveform = (0.2 * np.sin(2 * np.pi * 180 * seconds) * (np.sin(2 * np.pi * 2 * seconds) > 0)).astype(np.float32)
+    settings = replace(SETTINGS, num_inference_steps=2) if small else SETTINGS
+    models = load_models(talker_paths(), torch.device("cpu"), torch.float32)
+    speech = models.speech_encoder(waveform)
+    talker = Talker(Portrait(pixels), waveform, speech, [], settings)
+    talker.expected = talker.generate(torch.device("cpu"), torch.float32, MemoryPlan())
+    return talker
+
+
+def speech_encoder(state: Talker) -> Iterator[Figure]:
+    """wav2vec2 as it runs on the device."""
+    encoder = load_models(talker_paths(), device(), torch.float32).speech_encoder
+    found = encoder(state.waveform)
+    rows = [embeddings.rows(torch.arange(len(embeddings))) for embeddings in (found, state.speech)]
+    yield Figure("talker: speech embeddings against the CPU's", relative_error(*rows), "relative error")
+    yield Figure("talker: embedding 3 s of speech", timed(lambda: encoder(state.waveform)))
+
+
+def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryPlan) -> Iterator[Figure]:
+    """Final latents and frames against the CPU's in float32."""
+    chunks = state.generate(device(), dtype, memory)
+    latents, frames = [], []
+    for found, expected in zip(chunks, state.expected, strict=True):
+        latents.append(relative_error(found.latents.cpu(), expected.latents))
+        frames.append(np.abs(found.frames.astype(int) - expected.frames.astype(int)))
+    levels = np.concatenate(frames)
+    detail = (
+        f"latents of each chunk {', '.join(f'{error:.1e}' for error in latents)}; "
+        f"frames: mean {levels.mean():.3f}, most {levels.max()} levels of 255"
+    )
+    yield Figure(f"talker, {what}, against float32 on the CPU", latents[-1], "relative error", detail)
+
+
+def precisions(state: Talker) -> Iterator[Figure]:
+    """float32, bf16, and the modes of quantised and streamed weights."""
+    narrow = torch.bfloat16
+    yield from compared(state, "float32", torch.float32, MemoryPlan())
+    yield from compared(state, "bf16", narrow, MemoryPlan())
+    yield from compared(state, "fp8 weights", narrow, MemoryPlan(quantisation="fp8"))
+    yield from compared(state, "int8 weights", narrow, MemoryPlan(quantisation="int8"))
+    streamed = MemoryPlan(persistent_parameters=0, stream_text_encoder=True)
+    yield from compared(state, "bf16, blocks and text encoder streamed", narrow, streamed)
+    yield from compared(state, "fp8 weights, blocks streamed", narrow, replace(streamed, quantisation="fp8"))
+    yield from compared(state, "bf16, VAE in tiles", narrow, MemoryPlan(vae_tiling=True))
+
+
+GROUP = Group("talker", prepare, (Row("precisions", precisions), Row("speech", speech_encoder)))

@@ -1,0 +1,128 @@
+"""The VAE's decoding and encoding of a chunk by precision and memory format: seconds, memory, and error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from benchmarks.gpu.networks import Shape, make_vae, shape_of
+from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, relative_error, release, timed
+from infinitetalk.memory import VAE_PIXEL_BYTES
+from infinitetalk.vae import decode_latents, encode_frames
+
+
+@dataclass
+class Vae:
+    """The VAE, a chunk's latents, and what it decodes of them without TF32.
+
+    Attributes:
+        expected: frames on the CPU, once they have been decoded.
+    """
+
+    shape: Shape
+    vae: AutoencoderKLWan
+    latents: Tensor
+    expected: Tensor | None = None
+
+
+def prepare(small: bool) -> Vae:
+    """The published VAE."""
+    shape = shape_of(small)
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, 16, *shape.chunk, generator=generator)
+    # Neighbours of real latents are alike.
+    soft = torch.nn.functional.avg_pool3d(latents, (1, 5, 5), stride=1, padding=(0, 2, 2)) * 4
+    return Vae(shape, make_vae(shape), soft.to(device()))
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether convolutions may round float32 to TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def use_format(vae: AutoencoderKLWan, memory_format: torch.memory_format) -> None:
+    """Lays the weights of the 3-D convolutions out in a memory format, which what they give then has too."""
+    for module in vae.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=memory_format)
+
+
+def decoding(state: Vae, what: str, repeats: int = 1) -> Iterator[Figure]:
+    """Decode the chunk as the VAE is now."""
+    release()
+    before = allocated_gib()
+    took = timed(lambda: decode_latents(state.vae, state.latents), repeats)
+    frames = decode_latents(state.vae, state.latents).cpu()
+    error = ""
+    if state.expected is None:
+        state.expected = frames
+    else:
+        levels = (frames - state.expected).abs() * 127.5
+        error = (
+            f"relative error {relative_error(frames, state.expected):.2e}, "
+            f"mean {levels.mean():.3f} and most {levels.max():.1f} levels of 255"
+        )
+    yield Figure(f"decoding of a chunk, {what}", took, "s", error)
+    pixels = state.latents.shape[-1] * state.latents.shape[-2] * 64
+    estimate = (VAE_PIXEL_BYTES + 12 * frames.shape[2]) * pixels / 2**30
+    yield memory_figure(f"decoding of a chunk, {what}: memory beside weights", before, f"estimated {estimate:.2f}")
+
+
+def float32(state: Vae) -> Iterator[Figure]:
+    """Without TF32, the yardstick of the errors, and with it, torch's default."""
+    with tf32(False):
+        yield from decoding(state, "float32 without TF32")
+    yield from decoding(state, "float32 with TF32", repeats=2)
+
+
+def encoding(state: Vae) -> Iterator[Figure]:
+    """A reference frame followed by grey, and the motion frames."""
+    height, width = (8 * side for side in state.latents.shape[-2:])
+    frames = torch.zeros(1, 3, 4 * (state.latents.shape[2] - 1) + 1, height, width, device=device())
+    frames[:, :, 0] = torch.linspace(-1, 1, width, device=device())
+    yield Figure("encoding of a reference for a chunk", timed(lambda: encode_frames(state.vae, frames), 1))
+    yield Figure("encoding of 9 motion frames", timed(lambda: encode_frames(state.vae, frames[:, :, :9]), 1))
+
+
+def tiles(state: Vae) -> Iterator[Figure]:
+    """Tile by tile."""
+    state.vae.enable_tiling()
+    yield from decoding(state, "float32 with TF32, in tiles")
+    state.vae.disable_tiling()
+
+
+def channels_last(state: Vae) -> Iterator[Figure]:
+    """The memory format of cuDNN's matrix units."""
+    use_format(state.vae, torch.channels_last_3d)
+    yield from decoding(state, "float32 with TF32, channels last")
+
+
+def bfloat16(state: Vae) -> Iterator[Figure]:
+    """In bf16, in both memory formats. The VAE stays so: the last row."""
+    state.vae.to(torch.bfloat16)
+    yield from decoding(state, "bf16, channels last", repeats=2)
+    yield from encoding(state)
+    use_format(state.vae, torch.contiguous_format)
+    yield from decoding(state, "bf16", repeats=2)
+
+
+GROUP = Group(
+    "vae",
+    prepare,
+    (
+        Row("float32", float32),
+        Row("encoding", encoding),
+        Row("tiles", tiles),
+        Row("channels last", channels_last),
+        Row("bf16", bfloat16),
+    ),
+)
