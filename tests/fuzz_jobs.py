@@ -247,7 +247,8 @@ BETWEEN = (
     ),
 )
 SCHEMES = (
-    *("http://", "http://", "http://", "https://", "HTTP://", "hTtP:", "http:/", "http:///", "http:\\\\", "http://\\"),
+    *("http://",) * 12,
+    *("https://", "https://", "HTTP://", "hTtP:", "http:/", "http:///", "http:\\\\", "http://\\"),
     *(" http://", "\nhttp://", "http:// ", "//", "ftp://", "file://", "gopher://", "data://", "ws://", "jar:http://"),
 )
 PATHS = (
@@ -274,13 +275,26 @@ PATHS = (
 )
 
 
+PRIVATE_HOSTS = HOSTS[: HOSTS.index("[fe80::1%25lo]")]
+PUBLIC_HOSTS = (SITE, f"{SITE}:80", "9.9.9.9")
+SPLITS = ("\\@", "\\@", "\\", "@", "#@", "?@", "/@", ":80\\@", "\t@", "\\\\@")
+
+
 @st.composite
 def addresses(draw: Any, trap: str) -> str:
     """Addresses that two parsers may read differently, or that lead where no job may."""
-    hosts = st.sampled_from([*HOSTS, trap])
-    host = draw(hosts)
-    for _ in range(draw(st.integers(0, 2))):
-        host += draw(st.sampled_from(BETWEEN)) + draw(hosts)
+    private, hosts = st.sampled_from([*PRIVATE_HOSTS, trap, trap]), st.sampled_from([*HOSTS, trap])
+    public = st.sampled_from(PUBLIC_HOSTS)
+    match draw(st.sampled_from(["two", "two", "any", "any", "rebinding"])):
+        case "two":
+            first, second = draw(st.tuples(private, public) | st.tuples(public, private))
+            host = first + draw(st.sampled_from(SPLITS)) + second
+        case "any":
+            host = draw(hosts)
+            for _ in range(draw(st.integers(0, 2))):
+                host += draw(st.sampled_from(BETWEEN)) + draw(hosts)
+        case _:
+            host = REBINDING
     address = draw(st.sampled_from(SCHEMES)) + host + draw(st.sampled_from(PATHS))
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         place = draw(st.integers(0, len(address)))
@@ -343,36 +357,18 @@ def served_jobs() -> st.SearchStrategy[dict[str, Any]]:
 
 def long_texts() -> st.SearchStrategy[str]:
     """Texts that take a careless pattern a time that grows with the square of their lengths."""
-    starts = st.sampled_from(["", "A" * 64, "data:image/png;base64,", "data:", "http://", "(s1) ", "a?", "://"])
-    units = st.sampled_from(
-        [
-            " ",
-            "A",
-            "=",
-            "A ",
-            "a?",
-            "?key",
-            "?",
-            "://a@",
-            "://",
-            "@",
-            "\\",
-            "%",
-            "\n",
-            "(s1) ",
-            "(",
-            "a:",
-            "-",
-            "\u0130",
-            ".",
-        ]
+    starts = st.sampled_from(
+        ["", "A" * 64, "A" * 64, "data:image/png;base64,", "data:", "http://", "(s1) ", "a?", "://"]
     )
-    ends = st.sampled_from(["", "!", "=", "\0", "@", " "])
+    units = st.sampled_from([" ", " ", " ", "\n", "A", "A ", "=", "a?", "a?", "?key"]) | st.sampled_from(
+        ["?", "://a@", "://", "@", "\\", "%", "(s1) ", "(", "a:", "-", "\u0130", "."]
+    )
+    ends = st.sampled_from(["!", "!", "", "=", "\0", "@", " "])
     return st.builds(
         lambda start, unit, length, end: start + unit * (length // len(unit)) + end,
         starts,
         units,
-        st.integers(1000, LONGEST_TEXT),
+        st.integers(LONGEST_TEXT // 2, LONGEST_TEXT),
         ends,
     )
 
@@ -383,9 +379,11 @@ def long_jobs() -> st.SearchStrategy[dict[str, Any]]:
     lists = st.builds(lambda text, count: [text[:1000]] * count, long_texts(), st.integers(1, 1000))
     speakers = long_texts().map(lambda text: {"person1": text})
     speech = long_texts().map(lambda text: {"text": text, "human1_voice": "am_adam"})
+    media = long_texts().map(lambda text: {"cond_video": text}) | speakers.map(lambda voices: {"cond_audio": voices})
     fields = st.dictionaries(names, long_texts() | lists | speakers | speech, min_size=1, max_size=2)
-    return st.builds(lambda changes: envelope(JOB | changes), fields) | st.builds(
-        lambda text: envelope(JOB, s3Config=STORE | {"endpointUrl": text, "bucketName": text}), long_texts()
+    stores = long_texts().map(lambda text: envelope(JOB, s3Config=STORE | {"endpointUrl": text, "bucketName": text}))
+    return st.one_of(
+        [st.builds(lambda changes: envelope(JOB | changes), either) for either in (media, media, fields)] + [stores]
     )
 
 
@@ -529,33 +527,43 @@ def hostile_jobs(trap: str) -> st.SearchStrategy[dict[str, Any]]:
 # Whole jobs
 
 
-def stored_jobs(trap: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Jobs that are right but for where their results go: hostile addresses, and stores that are good, or bad in one
-    request or in all."""
-    good = st.just(f"store.{SITE}")
-    bad = behaviours(2).map(lambda behaviour: f"store.{behaviour.label}.{SITE}")
-    places = st.one_of(good, bad, bad).map(lambda host: f"http://{host}")
-    put = st.builds(
-        lambda video, thumbnail: (
-            JOB | {"output_config": {"store": "put", "video_url": video, "thumbnail_url": thumbnail}}
+GOOD_STORE = f"http://store.{SITE}"
+
+
+def put_jobs(trap: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Jobs that are right but for an address that takes the result."""
+    fields = st.sampled_from([("video_url", "thumbnail_url"), ("thumbnail_url", "video_url")])
+    return st.builds(
+        lambda names, address: envelope(
+            JOB | {"output_config": {"store": "put", names[0]: address, names[1]: f"{GOOD_STORE}/{names[1]}"}}
         ),
-        addresses(trap) | places.map(lambda place: f"{place}/x.mp4?X-Amz-Signature={SECRET}"),
-        addresses(trap) | places.map(lambda place: f"{place}/x.jpg?X-Amz-Signature={SECRET}"),
+        fields,
+        addresses(trap),
+    )
+
+
+def stored_jobs(trap: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Jobs that are right but for their stores, which are good, or bad in one request or in all."""
+    bad = behaviours(2).map(lambda behaviour: f"http://store.{behaviour.label}.{SITE}")
+    places = st.one_of(st.just(GOOD_STORE), bad, bad, bad)
+    put = st.builds(
+        lambda video, thumbnail: {
+            "store": "put",
+            "video_url": f"{video}/x.mp4?X-Amz-Signature={SECRET}",
+            "thumbnail_url": f"{thumbnail}/x.jpg?X-Amz-Signature={SECRET}",
+        },
+        places,
+        places,
     )
     stores = st.builds(
         lambda place: STORE | {"endpointUrl": place, "accessSecret": SECRET},
         st.one_of(places, places, places, addresses(trap)),
     )
-    # The worker's own store is asked where a job names none.
-    previews = st.sampled_from([{"store": "s3"}, {"store": "s3", "preview": True}])
-    own = st.builds(
-        lambda store, output: envelope(
-            JOB | {"output_config": output}, **({} if store is None else {"s3Config": store})
-        ),
-        st.one_of(stores, stores, stores, st.none()),
-        previews,
-    )
-    return put.map(envelope) | own | own
+    outputs = st.sampled_from([{"store": "s3"}, {"store": "s3", "preview": True}])
+    named = st.builds(lambda store, output: envelope(JOB | {"output_config": output}, s3Config=store), stores, outputs)
+    own = outputs.map(lambda output: envelope(JOB | {"output_config": output}))
+    putting = put.map(lambda output: envelope(JOB | {"output_config": output}))
+    return st.one_of(putting, named, named, own)
 
 
 def for_all(jobs: st.SearchStrategy[Any], run: Callable[[Any], None], num_jobs: int, seed: int) -> None:
@@ -582,6 +590,11 @@ def fuzz_to_the_model(campaign: Campaign, num_jobs: int, seed: int) -> None:
 def fuzz_whole(campaign: Campaign, num_jobs: int, seed: int) -> None:
     """Runs jobs most of which are right, to their ends."""
     for_all(whole_jobs(), lambda job: campaign.run(job, WHOLE_LIMIT_S), num_jobs, seed)
+
+
+def fuzz_puts(campaign: Campaign, num_jobs: int, seed: int) -> None:
+    """Runs jobs whose results go to hostile addresses, those to their ends that are not refused before."""
+    for_all(put_jobs(campaign.network.trap), lambda job: campaign.run(job, WHOLE_LIMIT_S), num_jobs, seed)
 
 
 def fuzz_stores(campaign: Campaign, num_jobs: int, seed: int) -> None:
@@ -632,7 +645,8 @@ def main(num_jobs: int = LONG_JOBS, num_whole_jobs: int = LONG_WHOLE_JOBS, seed:
     engine.start()
     is_clean = True
     parts = [(fuzz, num_whole_jobs * share // 100) for fuzz, share in PARTS]
-    for fuzz, count in [*parts, (fuzz_to_the_model, num_jobs)]:
+    num_puts = num_jobs // 20
+    for fuzz, count in [*parts, (fuzz_puts, num_puts), (fuzz_to_the_model, num_jobs - num_puts)]:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, Campaign(engine, Path(folder)) as campaign:
             begin = time.monotonic()
             for number, done in enumerate(range(0, count, JOBS_OF_A_PART)):

@@ -88,6 +88,7 @@ TEXTS = {
     "not UTF-8": b'{"x": "\xff\xfe"}',
     "empty": b"",
 }
+ALIKE = "another value of the same kind"
 KINDS = ("pipe", "link", "link to itself", "folder", "link out")
 
 
@@ -99,7 +100,7 @@ class Forgery:
         what: is done.
         file: which file, as a share of all.
         place: in it, as a share of its length.
-        value: to put there: a name of `FOREIGN`, `TEXTS` or `KINDS`, a byte, or a value of JSON.
+        value: to put there: a name of `FOREIGN`, `TEXTS` or `KINDS`, a byte, a value of JSON, or `ALIKE`.
         is_vouched_for: whether hashes and sizes in the state are made to fit.
     """
 
@@ -138,7 +139,9 @@ def forgeries() -> st.SearchStrategy[Forged]:
         "foreign": st.sampled_from(sorted(FOREIGN)),
         "state": st.sampled_from(sorted(TEXTS)),
         "kind": st.sampled_from(KINDS),
-        "field": st.none()
+        "field": st.just(ALIKE)
+        | st.just(ALIKE)
+        | st.none()
         | st.integers(-(2**70), 2**70)
         | st.text(max_size=20)
         | st.sampled_from(["../../../etc/passwd", JOB_ID, OTHER_ID, [], {}, True, 10**400, "http://127.0.0.1/"]),
@@ -302,8 +305,27 @@ def with_field(text: bytes, forgery: Forgery) -> bytes:
         inner = Forgery("field", forgery.file, forgery.file, forgery.value, forgery.is_vouched_for)
         holder[key] = with_field(holder[key].encode(), inner).decode()
     else:
-        holder[key] = forgery.value
+        holder[key] = alike(holder[key]) if forgery.value == ALIKE else forgery.value
     return json.dumps(state).encode()
+
+
+def alike(value: Any) -> Any:
+    """Another value of the same kind, which a state may well have."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str() if value.startswith("http") or not value:
+            return "http://127.0.0.1/x.mp4"
+        case str():
+            return value[:-1] + ("0" if value[-1] != "0" else "1")
+        case list():
+            return [*value, *(value[:1] or ["Forged."])]
+        case None:
+            return "http://127.0.0.1/x.mp4"
+        case _:
+            return {}
 
 
 def fields_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
