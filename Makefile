@@ -27,7 +27,8 @@ test: lint types
 test-long: $(VENV)/.requirements-dev
 	$(BIN)/python -m pytest -m long
 
-# Tens of minutes: random jobs, always a result or a coded error. A short form is among the tests.
+# Tens of minutes: random and hostile jobs, always a result or a coded error, within their limits. A short form is among
+# the tests.
 fuzz: $(VENV)/.requirements-dev
 	$(BIN)/python -m tests.fuzz_jobs
 

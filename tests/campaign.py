@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -262,8 +263,9 @@ class Campaign:
                     self.findings.note("a line of the log is no JSON", line, job)
                     continue
                 if "exception" in entry:
-                    last = entry["exception"].strip().rpartition("\n")[2]
-                    self.findings.note(f"an error that nobody expects: {last.partition(':')[0]}", last, job)
+                    kinds = re.findall(r"^([A-Za-z_][\w.]*)(?::|$)", entry["exception"], re.MULTILINE)
+                    kind = kinds[-1] if kinds else "of no kind"
+                    self.findings.note(f"an error that nobody expects: {kind}", entry["exception"][-400:], job)
 
 
 def around(what: str, text: str) -> str:
