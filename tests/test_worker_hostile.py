@@ -66,14 +66,14 @@ def campaign(tiny_engine: Engine, tmp_path: Path) -> Iterator[Campaign]:
 
 
 def test_random_and_hostile_jobs_end_within_their_limits_with_a_result_or_a_coded_error(campaign: Campaign) -> None:
-    fuzz_to_the_model(campaign, 100, SEED)
+    fuzz_to_the_model(campaign, 80, SEED)
     assert {ACCEPTED, ErrorCode.INPUT_VALIDATION, ErrorCode.DOWNLOAD_FAILED} <= set(campaign.outcomes)
     campaign.check()
 
 
 @pytest.mark.parametrize(
     ("fuzz", "num_jobs"),
-    [(fuzz_whole, 3), (fuzz_puts, 20), (fuzz_stores, 3), (fuzz_states, 4), (fuzz_two_holders, 1)],
+    [(fuzz_whole, 3), (fuzz_puts, 20), (fuzz_stores, 3), (fuzz_states, 3), (fuzz_two_holders, 1)],
 )
 def test_random_jobs_that_are_made_whole_end_in_the_same_way(
     fuzz: Callable[[Campaign, int, int], None], num_jobs: int, campaign: Campaign
