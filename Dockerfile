@@ -2,13 +2,16 @@
 #
 # docker build .                                        the worker, weights from a volume or Runpod's model cache
 # docker build --build-arg BAKE_WEIGHTS=1 --secret id=hf_token,env=HF_TOKEN .      the worker with the weights inside
-# docker build --target test --build-arg BASE_IMAGE=ubuntu:24.04 \
-#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu .         the tests, without a GPU
+# docker build --target test --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg TORCH=cpu .      the tests, without a GPU
+#
+# What is fetched by name here is pinned by what it holds: packages in requirements.lock (`make lock`), the images and
+# the wheel behind their names (`make pins`, without which the release workflow makes no image).
 
 # torch's own wheels bring CUDA's libraries; the base brings what the NVIDIA container runtime looks for. It is of the
 # same major version as the wheels, since Runpod picks hosts by the driver that the image asks for.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 ARG BAKE_WEIGHTS=0
+ARG TORCH=cuda
 
 # Runpod's machines and the pinned wheels are amd64, whatever machine builds.
 # hadolint ignore=DL3029
@@ -20,27 +23,38 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    PIP_NO_CACHE_DIR=1 \
-    PIP_DISABLE_PIP_VERSION_CHECK=1
+    PYTHONDONTWRITEBYTECODE=1
 
-# Whatever needs pip or a compiler happens here; the worker takes the finished environment alone.
-FROM system AS requirements
+# Whatever needs pip happens here; the worker takes the finished environment alone.
+FROM system AS python
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends build-essential python3-dev python3-venv \
-    && rm -rf /var/lib/apt/lists/*
-ARG PIP_EXTRA_INDEX_URL
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/venv
+
+# Every package by its hash. None is built from source: that would fetch and run what no hash covers.
+FROM python AS requirements-cuda
+COPY requirements.lock /tmp/
+RUN pip install --no-cache-dir --require-hashes --only-binary :all: --requirement /tmp/requirements.lock
+
+# For the tests. The lock is of torch's build for CUDA; the one for CPUs needs other packages.
+FROM python AS requirements-cpu
 COPY requirements.txt /tmp/
-RUN python3 -m venv /opt/venv && pip install --requirement /tmp/requirements.txt
+RUN pip install --no-cache-dir --requirement /tmp/requirements.txt \
+    --extra-index-url https://download.pytorch.org/whl/cpu
+
+# hadolint ignore=DL3006
+FROM requirements-${TORCH} AS requirements
 # English pronunciation for Kokoro, which would download it while a job waits. It is on no package index.
 ARG SPACY_MODEL=https://github.com/explosion/spacy-models/releases/download/en_core_web_sm-3.8.0/en_core_web_sm-3.8.0-py3-none-any.whl
 # hadolint ignore=DL3013
-RUN pip install "${SPACY_MODEL}"
+RUN pip install --no-cache-dir --no-deps --only-binary :all: "${SPACY_MODEL}"
 
 FROM requirements AS test
-COPY requirements-dev.txt /tmp/
-RUN pip install --requirement /tmp/requirements-dev.txt && useradd --create-home --uid 1001 tester
+COPY requirements.txt requirements-dev.txt /tmp/
+RUN pip install --no-cache-dir --requirement /tmp/requirements-dev.txt && useradd --create-home --uid 1001 tester
 WORKDIR /home/tester/app
 RUN chown 1001 .
 COPY --chown=1001 . .
@@ -61,7 +75,9 @@ RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
 FROM weights-${BAKE_WEIGHTS} AS weights
 
 FROM system AS worker
-RUN useradd --create-home --uid 1001 worker
+# decoder owns nothing: for the child processes that decode what clients send.
+RUN useradd --create-home --uid 1001 worker \
+    && useradd --no-create-home --uid 1002 --shell /usr/sbin/nologin decoder
 COPY --from=requirements /opt/venv /opt/venv
 WORKDIR /app
 COPY --from=weights /weights weights
@@ -75,7 +91,8 @@ ENV INFINITETALK_MODEL=published \
     HF_HUB_OFFLINE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# Network volumes belong to root. Where results go to S3, --build-arg WORKER_UID=1001 runs without privileges.
+# Network volumes belong to root, who alone can have children run as another user. Where results go to S3,
+# --build-arg WORKER_UID=1001 runs all of it without privileges.
 ARG WORKER_UID=0
 USER ${WORKER_UID}
 CMD ["python", "-u", "handler.py"]

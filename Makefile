@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page bench profile test test-long fuzz kills soak quality lint types format schemas clean
+.PHONY: demo serve page bench profile test test-long fuzz kills soak quality lint types format schemas lock pins clean
 
 demo: $(VENV)/.requirements
 	$(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
@@ -27,7 +27,8 @@ test: lint types
 test-long: $(VENV)/.requirements-dev
 	$(BIN)/python -m pytest -m long
 
-# Tens of minutes: random jobs, always a result or a coded error. A short form is among the tests.
+# Tens of minutes: random and hostile jobs, always a result or a coded error, within their limits. A short form is among
+# the tests.
 fuzz: $(VENV)/.requirements-dev
 	$(BIN)/python -m tests.fuzz_jobs
 
@@ -64,6 +65,16 @@ format: $(VENV)/.requirements-dev
 schemas: $(VENV)/.requirements-dev
 	$(BIN)/python -m schemas
 	$(BIN)/python -m infinitetalk.worker.settings_table docs/deploy.md
+
+# The image's packages, each with its hashes: for its Python and its system, with torch's build for CUDA. Versions that
+# the lock has and requirements.txt does not name stay as they are; where there is no lock, the newest are taken.
+lock: $(VENV)/.requirements-dev
+	$(BIN)/uv pip compile requirements.txt --quiet --no-config --generate-hashes --no-build --python-version 3.12 \
+		--python-platform x86_64-manylinux_2_39 --output-file requirements.lock
+
+# What the image and the workflows fetch by name beside packages: looks up, at Docker Hub and GitHub, what has no pin yet.
+pins:
+	$(PYTHON) -m tools.pins
 
 clean:
 	rm -rf $(VENV) $(PAGE_VENV) outputs checkpoints

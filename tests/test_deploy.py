@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.settings_table import environment_variable, fill_table
@@ -19,6 +21,7 @@ DOCKERFILE = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8")
 DEPLOY = (CHECKOUT / "docs/deploy.md").read_text(encoding="utf-8")
 
 INPUT_TYPES = {"string": str, "number": (int, float), "boolean": bool, "huggingface": str}
+PYTHON_OF_UBUNTU = {"24.04": "3.12", "22.04": "3.10"}
 GPU_POOLS = {"AMPERE_16", "AMPERE_24", "ADA_24", "AMPERE_48", "ADA_48_PRO", "AMPERE_80", "ADA_80_PRO", "HOPPER_141"}
 
 
@@ -91,15 +94,104 @@ def test_every_setting_in_the_image_is_one():
     assert names - variables() == {"HF_HUB_OFFLINE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
 
 
+def workflow(name: str) -> dict[Any, Any]:
+    return yaml.safe_load((CHECKOUT / f".github/workflows/{name}.yml").read_text(encoding="utf-8"))
+
+
+def commands(job: dict[str, Any]) -> str:
+    """All that a job's steps run."""
+    return "\n".join(step.get("run", "") for step in job["steps"])
+
+
 def test_ci_tests_every_push_and_builds_the_image_on_release():
-    test, image = (
-        yaml.safe_load((CHECKOUT / f".github/workflows/{name}.yml").read_text(encoding="utf-8"))
-        for name in ("test", "image")
-    )
+    test, image = workflow("test"), workflow("image")
     # YAML 1.1 reads the key "on" as true.
     assert "push" in test[True]
     assert ".ci/run" in [step.get("run") for step in test["jobs"]["test"]["steps"]]
     assert image[True] == {"release": {"types": ["published"]}}
+
+
+def test_a_job_of_a_workflow_may_do_what_it_needs_and_no_more():
+    may_write = []
+    for file in CHECKOUT.glob(".github/workflows/*.yml"):
+        described = workflow(file.stem)
+        assert described["permissions"] == {}
+        for name, job in described["jobs"].items():
+            assert job["permissions"].pop("contents") == "read"
+            may_write += [(file.stem, name, job["permissions"])] if job["permissions"] else []
+            for step in job["steps"]:
+                if "checkout" in step.get("uses", ""):
+                    assert step["with"]["persist-credentials"] is False
+                # What others name, a branch or a tag, must not become part of a command.
+                assert "${{" not in step.get("run", "")
+    assert may_write == [("image", "image", {"packages": "write"})]
+
+
+def test_no_image_is_made_before_everything_is_pinned():
+    jobs = workflow("image")["jobs"]
+    assert jobs["image"]["needs"] == "pins"
+    assert re.search(r"python3 -m tools\.pins\n(.*\n)*git diff --quiet$", commands(jobs["pins"]).strip())
+    uses = {step["uses"].partition("@")[0] for step in jobs["image"]["steps"] if "uses" in step}
+    assert uses == {"actions/checkout"}, "others' code beside the right to write packages"
+    assert "docker push" in commands(jobs["image"])
+    assert "latest" not in commands(jobs["image"])
+
+
+def requirement_lines(name: str) -> list[str]:
+    """A requirements file's entries, each with its options in one line."""
+    text = (CHECKOUT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def test_the_lock_has_what_is_required_in_the_same_versions_and_hashes_of_it_all():
+    """`make lock` brings it there."""
+    required = {Requirement(line) for line in requirement_lines("requirements.txt")}
+    locked = {}
+    for line in requirement_lines("requirements.lock"):
+        pin, *options = line.split()
+        requirement = Requirement(pin)
+        locked[canonicalize_name(requirement.name)] = requirement.specifier
+        assert options, pin
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", option) for option in options), pin
+    assert len(required) > 20
+    for requirement in required:
+        assert locked[canonicalize_name(requirement.name)] == requirement.specifier, requirement
+    # What they need in turn is there too, one version of each.
+    assert {"botocore", "urllib3", "misaki", "spacy", "nvidia-cudnn-cu13"} <= set(locked)
+    assert all(re.fullmatch(r"==[^*]+", str(specifier)) for specifier in locked.values())
+
+
+def test_the_lock_is_for_the_images_python():
+    lock = (CHECKOUT / "requirements.lock").read_text(encoding="utf-8")
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8").replace("\\\n\t\t", "")
+    header = lock.splitlines()[1].removeprefix("#").strip()
+    assert header.replace("uv pip compile requirements.txt", "") in makefile.replace(" --quiet", "")
+    (ubuntu,) = re.findall(r"^ARG BASE_IMAGE=\S+ubuntu([0-9.]+)", DOCKERFILE, re.MULTILINE)
+    assert f"--python-version {PYTHON_OF_UBUNTU[ubuntu]} " in header
+    assert "x86_64" in header and "--platform=linux/amd64" in DOCKERFILE
+
+
+def test_the_image_installs_nothing_but_what_the_lock_has():
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL))
+    assert re.search(r"^ARG TORCH=cuda$", DOCKERFILE, re.MULTILINE)
+    (install,) = re.findall(r"pip install .*", stages["requirements-cuda"])
+    assert {"--require-hashes", "--only-binary"} <= set(install.split())
+    assert install.endswith("/requirements.lock")
+    (model,) = re.findall(r"pip install .*", stages["requirements"])
+    assert {"--no-deps", "--only-binary", '"${SPACY_MODEL}"'} <= set(model.split())
+    assert "pip" not in stages["worker"]
+
+
+def test_the_image_has_a_user_for_decoders_who_owns_nothing():
+    worker = DOCKERFILE.partition(" AS worker\n")[2]
+    assert re.search(r"useradd --no-create-home --uid \d+ --shell /usr/sbin/nologin decoder$", worker, re.MULTILINE)
+    assert "--chown" not in worker and "chown" not in worker
+
+
+def test_the_tests_in_the_image_find_all_that_they_read():
+    """They read workflows, the Hub's files and the benchmarks."""
+    ignored = (CHECKOUT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert not {".github", ".runpod", ".ci", "benchmarks", "tools", "examples", "docs"} & set(ignored)
 
 
 def test_files_that_the_documentation_links_to_are_there():

@@ -1,18 +1,24 @@
 """Every input of the table of hostile inputs gets the answer it should, and no answer says too much."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
-from schemas import Failure, Stage
-from tests.fuzz_jobs import fuzz_to_the_model, fuzz_whole
+from infinitetalk.worker.engine import Engine
+from schemas import ErrorCode, Failure, Stage
+from tests.campaign import ACCEPTED, Campaign
+from tests.fuzz_jobs import fuzz_puts, fuzz_states, fuzz_stores, fuzz_to_the_model, fuzz_two_holders, fuzz_whole
 from tests.hostile import HOSTILE_FILES, HOSTILE_INPUTS, OK, PICTURE, TEXTS, HostileInput, job_with, table
 from tests.local_jobs import LocalWorker
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "hostile.md"
+SEED = 2026
+"""Of the fuzz here; the long form takes others."""
+
 LEAKS = ("Traceback", "site-packages", "root:x:", ".py", "0x7f")
 
 
@@ -53,6 +59,25 @@ def test_the_document_shows_the_table() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == table(), "run python -m tests.hostile"
 
 
-def test_random_jobs_end_with_a_result_or_a_coded_error(local_worker: LocalWorker) -> None:
-    assert fuzz_to_the_model(local_worker, 40).total() >= 40
-    assert fuzz_whole(local_worker, 4).total() >= 4
+@pytest.fixture
+def campaign(tiny_engine: Engine, tmp_path: Path) -> Iterator[Campaign]:
+    with Campaign(tiny_engine, tmp_path) as campaign:
+        yield campaign
+
+
+def test_random_and_hostile_jobs_end_within_their_limits_with_a_result_or_a_coded_error(campaign: Campaign) -> None:
+    fuzz_to_the_model(campaign, 80, SEED)
+    assert {ACCEPTED, ErrorCode.INPUT_VALIDATION, ErrorCode.DOWNLOAD_FAILED} <= set(campaign.outcomes)
+    campaign.check()
+
+
+@pytest.mark.parametrize(
+    ("fuzz", "num_jobs"),
+    [(fuzz_whole, 3), (fuzz_puts, 20), (fuzz_stores, 3), (fuzz_states, 3), (fuzz_two_holders, 1)],
+)
+def test_random_jobs_that_are_made_whole_end_in_the_same_way(
+    fuzz: Callable[[Campaign, int, int], None], num_jobs: int, campaign: Campaign
+) -> None:
+    fuzz(campaign, num_jobs, SEED)
+    assert campaign.outcomes.total() >= num_jobs
+    campaign.check()

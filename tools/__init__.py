@@ -1,0 +1,1 @@
+"""What those who release the worker run: not a part of it."""
