@@ -69,9 +69,7 @@ def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
 
 Media = Annotated[str, StringConstraints(min_length=1)]
 Address = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS, pattern=r"^https?://"),
-    AfterValidator(check_address),
+    str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
 ]
 BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
 

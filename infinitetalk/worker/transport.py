@@ -24,7 +24,7 @@ from runpod.user_agent import USER_AGENT
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NewConnectionError
-from urllib3.util import parse_url
+from urllib3.util import Url, parse_url
 
 from infinitetalk.errors import GenerationStopped
 from schemas import check_address
@@ -177,7 +177,12 @@ def check_public(address: str, watch: Watch) -> None:
         GenerationStopped, TimeIsOver: as `Watch.check`.
     """
     url = parse_url(check_address(address))
-    look_up((url.host or "").strip("[]"), url.port or (443 if url.scheme == "https" else 80), watch)
+    look_up((url.host or "").strip("[]"), _port_of(url), watch)
+
+
+def _port_of(url: Url) -> int:
+    """Never left open: http.client would look for it in the host, an IPv6 address perhaps."""
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def open_public(
@@ -280,16 +285,16 @@ def send(
     pool: HTTPConnectionPool
     if url.scheme == "https":
         certificates = os.environ.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH
-        pool = PublicSecurePool(url.host, url.port, ca_certs=certificates, watch=watch)
+        pool = PublicSecurePool(url.host, _port_of(url), ca_certs=certificates, watch=watch)
     else:
-        pool = PublicPool(url.host, url.port, watch=watch)
+        pool = PublicPool(url.host, _port_of(url), watch=watch)
     with pool:
         answer = pool.urlopen(
             method,
             url.request_uri,
             body=body,
             headers={"User-Agent": USER_AGENT, **headers},
-            timeout=Timeout(*timeouts),
+            timeout=Timeout(connect=timeouts[0], read=timeouts[1]),
             retries=False,
             redirect=False,
             preload_content=False,
@@ -327,10 +332,10 @@ def redirected(address: str, location: str) -> str:
     Raises:
         SSRFError: it is no address that `check_address` takes.
     """
+    if any(letter < " " or letter in "\\\x7f" for letter in location):
+        raise SSRFError("the address redirects to what is no address")
     plain = quote(location.encode("latin-1", "replace"), safe=_PRINTABLE)
     try:
-        if "\\" in plain:
-            raise ValueError("must not hold a backslash")
         return check_address(parse_url(urljoin(address, plain)).url)
     except (LocationParseError, ValueError) as error:
         raise SSRFError("the address redirects to what is no address") from error
