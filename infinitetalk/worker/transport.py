@@ -300,6 +300,8 @@ def send(
             preload_content=False,
         )
         try:
+            # Headers end in the same way where they were shut.
+            watch.check()
             yield answer
         finally:
             answer.close()
