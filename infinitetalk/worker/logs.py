@@ -24,13 +24,13 @@ T = TypeVar("T")
 SHOWN_CHARACTERS = 200
 SHOWN_DEPTH = 10
 SHOWN_ITEMS = 50
-MAX_FIELD_CHARACTERS = 10_000
+MAX_FIELD_CHARACTERS = 8_000
 MAX_LINE_CHARACTERS = 20_000
 
 # Each has one way to match, and so takes time that grows with the line and no faster.
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{200,}")
 _QUERY = re.compile(r"(?<=[^\s\"'?])\?[^\s\"'\\]*")
-_SECRET = re.compile(r"signature|credential|token|key|secret|password|[?&;]sig=", re.IGNORECASE)
+_SECRETS = ("signature", "credential", "token", "key", "secret", "password", "?sig=", "&sig=")
 _PASSWORD = re.compile(r"://[^\s\"'/@]+@")
 
 
@@ -60,9 +60,14 @@ def redacted(line: str, secrets: list[str]) -> str:
     """A line without credentials and base64, whatever put them there: an exception's words, say."""
     for secret in secrets:
         line = line.replace(secret, "***")
-    line = _QUERY.sub(lambda query: "?***" if _SECRET.search(query[0]) else query[0], line)
+    line = _QUERY.sub(lambda query: "?***" if _names_secret(query[0]) else query[0], line)
     line = _PASSWORD.sub("://***@", line)
     return _BASE64.sub(lambda found: f"<{len(found[0])} characters>", line)
+
+
+def _names_secret(query: str) -> bool:
+    lowered = query.lower()
+    return any(name in lowered for name in _SECRETS)
 
 
 def shorten(logger: Any, method: str, line: Any) -> str:
@@ -73,7 +78,9 @@ def shorten(logger: Any, method: str, line: Any) -> str:
     kept: dict[str, Any] = {"cut_characters": len(line)}
     for name, value in json.loads(line).items():
         if isinstance(value, str):
-            kept[name] = value[-MAX_FIELD_CHARACTERS:]
+            end = value[-MAX_FIELD_CHARACTERS:]
+            # JSON writes some letters as six.
+            kept[name] = end if len(json.dumps(end)) <= 2 * MAX_FIELD_CHARACTERS else end[-MAX_FIELD_CHARACTERS // 6 :]
         elif len(json.dumps(value)) <= MAX_FIELD_CHARACTERS:
             kept[name] = value
     return json.dumps(kept)
