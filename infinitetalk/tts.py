@@ -127,7 +127,8 @@ def split_turns(text: str, num_speakers: int) -> list[Turn]:
     if num_speakers == 1:
         if parts:
             raise SynthesisError(
-                f'the text has turns, such as "(s{parts[0]})", but one voice: give a second voice or remove the markers'
+                f'the text has turns, such as "(s{parts[0][:9]})", but one voice: give a second voice or remove the '
+                "markers"
             )
         return [Turn(0, _spoken(before, "the text"))]
     if not parts or before:
@@ -156,14 +157,16 @@ def voice_name(voice: str) -> str:
 def split_phonemes(phonemes: str) -> list[str]:
     """Pieces of at most `MAX_PHONEMES` characters, cut at the best pause within reach; nothing but spaces is lost."""
     pieces = []
-    rest = phonemes.strip()
-    while len(rest) > MAX_PHONEMES:
-        reach = rest[:MAX_PHONEMES]
-        ends = (max(reach.rfind(mark) for mark in marks) + 1 for marks in PAUSES)
-        end = next((end for end in ends if end), MAX_PHONEMES)
-        pieces.append(rest[:end].strip())
-        rest = rest[end:].strip()
-    return [*pieces, rest]
+    text, begin = phonemes.strip(), 0
+    while len(text) - begin > MAX_PHONEMES:
+        reach = begin + MAX_PHONEMES
+        ends = (max(text.rfind(mark, begin, reach) for mark in marks) + 1 for marks in PAUSES)
+        end = next((end for end in ends if end), reach)
+        pieces.append(text[begin:end].strip())
+        begin = end
+        while text[begin].isspace():
+            begin += 1
+    return [*pieces, text[begin:]]
 
 
 class SpeechSynthesiser:

@@ -1,5 +1,6 @@
 """The interface of the worker: a job's input, its progress and its result."""
 
+from schemas.addresses import check_address
 from schemas.base import explain, sendable
 from schemas.job import (
     BatchItem,
@@ -46,6 +47,7 @@ __all__ = [
     "Success",
     "TtsAudio",
     "Video",
+    "check_address",
     "check_safe_name",
     "explain",
     "parse_input",

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 SHOWN_VALUE_CHARACTERS = 40
 MAX_MESSAGE_CHARACTERS = 1000
+MAX_EXPLAINED = 20
+MAX_VALUES = 10_000
+"""Of a job's input together: a batch of 50 items that use every field has 7,000."""
 
 
 class StrictModel(BaseModel):
@@ -23,8 +26,9 @@ class StrictModel(BaseModel):
         """Names the first unknown field and the known one nearest to it.
 
         Raises:
-            ValueError: a field is not one of the model's.
+            ValueError: a field is not one of the model's, or there are more values than any job has.
         """
+        _limit_values(data)
         if isinstance(data, dict):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for name in data:
@@ -42,7 +46,10 @@ def explain(error: ValidationError, root: str = "") -> str:
     scalars, so that no media and no text of length is echoed; what no text can hold is escaped, and a message of
     thousands of mistakes is cut.
     """
-    message = sendable("; ".join(_explain_one(details, root) for details in error.errors(include_url=False)))
+    explained = [_explain_one(details, root) for details in error.errors(include_url=False)[:MAX_EXPLAINED]]
+    if error.error_count() > MAX_EXPLAINED:
+        explained.append(f"and {error.error_count() - MAX_EXPLAINED} more")
+    message = sendable("; ".join(explained))
     return message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:MAX_MESSAGE_CHARACTERS]}…"
 
 
@@ -51,9 +58,25 @@ def sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _limit_values(data: Any) -> None:
+    """Refuses what would cost gigabytes to refuse value by value.
+
+    Raises:
+        ValueError: there are more than `MAX_VALUES`.
+    """
+    waiting, num_values = [data], 0
+    while waiting:
+        value = waiting.pop()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        num_values += len(inner)
+        if num_values > MAX_VALUES:
+            raise ValueError(f"has more than {MAX_VALUES} values; leave out what is no part of the interface")
+        waiting.extend(inner)
+
+
 def _explain_one(details: Any, root: str) -> str:
     path = [root, *details["loc"]] if root else details["loc"]
-    subject = ".".join(str(part) for part in path) or "the input"
+    subject = ".".join(str(part)[:SHOWN_VALUE_CHARACTERS] for part in path) or "the input"
     if details["type"] == "missing":
         return f"{subject} is required"
     if details["type"] == "value_error":

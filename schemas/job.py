@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import StrictModel
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
@@ -67,6 +68,9 @@ def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
 
 
 Media = Annotated[str, StringConstraints(min_length=1)]
+Address = Annotated[
+    str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
+]
 BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
@@ -84,10 +88,10 @@ class OutputConfig(StrictModel):
     """Folder or key prefix of "s3" and "volume": the video becomes {prefix}/{job_id}.mp4, the thumbnail
     {prefix}/{job_id}.jpg; {prefix}/{job_id}.json says how they were made."""
 
-    video_url: Annotated[str, StringConstraints(max_length=8192, pattern=r"^https?://")] | None = None
+    video_url: Address | None = None
     """Store "put": presigned address that takes the MP4 by PUT, with Content-Type video/mp4."""
 
-    thumbnail_url: Annotated[str, StringConstraints(max_length=8192, pattern=r"^https?://")] | None = None
+    thumbnail_url: Address | None = None
     """Store "put": presigned address that takes the JPEG by PUT, with Content-Type image/jpeg."""
 
     preview: bool = False
@@ -123,7 +127,7 @@ class OutputConfig(StrictModel):
 class S3Config(StrictModel):
     """A store named by the job itself: Runpod's `s3Config`, beside `input`."""
 
-    endpoint_url: Annotated[str, Field(alias="endpointUrl", pattern=r"^https?://")]
+    endpoint_url: Annotated[Address, Field(alias="endpointUrl")]
     """Address of the S3-compatible store."""
 
     access_id: Annotated[str, Field(alias="accessId", min_length=1)]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from runpod.serverless.utils import rp_ssrf
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker import fetch as fetch_module
+from infinitetalk.worker import transport
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
@@ -120,7 +120,6 @@ def site() -> Iterator[str]:
 def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the worker fetch from the loopback address."""
     monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture(autouse=True)
@@ -298,12 +297,12 @@ def test_no_more_is_read_than_an_address_said(site, open_network, settings, tmp_
 @pytest.fixture
 def public_site(site: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The site under a name that counts as a public one; every other address is checked as ever."""
-    resolve = rp_ssrf.resolve_and_validate
-    monkeypatch.setenv("NO_PROXY", "*")
+    look_up = transport.look_up
+    place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(site.rpartition(":")[2])))
     monkeypatch.setattr(
-        rp_ssrf,
-        "resolve_and_validate",
-        lambda host, port: ["127.0.0.1"] if host == "site.test" else resolve(host, port),
+        transport,
+        "look_up",
+        lambda host, port, watch: [place] if host == "site.test" else look_up(host, port, watch),
     )
     return site.replace("127.0.0.1", "site.test")
 
@@ -324,7 +323,6 @@ def test_a_name_that_changes_its_mind_leads_to_the_address_that_was_checked(site
     def change_mind(host, *arguments, **options):
         return look_up(next(answers, "127.0.0.1") if host == "site.test" else host, *arguments, **options)
 
-    monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(socket, "getaddrinfo", change_mind)
     hasty = settings.model_copy(update={"connect_timeout_s": 0.1, "download_attempts": 1})
     url = site.replace("127.0.0.1", "site.test") + "/picture"

@@ -405,7 +405,9 @@ def test_the_workers_credentials_never_go_to_a_store_that_a_job_named(
     assert not any(s3_server.access_key in headers or "worker-secret" in headers for headers in sent)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://169.254.169.254", "http://localhost", "http://["])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1", "http://169.254.169.254", "http://localhost", "http://[::1]"]
+)
 def test_what_a_job_names_to_write_to_must_be_public(address, s3_server):
     with pytest.raises(WorkerError, match=r"s3Config\.endpointUrl must resolve to a public address") as caught:
         make_store(OutputConfig(), own_store(s3_server, endpointUrl=address), Settings())

@@ -6,25 +6,26 @@ import base64
 import binascii
 import re
 import socket
-import sys
+import string
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
-import requests
-import urllib3
-from runpod.serverless.utils.rp_ssrf import safe_get
+from runpod.serverless.utils.rp_ssrf import SSRFError
+from urllib3 import BaseHTTPResponse, HTTPResponse
+from urllib3.exceptions import HTTPError
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import MediaError, MediaInfo, probe
 from infinitetalk.tts import SynthesisError
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from schemas import ErrorCode
+from infinitetalk.worker.transport import TimeIsOver, Watch, get
+from schemas import ErrorCode, check_address
 
 BLOCK_BYTES = 1 << 16
 MAX_SIDE_BY_SIDE = 8
@@ -37,12 +38,15 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 """Seconds at most that a Retry-After is waited for."""
 
-STOP_POLL_S = 0.1
 TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 SHORTEST_BASE64 = 64
 """Characters. No picture or sound is smaller; paths, which may look like base64 only without a dot, rarely longer."""
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+MAX_PATH_CHARACTERS = 1024
+
+_BASE64_LETTERS = (string.ascii_letters + string.digits + "+/").encode()
+_WHITE_SPACE = string.whitespace.encode()
+_WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body")
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -171,12 +175,18 @@ def fetch_media(
     may_be_video = {"video", "audio"} & set(wanted.kinds)
     limit = settings.max_video_bytes if may_be_video else settings.max_image_bytes
     if _is_url(wanted.source):
-        Download(field, wanted.source, limit, target, settings, count, should_stop).run()
+        Download(field, wanted.source.strip(), limit, target, settings, count, should_stop).run()
         path = target
     else:
         path = _read_local(field, wanted.source, limit, target, settings)
     if should_stop():
         raise GenerationStopped
+    if _is_web_page(path):
+        raise _invalid(
+            field,
+            "is a web page (HTML) in place of a file: give the address of the file itself, not of a page that shows or "
+            "shares it",
+        )
     with naming(field):
         info = probe(path)
     usable = info.kind in wanted.kinds or (info.kind == "video" and info.has_audio and "audio" in wanted.kinds)
@@ -250,30 +260,36 @@ class Download:
             WorkerError: the address is refused, fails for good, is too slow, or sends too much.
             GenerationStopped: `should_stop` said so.
         """
-        self._deadline = time.monotonic() + self.settings.download_timeout_s
+        with Watch(self.settings.download_timeout_s, self.should_stop) as watch:
+            try:
+                self._run(watch)
+            except TimeIsOver as error:
+                raise self._failed(f"the download took longer than {self.settings.download_timeout_s:g} s") from error
+
+    def _run(self, watch: Watch) -> None:
         for attempt in range(1, self.settings.download_attempts + 1):
             try:
-                return self._try()
+                return self._try(watch)
             except Transient as transient:
                 wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) if transient.wait_s is None else transient.wait_s
                 if attempt == self.settings.download_attempts or wait_s > LONGEST_WAIT_S:
                     raise transient.failure from transient
-            self._wait(wait_s)
+            watch.sleep(wait_s)
         raise AssertionError("there is at least one attempt")
 
-    def _try(self) -> None:
+    def _try(self, watch: Watch) -> None:
         self._received = 0
         self._expected: int | None = None
         timeouts = (self.settings.connect_timeout_s, self.settings.read_timeout_s)
         try:
-            # The limit is kept here, for a message of its own: the SDK's would be one of a refused address.
-            with safe_get(
-                self.url, headers={"Accept-Encoding": "identity"}, timeout=timeouts, max_bytes=sys.maxsize
-            ) as response:
-                self._check_status(response)
-                self._receive(response.raw)
+            check_address(self.url)
         except ValueError as error:
-            # An address that makes no sense is a ValueError too, whichever library says so.
+            raise self._failed(f"the address {error}", retryable=False) from error
+        try:
+            with get(self.url, watch, timeouts, {"Accept-Encoding": "identity"}) as response:
+                self._check_status(response)
+                self._receive(response, watch)
+        except SSRFError as error:
             if _is_name_server_busy(error):
                 raise Transient(self._failed("the address could not be looked up")) from error
             raise self._failed(
@@ -281,14 +297,15 @@ class Download:
                 "5 times",
                 retryable=False,
             ) from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except HTTPError as error:
+            watch.check()
             failure = self._failed("the address did not answer, or not to the end")
             self.count.forget(self._received, self._expected)
             raise Transient(failure) from error
 
-    def _check_status(self, response: requests.Response) -> None:
-        status = response.status_code
-        if status == requests.codes.ok:
+    def _check_status(self, response: BaseHTTPResponse) -> None:
+        status = response.status
+        if status == HTTPStatus.OK:
             return
         is_transient = status in TRANSIENT_STATUSES
         failure = self._failed(f"the address answered with status {status}", retryable=is_transient)
@@ -298,8 +315,8 @@ class Download:
         retry_after = response.headers.get("Retry-After", "")
         raise Transient(failure, float(retry_after) if retry_after.isdecimal() else None)
 
-    def _receive(self, body: urllib3.BaseHTTPResponse) -> None:
-        assert isinstance(body, urllib3.HTTPResponse)
+    def _receive(self, body: BaseHTTPResponse, watch: Watch) -> None:
+        assert isinstance(body, HTTPResponse)
         self._expected = body.length_remaining
         if self._expected is not None and self._expected > self.limit:
             raise _too_large(self.field, self.limit)
@@ -310,51 +327,58 @@ class Download:
                 self._received += len(block)
                 if self._received > self.limit:
                     raise _too_large(self.field, self.limit)
-                self._check_time()
+                watch.check()
                 file.write(block)
                 self.count.add(len(block))
-
-    def _wait(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self._check_time()
-            time.sleep(min(left, STOP_POLL_S))
-
-    def _check_time(self) -> None:
-        if self.should_stop():
-            raise GenerationStopped
-        if time.monotonic() > self._deadline:
-            raise self._failed(f"the download took longer than {self.settings.download_timeout_s:g} s")
+        # A body without a length ends in the same way where it was shut.
+        watch.check()
 
     def _failed(self, message: str, retryable: bool | None = None) -> WorkerError:
         return WorkerError(ErrorCode.DOWNLOAD_FAILED, f"{self.field}: {message}", retryable)
 
 
-def _is_name_server_busy(error: ValueError) -> bool:
+def _is_name_server_busy(error: SSRFError) -> bool:
     cause = error.__cause__
     return isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
 
 
 def _is_url(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
+    return source.lstrip()[: len("https://")].lower().startswith(("http://", "https://"))
+
+
+def _is_web_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf" + _WHITE_SPACE).lower().startswith(_WEB_PAGES)
 
 
 def _read_local(field: str, source: str, limit: int, target: Path, settings: Settings) -> Path:
     """The file that a data URI, base64 or a path stands for."""
+    source = source.lstrip()
     if header := _DATA_URI.match(source):
-        _decode_base64(field, source[header.end() :], limit, target)
+        letters = _base64_letters(source[header.end() :])
+        if letters is None:
+            raise _invalid(field, "is not valid base64")
+        _decode_base64(field, letters, limit, target)
         return target
-    if len(source) >= SHORTEST_BASE64 and _BASE64.fullmatch(source):
-        _decode_base64(field, source, limit, target)
+    if len(source) >= SHORTEST_BASE64 and (letters := _base64_letters(source)):
+        _decode_base64(field, letters, limit, target)
         return target
     return _allowed_file(field, source, limit, settings)
 
 
-def _decode_base64(field: str, text: str, limit: int, target: Path) -> None:
-    if len(text) * 3 // 4 > limit + 2:
+def _base64_letters(text: str) -> bytes | None:
+    """A text's letters without white space, None where one of them is not of base64."""
+    if not text.isascii():
+        return None
+    letters = text.encode().translate(None, _WHITE_SPACE)
+    return letters if not letters.rstrip(b"=").translate(None, _BASE64_LETTERS) else None
+
+
+def _decode_base64(field: str, letters: bytes, limit: int, target: Path) -> None:
+    if len(letters) * 3 // 4 > limit + 2:
         raise _too_large(field, limit)
     try:
-        target.write_bytes(base64.b64decode("".join(text.split()), validate=True))
+        target.write_bytes(base64.b64decode(letters, validate=True))
     except binascii.Error as error:
         raise _invalid(field, "is not valid base64") from error
 
@@ -365,7 +389,7 @@ def _allowed_file(field: str, source: str, limit: int, settings: Settings) -> Pa
         "is none of these: an http(s) URL, a data URI with base64, base64, the path of a file below the worker's "
         "input folders",
     )
-    if not source.isprintable() or _SCHEME.match(source) or len(source) > 1024:
+    if len(source) > MAX_PATH_CHARACTERS or not source.isprintable() or _SCHEME.match(source):
         raise refusal
     for start, root in settings.input_roots:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,7 +96,7 @@ class Settings(WeightsSettings):
     """Seconds that an address may stay silent."""
 
     download_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds that one download may take."""
+    """Seconds that one download may take, or one file's way to an address that a job names for it."""
 
     download_attempts: Annotated[int, Field(ge=1)] = 4
     """Times that a download is tried while what stops it may pass."""
@@ -159,3 +160,5 @@ def default_environment() -> None:
         os.environ.setdefault(name, value)
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A small picture can make Pillow warn of each of 65,535 tags.
+    warnings.filterwarnings("ignore", module=r"PIL\.")

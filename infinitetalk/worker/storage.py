@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import shutil
 import socket
@@ -18,7 +19,6 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import boto3
-import requests
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.awsrequest import (
@@ -30,14 +30,14 @@ from botocore.awsrequest import (
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import URLLib3Session
-from runpod.serverless.utils.rp_ssrf import PinnedIPAdapter, SSRFError, resolve_and_validate
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from runpod.serverless.utils.rp_ssrf import SSRFError
+from urllib3.exceptions import HTTPError
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.fetch import TRANSIENT_STATUSES, OnBytes
 from infinitetalk.worker.settings import MEGABYTE, Settings
+from infinitetalk.worker.transport import TimeIsOver, Watch, check_public, open_public, send
 from schemas import ErrorCode, OutputConfig, S3Config
 
 VIDEO_TYPE = "video/mp4"
@@ -289,7 +289,7 @@ class S3Store(Store):
             WorkerError: neither is complete, or the job's store is not at a public address.
         """
         if s3_config is not None:
-            check_public("s3Config.endpointUrl", s3_config.endpoint_url)
+            check_target("s3Config.endpointUrl", s3_config.endpoint_url, settings)
             client = _s3_client(s3_config.endpoint_url, None, s3_config.access_id, s3_config.access_secret, settings)
             session = PublicSession(settings)
             # What this returns is taken for the answer, and nothing else is sent.
@@ -429,12 +429,12 @@ class PutStore(Store):
     def __init__(self, video_url: str, thumbnail_url: str, settings: Settings) -> None:
         self.video_url = video_url
         self.thumbnail_url = thumbnail_url
-        self.timeouts = (settings.connect_timeout_s, settings.read_timeout_s)
+        self.settings = settings
 
     def check(self) -> None:
         """Nothing but whether the addresses are public: a presigned PUT allows no other request."""
-        check_public("output_config.video_url", self.video_url)
-        check_public("output_config.thumbnail_url", self.thumbnail_url)
+        check_target("output_config.video_url", self.video_url, self.settings)
+        check_target("output_config.thumbnail_url", self.thumbnail_url, self.settings)
 
     def save(
         self,
@@ -451,13 +451,32 @@ class PutStore(Store):
     def _put(
         self, path: Path, field: str, url: str, content_type: str, sent: SentBytes, should_stop: Callable[[], bool]
     ) -> None:
+        with Watch(self.settings.download_timeout_s, should_stop) as watch:
+            try:
+                self._put_watched(watch, path, field, url, content_type, sent, should_stop)
+            except TimeIsOver as error:
+                raise _not_stored(
+                    f"the address of output_config.{field} took longer than {self.settings.download_timeout_s:g} s"
+                ) from error
+
+    def _put_watched(
+        self,
+        watch: Watch,
+        path: Path,
+        field: str,
+        url: str,
+        content_type: str,
+        sent: SentBytes,
+        should_stop: Callable[[], bool],
+    ) -> None:
         for attempt in range(1, PUT_ATTEMPTS + 1):
             body = FileBody(path, sent, should_stop)
             try:
-                status = self._send(url, body, content_type)
+                status = self._send(watch, url, body, content_type)
             except SSRFError as error:
                 raise _not_public(f"output_config.{field}") from error
-            except requests.RequestException as error:
+            except HTTPError as error:
+                watch.check()
                 failure = _not_stored(f"the address of output_config.{field} did not answer")
                 failure.__cause__ = error
             else:
@@ -471,25 +490,14 @@ class PutStore(Store):
             if attempt == PUT_ATTEMPTS or not failure.retryable:
                 raise failure
             body.forget()
-            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+            watch.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
 
-    def _send(self, url: str, body: FileBody, content_type: str) -> int:
+    def _send(self, watch: Watch, url: str, body: FileBody, content_type: str) -> int:
         """The status that the address answers with; a redirect is not followed."""
-        *others, last = _public_addresses(url)
-        for address in others:
-            with suppress(requests.ConnectionError):
-                return self._send_to(address, url, body, content_type)
-            body.forget()
-        return self._send_to(last, url, body, content_type)
-
-    def _send_to(self, address: str, url: str, body: FileBody, content_type: str) -> int:
-        with requests.Session() as session:
-            # Straight to the checked address: a proxy would look the name up again.
-            session.trust_env = False
-            session.mount(url, PinnedIPAdapter(address))
-            return session.put(
-                url, data=body, headers={"Content-Type": content_type}, timeout=self.timeouts, allow_redirects=False
-            ).status_code
+        timeouts = (self.settings.connect_timeout_s, self.settings.read_timeout_s)
+        headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
+        with send("PUT", url, watch, timeouts, headers, body) as answer:
+            return answer.status
 
 
 class SentBytes:
@@ -535,38 +543,18 @@ class FileBody:
         self._num_sent = 0
 
 
-def connect_to_public(connection: HTTPConnection, connect: Callable[[], socket.socket]) -> socket.socket:
-    """Lets a connection look its host's name up once, and open its socket to a public address and to no other.
-
-    Raises:
-        SSRFError: the host has no address, or one that is not public.
-    """
-    name = connection._dns_host
-    *others, last = resolve_and_validate(name, connection.port)
-    try:
-        for address in others:
-            connection._dns_host = address
-            with suppress(NewConnectionError, ConnectTimeoutError):
-                return connect()
-        connection._dns_host = last
-        return connect()
-    finally:
-        # The certificate is for the name.
-        connection._dns_host = name
-
-
 class PublicConnection(AWSHTTPConnection):
     """A connection to a public address."""
 
     def _new_conn(self) -> socket.socket:
-        return connect_to_public(self, super()._new_conn)
+        return open_public(self, Watch(self.timeout or math.inf))
 
 
 class PublicSecureConnection(AWSHTTPSConnection):
     """A connection over TLS to a public address."""
 
     def _new_conn(self) -> socket.socket:
-        return connect_to_public(self, super()._new_conn)
+        return open_public(self, Watch(self.timeout or math.inf))
 
 
 class PublicPool(AWSHTTPConnectionPool):
@@ -614,27 +602,18 @@ def _s3_client(
     )
 
 
-def check_public(field: str, url: str) -> None:
+def check_target(field: str, url: str, settings: Settings) -> None:
     """An address that a job writes to must be as public as one that it reads from.
 
     Raises:
         WorkerError: it is not; the message names the field.
     """
     try:
-        _public_addresses(url)
+        check_public(url, Watch(settings.connect_timeout_s))
+    except TimeIsOver as error:
+        raise _not_stored(f"the host of {field} was not found in {settings.connect_timeout_s:g} s") from error
     except ValueError as error:
         raise _not_public(field) from error
-
-
-def _public_addresses(url: str) -> list[str]:
-    """IP addresses of a URL's host, each public.
-
-    Raises:
-        SSRFError: one is not, or there is none.
-        ValueError: the URL makes no sense.
-    """
-    parts = urlsplit(url)
-    return resolve_and_validate(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
 def _not_public(field: str) -> WorkerError:
