@@ -515,7 +515,7 @@ def parse_payload(
     try:
         s3_config = S3Config.model_validate(payload["s3Config"]) if payload.get("s3Config") else None
     except ValidationError as error:
-        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error, "s3Config")) from None
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error, "s3Config", shows_values=False)) from None
     if isinstance(job, BatchJob) and len(job.batch) > settings.max_batch_items:
         raise WorkerError(
             ErrorCode.INPUT_VALIDATION,
