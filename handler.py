@@ -18,7 +18,7 @@ def main() -> None:
     import runpod
 
     from infinitetalk.errors import CheckpointError
-    from infinitetalk.worker import delivery
+    from infinitetalk.worker import delivery, ping, taking
     from infinitetalk.worker.engine import Engine
     from infinitetalk.worker.fitness import fitness_checks
     from infinitetalk.worker.logs import configure_logs
@@ -27,6 +27,7 @@ def main() -> None:
     # A forked ping process would inherit locks held by the thread that loads the model.
     multiprocessing.set_start_method("spawn")
     settings = Settings()
+    result_output = sys.stdout
     configure_logs(settings)
     engine = Engine(settings)
     try:
@@ -34,13 +35,15 @@ def main() -> None:
     except CheckpointError as error:
         sys.exit(str(error))
     runner = Runner(settings, engine)
+    taking.install(runner.drain, runner.is_unfit, settings.shutdown_grace_s)
+    ping.install(runner.end)
     delivery.install(settings.delivery_timeout_s, runner.after_delivery)
     for check in fitness_checks(settings, engine):
         runpod.serverless.register_fitness_check(check)
     handler: Handler = runner
     runs_one_job = any(argument.startswith("--test_input") for argument in sys.argv)
     if runs_one_job:
-        handler = printing(handler, sys.stdout)
+        handler = printing(handler, result_output)
     if "--rp_serve_api" in sys.argv:
         handler = with_error_as_text(handler)
     # The SDK prints its own lines on stdout, which belongs to the result.

@@ -82,7 +82,7 @@ STORE_FIELDS = ("endpointUrl", "accessId", "accessSecret", "bucketName", "region
 
 
 def hint_for(unknown: str, known: Collection[str]) -> str:
-    """What to do about a field that is not known; of the known ones only what is near by meaning or spelling is named."""
+    """What to do about a field that is not known. One is suggested only where it is near, by meaning or spelling."""
     name = _plain(unknown[:LONGEST_NAME])
     if nearest := _nearest(name, known):
         return f'the nearest known one is "{nearest}"'

@@ -128,7 +128,7 @@ def test_an_input_that_is_not_an_object_is_refused(payload):
 def test_a_refusal_does_not_echo_media():
     media = "QUJD" * 1000
     assert media not in refusal(size=media)
-    assert len(refusal(**{media: 1})) < 200
+    assert media[:50] not in refusal(**{media: 1})
 
 
 def test_no_suggestion_is_far_from_a_field_in_both_meaning_and_spelling():

@@ -15,7 +15,8 @@ from infinitetalk.memory import GIB, model_sizes
 from infinitetalk.models import Models
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.worker.engine import Engine, MemoryBudget
-from infinitetalk.worker.runner import TIMEOUT_MARGIN_S, time_limit
+from infinitetalk.worker.policy import TIMEOUT_MARGIN_S
+from infinitetalk.worker.runner import time_limit
 from infinitetalk.worker.settings import Settings
 from schemas import Stage
 from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri
@@ -176,6 +177,13 @@ def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):
         (90.0, {"ttl": 600_000}, 90.0),
         (None, {"executionTimeout": 60_000.0}, 60 - TIMEOUT_MARGIN_S),
         (90.0, {"executionTimeout": 10**400}, 90.0),
+        (None, {"executionTimeout": 1800, "ttl": 86400}, 1800 - TIMEOUT_MARGIN_S),
+        (None, {"executionTimeout": 4_999}, 4_999 - TIMEOUT_MARGIN_S),
+        (None, {"executionTimeout": 5_000}, 5 - TIMEOUT_MARGIN_S),
+        (90.0, {"executionTimeout": True}, 90.0),
+        (90.0, {"executionTimeout": -1}, 90.0),
+        (90.0, {"executionTimeout": float("inf")}, 90.0),
+        (90.0, [1800], 90.0),
         (90.0, {"executionTimeout": "60000"}, 90.0),
     ],
 )
