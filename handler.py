@@ -12,23 +12,24 @@ from contextlib import nullcontext, redirect_stdout
 def main() -> None:
     """Loads the model in the background and hands jobs over as they come."""
     # Imported here, since the SDK's ping process imports this file too and must stay small.
+    from infinitetalk.worker.logs import configure_logs
     from infinitetalk.worker.settings import Settings, default_environment
 
     default_environment()
+    settings = Settings()
+    # Before anything that writes to the log is imported.
+    result_output = sys.stdout
+    configure_logs(settings)
     import runpod
 
     from infinitetalk.errors import CheckpointError
     from infinitetalk.worker import delivery, ping, taking
     from infinitetalk.worker.engine import Engine
     from infinitetalk.worker.fitness import fitness_checks
-    from infinitetalk.worker.logs import configure_logs
     from infinitetalk.worker.runner import Handler, Runner, printing, with_error_as_text
 
     # A forked ping process would inherit locks held by the thread that loads the model.
     multiprocessing.set_start_method("spawn")
-    settings = Settings()
-    result_output = sys.stdout
-    configure_logs(settings)
     engine = Engine(settings)
     try:
         engine.start()

@@ -145,6 +145,18 @@ def test_an_execution_timeout_below_runpods_least_means_seconds(queue, given, ti
     assert (job.execution_timeout_s, job.ttl_s) == (timeout_s, ttl_s)
 
 
+def test_a_worker_that_has_gone_gets_no_job(queue, monkeypatch):
+    monkeypatch.setattr(local_endpoint, "LONG_POLL_S", 30.0)
+    with pytest.raises(requests.ReadTimeout):
+        requests.get(
+            queue.endpoint.url + "/job-take/worker-1", headers={"Authorization": API_KEY}, timeout=0.5, stream=True
+        )
+    time.sleep(0.5)
+    job_id = queue.post({})
+    time.sleep(0.5)
+    assert queue.jobs[job_id].status == "IN_QUEUE"
+
+
 def test_requests_that_are_too_large_or_no_job_are_refused(queue):
     assert call(queue, "POST", "run", data=b"x" * 10_000_001).status_code == 413
     assert call(queue, "POST", "run", data=b"not json").status_code == 400

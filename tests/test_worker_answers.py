@@ -1,4 +1,4 @@
-"""Every job is answered, whatever becomes of the queue's answers, the worker's log, its pings, and whenever it is told to go.
+"""Every job is answered, whatever becomes of the queue's answers and the worker's log, and whenever it is told to go.
 
 Under the real SDK and a local queue, as `handler.py` runs on Runpod.
 """
@@ -18,8 +18,9 @@ from infinitetalk.worker import local_endpoint
 from schemas import Failure
 from tests.job_inputs import small_job, speech_uri
 from tests.queue_server import LocalQueue
-from tests.worker_process import HANDLER, JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, running_worker, worker_of
+from tests.worker_process import HANDLER, JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, running_worker
 
+FAULTY_HANDLER = Path(__file__).with_name("faulty_handler.py")
 DEEP = 5_000
 SECRETS = ("hush-1", "hush-2", "hush-3", "hush-4", "hush-5", "hush-6", "hush-7", "hush-8")
 
@@ -111,36 +112,26 @@ def test_a_job_that_an_open_request_brings_after_sigterm_is_run(worker, monkeypa
     assert worker.process.wait(START_TIMEOUT_S) == 0
 
 
-def test_a_job_that_comes_with_sigterm_is_run_and_the_ping_process_is_missed(tmp_path):
-    with LocalQueue() as queue:
-        with worker_of(queue, tmp_path, SHUTDOWN_GRACE_S="60") as worker:
-            worker.wait_until_ready()
-            job_id = queue.post(small_job())
-            while queue.jobs[job_id].taken_at is None:
-                time.sleep(0.001)
-            worker.process.send_signal(signal.SIGTERM)
-            assert queue.wait(job_id, JOB_TIMEOUT_S).status == "COMPLETED"
-            assert worker.process.wait(START_TIMEOUT_S) == 0
-        with worker_of(queue, tmp_path, RUNPOD_PING_INTERVAL="1000") as worker:
-            worker.wait_until_ready()
-            (ping,) = [
-                child for child in psutil.Process(worker.process.pid).children() if "spawn_main" in str(child.cmdline())
-            ]
-            job_id = queue.post(small_job(mode="streaming", cond_audio={"person1": speech_uri(8)}, sample_steps=50))
-            queue.wait_until(job_id, lambda job: len(job.progress) > 6, JOB_TIMEOUT_S)
-            ping.kill()
-            assert worker.process.wait(20) == 1
-            assert worker.events("ping.ended")
-            assert queue.jobs[job_id].status == "IN_PROGRESS"
+def test_a_worker_whose_ping_process_is_gone_ends(tmp_path):
+    with running_worker(tmp_path) as worker:
+        queue = worker.queue
+        children = psutil.Process(worker.process.pid).children()
+        (ping,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        job_id = queue.post(small_job(mode="streaming", cond_audio={"person1": speech_uri(8)}, sample_steps=50))
+        queue.wait_until(job_id, lambda job: len(job.progress) > 6, JOB_TIMEOUT_S)
+        ping.kill()
+        assert worker.process.wait(START_TIMEOUT_S) == 1
+        assert worker.events("ping.ended")
+        assert queue.jobs[job_id].status == "IN_PROGRESS"
 
 
-def test_a_log_that_cannot_be_written_costs_no_job(tmp_path):
+def test_a_log_that_cannot_be_written_and_a_sigterm_cost_no_job(tmp_path):
     """Its standard output is a full disk, its standard error a pipe without a reader."""
     reader, broken = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
     with LocalQueue() as queue:
-        worker = Worker(queue, tmp_path, HANDLER, {}, outputs=(full, broken))
+        worker = Worker(queue, tmp_path, FAULTY_HANDLER, {"SHUTDOWN_GRACE_S": "60"}, outputs=(full, broken))
         os.close(broken)
         os.close(full)
         try:
@@ -148,12 +139,16 @@ def test_a_log_that_cannot_be_written_costs_no_job(tmp_path):
             worker.success(small_job())
             _, failure = worker.refusal(small_job(frame_num=80))
             assert failure.error.message.startswith("frame_num must be 4n+1")
-            job, failure = worker.refusal(
-                small_job(cond_video="http://8.8.8.8:1/"), policy={"executionTimeout": 60_000}
-            )
+            # Its traceback is for the log.
+            job, failure = worker.refusal(small_job(prompt="fault: memory"))
+            assert failure.error.code == "E_OOM"
             assert "Traceback" not in json.dumps([job.output, job.error])
-            assert worker.success(small_job())
+            # A job that comes just as the worker is told to go is run as well.
+            job_id = queue.post(small_job())
+            while queue.jobs[job_id].taken_at is None:
+                time.sleep(0.001)
             worker.process.send_signal(signal.SIGTERM)
+            assert queue.wait(job_id, JOB_TIMEOUT_S).status == "COMPLETED"
             assert worker.process.wait(START_TIMEOUT_S) == 0
         finally:
             worker.stop()

@@ -4,7 +4,6 @@ docs/reliability.md has the same table in words.
 """
 
 import asyncio
-import os
 import resource
 import signal
 import subprocess
@@ -222,7 +221,7 @@ def test_a_worker_whose_temporary_folder_is_gone_fails_one_job_and_goes(tmp_path
         for entry in worker.temporary.rglob("*"):
             if entry.is_file():
                 entry.unlink()
-        os.rename(worker.temporary, tmp_path / "elsewhere")
+        worker.temporary.rename(tmp_path / "elsewhere")
         _, failure = worker.refusal(small_job())
         assert (failure.error.code, failure.error.retryable) == ("E_GENERATION_RUNTIME", True)
         next_id = worker.queue.post(small_job())

@@ -416,6 +416,9 @@ class LocalEndpoint:
         payloads: list[dict[str, Any]] = []
 
         def take() -> bool:
+            if request.transport is None:
+                # Whoever asked has gone: a job handed over now would be lost.
+                return True
             payload = self.queue.take()
             payloads.extend([payload] if payload else [])
             return bool(payloads)
