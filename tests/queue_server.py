@@ -41,6 +41,7 @@ class FaultyEndpoint(LocalEndpoint):
         faults: of the results offered next, in order.
         progress_delay_s: seconds that each progress message waits for its answer.
         results: bodies of all offers of a job's result.
+        take_faults: of the next requests for a job: a status, or "page".
         texts: of jobs, what a worker gets in the place of their JSON.
     """
 
@@ -49,9 +50,12 @@ class FaultyEndpoint(LocalEndpoint):
         self.faults: deque[Fault] = deque()
         self.progress_delay_s = 0.0
         self.results: defaultdict[str, list[bytes]] = defaultdict(list)
+        self.take_faults: deque[Fault] = deque()
         self.texts: dict[str, str] = {}
 
     async def job_take(self, request: web.Request) -> web.Response:
+        if self.take_faults:
+            return self._refusal(self.take_faults.popleft())
         response = await super().job_take(request)
         if response.status == 200 and (text := self.texts.get(json.loads(response.text or "")["id"])):
             return web.Response(text=text, content_type="application/json")
@@ -64,16 +68,20 @@ class FaultyEndpoint(LocalEndpoint):
             return await super().job_done(request)
         self.results[request.match_info["job"]].append(body)
         fault = self.faults.popleft() if self.faults else None
-        if isinstance(fault, int):
-            return web.Response(status=fault)
-        if fault == "login":
-            return web.Response(status=302, headers={"Location": f"{self.url}/health"})
-        if fault == "page":
-            return web.Response(text="<html>Who are you?</html>", content_type="text/html")
+        if isinstance(fault, int) or fault in ("login", "page"):
+            return self._refusal(fault)
         answer = web.Response() if fault == "drop" else await super().job_done(request)
         if fault is not None and request.transport is not None:
             request.transport.abort()
         return answer
+
+    def _refusal(self, fault: Fault) -> web.Response:
+        """A status, a redirect, or a page."""
+        if isinstance(fault, int):
+            return web.Response(status=fault)
+        if fault == "login":
+            return web.Response(status=302, headers={"Location": f"{self.url}/health"})
+        return web.Response(text="<html>Who are you?</html>", content_type="text/html")
 
 
 class LocalQueue(JobQueue):

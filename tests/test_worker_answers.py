@@ -73,6 +73,13 @@ def test_json_that_python_refuses_is_answered(worker, text, words):
     worker.success(small_job())
 
 
+def test_what_is_no_job_is_asked_for_again(worker):
+    worker.queue.endpoint.take_faults.extend([500, "login", "page"])
+    worker.success(small_job())
+    reasons = [line["details"]["reason"] for line in worker.events("queue.no_answer")]
+    assert reasons == ["status 500", "status 302", "no JSON"]
+
+
 def test_a_policy_in_seconds_is_taken_so_and_says_so(worker):
     job, result = worker.success(small_job(), policy={"executionTimeout": 1800, "ttl": 86400})
     assert job.execution_timeout_s == 1800

@@ -18,6 +18,7 @@ from infinitetalk.worker.engine import Engine, MemoryBudget
 from infinitetalk.worker.policy import TIMEOUT_MARGIN_S
 from infinitetalk.worker.runner import time_limit
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import Stop
 from schemas import Stage
 from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
@@ -147,6 +148,15 @@ def test_a_full_disk_fails_the_job_that_fills_it_and_no_other_unless_it_stays_fu
         next_id = queue.post(small_job())
         assert worker.process.wait(START_TIMEOUT_S) == 0
         assert queue.jobs[next_id].status == "IN_QUEUE"
+
+
+def test_the_first_sigterm_sets_the_end():
+    stop = Stop()
+    assert stop.leaves_time_for(1e9)
+    stop.drain(0.5)
+    stop.drain(1e9)
+    assert stop.is_draining
+    assert not stop.leaves_time_for(1)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ def lose_library(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setitem(sys.modules, "scenedetect", None)
 
 
+def start_no_thread(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As beyond a container's limit of processes, which holds for no user of this machine who may set it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patch.setattr("infinitetalk.worker.fetch.ThreadPoolExecutor.submit", fail)
+
+
 def fail_unexpectedly(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """A mistake in the worker's code, where inputs are fetched."""
 
@@ -127,6 +136,7 @@ CAUSES = [
         FAILED,
         {"cond_video": "http://8.8.8.8/face.png"},
     ),
+    Cause("no thread can be started", start_no_thread, "E_GENERATION_RUNTIME", True, True, FAILED),
     Cause("no ffmpeg", lose_decoder, "E_GENERATION_RUNTIME", True, True, FAILED),
     Cause("ffmpeg lacks a library", with_decoder(MISSING_LIBRARY), "E_GENERATION_RUNTIME", True, True, FAILED),
     Cause("ffmpeg crashes always", with_decoder("kill -SEGV $$"), "E_GENERATION_RUNTIME", True, True, FAILED),
