@@ -106,6 +106,9 @@ CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
 
 NO_SPACE_COMPLAINT = b"No space left on device"
 
+# A signal that no file makes a decoder send itself, and ffmpeg's own status where it heeded one.
+ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, 255)
+
 UNREADABLE = (
     "The file is damaged or of a kind that cannot be read: send a picture as PNG, JPEG or WebP, sound as WAV, MP3, "
     "M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
@@ -584,7 +587,7 @@ def _child(path: Path, output: Any, timeout_s: float, loglevel: str = "error") -
         raise MediaError(TOO_LARGE)
     if NO_SPACE_COMPLAINT in child.log:
         raise DecoderError("The worker's disk is full: send the job again, or a smaller file")
-    if process.returncode == -signal.SIGKILL:
+    if process.returncode in ENDED_FROM_OUTSIDE:
         raise DecoderError("The decoder was ended before it was done: send the job again, or a smaller file")
     if process.returncode != 0:
         raise MediaError(UNREADABLE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from schemas.names import LONGEST_NAME, hint_for
 
 SHOWN_VALUE_CHARACTERS = 40
 MAX_MESSAGE_CHARACTERS = 1000
@@ -23,7 +24,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def refuse_unknown_fields(cls, data: Any) -> Any:
-        """Names the first unknown field and the known one nearest to it.
+        """Names the first unknown field and what it was meant to be.
 
         Raises:
             ValueError: a field is not one of the model's, or there are more values than any job has.
@@ -33,23 +34,23 @@ class StrictModel(BaseModel):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for name in data:
                 if name not in known:
-                    shown = sendable(str(name)[:SHOWN_VALUE_CHARACTERS])
-                    nearest = difflib.get_close_matches(shown, sorted(known), n=1, cutoff=0.0)[0]
-                    raise ValueError(f'has an unknown field "{shown}"; the nearest known one is "{nearest}"')
+                    shown = sendable(str(name)[:LONGEST_NAME])
+                    raise ValueError(f'has an unknown field "{shown}"; {hint_for(shown, known)}')
         return data
 
 
-def explain(error: ValidationError, root: str = "") -> str:
+def explain(error: ValidationError, root: str = "", shows_values: bool = True) -> str:
     """A validation error as one line for the client: each field by its path, what it must be, what was given.
 
     `root` is the path of the model itself, where it is not the job's input. Values are shown only where they are short
-    scalars, so that no media and no text of length is echoed; what no text can hold is escaped, and a message of
-    thousands of mistakes is cut.
+    scalars, so that no media and no text of length is echoed, and none where `shows_values` is false: among credentials
+    any may be one. What no text can hold is escaped, and a message of thousands of mistakes is cut.
     """
-    explained = [_explain_one(details, root) for details in error.errors(include_url=False)[:MAX_EXPLAINED]]
+    details = error.errors(include_url=False)[:MAX_EXPLAINED]
+    mistakes = [_explain_one(mistake, root, shows_values) for mistake in details]
     if error.error_count() > MAX_EXPLAINED:
-        explained.append(f"and {error.error_count() - MAX_EXPLAINED} more")
-    message = sendable("; ".join(explained))
+        mistakes.append(f"and {error.error_count() - MAX_EXPLAINED} more")
+    message = sendable("; ".join(mistakes))
     return message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:MAX_MESSAGE_CHARACTERS]}…"
 
 
@@ -74,17 +75,18 @@ def _limit_values(data: Any) -> None:
         waiting.extend(inner)
 
 
-def _explain_one(details: Any, root: str) -> str:
+def _explain_one(details: Any, root: str, shows_values: bool) -> str:
     path = [root, *details["loc"]] if root else details["loc"]
     subject = ".".join(str(part)[:SHOWN_VALUE_CHARACTERS] for part in path) or "the input"
     if details["type"] == "missing":
         return f"{subject} is required"
     if details["type"] == "value_error":
         return f"{subject} {details['ctx']['error']}"
+    given = _shown(details["input"]) if shows_values else ""
     if details["type"] == "model_type":
-        return f"{subject} must be an object{_shown(details['input'])}"
+        return f"{subject} must be an object{given}"
     requirement = re.sub(r"^\w+ should ", "must ", details["msg"])
-    return f"{subject} {requirement}{_shown(details['input'])}"
+    return f"{subject} {requirement}{given}"
 
 
 def _shown(value: Any) -> str:

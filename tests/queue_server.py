@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,9 @@ MAX_LIFETIME_S = 900
 API_KEY = "test-key"
 
 
-Fault = int | Literal["drop", "drop after"]
-"""What becomes of an offered result: a status, or a dropped connection before or after it was taken."""
+Fault = int | Literal["drop", "drop after", "login", "page"]
+"""What becomes of an offered result: a status, a dropped connection before or after it was taken, a redirect to what
+answers with 200, or a page of HTML."""
 
 
 class FaultyEndpoint(LocalEndpoint):
@@ -39,6 +41,8 @@ class FaultyEndpoint(LocalEndpoint):
         faults: of the results offered next, in order.
         progress_delay_s: seconds that each progress message waits for its answer.
         results: bodies of all offers of a job's result.
+        take_faults: of the next requests for a job: a status, or "page".
+        texts: of jobs, what a worker gets in the place of their JSON.
     """
 
     def __init__(self, queue: JobQueue, key: str, files: Path | None, lifetime_s: float) -> None:
@@ -46,6 +50,16 @@ class FaultyEndpoint(LocalEndpoint):
         self.faults: deque[Fault] = deque()
         self.progress_delay_s = 0.0
         self.results: defaultdict[str, list[bytes]] = defaultdict(list)
+        self.take_faults: deque[Fault] = deque()
+        self.texts: dict[str, str] = {}
+
+    async def job_take(self, request: web.Request) -> web.Response:
+        if self.take_faults:
+            return self._refusal(self.take_faults.popleft())
+        response = await super().job_take(request)
+        if response.status == 200 and (text := self.texts.get(json.loads(response.text or "")["id"])):
+            return web.Response(text=text, content_type="application/json")
+        return response
 
     async def job_done(self, request: web.Request) -> web.Response:
         body = await request.read()
@@ -54,12 +68,20 @@ class FaultyEndpoint(LocalEndpoint):
             return await super().job_done(request)
         self.results[request.match_info["job"]].append(body)
         fault = self.faults.popleft() if self.faults else None
-        if isinstance(fault, int):
-            return web.Response(status=fault)
+        if isinstance(fault, int) or fault in ("login", "page"):
+            return self._refusal(fault)
         answer = web.Response() if fault == "drop" else await super().job_done(request)
         if fault is not None and request.transport is not None:
             request.transport.abort()
         return answer
+
+    def _refusal(self, fault: Fault) -> web.Response:
+        """A status, a redirect, or a page."""
+        if isinstance(fault, int):
+            return web.Response(status=fault)
+        if fault == "login":
+            return web.Response(status=302, headers={"Location": f"{self.url}/health"})
+        return web.Response(text="<html>Who are you?</html>", content_type="text/html")
 
 
 class LocalQueue(JobQueue):
@@ -89,6 +111,12 @@ class LocalQueue(JobQueue):
     def environment(self) -> dict[str, str]:
         """What Runpod sets for a worker, pointing here."""
         return self.endpoint.environment()
+
+    def post_text(self, text: str) -> str:
+        """Queues a job that the worker gets as this text, in which ID stands for its id. Returns its id."""
+        job_id = uuid.uuid4().hex
+        self.endpoint.texts[job_id] = text.replace("ID", job_id)
+        return self.post(None, job_id=job_id)
 
     def wait(self, job_id: str, timeout_s: float) -> QueuedJob:
         """The job once it is COMPLETED or FAILED."""

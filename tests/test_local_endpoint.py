@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from examples.client import InfiniteTalkClient, JobError
-from infinitetalk.worker import local_endpoint
+from infinitetalk.worker import local_endpoint, policy
 from tests.queue_server import API_KEY, LocalQueue
 
 DONE = {"output": {"status": "success", "video": {"path": "made/talk.mp4"}}}
@@ -101,7 +101,7 @@ def test_a_failed_job_is_tried_again_under_its_id_and_a_completed_one_is_not(que
 
 
 def test_a_job_is_stopped_when_its_execution_timeout_is_over(queue, monkeypatch):
-    monkeypatch.setattr(local_endpoint, "SHORTEST_TIMEOUT_MS", 50)
+    monkeypatch.setitem(policy.SHORTEST_MS, "executionTimeout", 50)
     job_id = queue.post({}, policy={"executionTimeout": 50})
     queue.take()
     job = queue.wait_until(job_id, lambda job: job.status == "TIMED_OUT", 5)
@@ -109,11 +109,52 @@ def test_a_job_is_stopped_when_its_execution_timeout_is_over(queue, monkeypatch)
     assert queue.take_stops() == [job_id]
 
 
-@pytest.mark.parametrize("policy", [{"executionTimeout": 1800}, {"ttl": 86400 * 365_000}, {"ttl": "1 h"}])
-def test_a_policy_that_runpod_would_refuse_is_refused(queue, policy):
-    answer = call(queue, "POST", "run", json={"input": {}, "policy": policy})
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"executionTimeout": -1},
+        {"executionTimeout": 4},
+        {"executionTimeout": True},
+        {"executionTimeout": 1800, "ttl": 86400 * 365},
+        {"ttl": 86400 * 365_000},
+        {"ttl": 9_999},
+        {"ttl": "1 h"},
+        "30 min",
+        [1800],
+    ],
+)
+def test_a_policy_that_runpod_would_refuse_is_refused(queue, refused):
+    answer = call(queue, "POST", "run", json={"input": {}, "policy": refused})
     assert answer.status_code == 400
     assert "milliseconds" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("given", "timeout_s", "ttl_s"),
+    [
+        # As a client's own example has it.
+        ({"executionTimeout": 1800, "ttl": 86400}, 1800, 86400),
+        ({"executionTimeout": 1_800_000, "ttl": 86_400_000}, 1800, 86400),
+        ({"executionTimeout": 4_999}, 4_999, local_endpoint.DEFAULT_TTL_S),
+        ({"executionTimeout": 5_000}, 5, local_endpoint.DEFAULT_TTL_S),
+        ({"ttl": 86400}, None, 86.4),
+    ],
+)
+def test_an_execution_timeout_below_runpods_least_means_seconds(queue, given, timeout_s, ttl_s):
+    job = queue.jobs[call(queue, "POST", "run", json={"input": {}, "policy": given}).json()["id"]]
+    assert (job.execution_timeout_s, job.ttl_s) == (timeout_s, ttl_s)
+
+
+def test_a_worker_that_has_gone_gets_no_job(queue, monkeypatch):
+    monkeypatch.setattr(local_endpoint, "LONG_POLL_S", 30.0)
+    with pytest.raises(requests.ReadTimeout):
+        requests.get(
+            queue.endpoint.url + "/job-take/worker-1", headers={"Authorization": API_KEY}, timeout=0.5, stream=True
+        )
+    time.sleep(0.5)
+    job_id = queue.post({})
+    time.sleep(0.5)
+    assert queue.jobs[job_id].status == "IN_QUEUE"
 
 
 def test_requests_that_are_too_large_or_no_job_are_refused(queue):

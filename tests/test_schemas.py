@@ -1,13 +1,15 @@
 """The interface: what a job may say, what it is told when it says something else, and the generated JSON Schemas."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from schemas import BatchJob, OutputConfig, SingleJob, Stage, Video, explain, parse_input
+from schemas import BatchJob, OutputConfig, S3Config, SingleJob, Stage, Video, explain, parse_input
 from schemas.generate import PUBLISHED_MODELS, json_schema_text
+from schemas.names import hint_for
 
 SMALLEST_JOB = {"prompt": "A woman sings", "cond_video": "face.jpg", "cond_audio": {"person1": "voice.wav"}}
 USERS_JOB = {
@@ -80,6 +82,17 @@ def test_speakers_come_in_the_order_of_their_numbers():
         ({"frame_num": 80}, "frame_num must be 4n+1, e.g. 77 or 81, not 80"),
         ({"frame_nums": 81}, 'the input has an unknown field "frame_nums"; the nearest known one is "frame_num"'),
         ({"output_config": {"stor": "s3"}}, 'output_config has an unknown field "stor"; the nearest known one'),
+        ({"image_url": "a.png"}, '"image_url"; the nearest known one is "cond_video"'),
+        ({"audio_url": "a.wav"}, '"audio_url"; the nearest known one is "cond_audio"'),
+        ({"audio": "a.wav"}, '"audio"; the nearest known one is "cond_audio"'),
+        ({"num_inference_steps": 8}, '"num_inference_steps"; the nearest known one is "sample_steps"'),
+        ({"steps": 8}, '"steps"; the nearest known one is "sample_steps"'),
+        ({"Seed": 8}, '"Seed"; the nearest known one is "base_seed"'),
+        ({"promt": "x"}, '"promt"; the nearest known one is "prompt"'),
+        ({"input": {}}, 'unknown field "input"; send what it holds in its place'),
+        ({"s3Config": {}}, 'unknown field "s3Config"; it belongs beside "input"'),
+        ({"output_config": {"bucket": "b"}}, 'unknown field "bucket"; a store of the job\'s own is named in s3Config'),
+        ({"colour": "red"}, 'unknown field "colour"; the known ones are apg_momentum, '),
         ({"cond_audio": None}, "exactly one of cond_audio"),
         ({"tts_audio": {"text": "Hi", "human1_voice": "am_adam"}}, "exactly one of cond_audio"),
         ({"cond_audio": {"person1": None}}, "at least one speaker of cond_audio must have audio"),
@@ -115,7 +128,30 @@ def test_an_input_that_is_not_an_object_is_refused(payload):
 def test_a_refusal_does_not_echo_media():
     media = "QUJD" * 1000
     assert media not in refusal(size=media)
-    assert len(refusal(**{media: 1})) < 200
+    assert media[:50] not in refusal(**{media: 1})
+
+
+def test_no_suggestion_is_far_from_a_field_in_both_meaning_and_spelling():
+    known = [field.alias or name for name, field in SingleJob.model_fields.items()]
+    for unknown in ("input", "unknown", "x", "", "quality", "fps", "headers", "\n", "ﬀ" * 50):
+        assert "nearest" not in hint_for(unknown, known)
+    assert all(hint_for(field.upper(), known) == f'the nearest known one is "{field}"' for field in known)
+
+
+def test_a_name_of_megabytes_is_answered_at_once():
+    begin = time.monotonic()
+    assert len(refusal(**{"cond_video" * 1_000_000: 1})) < 1100
+    assert time.monotonic() - begin < 1
+
+
+def test_no_value_of_a_store_is_echoed():
+    broken = {"endpointUrl": "hush-1", "accessId": "hush-2", "accessSecret": ["hush-3"], "bucketName": "hush 4"}
+    for given in (broken, "hush-5", ["hush-6"], broken | {"accesSecret": "hush-7"}):
+        with pytest.raises(ValidationError) as caught:
+            S3Config.model_validate(given)
+        message = explain(caught.value, "s3Config", shows_values=False)
+        assert message.startswith("s3Config")
+        assert "hush" not in message
 
 
 def test_a_refusal_of_thousands_of_mistakes_is_short_and_can_be_sent():

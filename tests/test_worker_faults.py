@@ -3,54 +3,29 @@
 import errno
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from infinitetalk import media
 from infinitetalk.errors import CheckpointError
 from infinitetalk.memory import GIB, model_sizes
 from infinitetalk.models import Models
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.worker.engine import Engine, MemoryBudget
-from infinitetalk.worker.runner import TIMEOUT_MARGIN_S, time_limit
+from infinitetalk.worker.policy import TIMEOUT_MARGIN_S
+from infinitetalk.worker.runner import time_limit
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import Stop
 from schemas import Stage
 from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tests.queue_server import LocalQueue
-from tests.worker_process import HANDLER, worker_of
+from tests.worker_process import HANDLER, START_TIMEOUT_S, worker_of
 
 JOB = {"id": "job-1", "input": small_job()}
-VIDEO_JOB = {"id": "job-1", "input": small_job(cond_video=data_uri(scenes_bytes([8]), "video/mp4"))}
-
-
-def test_a_decoder_that_is_killed_is_no_mistake_of_the_client(local_worker: LocalWorker, tmp_path, monkeypatch):
-    killed = tmp_path / "ffmpeg"
-    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
-    killed.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setenv("FFMPEG_BINARY", str(killed))
-        error = local_worker.run(VIDEO_JOB)["error"]
-    assert (error["code"], error["retryable"], error["at_stage"]) == ("E_FFMPEG", True, "download")
-    assert local_worker.run(VIDEO_JOB)["status"] == "success"
-
-
-def test_a_poison_file_that_crashes_the_decoder_is_refused(local_worker: LocalWorker, tmp_path, monkeypatch):
-    crashing = tmp_path / "ffmpeg"
-    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    crashing.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setenv("FFMPEG_BINARY", str(crashing))
-        error = local_worker.run(VIDEO_JOB)["error"]
-    assert (error["code"], error["retryable"], error["message"]) == (
-        "E_INPUT_VALIDATION",
-        False,
-        f"cond_video: {media.UNREADABLE}",
-    )
-    assert local_worker.run(VIDEO_JOB)["status"] == "success"
 
 
 def test_an_encoder_that_cannot_write_is_a_coded_failure(local_worker: LocalWorker, tmp_path, monkeypatch):
@@ -146,7 +121,7 @@ def test_weights_that_do_not_fit_are_no_other_workers_chance(tmp_path: Path, mon
     assert not engine.is_broken
 
 
-def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):
+def test_a_full_disk_fails_the_job_that_fills_it_and_no_other_unless_it_stays_full(tmp_path: Path):
     if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode != 0:
         pytest.skip("a small disk cannot be mounted here: unshare is not permitted")
     script = tmp_path / "on_a_small_disk.py"
@@ -163,6 +138,25 @@ def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):
         assert failure.error.retryable is True
         assert "disk is full" in failure.error.message
         worker.success(small_job())
+        # What fills it now is no job's, and stays.
+        disk = Path(f"/proc/{worker.process.pid}/root{worker.temporary}")
+        with suppress(OSError), (disk / "filler").open("wb") as filler:
+            while True:
+                filler.write(bytes(4096))
+        _, failure = worker.refusal(small_job())
+        assert (failure.error.code, failure.error.retryable) == ("E_GENERATION_RUNTIME", True)
+        next_id = queue.post(small_job())
+        assert worker.process.wait(START_TIMEOUT_S) == 0
+        assert queue.jobs[next_id].status == "IN_QUEUE"
+
+
+def test_the_first_sigterm_sets_the_end():
+    stop = Stop()
+    assert stop.leaves_time_for(1e9)
+    stop.drain(0.5)
+    stop.drain(1e9)
+    assert stop.is_draining
+    assert not stop.leaves_time_for(1)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +170,13 @@ def test_a_full_disk_fails_the_job_that_fills_it_and_no_other(tmp_path: Path):
         (90.0, {"ttl": 600_000}, 90.0),
         (None, {"executionTimeout": 60_000.0}, 60 - TIMEOUT_MARGIN_S),
         (90.0, {"executionTimeout": 10**400}, 90.0),
+        (None, {"executionTimeout": 1800, "ttl": 86400}, 1800 - TIMEOUT_MARGIN_S),
+        (None, {"executionTimeout": 4_999}, 4_999 - TIMEOUT_MARGIN_S),
+        (None, {"executionTimeout": 5_000}, 5 - TIMEOUT_MARGIN_S),
+        (90.0, {"executionTimeout": True}, 90.0),
+        (90.0, {"executionTimeout": -1}, 90.0),
+        (90.0, {"executionTimeout": float("inf")}, 90.0),
+        (90.0, [1800], 90.0),
         (90.0, {"executionTimeout": "60000"}, 90.0),
     ],
 )

@@ -32,9 +32,17 @@ class Worker:
         folder: of its own, or one that an earlier worker had, whose volume it then finds.
         script: that is run.
         settings: environment variables beside the queue's.
+        outputs: file descriptors of its standard output and error, in the place of the log.
     """
 
-    def __init__(self, queue: LocalQueue, folder: Path, script: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self,
+        queue: LocalQueue,
+        folder: Path,
+        script: Path,
+        settings: dict[str, str],
+        outputs: tuple[int, int] | None = None,
+    ) -> None:
         self.queue = queue
         self.volume = folder / "volume"
         self.temporary = folder / "temporary"
@@ -49,12 +57,13 @@ class Worker:
             "OMP_NUM_THREADS": "1",
         }
         with self.log.open("wb") as log:
+            stdout, stderr = outputs or (log.fileno(), log.fileno())
             self.process = subprocess.Popen(
                 [sys.executable, "-u", str(script)],
                 cwd=CHECKOUT,
                 env=environment | settings,
-                stdout=log,
-                stderr=log,
+                stdout=stdout,
+                stderr=stderr,
                 start_new_session=True,
             )
 

@@ -1,7 +1,8 @@
 """Results to the queue, until it has them.
 
-The SDK offers a result once where the connection drops or the queue answers 408 or 429, and three times where it
-answers 5xx; the job then stays IN_PROGRESS for ever. It has no setting for that, so its function is replaced.
+The SDK offers a result once where the connection drops or the queue answers 408 or 429, three times where it answers
+5xx, and takes a redirect, even one to a login page, for its thanks; the job then stays IN_PROGRESS for ever. It has no
+setting for that, so its function is replaced.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ ATTEMPTS = 1000
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 REQUEST_TIMEOUT_S = 60.0
 TRANSIENT_STATUSES = {408, 425, 429}
-"""Beside all of 5xx."""
+REFUSED_KEY_STATUSES = {401, 403, 407}
+REFUSED_KEY_PATIENCE_S = 120.0
+"""Seconds that a key may take to be renewed."""
 
 AfterDelivery = Callable[[dict[str, Any], bool], Awaitable[None]]
 
@@ -50,7 +53,8 @@ def install(timeout_s: float, after_delivery: AfterDelivery) -> None:
 async def deliver(session: aiohttp.ClientSession, result: Any, job: dict[str, Any], timeout_s: float) -> bool:
     """Offers a job's result, always the same bytes, until the queue takes it; returns whether it did.
 
-    An answer of 4xx that is not transient is final: the queue does not want the result, of a job that was deleted say.
+    Only 2xx says that it did, and no page of HTML does: that is a proxy's or a login's. An answer of 4xx that may not
+    pass is final: the queue does not want the result, of a job that was deleted say.
 
     Args:
         session: the SDK's.
@@ -60,14 +64,21 @@ async def deliver(session: aiohttp.ClientSession, result: Any, job: dict[str, An
     logger = job_logger(job["id"])
     url = rp_http.JOB_DONE_URL.replace("$ID", job["id"]) + "&isStream=false"
     headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "X-Request-ID": job["id"]}
+    begin = time.monotonic()
+
+    async def is_answer(response: aiohttp.ClientResponse) -> bool:
+        if response.status in REFUSED_KEY_STATUSES:
+            return time.monotonic() - begin > REFUSED_KEY_PATIENCE_S
+        return is_taken(response) or 400 <= response.status < 500
+
     options = ExponentialRetry(
         attempts=ATTEMPTS,
         start_timeout=FIRST_PAUSE_S,
         max_timeout=LONGEST_PAUSE_S,
         statuses=TRANSIENT_STATUSES,
         exceptions={aiohttp.ClientError, TimeoutError},
+        evaluate_response_callback=is_answer,
     )
-    begin = time.monotonic()
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -76,14 +87,20 @@ async def deliver(session: aiohttp.ClientSession, result: Any, job: dict[str, An
                 data=json.dumps(result, ensure_ascii=False).encode(),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
+                allow_redirects=False,
             ) as response,
         ):
-            status = response.status
+            status, is_delivered = response.status, is_taken(response)
     except TimeoutError:
         logger.error("result.undelivered", details={"reason": f"not taken within {timeout_s:g} s"})
         return False
-    if status >= 400:
+    if not is_delivered:
         logger.error("result.undelivered", details={"status": status})
         return False
     logger.info("result.delivered", lat_ms=round((time.monotonic() - begin) * 1000))
     return True
+
+
+def is_taken(response: aiohttp.ClientResponse) -> bool:
+    """Whether an answer says that the queue has what was sent."""
+    return 200 <= response.status < 300 and response.content_type != "text/html"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +58,8 @@ CODES: dict[ErrorCode, CodeFacts] = {
 }
 
 STAGE_CODES: dict[Stage, ErrorCode] = {
-    Stage.VALIDATION: ErrorCode.INPUT_VALIDATION,
-    Stage.DOWNLOAD: ErrorCode.DOWNLOAD_FAILED,
+    Stage.VALIDATION: ErrorCode.GENERATION_RUNTIME,
+    Stage.DOWNLOAD: ErrorCode.GENERATION_RUNTIME,
     Stage.EMBEDDING: ErrorCode.AUDIO_EMBEDDING,
     Stage.LOAD: ErrorCode.PIPELINE_LOAD,
     Stage.SAMPLING: ErrorCode.GENERATION_RUNTIME,
@@ -66,10 +68,18 @@ STAGE_CODES: dict[Stage, ErrorCode] = {
     Stage.UPLOAD: ErrorCode.UPLOAD,
     Stage.COMPLETED: ErrorCode.GENERATION_RUNTIME,
 }
-"""The code of an exception that only its stage tells apart."""
+"""The code of an exception that nobody expects. None is a client's mistake, wherever it comes up."""
 
+TELLS_OF_WORKER = (ErrorCode.PIPELINE_LOAD, ErrorCode.FFMPEG)
+"""Codes that lay nothing at the client's door, its input, its address or its store."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""What the machine itself is short of, whatever was tried."""
+
+OF_INPUT = (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.EFBIG)
+"""What a file system says of names and sizes that an input may have brought along."""
+
 FAILED_DISK = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN)
 
 
@@ -89,7 +99,11 @@ class WorkerError(Exception):
         self.retryable = CODES[code].retryable if retryable is None else retryable
 
 
-def is_expected(error: Exception) -> bool:
+class MachineError(Exception):
+    """The machine lacks what every job needs, whatever a job's own error said."""
+
+
+def is_expected(error: BaseException) -> bool:
     """Whether an exception's own message is meant for the client."""
     expected = WorkerError | MediaError | DecoderError | RegionError | EncodeError | CheckpointError | DoesNotFitError
     return isinstance(error, expected)
@@ -103,23 +117,51 @@ def is_device_error(error: BaseException) -> bool:
     return is_error and not _is_out_of_memory(error)
 
 
+def is_machine_error(error: BaseException) -> bool:
+    """Whether the machine has failed under a job: its temporary folder, its disk, its limits, a program or a library.
+
+    Errors that somebody expected have been looked at, and say themselves whose they are, unless something has run out.
+    """
+    if isinstance(error, MachineError):
+        return True
+    causes = list(_causes(error))
+    if any(isinstance(cause, OSError) and cause.errno in EXHAUSTED for cause in causes):
+        return True
+    if is_expected(error) or isinstance(error, ParallelError):
+        return False
+    return any(
+        isinstance(cause, ImportError) or _is_of_the_system(cause) or "can't start new thread" in str(cause)
+        for cause in causes
+    )
+
+
 def job_error(error: Exception, stage: Stage) -> JobError:
     """What a client is told of an exception raised at a stage. Unexpected ones get their code's words only."""
+    told = _own_words(error, stage)
+    if not is_machine_error(error) or (told.code in TELLS_OF_WORKER and told.retryable):
+        return told
+    code = ErrorCode.GENERATION_RUNTIME
+    if is_disk_full(error):
+        reason = "the worker's disk is full; send the job again, or use smaller inputs"
+    else:
+        reason = "this worker's machine has failed, and it is being replaced; send the job again"
+    return JobError(code=code, message=f"{CODES[code].message}: {reason}", retryable=True, at_stage=stage)
+
+
+def _own_words(error: Exception, stage: Stage) -> JobError:
     if isinstance(error, WorkerError):
         return JobError(code=error.code, message=error.message, retryable=error.retryable, at_stage=stage)
     code = _code_of(error, stage)
     facts = CODES[code]
-    if code is ErrorCode.PIPELINE_LOAD and may_load_elsewhere(error) and not _is_disk_full(error):
-        return JobError(code=code, message=f"{facts.message}: send the job again", retryable=True, at_stage=stage)
+    if code is ErrorCode.PIPELINE_LOAD and may_load_elsewhere(error):
+        reason = "the worker's disk is full; send the job again" if is_disk_full(error) else "send the job again"
+        return JobError(code=code, message=f"{facts.message}: {reason}", retryable=True, at_stage=stage)
     if is_expected(error):
         message = str(error)
     elif isinstance(error, ParallelError):
         message = f"{facts.message}: one of the worker's GPUs does not answer; {facts.hint}"
     elif is_device_error(error):
         message = f"{facts.message}: the GPU failed, and this worker is being replaced; send the job again"
-    elif _is_disk_full(error):
-        message = f"{facts.message}: the worker's disk is full; send the job again, or use smaller inputs"
-        return JobError(code=code, message=message, retryable=True, at_stage=stage)
     else:
         message = f"{facts.message}: {facts.hint}"
     retryable = error.fits_next_time if isinstance(error, DoesNotFitError) else facts.retryable
@@ -172,5 +214,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return is_cuda or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in FULL_DISK
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a job has filled the disk; once it has ended, there may be room again."""
+    return any(isinstance(cause, OSError) and cause.errno in FULL_DISK for cause in _causes(error))
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether the operating system refused something that has to do with no network and no input."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError | ssl.SSLError):
+        return False
+    return error.errno is not None and error.errno > 0 and error.errno not in OF_INPUT
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

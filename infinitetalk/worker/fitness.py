@@ -1,19 +1,23 @@
-"""Checks at the worker's start: one that fails ends the worker, before it takes a job.
+"""Checks at the worker's start, one that fails ends the worker before it takes a job, and after a job has failed.
 
 What may pass by itself ends no worker: a store that does not answer is logged, and the check before each job decides.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import structlog
 import torch
+from PIL import Image
 
-from infinitetalk.media import ffmpeg_path
+from infinitetalk.media import ffmpeg_path, probe
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
@@ -21,6 +25,8 @@ from infinitetalk.worker.storage import make_store
 from schemas import OutputConfig
 
 FFMPEG_TIMEOUT_S = 60.0
+DESCRIPTORS_OF_JOB = 64
+"""Eight downloads at once, each with its socket, its file and its decoder's pipes."""
 
 
 class UnfitError(RuntimeError):
@@ -76,6 +82,40 @@ def check_temporary_space(min_bytes: int) -> None:
             f"{folder} has {free / MEGABYTE:.0f} MB free, fewer than MIN_TEMPORARY_BYTES ({min_bytes / MEGABYTE:.0f} "
             "MB): give the container a larger disk, or set TMPDIR"
         )
+
+
+def machine_problem(min_temporary_bytes: int) -> Exception | None:
+    """What the machine lacks that every job needs; None where it has all.
+
+    Asked after a job has failed: whatever its error says of the job's input, a machine on which a picture of our own
+    cannot be written and read back, by the same decoder, would say it of any.
+    """
+    try:
+        check_temporary_space(min_temporary_bytes)
+        check_descriptors()
+        read_own_picture()
+    except Exception as error:
+        return error
+    return None
+
+
+def read_own_picture() -> None:
+    """Writes a picture to a temporary folder and looks at it as at those that jobs name."""
+    with tempfile.TemporaryDirectory(prefix="infinitetalk-") as folder:
+        file = Path(folder) / "grey.png"
+        Image.new("RGB", (16, 16), "grey").save(file)
+        probe(file)
+
+
+def check_descriptors() -> None:
+    """Opens as many files as a job may need at once.
+
+    Raises:
+        OSError: the process may not.
+    """
+    with ExitStack() as opened:
+        for _ in range(DESCRIPTORS_OF_JOB):
+            opened.enter_context(open(os.devnull, "rb"))  # noqa: PTH123
 
 
 def check_gpus(device: torch.device, num_gpus: int) -> None:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from secrets import randbelow
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -28,9 +28,20 @@ from infinitetalk.pipeline import Chunk, Step
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
 from infinitetalk.worker.batch import run_batch
 from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, speaker_regions
-from infinitetalk.worker.errors import WorkerError, is_device_error, is_expected, job_error
+from infinitetalk.worker.errors import (
+    TELLS_OF_WORKER,
+    MachineError,
+    WorkerError,
+    is_device_error,
+    is_disk_full,
+    is_expected,
+    is_machine_error,
+    job_error,
+)
 from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
+from infinitetalk.worker.fitness import machine_problem
 from infinitetalk.worker.logs import job_logger
+from infinitetalk.worker.policy import policy_warnings
 from infinitetalk.worker.preview import HlsPreview, Preview
 from infinitetalk.worker.progress import Report
 from infinitetalk.worker.resume import (
@@ -86,6 +97,9 @@ SPOKEN_CHARACTERS_PER_S = 15.0
 """Of English text, roughly."""
 
 TRAINED_SPEAKERS = 2
+
+
+R = TypeVar("R", Success | Plan | Failure, BatchResult)
 
 
 class StageClock:
@@ -252,9 +266,10 @@ def run_job(
     except Exception as error:
         return as_json(Failure(job_id=job_id, error=_failed(error, clock, logger)))
     context = JobContext(job_id, count_inline(job), s3_config, settings, engine, states, stop)
+    concerns = policy_warnings(payload.get("policy"))
     try:
         if isinstance(job, SingleJob):
-            return as_json(run_single(context, None, job, clock))
+            return as_json(with_warnings(run_single(context, None, job, clock), concerns))
 
         def run_item(item: BatchItem, report: Report) -> ItemSuccess | ItemPlan | ItemFailure:
             with_store = item.model_copy(update={"output_config": item.output_config or job.output_config})
@@ -263,13 +278,20 @@ def run_job(
             kinds = {Success: ItemSuccess, Plan: ItemPlan, Failure: ItemFailure}
             return kinds[type(made)].model_validate(dict(made) | {"item_id": item.id})
 
-        result = run_batch(job_id, job, run_item, report)
+        result = with_warnings(run_batch(job_id, job, run_item, report), concerns)
     except GenerationStopped:
         timings = clock.timings()
         logger.info("job.stopped", lat_ms=timings["total_ms"], details={"timings": timings, "handed_over": not stop()})
         raise
     logger.info(f"batch.{result.status}", lat_ms=result.timings["total_ms"], details={"timings": result.timings})
     return as_json(result)
+
+
+def with_warnings(result: R, warnings: list[str]) -> R:
+    """A result that also says what concerns the job as a whole; a failure has its own words."""
+    if isinstance(result, Failure) or not warnings:
+        return result
+    return result.model_copy(update={"warnings": [*result.warnings, *warnings]})
 
 
 def count_inline(job: SingleJob | BatchJob) -> int:
@@ -321,8 +343,8 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
         )
         failure = Failure(job_id=job_id, error=_failed(WorkerError(ErrorCode.TIMEOUT, message), clock, logger))
     except Exception as error:
-        engine.is_broken = engine.is_broken or is_device_error(error)
-        failure = Failure(job_id=job_id, error=_failed(error, clock, logger))
+        cause = find_cause(error, engine, context.settings, logger)
+        failure = Failure(job_id=job_id, error=_failed(cause, clock, logger))
     else:
         state.save_result(result.model_dump(mode="json"))
         details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
@@ -333,6 +355,26 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     if clock.stage not in (Stage.VALIDATION, Stage.DOWNLOAD):
         engine.recover()
     return failure
+
+
+def find_cause(error: Exception, engine: Engine, settings: Settings, logger: Any) -> Exception:
+    """What a job failed of: its error, or the machine, which may have made it look like the job's own.
+
+    A machine that has failed is marked as broken, so that it takes no other job.
+    """
+    if is_device_error(error) or (is_machine_error(error) and not is_disk_full(error)):
+        engine.is_broken = True
+        return error
+    problem = machine_problem(settings.min_temporary_bytes)
+    if problem is None:
+        return error
+    engine.is_broken = True
+    logger.error("machine.failed", exc_info=problem)
+    if job_error(error, Stage.SAMPLING).code in TELLS_OF_WORKER:
+        return error
+    machine_error = MachineError()
+    machine_error.__cause__ = error
+    return machine_error
 
 
 def _failed(error: Exception, clock: StageClock, logger: Any) -> JobError:
@@ -509,13 +551,13 @@ def parse_payload(
     except ValueError as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"id {error}") from None
     try:
-        job = parse_input(payload["input"])
+        job = parse_input(payload.get("input"))
     except ValidationError as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error)) from None
     try:
         s3_config = S3Config.model_validate(payload["s3Config"]) if payload.get("s3Config") else None
     except ValidationError as error:
-        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error, "s3Config")) from None
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error, "s3Config", shows_values=False)) from None
     if isinstance(job, BatchJob) and len(job.batch) > settings.max_batch_items:
         raise WorkerError(
             ErrorCode.INPUT_VALIDATION,

@@ -32,6 +32,7 @@ import aiohttp
 from aiohttp import web
 
 from infinitetalk.hls import SEGMENT_TYPE
+from infinitetalk.worker.policy import checked_seconds
 from infinitetalk.worker.settings import CHECKOUT, MEGABYTE, Settings
 from schemas import check_safe_name
 
@@ -48,8 +49,7 @@ RUN_RESULT_KEPT_S = 30 * 60.0
 RUNSYNC_RESULT_KEPT_S = 60.0
 RUNSYNC_WAIT_S = 90.0
 DEFAULT_TTL_S = 24 * 3600.0
-SHORTEST_TIMEOUT_MS, SHORTEST_TTL_MS, LONGEST_POLICY_MS = 5_000, 10_000, 7 * 24 * 3600 * 1000
-"""Runpod's limits, all of the above, and those of `policy`."""
+"""Runpod's limits, all of the above."""
 
 MAX_LOST_WORKERS = 2
 """Workers that a job may outlive; after another one it has failed."""
@@ -117,24 +117,6 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-class PolicyError(ValueError):
-    """A job's `policy` that Runpod would refuse."""
-
-
-def policy_seconds(policy: dict[str, Any], name: str, shortest_ms: int) -> float | None:
-    """A time of a job's `policy`, given in milliseconds, in seconds; None where it is not given.
-
-    Raises:
-        PolicyError: it is no number within Runpod's limits.
-    """
-    value = policy.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not shortest_ms <= value <= LONGEST_POLICY_MS:
-        raise PolicyError(f"policy.{name} must be {shortest_ms} to {LONGEST_POLICY_MS} milliseconds, not {value!r}")
-    return value / 1000
-
-
 class JobQueue:
     """Jobs in order; used by the server's event loop and by any thread.
 
@@ -158,7 +140,7 @@ class JobQueue:
         """Queues a job; `envelope` is what lies beside `input`, such as s3Config, policy and webhook. Returns its id.
 
         Raises:
-            PolicyError: Runpod would refuse its policy.
+            policy.PolicyError: Runpod would refuse its policy.
         """
         job_id = job_id or uuid.uuid4().hex
         policy = envelope.get("policy") or {}
@@ -166,9 +148,8 @@ class JobQueue:
             job_id,
             {"id": job_id, "input": job_input, **envelope},
             webhook=envelope.get("webhook"),
-            execution_timeout_s=policy_seconds(policy, "executionTimeout", SHORTEST_TIMEOUT_MS)
-            or self._execution_timeout_s,
-            ttl_s=policy_seconds(policy, "ttl", SHORTEST_TTL_MS) or DEFAULT_TTL_S,
+            execution_timeout_s=checked_seconds(policy, "executionTimeout") or self._execution_timeout_s,
+            ttl_s=checked_seconds(policy, "ttl") or DEFAULT_TTL_S,
             kept_s=kept_s,
         )
         with self._lock:
@@ -435,6 +416,9 @@ class LocalEndpoint:
         payloads: list[dict[str, Any]] = []
 
         def take() -> bool:
+            if request.transport is None:
+                # Whoever asked has gone: a job handed over now would be lost.
+                return True
             payload = self.queue.take()
             payloads.extend([payload] if payload else [])
             return bool(payloads)

@@ -1,42 +1,35 @@
 """Logs: one JSON object a line on stderr: ts, level, event and, where they apply, job_id, item_id, lat_ms, details.
 
-Whatever a line holds, credentials and base64 are taken out of it before it is written.
+Of a job's input only what is known to hold no secret is logged; `infinitetalk.worker.streams` writes the lines.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
+from pydantic import BaseModel
 
 from infinitetalk.worker.settings import Settings
-from schemas.addresses import MAX_ADDRESS_CHARACTERS
+from infinitetalk.worker.streams import LONGEST_HOST, LONGEST_LINE, keep_streams_writable, redacted
+from schemas import BatchItem, OutputConfig, TtsAudio
 
-T = TypeVar("T")
-
-SHOWN_CHARACTERS = 200
-SHOWN_DEPTH = 10
-SHOWN_ITEMS = 50
+SHOWN_ITEMS = 20
 MAX_FIELD_CHARACTERS = 8_000
 MAX_LINE_CHARACTERS = 20_000
-
-# Each has one way to match, and so takes time that grows with the line and no faster.
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{200,}")
-_QUERY = re.compile(r"(?<=[^\s\"'?])\?[^\s\"'\\]*")
-_SECRETS = ("signature", "credential", "token", "key", "secret", "password", "?sig=", "&sig=")
-_PASSWORD = re.compile(r"://[^\s\"'/@]+@")
+ADDRESS_FIELDS = ("cond_video", "video_url", "thumbnail_url")
+SPEAKER_FIELDS = ("cond_audio", "mask", "bbox")
 
 
 def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
     secrets = [] if settings.s3_secret_key is None else [settings.s3_secret_key.get_secret_value()]
+    keep_streams_writable(secrets)
 
     def redact(logger: Any, method: str, line: Any) -> str:
         return redacted(line, secrets)
@@ -54,20 +47,6 @@ def configure_logs(settings: Settings) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-
-
-def redacted(line: str, secrets: list[str]) -> str:
-    """A line without credentials and base64, whatever put them there: an exception's words, say."""
-    for secret in secrets:
-        line = line.replace(secret, "***")
-    line = _QUERY.sub(lambda query: "?***" if _names_secret(query[0]) else query[0], line)
-    line = _PASSWORD.sub("://***@", line)
-    return _BASE64.sub(lambda found: f"<{len(found[0])} characters>", line)
-
-
-def _names_secret(query: str) -> bool:
-    lowered = query.lower()
-    return any(name in lowered for name in _SECRETS)
 
 
 def shorten(logger: Any, method: str, line: Any) -> str:
@@ -91,36 +70,70 @@ def job_logger(job_id: str) -> Any:
     return structlog.get_logger().bind(job_id=job_id)
 
 
-def loggable(value: Any, depth: int = 0) -> Any:
-    """A job's input as it may be logged: media and long text by their length, URLs without query or password, nothing
-    that is nested deeper than any input."""
+def loggable(job_input: Any) -> Any:
+    """What may be logged of a job's input, whatever it holds: of fields that the interface has, numbers and choices as
+    they are, media by their kind or host, and texts by their lengths; of all others how many there are."""
+    return _fields_of(job_input, {*_JOB_CHOICES, "batch"})
+
+
+def _fields_of(value: Any, known: Collection[str]) -> Any:
+    if not isinstance(value, dict):
+        return f"<{type(value).__name__}>"
+    shown = {name: _shown(name, field) for name, field in value.items() if name in known}
+    num_unknown = len(value) - len(shown)
+    return shown | ({"unknown_fields": num_unknown} if num_unknown else {})
+
+
+def _shown(name: str, value: Any) -> Any:
     match value:
-        case dict() | list() if depth > SHOWN_DEPTH:
-            return "<nested>"
-        case dict():
-            shown = {str(name)[:SHOWN_CHARACTERS]: loggable(item, depth + 1) for name, item in _first(value.items())}
-            return shown | ({"…": f"<{len(value)} fields>"} if len(value) > SHOWN_ITEMS else {})
-        case list():
-            shown_items = [loggable(item, depth + 1) for item in _first(value)]
-            return [*shown_items, *([f"<{len(value)} items>"] if len(value) > SHOWN_ITEMS else [])]
-        case str() if value.startswith("data:") or (len(value) > SHOWN_CHARACTERS and "://" not in value[:16]):
-            return f"<{len(value)} characters>"
-        case str() if "://" in value[:16]:
-            return _loggable_url(value)
-        case _:
+        case None | bool() | float():
             return value
+        case int():
+            return value if abs(value) < 2**63 else "<number>"
+        case str() if value in (_JOB_CHOICES | _OUTPUT_CHOICES).get(name, ()):
+            return value
+        case str():
+            return _medium(value) if name in ADDRESS_FIELDS else f"<{len(value)} characters>"
+        case list() if name == "batch":
+            return [_fields_of(item, _JOB_CHOICES) for item in value[:SHOWN_ITEMS]]
+        case dict() if name in SPEAKER_FIELDS:
+            return [_of_speaker(item) for item in list(value.values())[:SHOWN_ITEMS]]
+        case dict() if name == "output_config":
+            return _fields_of(value, _OUTPUT_CHOICES)
+        case dict() if name == "tts_audio":
+            return _fields_of(value, TtsAudio.model_fields)
+        case _:
+            return f"<{type(value).__name__} of {len(value)}>"
 
 
-def _first(values: Iterable[T]) -> Iterator[T]:
-    return islice(values, SHOWN_ITEMS)
+def _of_speaker(value: Any) -> Any:
+    """Speech or mask, by its kind, or a box."""
+    is_box = isinstance(value, list) and len(value) <= 4 and all(isinstance(side, int | float) for side in value)
+    if value is None or is_box:
+        return value
+    return _medium(value) if isinstance(value, str) else f"<{type(value).__name__}>"
 
 
-def _loggable_url(url: str) -> str:
+def _medium(source: str) -> str:
+    if source.startswith("data:"):
+        return f"<data URI of {len(source)} characters>"
     try:
-        if len(url) > MAX_ADDRESS_CHARACTERS or not url.isascii():
-            # Parsing normalises other letters, which takes the square of their number.
-            raise ValueError
-        parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"[:SHOWN_CHARACTERS]
+        parts = urlsplit(source[:LONGEST_LINE])
+        if parts.scheme in ("http", "https"):
+            return f"{parts.scheme}://{(parts.hostname or '')[:LONGEST_HOST]}/…"
     except ValueError:
-        return f"<URL of {len(url)} characters>"
+        return f"<address of {len(source)} characters>"
+    return f"<{len(source)} characters>"
+
+
+def _choices_of(model: type[BaseModel]) -> dict[str, set[str]]:
+    """The fields of a model that are a choice of words, and those words."""
+    found = {}
+    for name, schema in model.model_json_schema()["properties"].items():
+        kinds = [schema, *schema.get("anyOf", [])]
+        found[name] = {word for kind in kinds for word in kind.get("enum", [])}
+    return found
+
+
+_JOB_CHOICES = _choices_of(BatchItem)
+_OUTPUT_CHOICES = _choices_of(OutputConfig)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
-import os
-import signal
-import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from types import FrameType
 from typing import Any, TextIO
 
 import structlog
 
 from infinitetalk.errors import GenerationStopped
+from infinitetalk.worker.ending import end_process
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.errors import CODES, WorkerError, job_error
+from infinitetalk.worker.errors import CODES, WorkerError, is_machine_error, job_error
 from infinitetalk.worker.job import run_job
 from infinitetalk.worker.logs import job_logger, loggable
+from infinitetalk.worker.policy import timeout_s
 from infinitetalk.worker.progress import LogSender, ProgressReporter, QueueSender
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import MEGABYTE, Settings
@@ -28,12 +25,6 @@ from infinitetalk.worker.stop import Stop
 from schemas import ErrorCode, Failure, Stage, sendable
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-
-LONGEST_POLICY_MS = 1e12
-"""Decades: more is no limit."""
-
-TIMEOUT_MARGIN_S = 1.0
-"""Seconds before the platform's own executionTimeout, whose answer has no code, that a job's time is over."""
 
 
 class Runner:
@@ -50,7 +41,7 @@ class Runner:
         self.states = JobStates(settings)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="job")
         self._stop: Stop | None = None
-        self._drains_on_signal = False
+        self._gone_at: float | None = None
         self._keeps_state = False
         self._is_stuck = False
 
@@ -60,7 +51,6 @@ class Runner:
         Raises:
             asyncio.CancelledError: the job was stopped, by then its thread has ended; or it is left to the next worker.
         """
-        self._watch_signals()
         job_id = str(job["id"])
         has_queue = self.settings.webhook_post_output is not None
         try:
@@ -73,6 +63,7 @@ class Runner:
         except Exception as error:
             # The SDK would send the traceback, and with it paths and the host's name, to the client.
             job_logger(job_id).error("job.failed", exc_info=error)
+            self.engine.is_broken |= is_machine_error(error)
             result = coded_failure(job_id, ErrorCode.GENERATION_RUNTIME)
         # What a client may send again under the same id goes on where it ended.
         self._keeps_state = "error" in result and result["error"]["retryable"]
@@ -87,12 +78,28 @@ class Runner:
     async def after_delivery(self, job: dict[str, Any], is_delivered: bool) -> None:
         """What remains to be done once the queue has a job's result, or does not want it; the next job is taken
         afterwards."""
-        await asyncio.to_thread(self.states.close, str(job["id"]), self._keeps_state or not is_delivered)
-        if self._is_stuck:
-            end_process()
-        if self.engine.is_broken:
-            # The platform replaces the worker; until then it would take, and lose, other jobs.
-            signal.raise_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(self.states.close, str(job["id"]), self._keeps_state or not is_delivered)
+        finally:
+            if self._is_stuck:
+                end_process()
+
+    def is_unfit(self) -> bool:
+        """Whether the worker is to be replaced: until it is, it would take, and lose, other jobs."""
+        return self.engine.is_broken
+
+    def drain(self) -> None:
+        """The worker goes within its grace: the job in hand is told, and any that still comes."""
+        grace_s = self.settings.shutdown_grace_s
+        structlog.get_logger().info("worker.draining", details={"grace_s": grace_s})
+        self._gone_at = time.monotonic() + grace_s
+        if self._stop is not None:
+            self._stop.drain(grace_s)
+
+    def end(self) -> None:
+        """The platform takes the worker for lost, and gives its job to another one: this one must not go on."""
+        structlog.get_logger().error("ping.ended")
+        end_process()
 
     async def _run(self, job: dict[str, Any], progress: ProgressReporter) -> dict[str, Any]:
         """The result of a job's thread.
@@ -103,6 +110,8 @@ class Runner:
         job_id = str(job["id"])
         time_limit_s = time_limit(job, self.settings)
         self._stop = stop = Stop(time_limit_s)
+        if self._gone_at is not None:
+            stop.drain(self._gone_at - time.monotonic())
         work = asyncio.get_running_loop().run_in_executor(
             self._executor, run_job, job, self.settings, self.engine, self.states, progress.report, stop
         )
@@ -148,42 +157,17 @@ class Runner:
         if error := work.exception():
             let_go(error)
 
-    def _watch_signals(self) -> None:
-        """Tells the job in hand of SIGTERM and SIGINT, after the SDK, which sets its own handlers when it starts."""
-        if self._drains_on_signal or threading.current_thread() is not threading.main_thread():
-            return
-        self._drains_on_signal = True
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, partial(self._drain, signal.getsignal(number)))
-
-    def _drain(self, sdk_handler: Any, number: int, frame: FrameType | None) -> None:
-        structlog.get_logger().info("worker.draining", details={"grace_s": self.settings.shutdown_grace_s})
-        if self._stop is not None:
-            self._stop.drain(self.settings.shutdown_grace_s)
-        if callable(sdk_handler):
-            sdk_handler(number, frame)
-
 
 def let_go(error: BaseException) -> None:
     """Forgets a stopped job's frames, and what they hold, tensors and files: its task is kept until the next job."""
     error.with_traceback(None)
 
 
-def end_process() -> None:
-    """Ends the worker at once: a thread that cannot be stopped would keep an orderly end waiting."""
-    for process in multiprocessing.active_children():
-        process.kill()
-    os._exit(1)
-
-
 def time_limit(job: dict[str, Any], settings: Settings) -> float | None:
-    """Seconds that a job may take: the worker's JOB_TIMEOUT_S or the job's policy.executionTimeout, in milliseconds,
-    whichever is shorter; None where neither is set."""
-    limits = [] if settings.job_timeout_s is None else [settings.job_timeout_s]
-    match job.get("policy"):
-        case {"executionTimeout": int() | float() as milliseconds} if 0 < milliseconds < LONGEST_POLICY_MS:
-            limits.append(max(milliseconds / 1000 - TIMEOUT_MARGIN_S, TIMEOUT_MARGIN_S))
-    return min(limits, default=None)
+    """Seconds that a job may take: the worker's JOB_TIMEOUT_S or those of the job's policy, whichever are fewer; None
+    where neither is set."""
+    limits = [settings.job_timeout_s, timeout_s(job.get("policy"))]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def coded_failure(job_id: str, code: ErrorCode) -> dict[str, Any]:
@@ -207,7 +191,7 @@ def checked_result(job_id: str, result: dict[str, Any], max_bytes: int) -> dict[
         message = "the result is not valid JSON"
     job_logger(job_id).error("job.result_refused", details={"message": message})
     error = job_error(WorkerError(ErrorCode.UPLOAD, message, retryable=False), Stage.UPLOAD)
-    return Failure(job_id=job_id, error=error).model_dump(mode="json")
+    return Failure(job_id=sendable(job_id), error=error).model_dump(mode="json")
 
 
 def with_error_as_text(handler: Handler) -> Handler:

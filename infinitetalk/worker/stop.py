@@ -36,8 +36,9 @@ class Stop:
         self._cancelled.set()
 
     def drain(self, grace_s: float) -> None:
-        """The worker goes in this many seconds, at the latest."""
-        self._gone_at = time.monotonic() + grace_s
+        """The worker goes in this many seconds, at the latest; said again, the first time counts."""
+        if self._gone_at is None:
+            self._gone_at = time.monotonic() + grace_s
 
     @property
     def is_draining(self) -> bool:

@@ -1,0 +1,23 @@
+"""The worker's own end."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import sys
+import threading
+
+is_ending = threading.Event()
+"""Set once the worker ends, whichever way: its child processes end with it."""
+
+atexit.register(is_ending.set)
+
+
+def end_process() -> None:
+    """Ends the worker at once: a thread that cannot be stopped would keep an orderly end waiting."""
+    is_ending.set()
+    for process in multiprocessing.active_children():
+        process.kill()
+    sys.stderr.flush()
+    os._exit(1)

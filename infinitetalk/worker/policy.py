@@ -1,0 +1,72 @@
+"""A job's `policy`: how long it may run and be kept, as Runpod's API takes it, in milliseconds.
+
+Some give it in seconds, {"executionTimeout": 1800, "ttl": 86400}. Runpod takes no executionTimeout below 5,000 ms, so
+that one below tells that the whole policy is in seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+SHORTEST_MS = {"executionTimeout": 5_000, "ttl": 10_000}
+LONGEST_MS = 7 * 24 * 3600 * 1000
+"""Runpod's limits."""
+
+LONGEST_TIMEOUT_S = 1e9
+"""Decades: more is no limit."""
+
+TIMEOUT_MARGIN_S = 1.0
+"""Seconds before the platform's own executionTimeout, whose answer has no code, that a job's time is over."""
+
+
+class PolicyError(ValueError):
+    """A job's `policy` that Runpod would refuse, and that is not plainly in seconds either."""
+
+
+def is_in_seconds(policy: Any) -> bool:
+    """Whether a policy's times are in seconds."""
+    timeout = policy.get("executionTimeout") if isinstance(policy, dict) else None
+    return _is_number(timeout) and 0 < timeout < SHORTEST_MS["executionTimeout"]
+
+
+def timeout_s(policy: Any) -> float | None:
+    """Seconds after which a job ends by itself, just before the platform would end it; None where nothing limits it."""
+    timeout = policy.get("executionTimeout") if isinstance(policy, dict) else None
+    if not _is_number(timeout) or not 0 < timeout < LONGEST_TIMEOUT_S * 1000:
+        return None
+    seconds = timeout if is_in_seconds(policy) else timeout / 1000
+    return max(seconds - TIMEOUT_MARGIN_S, TIMEOUT_MARGIN_S)
+
+
+def policy_warnings(policy: Any) -> list[str]:
+    """What a job's result says of its policy."""
+    if not is_in_seconds(policy):
+        return []
+    given = policy["executionTimeout"]
+    shortest_ms = SHORTEST_MS["executionTimeout"]
+    return [
+        f"policy was taken in seconds, since executionTimeout {given:g} is below Runpod's least, {shortest_ms} "
+        f"milliseconds; Runpod itself may refuse or end such a job: give milliseconds, {given * 1000:.0f}"
+    ]
+
+
+def checked_seconds(policy: Any, name: str) -> float | None:
+    """A time of a job's `policy` in seconds; None where it is not given.
+
+    Raises:
+        PolicyError: it is no number within Runpod's limits.
+    """
+    if not isinstance(policy, dict):
+        raise PolicyError('policy must be an object: {"executionTimeout": milliseconds, "ttl": milliseconds}')
+    value = policy.get(name)
+    if value is None:
+        return None
+    shortest_ms = SHORTEST_MS[name]
+    milliseconds = value * 1000 if is_in_seconds(policy) and isinstance(value, int) else value
+    if isinstance(value, bool) or not isinstance(value, int) or not shortest_ms <= milliseconds <= LONGEST_MS:
+        raise PolicyError(f"policy.{name} must be {shortest_ms} to {LONGEST_MS} milliseconds, not {value!r}")
+    return milliseconds / 1000
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,110 @@
+"""What a field that is not known was meant to be: by what other tools call ours, else by its spelling."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+
+LONGEST_NAME = 40
+"""Characters of a name that are looked at: comparing spellings takes their square."""
+
+SPELLING_CUTOFF = 0.7
+"""Of difflib's ratio, below which a name is another word. "promt" and "prompt" have 0.91, "input" and "quant" 0.6."""
+
+MEANINGS: dict[str, str] = {
+    "batch": "items jobs inputs tasks",
+    "prompt": "positive_prompt description caption text_prompt",
+    "negative_prompt": "negative neg_prompt n_prompt uncond_prompt",
+    "cond_video": (
+        "image image_url image_path image_base64 input_image ref_image ref_image_url reference_image source_image "
+        "source_image_url face face_url face_image start_image cond_image picture picture_url photo photo_url portrait "
+        "avatar video video_url video_path video_base64 input_video ref_video source_video source_url"
+    ),
+    "cond_audio": (
+        "audio audio_url audio_path audio_base64 input_audio driven_audio driving_audio audios audio_paths person1 "
+        "person2 sound sound_url speech speech_url voice voice_url wav wav_url wav_path mp3 mp3_url"
+    ),
+    "tts_audio": "tts tts_text text script speech_text",
+    "audio_type": "audio_mode multi_audio_type",
+    "bbox": "bboxes boxes box bounding_box bounding_boxes face_bbox face_box",
+    "mask": "masks mask_url mask_image ref_target_masks",
+    "loras": "lora lora_path lora_paths lora_dir lora_name lora_url lora_weights",
+    "scene_seg": "scenes scene_detection scene_segmentation",
+    "dry_run": "dryrun plan validate_only",
+    "size": "resolution width height dimensions aspect_ratio video_size target_size",
+    "mode": "generation_mode streaming",
+    "frame_num": "frames num_frames frame_count video_length length frame_window_size chunk_size",
+    "max_frame_num": "max_frames total_frames max_num_frames max_length duration duration_s seconds max_duration",
+    "motion_frame": "motion_frames overlap overlap_frames num_overlap_frames",
+    "sample_steps": "steps num_steps sampling_steps num_inference_steps inference_steps infer_steps",
+    "sample_shift": "shift flow_shift time_shift timestep_shift",
+    "sample_text_guide_scale": "cfg cfg_scale guidance guidance_scale text_guide_scale text_cfg guide_scale",
+    "sample_audio_guide_scale": "audio_cfg audio_cfg_scale audio_guidance audio_guidance_scale audio_guide_scale",
+    "color_correction_strength": "color_correction colour_correction colormatch color_match",
+    "use_teacache": "teacache enable_teacache tea_cache",
+    "teacache_thresh": "teacache_threshold tea_cache_l1_thresh rel_l1_thresh",
+    "use_apg": "apg enable_apg",
+    "base_seed": "seed random_seed noise_seed",
+    "num_persistent_param_in_dit": "num_persistent persistent_params vram_limit",
+    "offload_model": "offload cpu_offload enable_cpu_offload force_offload low_vram",
+    "quant": "quantization quantisation quantize precision dtype fp8 int8",
+    "output_config": "output outputs output_format destination upload storage save_to",
+    "store": "type kind storage destination target",
+    "prefix": "path folder directory dir key key_prefix output_dir output_path",
+    "video_url": "url put_url upload_url presigned_url",
+    "thumbnail_url": "thumbnail thumb_url image_url",
+    "preview": "hls live streaming stream",
+    "endpointUrl": "endpoint endpoint_url s3_endpoint bucket_endpoint_url aws_endpoint_url url host",
+    "accessId": "access_key access_key_id aws_access_key_id s3_access_key bucket_access_key_id key_id access_id",
+    "accessSecret": (
+        "secret secret_key secret_access_key aws_secret_access_key s3_secret_key bucket_secret_access_key access_secret"
+    ),
+    "bucketName": "bucket bucket_name s3_bucket aws_bucket",
+    "region": "region_name aws_region s3_region aws_default_region",
+    "text": "script prompt content speech",
+    "human1_voice": "voice voice1 voice_id voice_name speaker human_voice",
+    "human2_voice": "voice2 speaker2",
+    "name": "path file filename file_name lora id url",
+    "scale": "strength weight multiplier alpha model_strength strength_model",
+}
+"""Our names → those of other tools for the same thing, as far as they differ in more than their spelling."""
+
+PLACES: dict[str, str] = {
+    "s3config": 'it belongs beside "input", not into it',
+    "webhook": 'it belongs beside "input", not into it',
+    "policy": 'it belongs beside "input", not into it',
+    "input": 'send what it holds in its place, without an "input" within "input"',
+}
+"""Fields of a request that are none of a job's input, and what to do with them."""
+
+STORE_FIELDS = ("endpointUrl", "accessId", "accessSecret", "bucketName", "region")
+
+
+def hint_for(unknown: str, known: Collection[str]) -> str:
+    """What to do about a field that is not known. One is suggested only where it is near, by meaning or spelling."""
+    name = _plain(unknown[:LONGEST_NAME])
+    if nearest := _nearest(name, known):
+        return f'the nearest known one is "{nearest}"'
+    if name in PLACES:
+        return PLACES[name]
+    if any(name in _names_of(field) for field in STORE_FIELDS):
+        return 'a store of the job\'s own is named in s3Config, beside "input"'
+    return f"the known ones are {', '.join(sorted(known))}"
+
+
+def _nearest(name: str, known: Collection[str]) -> str | None:
+    for field in sorted(known):
+        if name in _names_of(field):
+            return field
+    spellings = {_plain(field): field for field in known}
+    near = difflib.get_close_matches(name, sorted(spellings), n=1, cutoff=SPELLING_CUTOFF)
+    return spellings[near[0]] if near else None
+
+
+def _names_of(field: str) -> set[str]:
+    return {_plain(name) for name in [field, *MEANINGS.get(field, "").split()]}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
