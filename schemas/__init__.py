@@ -2,6 +2,7 @@
 
 from schemas.base import explain, sendable
 from schemas.job import (
+    DEFAULT_PREFIX,
     BatchItem,
     BatchJob,
     Lora,
@@ -27,6 +28,7 @@ from schemas.result import (
 )
 
 __all__ = [
+    "DEFAULT_PREFIX",
     "BatchItem",
     "BatchJob",
     "BatchResult",

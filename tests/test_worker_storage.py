@@ -31,7 +31,7 @@ LARGE_BYTES = 20_000_000
 
 @pytest.fixture
 def files(tmp_path: Path) -> Artifacts:
-    artifacts = Artifacts(tmp_path / "video.mp4", tmp_path / "thumbnail.jpg", tmp_path / "metadata.json")
+    artifacts = Artifacts(tmp_path / "video.mp4", tmp_path / "thumbnail.jpg", tmp_path / "metadata.json", "a request")
     artifacts.video.write_bytes(VIDEO)
     artifacts.thumbnail.write_bytes(THUMBNAIL)
     artifacts.metadata.write_bytes(METADATA)

@@ -25,7 +25,8 @@ _PASSWORD = re.compile(r"://[^\s\"'/@]+@")
 
 def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
-    secrets = [] if settings.s3_secret_key is None else [settings.s3_secret_key.get_secret_value()]
+    hidden = (settings.s3_secret_key, settings.resume_secret)
+    secrets = [secret.get_secret_value() for secret in hidden if secret is not None]
 
     def redact(logger: Any, method: str, line: Any) -> str:
         return redacted(line, secrets)
