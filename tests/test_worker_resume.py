@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -120,8 +121,9 @@ def frames_of(worker: LocalWorker, job_id: str) -> np.ndarray:
 
 
 def kept(worker: LocalWorker) -> list[str]:
-    """Names of what is kept of jobs on the volume."""
-    return sorted(file.name for file in worker.volume.rglob(".resume/*/*"))
+    """Names of what is kept of jobs on the volume, without what tells workers' files apart."""
+    names = [file.name for file in worker.volume.rglob(".resume/*/*")]
+    return sorted(re.sub(r"-[0-9a-f]{12}\.", ".", name) for name in names)
 
 
 SHORT = {"cond_audio": {"person1": speech_uri(0.36)}}
@@ -235,6 +237,11 @@ def test_of_a_batch_only_what_is_missing_is_made(local_worker):
     assert kept(local_worker) == []
 
 
+def part_of(folder: Path) -> Path:
+    """The first part among what is kept of a job."""
+    return next(folder.glob("part-00000-*.mp4"))
+
+
 @pytest.mark.parametrize(
     "difference", ["prompt", "picture", "code", "stale", "damaged", "part missing", "no JSON", "turned off"]
 )
@@ -260,9 +267,9 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
         case "stale":
             local_worker.settings = local_worker.settings.model_copy(update={"resume_ttl_s": 0.0})
         case "damaged":
-            (folder / part_file(0)).write_bytes(b"another video")
+            (folder / part_of(folder)).write_bytes(b"another video")
         case "part missing":
-            (folder / part_file(0)).unlink()
+            (folder / part_of(folder)).unlink()
         case "no JSON":
             (folder / "state.json").write_text("{")
         case "turned off":
