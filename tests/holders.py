@@ -28,7 +28,7 @@ from schemas import Stage, Success
 from tests.job_inputs import small_job, speech_uri
 from tests.queue_server import LocalQueue
 from tests.s3_server import S3Server
-from tests.worker_process import HANDLER, JOB_TIMEOUT_S, START_TIMEOUT_S, Worker
+from tests.worker_process import HANDLER, JOB_TIMEOUT_S, Worker
 
 NUM_FRAMES = 13
 JOB = small_job(mode="streaming", base_seed=-1, cond_audio={"person1": speech_uri(0.52)}, sample_steps=4)
@@ -123,10 +123,10 @@ class Pair:
         while len(self._workers) < 2:
             worker = Worker(self._queue, self._folder, HANDLER, settings)
             self._workers.append(worker)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + JOB_TIMEOUT_S
         while not all(worker.events("job.taken") for worker in self._workers):
             assert time.monotonic() < deadline, "a worker did not start"
-            self._queue.wait(self._queue.post({}), START_TIMEOUT_S)
+            self._queue.wait(self._queue.post({}), JOB_TIMEOUT_S)
 
     def _holder(self, job_id: str, workers: list[Worker], before: Worker | None = None) -> Worker:
         """The worker that has taken the job, after the one before took it."""

@@ -244,22 +244,17 @@ def test_an_upload_cannot_climb_out_of_its_folder(queue, tmp_path):
 def test_the_clients_uploads_are_signed_as_every_store_knows_and_served(s3_server, tmp_path, monkeypatch):
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"a picture")
-    names = {
-        "S3_ENDPOINT": "endpoint",
-        "S3_BUCKET": "bucket",
-        "S3_ACCESS_KEY": "access_key",
-        "S3_SECRET_KEY": "secret_key",
-    }
-    for variable, name in names.items():
-        monkeypatch.setenv(variable, getattr(s3_server, name))
+    for name in ("endpoint", "bucket", "access_key", "secret_key"):
+        monkeypatch.setenv(f"S3_{name.upper()}", getattr(s3_server, name))
     monkeypatch.delenv("S3_REGION", raising=False)
     sent: list[str] = []
-    request = URLLib3Session.send
-    monkeypatch.setattr(
-        URLLib3Session,
-        "send",
-        lambda session, prepared: sent.append(str(prepared.headers)) or request(session, prepared),
-    )
+    send = URLLib3Session.send
+
+    def send_and_note(session, request):
+        sent.append(str(request.headers))
+        return send(session, request)
+
+    monkeypatch.setattr(URLLib3Session, "send", send_and_note)
     (address,) = InfiniteTalkClient("https://api.example.com/v2/endpoint", "key", inline_bytes=1).media(picture)
     assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in address
     assert requests.get(address, timeout=10).content == b"a picture"

@@ -458,13 +458,16 @@ def test_what_was_given_up_goes_whatever_its_prefix(local_worker):
     mine = {"output_config": {"store": "volume", "prefix": "users/one"}}
     interrupt(local_worker, job("given-up", **SHORT | mine), 1)
     long_ago = time.time() - local_worker.settings.resume_ttl_s - 60
-    # A worker that was killed while it copied its video.
     (folder,) = local_worker.volume.rglob(".resume/given-up")
-    (folder / f".{'0' * 32}.part").write_bytes(b"half a video")
-    for file in folder.iterdir():
+    # A worker that was killed while it copied its video.
+    half = local_worker.volume / f"infinitetalk/jobs/.unfinished/given-up/.{'0' * 32}.part"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half a video")
+    for file in (*folder.iterdir(), half):
         os.utime(file, (long_ago, long_ago))
     local_worker.run(job(**SHORT | {"output_config": {"store": "volume", "prefix": "users/two"}}))
     assert not folder.exists()
+    assert not half.parent.exists()
 
 
 def test_a_random_seed_is_the_same_for_all_who_try_a_job(local_worker):
@@ -519,13 +522,14 @@ def test_state_of_a_job_with_its_own_store_is_kept_there_only_signed(
     local_worker.settings = local_worker.settings.model_copy(update=changes)
     own = {"endpointUrl": s3_server.endpoint, "accessId": s3_server.access_key}
     own |= {"accessSecret": s3_server.secret_key, "bucketName": s3_server.bucket}
-    in_store = job(output_config={"store": "s3", "prefix": "mine"}, **SHORT) | {"s3Config": own}
-    interrupt(local_worker, in_store, 1)
+    in_store = job(output_config={"store": "s3", "prefix": "mine"}) | {"s3Config": own}
+    # A stop also ends the request under way to a store that a job names.
+    interrupt(local_worker, in_store, 3)
     stored = [key for key in sorted(s3_server.keys()) if "/.resume/" in key]
     assert bool(stored) == in_bucket
     assert bool(kept(local_worker)) == (place == "volume")
     local_worker.run(in_store)
-    assert first_chunk_and_last(local_worker) == ((1, 2) if place == "none" else (2, 2))
+    assert (first_chunk_and_last(local_worker)[0] > 1) == (place != "none")
     assert sorted(s3_server.keys()) == [f"mine/job-1.{kind}" for kind in ("jpg", "json", "mp4")]
 
 

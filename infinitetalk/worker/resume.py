@@ -39,7 +39,6 @@ from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.guard import CLEAN_S
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from infinitetalk.worker.storage import (
-    WORK_FOLDER,
     S3Store,
     Store,
     VolumeStore,
@@ -50,6 +49,7 @@ from infinitetalk.worker.storage import (
 )
 from schemas import DEFAULT_PREFIX, OutputConfig, SingleJob, Success
 
+FOLDER = ".resume"
 STATE_FILE = "state.json"
 THUMBNAIL_FILE = "thumbnail.jpg"
 FORMAT = 3
@@ -178,9 +178,11 @@ class Files(ABC):
 
     Attributes:
         is_own: whether the place is the worker's own, not one that a job names.
+        unfinished: where else lost workers may have left files.
     """
 
     is_own = True
+    unfinished: Files | None = None
 
     @abstractmethod
     def write(self, folder: str, name: str, data: bytes) -> None:
@@ -201,10 +203,15 @@ class Files(ABC):
 
 
 class VolumeFiles(Files):
-    """Files below a folder of a volume."""
+    """Files below a folder of a volume.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        unfinished: where else lost workers may have left files.
+    """
+
+    def __init__(self, root: Path, unfinished: Files | None = None) -> None:
         self._root = root
+        self.unfinished = unfinished
 
     def write(self, folder: str, name: str, data: bytes) -> None:
         with new_file(self._root / folder, [data]) as unfinished:
@@ -423,13 +430,14 @@ class TaskState:
             return
         deadline = time.monotonic() + AFTER_JOB_S
         try:
-            for folder, times, now in self.files.folders():
-                ours = {name: written_at for name, written_at in times.items() if _OUR_FILE.fullmatch(name)}
-                # Its newest file is as a rule its state: older ones are parts of a job that goes on.
-                if ours and max(ours.values()) < now - self._ttl_s:
-                    self.files.remove(folder, ours)
-                if time.monotonic() > deadline:
-                    return
+            for files in filter(None, (self.files, self.files.unfinished)):
+                for folder, times, now in files.folders():
+                    ours = {name: written_at for name, written_at in times.items() if _OUR_FILE.fullmatch(name)}
+                    # Its newest file is as a rule its state: older ones are parts of a job that goes on.
+                    if ours and max(ours.values()) < now - self._ttl_s:
+                        files.remove(folder, ours)
+                    if time.monotonic() > deadline:
+                        return
             if isinstance(self.files, BucketFiles):
                 self.files.abort_uploads(self._ttl_s)
         except STORE_ERRORS as error:
@@ -600,17 +608,17 @@ def _clean_up(opened: list[tuple[TaskState, Store]]) -> None:
 def place_of_state(store: Store, settings: Settings) -> Files | None:
     """Where state is kept: on the volume or in the bucket that the result goes to, where that is the worker's; else in
     the worker's own place, where it has any; else in the bucket that the job names, if it can be signed."""
-    folder = f"{DEFAULT_PREFIX}/{WORK_FOLDER}"
+    folder = f"{DEFAULT_PREFIX}/{FOLDER}"
     match store:
         case VolumeStore():
-            return VolumeFiles(store.root / folder)
+            return VolumeFiles(store.root / folder, VolumeFiles(store.work_folder))
         case S3Store() if store.is_own:
             return BucketFiles(store, folder)
     own_store = own_place(settings)
     if own_store is not None:
         return place_of_state(own_store, settings)
     if isinstance(store, S3Store) and state_secret(settings) is not None:
-        return BucketFiles(store, f"{store.prefix}/{WORK_FOLDER}")
+        return BucketFiles(store, f"{store.prefix}/{FOLDER}")
     return None
 
 

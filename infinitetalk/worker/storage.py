@@ -55,8 +55,8 @@ METADATA_TYPE = "application/json"
 PROBE = ".check"
 """Begins the name of the object that shows that a bucket can be written to and read from."""
 
-WORK_FOLDER = ".resume"
-"""Name of the folder for what is not finished."""
+WORK_FOLDER = ".unfinished"
+"""Name of the folder on a volume for files that are still written."""
 
 REQUEST_MARK = "infinitetalk-request"
 """Of a video in a bucket, its metadata that says which request it answers."""
