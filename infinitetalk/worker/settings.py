@@ -119,7 +119,8 @@ class Settings(WeightsSettings):
     """Seconds that a result is offered to a queue which does not take it."""
 
     resume: bool = True
-    """What a job has made is stored beside its outputs as it grows, so that another worker can go on from there."""
+    """What a job has made is stored as it grows, on the volume or in the bucket, so that another worker can go on from
+    there."""
 
     resume_ttl_s: Annotated[float, Field(ge=0)] = 24 * 3600.0
     """Seconds after which that is ignored and removed; Runpod forgets a job after a day."""
