@@ -101,7 +101,7 @@ class Pair:
                 first._kill_all()
             case "stop":
                 first.process.send_signal(signal.SIGTERM)
-        self._queue.lose_worker()
+        self._queue.give_again(job_id)
         others = [worker for worker in self._workers if worker is not first]
         self._end_of(self._holder(job_id, others if order.fate != "race" else self._workers, first), job_id)
         first.process.send_signal(signal.SIGCONT)
@@ -127,6 +127,7 @@ class Pair:
         while not all(worker.events("job.taken") for worker in self._workers):
             assert time.monotonic() < deadline, "a worker did not start"
             self._queue.wait(self._queue.post({}), JOB_TIMEOUT_S)
+            time.sleep(0.5)
 
     def _holder(self, job_id: str, workers: list[Worker], before: Worker | None = None) -> Worker:
         """The worker that has taken the job, after the one before took it."""
@@ -179,9 +180,8 @@ class Pair:
     def _wait(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + JOB_TIMEOUT_S
         while not is_so():
-            assert time.monotonic() < deadline, {
-                job.id: (job.status, job.progress[-1:]) for job in self._queue.jobs.values()
-            }
+            jobs = list(self._queue.jobs.values())
+            assert time.monotonic() < deadline, [(job.id, job.status, job.progress[-1:]) for job in jobs[-2:]]
             time.sleep(0.02)
 
 

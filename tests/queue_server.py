@@ -90,6 +90,11 @@ class LocalQueue(JobQueue):
         """What Runpod sets for a worker, pointing here."""
         return self.endpoint.environment()
 
+    def give_again(self, job_id: str) -> None:
+        """Takes the job's worker for lost, whether it is or not, and whatever it has told."""
+        with self._lock:
+            self._requeue(self.jobs[job_id])
+
     def wait(self, job_id: str, timeout_s: float) -> QueuedJob:
         """The job once it is COMPLETED or FAILED."""
         return self.wait_until(job_id, lambda job: job.status in ("COMPLETED", "FAILED"), timeout_s)
