@@ -15,6 +15,7 @@ import base64
 import json
 import mimetypes
 import os
+import re
 import sys
 import time
 import uuid
@@ -229,17 +230,34 @@ def _data_uri(file: Path) -> str:
 
 def _upload_to_s3(file: Path) -> str:
     import boto3
+    from botocore.config import Config
 
+    endpoint = os.environ["S3_ENDPOINT"]
     store = boto3.client(
         "s3",
-        endpoint_url=os.environ["S3_ENDPOINT"],
+        endpoint_url=endpoint,
         aws_access_key_id=os.environ["S3_ACCESS_KEY"],
         aws_secret_access_key=os.environ["S3_SECRET_KEY"],
-        region_name=os.environ.get("S3_REGION"),
+        region_name=os.environ.get("S3_REGION") or _region_of(endpoint),
+        # Not every store knows the older signature, nor the newer checksums.
+        config=Config(
+            signature_version="s3v4",
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
     )
     place = {"Bucket": os.environ["S3_BUCKET"], "Key": f"infinitetalk/inputs/{uuid.uuid4().hex}{file.suffix}"}
     store.upload_file(str(file), *place.values())
     return str(store.generate_presigned_url("get_object", Params=place, ExpiresIn=PRESIGNED_S))
+
+
+def _region_of(endpoint: str) -> str:
+    """The region that the name of a store's host tells; an address signed for another one is refused."""
+    host = urlsplit(endpoint).hostname or ""
+    found = re.search(r"(?:^|\.)s3[.-]([a-z0-9-]+)\.[^.]+\.", host) or re.search(
+        r"([^.]+)\.digitaloceanspaces\.com$", host
+    )
+    return found[1] if found else "us-east-1"
 
 
 def _job_error(answer: dict[str, Any]) -> JobError:

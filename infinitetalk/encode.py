@@ -2,11 +2,12 @@
 
 A video is encoded once, in parts, as its frames come. Each part opens with an IDR frame and is complete in itself, and
 all are made with the same parameters, so that `join_parts` copies their packets into the final file. PyAV encodes; it
-only ever sees frames and parts of our own making.
+only ever sees frames and parts of our own making: parts that were kept elsewhere are signed.
 """
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,6 +43,11 @@ THUMBNAIL_QUALITY = 90
 
 class EncodeError(RuntimeError):
     """A video, its sound or a thumbnail could not be written. The message can be shown to the client."""
+
+
+def because(error: BaseException) -> str:
+    """The end of a message of what could not be written: why, where that is known."""
+    return ": the disk is full" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 class PartEncoder:
@@ -99,14 +105,14 @@ class PartEncoder:
         try:
             self._container.close()
         except av.FFmpegError as error:
-            raise EncodeError("A part of the video could not be written: is the disk full?") from error
+            raise EncodeError(f"A part of the video could not be written{because(error)}") from error
         return self._num_frames
 
     def _encode(self, frame: av.VideoFrame | None) -> None:
         try:
             self._container.mux(self._stream.encode(frame))
         except av.FFmpegError as error:
-            raise EncodeError("A part of the video could not be written: is the disk full?") from error
+            raise EncodeError(f"A part of the video could not be written{because(error)}") from error
 
 
 def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
@@ -120,7 +126,7 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
         raise EncodeError("There is no part of a video to join")
     try:
         with (
-            av.open(str(parts[0])) as first,
+            av.open(str(parts[0]), format="mp4") as first,
             av.open(str(output), "w", format="mp4", options={"movflags": "+faststart"}) as container,
         ):
             video = container.add_stream_from_template(first.streams.video[0])
@@ -132,7 +138,17 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
                 container.mux(sound.encode(sound_of_frame(waveform, index)))
             container.mux(sound.encode(None))
     except av.FFmpegError as error:
-        raise EncodeError("The video's parts and sound could not be joined: is the disk full?") from error
+        raise EncodeError(f"The video's parts and sound could not be joined{because(error)}") from error
+
+
+def check_parts(parts: Sequence[tuple[Path, int]]) -> None:
+    """Looks whether parts, each with the number of its frames, can be joined. Raises `EncodeError`."""
+    try:
+        num_packets = sum(1 for _ in joined_packets([part for part, _ in parts]))
+    except av.FFmpegError as error:
+        raise EncodeError("A part of the video cannot be read") from error
+    if num_packets != sum(num_frames for _, num_frames in parts):
+        raise EncodeError("The video's parts have not as many frames as they should")
 
 
 def picture_bytes(part: Path) -> int:
@@ -155,7 +171,7 @@ def write_thumbnail(frame: np.ndarray, path: Path) -> None:
     try:
         Image.fromarray(frame).save(path, format="JPEG", quality=THUMBNAIL_QUALITY)
     except OSError as error:
-        raise EncodeError("The thumbnail could not be written: is the disk full?") from error
+        raise EncodeError(f"The thumbnail could not be written{because(error)}") from error
 
 
 def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet]:
@@ -168,7 +184,7 @@ def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet
     parameters: bytes | None = None
     for part in parts:
         first_frame = num_decoded
-        with av.open(str(part)) as container:
+        with av.open(str(part), format="mp4") as container:
             stream = container.streams.video[0]
             codec_context = stream.codec_context
             if parameters not in (None, codec_context.extradata):

@@ -18,6 +18,7 @@ from infinitetalk.encode import (
     SOUND_BIT_RATE,
     SOUND_RATE,
     EncodeError,
+    because,
     joined_packets,
     sound_of_frame,
 )
@@ -58,7 +59,7 @@ class SegmentWriter:
         """
         try:
             with av.open(str(segment), "w", format="mpegts", options=_SEGMENT_OPTIONS) as container:
-                with av.open(str(part)) as opened:
+                with av.open(str(part), format="mp4") as opened:
                     video = container.add_stream_from_template(opened.streams.video[0])
                 sound = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
                 num_frames = 0
@@ -70,7 +71,7 @@ class SegmentWriter:
                         container.mux(heard)
                     num_frames += 1
         except av.FFmpegError as error:
-            raise EncodeError("A part of the preview could not be written: is the disk full?") from error
+            raise EncodeError(f"A part of the preview could not be written{because(error)}") from error
         self._num_frames += num_frames
         return num_frames
 

@@ -3,6 +3,7 @@
 from schemas.addresses import check_address
 from schemas.base import explain, sendable
 from schemas.job import (
+    DEFAULT_PREFIX,
     BatchItem,
     BatchJob,
     Lora,
@@ -28,6 +29,7 @@ from schemas.result import (
 )
 
 __all__ = [
+    "DEFAULT_PREFIX",
     "BatchItem",
     "BatchJob",
     "BatchResult",

@@ -16,6 +16,9 @@ MAX_SPEAKERS = 8
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON client carries exactly."""
 
+OWN_ENDINGS = (".mp4", ".jpg", ".json", ".preview")
+"""Of the files and folders that jobs leave."""
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -34,12 +37,16 @@ def check_prefix(prefix: str) -> str:
     """A prefix below which the result is stored; it cannot climb out of its root.
 
     Raises:
-        ValueError: it is absolute, has an empty, "." or ".." component, a backslash or a control character.
+        ValueError: it is absolute, has an empty, "." or ".." component, a backslash or a control character, or a
+            component that could be the name of a job's file or of the worker's own folder.
     """
     if not prefix.isprintable() or "\\" in prefix:
         raise ValueError("must not contain control characters or backslashes")
-    if any(component in ("", ".", "..") for component in prefix.split("/")):
+    components = prefix.split("/")
+    if any(component in ("", ".", "..") for component in components):
         raise ValueError('must be names joined by single "/" without a leading or trailing "/", "." or ".."')
+    if any(component.startswith(".") or component.lower().endswith(OWN_ENDINGS) for component in components):
+        raise ValueError(f'must not have names that begin with "." or end in {", ".join(OWN_ENDINGS)}')
     return prefix
 
 
@@ -138,6 +145,10 @@ class S3Config(StrictModel):
 
     bucket_name: Annotated[str, Field(alias="bucketName", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
     """Name of the bucket."""
+
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}$")] | None = None
+    """Region of the store; null: the one that the name of its host tells, else the one that the store answers with,
+    else us-east-1."""
 
 
 class TtsAudio(StrictModel):
@@ -261,7 +272,7 @@ class SingleJob(StrictModel):
     """APG: largest norm of the guidance."""
 
     base_seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED)] = 42
-    """Seed of the noise; -1: random, and the result's params name the seed used."""
+    """Seed of the noise; -1: drawn from the job's id, and the result's params name the seed used."""
 
     num_persistent_param_in_dit: Annotated[int, Field(ge=0)] | None = None
     """Parameters of the transformer that stay on the GPU; null: the worker chooses."""

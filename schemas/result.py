@@ -29,7 +29,8 @@ class Video(StrictModel):
     """The video made, in exactly one place, and its thumbnail in the same."""
 
     url: str | None = None
-    """Store "s3": address of the MP4. Store "put": the address given, without its query."""
+    """Store "s3": address of the MP4, which the worker has tried. Store "put": the address given, without its query and
+    untried."""
 
     path: str | None = None
     """Store "volume": path of the MP4 relative to the volume's root."""

@@ -118,6 +118,11 @@ class LocalQueue(JobQueue):
         self.endpoint.texts[job_id] = text.replace("ID", job_id)
         return self.post(None, job_id=job_id)
 
+    def give_again(self, job_id: str) -> None:
+        """Takes the job's worker for lost, whether it is or not, and whatever it has told."""
+        with self._lock:
+            self._requeue(self.jobs[job_id])
+
     def wait(self, job_id: str, timeout_s: float) -> QueuedJob:
         """The job once it is COMPLETED or FAILED."""
         return self.wait_until(job_id, lambda job: job.status in ("COMPLETED", "FAILED"), timeout_s)

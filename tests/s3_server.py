@@ -74,9 +74,9 @@ class S3Server:
     access_key = ACCESS_KEY
     secret_key = SECRET_KEY
     bucket = BUCKET
-    region = REGION
 
-    def __init__(self) -> None:
+    def __init__(self, region: str = REGION) -> None:
+        self.region = region
         self._python = swift_python()
         self._port = 0
         self._process: subprocess.Popen[str] | None = None
@@ -119,9 +119,10 @@ class S3Server:
             RuntimeError: it did not start; its output is in the message.
         """
         log_path = Path(self._folder.name) / "log.txt"
+        arguments = [self._folder.name, str(self._port), ACCESS_KEY, SECRET_KEY, self.region]
         with log_path.open("a") as log:
             self._process = subprocess.Popen(
-                [self._python, "-W", "ignore", LAUNCHER, self._folder.name, str(self._port), ACCESS_KEY, SECRET_KEY],
+                [self._python, "-W", "ignore", LAUNCHER, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

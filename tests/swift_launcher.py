@@ -1,6 +1,6 @@
 """Runs OpenStack Swift with its S3 interface in one process; started by s3_server.py, in Swift's own environment.
 
-    python swift_launcher.py FOLDER PORT ACCESS_KEY SECRET_KEY     (an access key is "account:user")
+    python swift_launcher.py FOLDER PORT ACCESS_KEY SECRET_KEY REGION     (an access key is "account:user")
 
 Proxy, account, container and object server share the process. Data and configuration lie in FOLDER and survive a
 restart. Prints the S3 port as a line on stdout once it is served, and ends when its standard input does.
@@ -49,6 +49,7 @@ account_autocreate = true
 
 [filter:s3api]
 use = egg:swift#s3api
+location = {region}
 
 [filter:tempauth]
 use = egg:swift#tempauth
@@ -104,7 +105,7 @@ def wait_for_end_of_input() -> None:
         pass
 
 
-def main(folder: Path, port: int, access_key: str, secret_key: str) -> None:
+def main(folder: Path, port: int, access_key: str, secret_key: str, region: str) -> None:
     """Serves until standard input ends."""
     (folder / "devices" / "disk").mkdir(parents=True, exist_ok=True)
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = tests\n")
@@ -116,7 +117,9 @@ def main(folder: Path, port: int, access_key: str, secret_key: str) -> None:
         account, _, user = access_key.partition(":")
         configuration = folder / f"{name}-server.conf"
         configuration.write_text(
-            (DEFAULTS + template).format(folder=folder, name=name, account=account, user=user, secret_key=secret_key)
+            (DEFAULTS + template).format(
+                folder=folder, name=name, account=account, user=user, secret_key=secret_key, region=region
+            )
         )
         if name != "proxy":
             write_ring(folder, name, listener.getsockname()[1])
@@ -126,4 +129,4 @@ def main(folder: Path, port: int, access_key: str, secret_key: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5])

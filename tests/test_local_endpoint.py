@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import requests
+from botocore.httpsession import URLLib3Session
 
+from examples import client as client_module
 from examples.client import InfiniteTalkClient, JobError
 from infinitetalk.worker import local_endpoint, policy
 from tests.queue_server import API_KEY, LocalQueue
@@ -278,3 +280,37 @@ def test_an_upload_cannot_climb_out_of_its_folder(queue, tmp_path):
         assert requests.put(f"{address}/{name}", data=b"x", headers=headers, timeout=5).status_code in (400, 404)
     assert requests.get(f"{address}/..%2F..%2F..%2Fetc%2Fpasswd", headers=headers, timeout=5).status_code in (403, 404)
     assert not (tmp_path / "outside").exists()
+
+
+def test_the_clients_uploads_are_signed_as_every_store_knows_and_served(s3_server, tmp_path, monkeypatch):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"a picture")
+    for name in ("endpoint", "bucket", "access_key", "secret_key"):
+        monkeypatch.setenv(f"S3_{name.upper()}", getattr(s3_server, name))
+    monkeypatch.delenv("S3_REGION", raising=False)
+    sent: list[str] = []
+    send = URLLib3Session.send
+
+    def send_and_note(session, request):
+        sent.append(str(request.headers))
+        return send(session, request)
+
+    monkeypatch.setattr(URLLib3Session, "send", send_and_note)
+    (address,) = InfiniteTalkClient("https://api.example.com/v2/endpoint", "key", inline_bytes=1).media(picture)
+    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in address
+    assert requests.get(address, timeout=10).content == b"a picture"
+    assert sent and not any("checksum" in headers.lower() for headers in sent)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region"),
+    [
+        ("https://s3.eu-central-1.amazonaws.com", "eu-central-1"),
+        ("https://videos.s3.us-west-004.backblazeb2.com", "us-west-004"),
+        ("https://nyc3.digitaloceanspaces.com", "nyc3"),
+        ("https://s3.amazonaws.com", "us-east-1"),
+        ("http://127.0.0.1:9000", "us-east-1"),
+    ],
+)
+def test_the_client_signs_for_the_region_that_the_stores_host_tells(endpoint, region):
+    assert client_module._region_of(endpoint) == region

@@ -1,7 +1,10 @@
 """A job that loses its worker goes on in the next one, after its last whole chunk, with the same frames."""
 
 import asyncio
+import hashlib
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,14 +15,18 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import requests
 import torch
+from pydantic import SecretStr
 from safetensors.torch import save_file
+from structlog import get_logger
+from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker import job as worker_job
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job import run_job
-from infinitetalk.worker.resume import part_file
+from infinitetalk.worker.resume import Part, Rendering, TaskState, VolumeFiles, part_file
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings
 from schemas import Stage, Success
@@ -120,8 +127,9 @@ def frames_of(worker: LocalWorker, job_id: str) -> np.ndarray:
 
 
 def kept(worker: LocalWorker) -> list[str]:
-    """Names of what is kept of jobs on the volume."""
-    return sorted(file.name for file in worker.volume.rglob(".resume/*/*"))
+    """Names of what is kept of jobs on the volume, without what tells workers' files apart."""
+    names = [file.name for file in worker.volume.rglob(".resume/*/*")]
+    return sorted(re.sub(r"-[0-9a-f]{12}\.", ".", name) for name in names)
 
 
 SHORT = {"cond_audio": {"person1": speech_uri(0.36)}}
@@ -235,6 +243,11 @@ def test_of_a_batch_only_what_is_missing_is_made(local_worker):
     assert kept(local_worker) == []
 
 
+def part_of(folder: Path) -> Path:
+    """The first part among what is kept of a job."""
+    return next(folder.glob("part-00000-*.mp4"))
+
+
 @pytest.mark.parametrize(
     "difference", ["prompt", "picture", "code", "stale", "damaged", "part missing", "no JSON", "turned off"]
 )
@@ -260,9 +273,9 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
         case "stale":
             local_worker.settings = local_worker.settings.model_copy(update={"resume_ttl_s": 0.0})
         case "damaged":
-            (folder / part_file(0)).write_bytes(b"another video")
+            (folder / part_of(folder)).write_bytes(b"another video")
         case "part missing":
-            (folder / part_file(0)).unlink()
+            (folder / part_of(folder)).unlink()
         case "no JSON":
             (folder / "state.json").write_text("{")
         case "turned off":
@@ -320,3 +333,212 @@ def test_it_goes_on_from_a_bucket_after_an_upload_that_failed_without_another_ev
     assert first_chunk_and_last(local_worker) == (0, 0)
     assert Success.model_validate(result, strict=False).evaluations == 8
     assert sorted(s3_server.keys()) == [f"infinitetalk/jobs/job-1.{kind}" for kind in ("jpg", "json", "mp4")]
+
+
+def reasons(logs: list[dict[str, Any]]) -> list[str]:
+    """Why kept state was ignored."""
+    return [line["details"]["reason"] for line in logs if line["event"] == "resume.ignored"]
+
+
+def with_secret(worker: LocalWorker, secret: str) -> None:
+    """Gives a worker the secret of its endpoint."""
+    worker.settings = worker.settings.model_copy(update={"resume_secret": SecretStr(secret)})
+
+
+@pytest.mark.parametrize("forger", ["without a secret", "with another secret", "by hand"])
+def test_state_that_no_worker_of_the_endpoint_has_signed_is_ignored_with_a_warning(forger, local_worker):
+    if forger != "without a secret":
+        with_secret(local_worker, "another secret")
+    local_worker.run(job(**SHORT), keep=True)
+    (state,) = local_worker.volume.rglob(".resume/*/state.json")
+    with_secret(local_worker, "the endpoint's")
+    if forger == "by hand":
+        local_worker.run(job(**SHORT), keep=True)
+        signed = json.loads(state.read_text())
+        signed["state"] = signed["state"].replace('"warnings":[]', '"warnings":["visit evil.example"]')
+        state.write_text(json.dumps(signed))
+    with capture_logs() as logs:
+        result = local_worker.run(job(**SHORT))
+    assert reasons(logs) == ["it is damaged, or not signed by this endpoint"]
+    assert first_chunk_and_last(local_worker) == (1, 2)
+    assert result["warnings"] == []
+
+
+def test_signed_state_of_one_job_is_no_template_for_another(local_worker):
+    with_secret(local_worker, "the endpoint's")
+    local_worker.run(job("job-1", **SHORT), keep=True)
+    (folder,) = local_worker.volume.rglob(".resume/job-1")
+    folder.rename(folder.with_name("job-2"))
+    with capture_logs() as logs:
+        result = local_worker.run(job("job-2", **SHORT))
+    assert reasons(logs) == ["the job, its parameters or the model differ"]
+    assert result["job_id"] == "job-2"
+    assert first_chunk_and_last(local_worker) == (1, 2)
+
+
+@pytest.mark.parametrize("disguise", ["picture", "list", "pipe", "link", "too large"])
+def test_a_part_that_is_no_part_is_not_opened_and_the_job_begins_anew(disguise, local_worker):
+    interrupt(local_worker, job(**SHORT), 1)
+    (folder,) = local_worker.volume.rglob(".resume/*")
+    part = part_of(folder)
+    whole = part.read_bytes()
+    match disguise:
+        case "picture":
+            part.write_bytes(picture_bytes())
+        case "list":
+            part.write_text(f"ffconcat version 1.0\nfile {part.name}\n")
+        case "pipe":
+            part.unlink()
+            os.mkfifo(part)
+        case "link":
+            part.rename(folder / "other.mp4")
+            part.symlink_to("other.mp4")
+        case "too large":
+            part.write_bytes(whole + bytes(1_000_000))
+    # Whoever writes to an unsigned place makes its hashes fit.
+    data = part.read_bytes() if disguise in ("picture", "list") else whole
+    signed = json.loads((folder / "state.json").read_text())
+    state = json.loads(signed["state"])
+    state["rendering"]["parts"][0] |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
+    (folder / "state.json").write_text(json.dumps(signed | {"state": json.dumps(state)}))
+    with capture_logs() as logs:
+        result = local_worker.run(job(**SHORT))
+    (reason,) = reasons(logs)
+    assert reason == ("EncodeError" if disguise in ("picture", "list") else "a file is missing or damaged")
+    assert result["video"]["num_frames"] == 9
+    assert first_chunk_and_last(local_worker) == (1, 2)
+
+
+def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_path):
+    part = tmp_path / "part.mp4"
+    part.write_bytes(b"a part")
+    thumbnail = tmp_path / "thumbnail.jpg"
+    thumbnail.write_bytes(b"a picture")
+
+    def holder() -> TaskState:
+        files = VolumeFiles(tmp_path / ".resume")
+        return TaskState(files, "job-1", "request", 3600, b"secret", 1_000_000, get_logger())
+
+    lost = holder()
+    made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0)], b"state 1")
+    lost.save_rendering(made, "fingerprint")
+    # Both go on from what the lost one has made.
+    first, second = holder(), holder()
+    for state in (first, second):
+        state._stored_parts, state._thumbnail = list(state._rendering.parts), state._rendering.thumbnail
+        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0)], b"state 2")
+        state.save_rendering(longer, "fingerprint")
+    first.discard()
+    (folder,) = (tmp_path / ".resume").iterdir()
+    names = {file.name for file in folder.iterdir()}
+    assert second._rendering.names | {"state.json"} == names
+    second.discard()
+    assert not folder.exists()
+
+
+def test_parts_of_a_job_that_goes_on_stay_however_old_they_are(local_worker):
+    interrupt(local_worker, job("going-on", **SHORT), 1)
+    folder = local_worker.volume / "infinitetalk/jobs/.resume/going-on"
+    long_ago = time.time() - local_worker.settings.resume_ttl_s - 60
+    os.utime(part_of(folder), (long_ago, long_ago))
+    before = sorted(folder.iterdir())
+    local_worker.run(job(**SHORT))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_clock_that_is_ahead_sweeps_nothing(local_worker, monkeypatch):
+    interrupt(local_worker, job("younger", **SHORT), 1)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 10 * local_worker.settings.resume_ttl_s)
+    local_worker.run(job(**SHORT))
+    assert (local_worker.volume / "infinitetalk/jobs/.resume/younger/state.json").exists()
+
+
+def test_what_was_given_up_goes_whatever_its_prefix(local_worker):
+    mine = {"output_config": {"store": "volume", "prefix": "users/one"}}
+    interrupt(local_worker, job("given-up", **SHORT | mine), 1)
+    long_ago = time.time() - local_worker.settings.resume_ttl_s - 60
+    (folder,) = local_worker.volume.rglob(".resume/given-up")
+    # A worker that was killed while it copied its video.
+    half = local_worker.volume / f"infinitetalk/jobs/.unfinished/given-up/.{'0' * 32}.part"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half a video")
+    for file in (*folder.iterdir(), half):
+        os.utime(file, (long_ago, long_ago))
+    local_worker.run(job(**SHORT | {"output_config": {"store": "volume", "prefix": "users/two"}}))
+    assert not folder.exists()
+    assert not half.parent.exists()
+
+
+def test_a_random_seed_is_the_same_for_all_who_try_a_job(local_worker):
+    short = {"cond_audio": {"person1": speech_uri(0.2)}, "base_seed": -1, "dry_run": False}
+    seeds = [local_worker.run(job(name, **short))["params"]["base_seed"] for name in ("job-1", "job-1", "job-2")]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def with_bucket(worker: LocalWorker, server: S3Server, **changes: Any) -> None:
+    """Gives a worker a bucket of its own."""
+    names = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
+    values = (server.endpoint, server.access_key, server.secret_key, server.bucket)
+    store = dict(zip(names, values, strict=True))
+    worker.settings = Settings.model_validate(worker.settings.model_dump(exclude_unset=True) | store | changes)
+
+
+def test_a_result_that_was_lost_is_told_with_addresses_signed_anew(local_worker, s3_server):
+    with_bucket(local_worker, s3_server, s3_url_expiry_s=3)
+    in_bucket = job(output_config={"store": "s3"}, **SHORT)
+    told = local_worker.run(in_bucket, keep=True)
+    time.sleep(3.1)
+    again = local_worker.run(in_bucket, keep=True)
+    assert first_chunk_and_last(local_worker) == (0, 0)
+    assert again["video"]["url"] != told["video"]["url"]
+    for kind in ("", "thumbnail_", "metadata_"):
+        assert requests.get(again["video"][f"{kind}url"], timeout=10).status_code == 200
+    assert again["timings"] == told["timings"]
+
+
+@pytest.mark.parametrize("missing", ["jpg", "json", "size"])
+def test_a_lost_result_of_which_a_file_is_gone_is_put_together_again(missing, local_worker):
+    told = local_worker.run(job(**SHORT), keep=True)
+    if missing == "size":
+        (local_worker.volume / told["video"]["path"]).write_bytes(b"cut")
+        (local_worker.volume / told["video"]["metadata_path"]).unlink()
+    else:
+        (local_worker.volume / f"infinitetalk/jobs/job-1.{missing}").unlink()
+    again = local_worker.run(job(**SHORT))
+    for kind in ("path", "thumbnail_path", "metadata_path"):
+        assert (local_worker.volume / again["video"][kind]).stat().st_size > 1
+    assert (local_worker.volume / again["video"]["path"]).stat().st_size == told["video"]["bytes"]
+
+
+@pytest.mark.parametrize(("place", "in_bucket"), [("volume", False), ("none", False), ("none, with a secret", True)])
+def test_state_of_a_job_with_its_own_store_is_kept_there_only_signed(
+    place, in_bucket, local_worker, s3_server, monkeypatch
+):
+    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
+    changes: dict[str, Any] = {} if place == "volume" else {"volume_dir": local_worker.volume / "none"}
+    if place == "none, with a secret":
+        changes["resume_secret"] = SecretStr("the endpoint's")
+    local_worker.settings = local_worker.settings.model_copy(update=changes)
+    own = {"endpointUrl": s3_server.endpoint, "accessId": s3_server.access_key}
+    own |= {"accessSecret": s3_server.secret_key, "bucketName": s3_server.bucket}
+    in_store = job(output_config={"store": "s3", "prefix": "mine"}) | {"s3Config": own}
+    # A stop also ends the request under way to a store that a job names.
+    interrupt(local_worker, in_store, 3)
+    stored = [key for key in sorted(s3_server.keys()) if "/.resume/" in key]
+    assert bool(stored) == in_bucket
+    assert bool(kept(local_worker)) == (place == "volume")
+    local_worker.run(in_store)
+    assert (first_chunk_and_last(local_worker)[0] > 1) == (place != "none")
+    assert sorted(s3_server.keys()) == [f"mine/job-1.{kind}" for kind in ("jpg", "json", "mp4")]
+
+
+def test_an_upload_of_a_lost_worker_is_ended_when_it_is_old(local_worker, s3_server):
+    with_bucket(local_worker, s3_server, resume_ttl_s=1.0)
+    keys = ["infinitetalk/jobs/lost.mp4", "infinitetalk/jobs/foreign.bin"]
+    for key in keys:
+        s3_server.client().create_multipart_upload(Bucket=s3_server.bucket, Key=key)
+    time.sleep(2.1)
+    local_worker.run(job(output_config={"store": "s3"}, **SHORT))
+    left = s3_server.client().list_multipart_uploads(Bucket=s3_server.bucket).get("Uploads", [])
+    assert [upload["Key"] for upload in left] == keys[1:]

@@ -1,16 +1,24 @@
 """Stores: where the files end up, what the result says of them, and refusals before the work begins."""
 
 import base64
+import errno
 import io
+import json
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
@@ -18,11 +26,22 @@ from infinitetalk.worker import storage
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.resume import TaskState
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.storage import RESULT_OVERHEAD_BYTES, Artifacts, InlineStore, S3Store, VolumeStore, make_store
+from infinitetalk.worker.storage import (
+    RESULT_OVERHEAD_BYTES,
+    Artifacts,
+    InlineStore,
+    S3Store,
+    Store,
+    VolumeStore,
+    bucket_in_host,
+    make_store,
+    new_file,
+    region_in_host,
+)
 from schemas import ErrorCode, OutputConfig, S3Config, Stage, Success
 from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tests.s3_server import S3Server
+from tests.s3_server import S3Server, SwiftUnavailable
 
 VIDEO, THUMBNAIL, METADATA = b"a video" * 1000, b"a picture", b'{"seed": 42}'
 LARGE_BYTES = 20_000_000
@@ -31,7 +50,7 @@ LARGE_BYTES = 20_000_000
 
 @pytest.fixture
 def files(tmp_path: Path) -> Artifacts:
-    artifacts = Artifacts(tmp_path / "video.mp4", tmp_path / "thumbnail.jpg", tmp_path / "metadata.json")
+    artifacts = Artifacts(tmp_path / "video.mp4", tmp_path / "thumbnail.jpg", tmp_path / "metadata.json", "a request")
     artifacts.video.write_bytes(VIDEO)
     artifacts.thumbnail.write_bytes(THUMBNAIL)
     artifacts.metadata.write_bytes(METADATA)
@@ -366,7 +385,7 @@ def test_a_video_that_those_who_may_not_list_the_bucket_ask_for_is_not_there(s3_
     assert isinstance(store, S3Store)
 
     store.client.meta.events.register("before-send.s3.HeadObject", refuse)
-    assert store.has("job-1") is False
+    assert store.places("job-1", 1) is None
 
 
 def test_the_check_of_a_bucket_leaves_nothing_in_it(s3_settings, s3_server):
@@ -568,3 +587,358 @@ def test_a_job_that_names_addresses_to_put_to_does_not_repeat_their_signatures(
     assert result["video"]["url"].endswith("/results/theirs/video.mp4")
     assert "Signature" not in str(result) + str(logs) + str(local_worker.messages)
     assert len(s3_server.keys()) == 2
+
+
+def as_found(artifacts: Artifacts, video: bytes, request: str = "a request") -> Artifacts:
+    """The artifacts of another worker that holds the same job."""
+    folder = artifacts.video.parent / f"other-{len(video)}"
+    folder.mkdir()
+    other = Artifacts(folder / "video.mp4", folder / "thumbnail.jpg", folder / "metadata.json", request)
+    other.video.write_bytes(video)
+    other.thumbnail.write_bytes(b"another picture")
+    other.metadata.write_text(json.dumps({"request": request, "video": {"bytes": len(video)}}))
+    return other
+
+
+@pytest.fixture(params=["volume", "s3"])
+def make_holder(request, tmp_path, s3_settings) -> Callable[[], Store]:
+    """Makes the store of another worker that holds the same job."""
+
+    def make() -> Store:
+        settings = s3_settings.model_copy(update={"output_dir": tmp_path / "root", "volume_dir": tmp_path / "mount"})
+        store = make_store(OutputConfig(store=request.param), None, settings)
+        store.check()
+        store.remember("job-1")
+        return store
+
+    return make
+
+
+def content(store: Store, places: dict[str, Any], kind: str = "") -> bytes:
+    """What is served from a place that was told."""
+    if isinstance(store, VolumeStore):
+        return (store.root / places[f"{kind}path"]).read_bytes()
+    return requests.get(places[f"{kind}url"], timeout=10).content
+
+
+def test_of_two_holders_the_first_ones_video_stays_and_is_what_both_tell(files, make_holder):
+    first, second = make_holder(), make_holder()
+    files.metadata.write_text(json.dumps({"request": "a request", "video": {"bytes": len(VIDEO)}}))
+    told = first.save("job-1", files)
+    told_again = second.save("job-1", as_found(files, b"another video"))
+    assert "bytes" not in told
+    assert told_again["bytes"] == len(VIDEO)
+    for places in (told, told_again):
+        assert content(first, places) == VIDEO
+        assert content(first, places, "thumbnail_") == THUMBNAIL
+        assert json.loads(content(first, places, "metadata_"))["video"]["bytes"] == len(VIDEO)
+
+
+def test_a_holder_that_is_lost_between_video_and_account_is_finished_by_the_other(files, make_holder, monkeypatch):
+    first, second = make_holder(), make_holder()
+    name = "_put_beside" if isinstance(first, VolumeStore) else "_put"
+
+    def lose(*_arguments: object, **_options: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(first, name, lose)
+    with pytest.raises(SystemExit):
+        first.save("job-1", files)
+    other = as_found(files, b"another video")
+    told = second.save("job-1", other)
+    assert (content(second, told), told["bytes"]) == (VIDEO, len(VIDEO))
+    assert content(second, told, "thumbnail_") == b"another picture"
+    assert json.loads(content(second, told, "metadata_"))["video"]["bytes"] == len(VIDEO)
+
+
+def test_a_holder_that_is_stopped_in_its_upload_takes_nothing_of_the_others(files, make_holder):
+    first, second = make_holder(), make_holder()
+    files.metadata.write_text(json.dumps({"request": "a request"}))
+    told = first.save("job-1", files)
+    second.remember("job-2")
+    with pytest.raises(GenerationStopped):
+        # Its own look has found nothing: it is in its upload while the other one ends.
+        second._look = lambda name: None
+        second.save("job-1", as_found(files, bytes(LARGE_BYTES)), should_stop=lambda: True)
+    assert content(first, told) == VIDEO
+    assert content(first, told, "thumbnail_") == THUMBNAIL
+
+
+def test_an_earlier_video_of_the_same_id_and_another_request_is_replaced(files, make_holder):
+    make_holder().save("job-1", as_found(files, b"an old video", "another request"))
+    store = make_holder()
+    told = store.save("job-1", files)
+    assert content(store, told) == VIDEO
+    assert "bytes" not in told
+
+
+def test_a_video_of_another_request_that_comes_meanwhile_is_no_success(files, make_holder):
+    store = make_holder()
+    make_holder().save("job-1", as_found(files, b"an old video", "another request"))
+    with pytest.raises(WorkerError, match="another worker has stored a video of another request") as caught:
+        store.save("job-1", files)
+    assert caught.value.retryable
+
+
+def test_holders_that_save_at_once_leave_one_whole_video_and_tell_it(files, make_holder):
+    holders = [make_holder() for _ in range(4)]
+    videos = [as_found(files, bytes([number]) * (300_000 + number)) for number in range(4)]
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as threads:
+            told = list(threads.map(lambda holder, video: holder.save("job-1", video), holders, videos))
+        data = content(holders[0], told[0])
+        assert len(set(data)) == 1
+        sizes = [places.get("bytes", 300_000 + number) for number, places in enumerate(told)]
+        assert sizes == [len(data)] * 4
+        account = json.loads(content(holders[0], told[0], "metadata_"))
+        assert account["video"]["bytes"] == len(data)
+
+
+def test_two_containers_of_one_process_id_do_not_write_into_one_file(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    written: list[Path] = []
+    copies = [new_file(tmp_path / "work", [bytes([number]) * 1000]) for number in range(2)]
+    with copies[0] as first, copies[1] as second:
+        written += [first, second]
+        assert (first.read_bytes(), second.read_bytes()) == (bytes(1000), b"\x01" * 1000)
+    assert len(set(written)) == 2
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_volume_without_links_is_looked_at_before_it_is_written_to(files, tmp_path, monkeypatch):
+    def refuse_link(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no links here")
+
+    monkeypatch.setattr("os.link", refuse_link)
+    first, second = (VolumeStore(tmp_path / "root", "a") for _ in range(2))
+    first.check()
+    files.metadata.write_text(json.dumps({"request": "a request", "video": {"bytes": len(VIDEO)}}))
+    told = first.save("job-1", files)
+    assert second.save("job-1", as_found(files, b"another video"))["bytes"] == len(VIDEO)
+    assert content(first, told) == VIDEO
+
+
+def test_a_store_without_conditions_is_looked_at_before_it_is_written_to(files, s3_settings):
+    stores = [make_store(OutputConfig(), None, s3_settings) for _ in range(2)]
+
+    def refuse_condition(request, **_):
+        if "If-None-Match" in request.headers:
+            return AWSResponse(request.url, 501, {}, Refusal(b"<Error><Code>NotImplemented</Code></Error>"))
+        return None
+
+    for store in stores:
+        assert isinstance(store, S3Store)
+        store.client.meta.events.register("before-send.s3.PutObject", refuse_condition)
+    files.metadata.write_text(json.dumps({"request": "a request", "video": {"bytes": len(VIDEO)}}))
+    told = stores[0].save("job-1", files)
+    assert stores[1].save("job-1", as_found(files, b"another video"))["bytes"] == len(VIDEO)
+    assert content(stores[0], told) == VIDEO
+
+
+def test_a_name_that_is_too_long_for_the_volume_is_the_jobs_own_fault(local_worker):
+    config = {"store": "volume", "prefix": "x" * 300}
+    error = local_worker.run({"id": "job-1", "input": small_job(output_config=config)})["error"]
+    assert (error["code"], error["retryable"]) == ("E_INPUT_VALIDATION", False)
+    assert "too long for the volume" in error["message"]
+
+
+@pytest.mark.parametrize("prefix", ["infinitetalk/jobs/victim.mp4", "a/.resume/b", "a.preview/b", "x.JSON", ".x"])
+def test_a_prefix_that_reaches_into_others_names_is_refused(prefix, local_worker):
+    config = {"store": "volume", "prefix": prefix}
+    error = local_worker.run({"id": "job-1", "input": small_job(output_config=config)})["error"]
+    assert error["code"] == "E_INPUT_VALIDATION"
+    assert "output_config.prefix must not have names that begin with" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region", "bucket"),
+    [
+        ("https://s3.eu-central-1.amazonaws.com", "eu-central-1", None),
+        ("https://s3.amazonaws.com", None, None),
+        ("https://videos.s3.amazonaws.com", None, "videos"),
+        ("https://videos.s3.us-west-2.amazonaws.com/", "us-west-2", "videos"),
+        ("https://s3-eu-west-1.amazonaws.com", "eu-west-1", None),
+        ("https://s3.dualstack.eu-west-1.amazonaws.com", "eu-west-1", None),
+        ("https://my.videos.s3.us-west-004.backblazeb2.com", "us-west-004", "my.videos"),
+        ("https://videos.nyc3.digitaloceanspaces.com", "nyc3", "videos"),
+        ("https://ams3.digitaloceanspaces.com", "ams3", None),
+        ("https://s3.fr-par.scw.cloud", "fr-par", None),
+        ("https://account.r2.cloudflarestorage.com", None, None),
+        ("https://minio.example.com:9000", None, None),
+        ("https://s3.example.com", None, None),
+    ],
+)
+def test_a_stores_host_tells_its_region_and_bucket(endpoint, region, bucket):
+    assert (region_in_host(endpoint), bucket_in_host(endpoint)) == (region, bucket)
+
+
+def test_a_bucket_in_the_workers_endpoint_is_not_named_twice(monkeypatch):
+    monkeypatch.setenv("BUCKET_ENDPOINT_URL", "https://videos.s3.eu-west-1.amazonaws.com")
+    monkeypatch.setenv("BUCKET_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("BUCKET_SECRET_ACCESS_KEY", "hush-hush")
+    for settings in (Settings(), Settings(s3_bucket="videos")):
+        store = make_store(OutputConfig(), None, settings)
+        assert isinstance(store, S3Store)
+        address = store._address("job-1.mp4")
+        assert address.startswith("https://s3.eu-west-1.amazonaws.com/videos/infinitetalk/jobs/job-1.mp4?")
+        assert "%2Feu-west-1%2Fs3%2F" in address
+
+
+@pytest.fixture(scope="module")
+def european_server() -> Iterator[S3Server]:
+    """A store of another region, which refuses what is signed for us-east-1."""
+    try:
+        server = S3Server("eu-central-1")
+    except SwiftUnavailable as reason:
+        pytest.skip(str(reason))
+    with server:
+        yield server
+
+
+@pytest.mark.parametrize("changes", [{}, {"region": "eu-central-1"}, {"region": "ap-south-1"}])
+def test_the_addresses_of_a_jobs_own_store_in_another_region_serve_its_files(
+    changes, local_worker, european_server, open_network
+):
+    european_server.clear()
+    config = own_store(european_server, **changes).model_dump(by_alias=True, exclude_none=True)
+    job = small_job(
+        output_config={"store": "s3", "preview": True}, mode="streaming", cond_audio={"person1": speech_uri(0.36)}
+    )
+    result = local_worker.run({"id": "job-1", "input": job, "s3Config": config})
+    video = Success.model_validate(result, strict=False).video
+    assert len(requests.get(video.url, timeout=10).content) == video.bytes
+    assert requests.get(video.thumbnail_url, timeout=10).content[:2] == b"\xff\xd8"
+    assert requests.get(video.metadata_url, timeout=10).json()["job_id"] == "job-1"
+    previews = [message["arguments"][3] for message in local_worker.messages if message["arguments"]]
+    playlist = requests.get(previews[-1]["preview_url"], timeout=10).text
+    segments = [line for line in playlist.splitlines() if line.startswith("http")]
+    assert len(segments) == 2
+    assert all(requests.get(segment, timeout=10).status_code == 200 for segment in segments)
+
+
+def test_an_address_that_is_refused_fails_the_job_before_its_work(local_worker, s3_settings, monkeypatch):
+    def sign_for_nobody(client, operation, Params, ExpiresIn):
+        return f"{s3_settings.s3_endpoint}/{Params['Bucket']}/{Params['Key']}?X-Amz-Signature=wrong"
+
+    monkeypatch.setattr("botocore.signers.generate_presigned_url", sign_for_nobody)
+    connect = storage._s3_client
+
+    def connect_badly(*arguments):
+        client = connect(*arguments)
+        client.generate_presigned_url = lambda *args, **options: sign_for_nobody(client, *args, **options)
+        return client
+
+    monkeypatch.setattr(storage, "_s3_client", connect_badly)
+    local_worker.settings = with_store(local_worker, s3_settings)
+    error = local_worker.run({"id": "job-1", "input": small_job(output_config=None)})["error"]
+    assert (error["code"], error["at_stage"]) == ("E_UPLOAD", "validation")
+    assert "name the store's region (S3_REGION)" in error["message"]
+    assert local_worker.stages == [Stage.VALIDATION]
+
+
+def test_a_public_address_that_does_not_serve_the_video_is_a_warning(local_worker, s3_settings, s3_server):
+    local_worker.settings = with_store(local_worker, s3_settings, s3_public_base=f"{s3_server.endpoint}/private")
+    result = local_worker.run({"id": "job-1", "input": small_job(output_config=None)})
+    (warning,) = result["warnings"]
+    assert "the address was tried by this worker, and answered with status" in warning
+
+
+class HostileStore:
+    """A store that a job names, whose every answer is bad in one way.
+
+    Args:
+        fault: "drip": a byte of a header now and then; "body": an answer without an end; "silent": none.
+    """
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+        self.requests: list[str] = []
+        self.sent = 0
+        self._ended = threading.Event()
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                store.requests.append(f"{self.command} {self.path}")
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                with suppress(OSError):
+                    store.answer(self.wfile)
+                self.close_connection = True
+
+            do_PUT = do_HEAD = do_DELETE = do_POST = do_GET
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.access_key, self.secret_key, self.bucket = "key", "secret", "bucket"
+
+    def answer(self, out: Any) -> None:
+        """Sends what is never all."""
+        out.write(b"HTTP/1.1 200 OK\r\n" + (b"X-Slow: " if self.fault == "drip" else b"Content-Type: text/xml\r\n\r\n"))
+        while not self._ended.wait(0.05 if self.fault == "drip" else 0):
+            block = b"x" if self.fault == "drip" else bytes(1 << 20)
+            out.write(block)
+            out.flush()
+            self.sent += len(block)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize("fault", ["drip", "body"])
+def test_a_hostile_store_of_a_jobs_own_ends_with_a_coded_failure_in_time(fault, local_worker, open_network):
+    store = HostileStore(fault)
+    local_worker.settings = local_worker.settings.model_copy(update={"store_timeout_s": 1.5})
+    begin = time.monotonic()
+    try:
+        config = own_store(store).model_dump(by_alias=True, exclude_none=True)
+        result = local_worker.run({"id": "job-1", "input": small_job(output_config=None), "s3Config": config})
+    finally:
+        store.close()
+    assert (result["error"]["code"], result["error"]["at_stage"]) == ("E_UPLOAD", "validation")
+    assert time.monotonic() - begin < 15
+    # What the sockets hold beside what has been read.
+    assert store.sent < 60_000_000
+
+
+def test_a_cancelled_job_leaves_its_hostile_store_at_once(local_worker, open_network):
+    store = HostileStore("drip")
+    try:
+        config = own_store(store).model_dump(by_alias=True, exclude_none=True)
+        job = {"id": "job-1", "input": small_job(output_config=None), "s3Config": config}
+        begin = time.monotonic()
+        with pytest.raises(GenerationStopped):
+            local_worker.run(job, should_stop=lambda: time.monotonic() > begin + 0.5)
+    finally:
+        store.close()
+    assert time.monotonic() - begin < 8
+
+
+def test_a_store_that_a_job_names_is_never_listed(local_worker, s3_server, open_network):
+    local_worker.settings = local_worker.settings.model_copy(
+        update={"resume_secret": SecretStr("shared"), "volume_dir": local_worker.volume / "none"}
+    )
+    asked: list[str] = []
+    make_client = storage._s3_client
+
+    def make_and_listen(*arguments):
+        client = make_client(*arguments)
+        client.meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
+        return client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_s3_client", make_and_listen)
+        config = own_store(s3_server).model_dump(by_alias=True, exclude_none=True)
+        job = {"id": "job-1", "input": small_job(output_config={"store": "s3", "preview": True}), "s3Config": config}
+        assert local_worker.run(job)["status"] == "success"
+        # Its failure has a preview to remove.
+        job["input"]["cond_video"] = "gone.png"
+        assert "error" in local_worker.run(job | {"id": "job-2"})
+    assert "PutObject" in asked
+    assert not [name for name in asked if name.startswith("List")]

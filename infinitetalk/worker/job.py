@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from secrets import randbelow
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -53,6 +52,7 @@ from infinitetalk.worker.resume import (
     part_file,
     rendering_fingerprint,
     request_fingerprint,
+    seed_of,
 )
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
@@ -319,18 +319,20 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     job_id, engine, stop = context.job_id, context.engine, context.stop
     logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
     try:
-        store = make_store(job.output_config or OutputConfig(), context.s3_config, context.settings, context.num_inline)
+        output_config = job.output_config or OutputConfig()
+        store = make_store(output_config, context.s3_config, context.settings, context.num_inline, stop)
         task = Task(context, item_id, job, store)
         # Whatever becomes of the job, nothing of it stays but what the store has.
         with TemporaryDirectory(prefix="infinitetalk-") as folder, make_preview(task, Path(folder), clock) as preview:
             check(task, engine)
             if job.dry_run:
                 return plan(task, Path(folder), clock)
-            request = request_fingerprint(job, engine.weights_for(job), versions())
+            request = request_fingerprint(job_id, job, engine.weights_for(job), versions())
             state = context.states.open(job_id, task.name, request, store, logger)
-            if state.result is not None and store.has(task.name):
+            if (told := _told_before(task, state)) is not None:
                 logger.info("job.was_completed")
-                return Success.model_validate(state.result, strict=False)
+                return told
+            store.remember(task.name)
             if item_id is not None and stop.is_draining and state.files is not None:
                 raise GenerationStopped
             result = _run_stages(task, Path(folder), state, request, preview, clock)
@@ -346,7 +348,7 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
         cause = find_cause(error, engine, context.settings, logger)
         failure = Failure(job_id=job_id, error=_failed(cause, clock, logger))
     else:
-        state.save_result(result.model_dump(mode="json"))
+        state.save_result(result)
         details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
         logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
         return result
@@ -375,6 +377,18 @@ def find_cause(error: Exception, engine: Engine, settings: Settings, logger: Any
     machine_error = MachineError()
     machine_error.__cause__ = error
     return machine_error
+
+
+def _told_before(task: Task, state: TaskState) -> Success | None:
+    """The result that the task has ended with before, its addresses made anew; None where it has not, or the store has
+    its files no longer."""
+    told = state.result
+    if told is None or told.job_id != task.context.job_id:
+        return None
+    places = task.store.places(task.name, told.video.bytes)
+    if places is None:
+        return None
+    return told.model_copy(update={"video": told.video.model_copy(update=places)})
 
 
 def _failed(error: Exception, clock: StageClock, logger: Any) -> JobError:
@@ -460,7 +474,7 @@ def _run_stages(
     fingerprint = rendering_fingerprint(request, media.paths, engine.numerics)
     rendering = state.restore(fingerprint, folder)
     if rendering is None:
-        seed = randbelow(2**32) if job.base_seed == -1 else job.base_seed
+        seed = seed_of(task.name) if job.base_seed == -1 else job.base_seed
         rendering = Rendering(seed, folder / THUMBNAIL_FILE)
     clock.begin_sampling(len(rendering.parts))
     if rendering.parts:
@@ -473,12 +487,13 @@ def _run_stages(
     preview.begin(sound)
     everything = Request(job, rendering.seed, media.source, speech, regions, folder)
     render(engine, everything, rendering, preview, keep, clock, stop)
-    return finish(task, rendering, sound, folder, memory_mode, clock)
+    return finish(task, rendering, request, sound, folder, memory_mode, clock)
 
 
 def finish(
     task: Task,
     rendering: Rendering,
+    request: str,
     sound: np.ndarray,
     folder: Path,
     memory_mode: str,
@@ -487,6 +502,7 @@ def finish(
     """Joins a video's parts and sound, stores it, and says what was made.
 
     Args:
+        request: fingerprint of what was asked for.
         sound: float32 (samples,) at 16 kHz.
         folder: for the files.
         memory_mode: that the job ran in.
@@ -499,7 +515,7 @@ def finish(
     context, job = task.context, task.job
     engine = context.engine
     clock.enter(Stage.MUX)
-    artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json")
+    artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", request)
     join_parts([part.path for part in rendering.parts], sound, artifacts.video)
     facts = {
         "bytes": artifacts.video.stat().st_size,
@@ -520,12 +536,14 @@ def finish(
 
     clock.enter(Stage.UPLOAD)
     identity = {"job_id": context.job_id, "item_id": task.item_id}
-    made = {"seed": rendering.seed, "video": facts, "timings": clock.timings(), "versions": versions()}
+    made: dict[str, Any] = {"request": request}
+    made |= {"seed": rendering.seed, "video": facts, "timings": clock.timings(), "versions": versions()}
     metadata = json.dumps(identity | about | made, indent=2, ensure_ascii=False)
     artifacts.metadata.write_text(metadata, encoding="utf-8")
     places = task.store.save(task.name, artifacts, clock.count_bytes, context.stop)
     clock.enter(Stage.COMPLETED)
-    return Success(job_id=context.job_id, video=Video.model_validate(places | facts), timings=clock.timings(), **about)
+    about["warnings"] += task.store.warnings
+    return Success(job_id=context.job_id, video=Video.model_validate(facts | places), timings=clock.timings(), **about)
 
 
 def make_preview(task: Task, folder: Path, clock: StageClock) -> Preview:

@@ -28,7 +28,8 @@ SPEAKER_FIELDS = ("cond_audio", "mask", "bbox")
 
 def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
-    secrets = [] if settings.s3_secret_key is None else [settings.s3_secret_key.get_secret_value()]
+    hidden = (settings.s3_secret_key, settings.resume_secret)
+    secrets = [secret.get_secret_value() for secret in hidden if secret is not None]
     keep_streams_writable(secrets)
 
     def redact(logger: Any, method: str, line: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import numpy as np
 
@@ -13,8 +14,6 @@ from infinitetalk.hls import PLAYLIST_TYPE, SEGMENT_TYPE, SegmentWriter, playlis
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.resume import Part
 from infinitetalk.worker.storage import S3Store, VolumeStore
-
-PLAYLIST_FILE = "index.m3u8"
 
 
 class Preview:
@@ -44,8 +43,10 @@ class Preview:
 
 
 class HlsPreview(Preview):
-    """Publishes a video's chunks as they end; what it, or an earlier worker, has published goes with a job that does
-    not end well, unless the same job has left a video before.
+    """Publishes a video's chunks as they end; what it has published goes with a job that does not end well.
+
+    Its files have names of their own: another worker may hold the same job, or may have finished it. What a lost worker
+    has published goes once the job has ended without a video (`JobStates.close`).
 
     A store that does not take the preview costs no job: what is missing goes out with the next chunk.
 
@@ -67,8 +68,8 @@ class HlsPreview(Preview):
         logger: Any,
     ) -> None:
         self._store = store
-        self._name = name
-        self._folder_name = f"{name}.preview"
+        self._prefix = f"{name}.preview/{uuid4().hex[:12]}"
+        self._playlist = f"{self._prefix}-index.m3u8"
         self._writer: SegmentWriter | None = None
         self._longest = longest
         self._folder = folder
@@ -95,23 +96,29 @@ class HlsPreview(Preview):
         try:
             for index in range(len(self._addresses), len(parts)):
                 data = (self._folder / segment_file(index)).read_bytes()
-                address = self._store.put(f"{self._folder_name}/{segment_file(index)}", data, SEGMENT_TYPE)
+                name = self._segment(index)
+                address = self._store.put(name, data, SEGMENT_TYPE)
                 # A presigned address holds for its object alone; else the playlist's neighbours are enough.
-                self._addresses.append(address if "?" in address else segment_file(index))
+                self._addresses.append(address if "?" in address else name.rpartition("/")[2])
             text = playlist(self._addresses, self._lengths, self._longest, is_complete)
-            address = self._store.put(f"{self._folder_name}/{PLAYLIST_FILE}", text.encode(), PLAYLIST_TYPE)
+            address = self._store.put(self._playlist, text.encode(), PLAYLIST_TYPE)
         except WorkerError as error:
             self._logger.warning("preview.not_published", details={"message": error.message})
             return
         self._on_address("preview_url" if isinstance(self._store, S3Store) else "preview_path", address)
 
     def _remove(self) -> None:
+        # One more than is known of: it may be there although the store's answer was lost.
+        names = [self._segment(index) for index in range(min(len(self._addresses) + 1, len(self._lengths)))]
+        if not names:
+            return
         try:
-            # What this run has published, it has published over what an earlier one had.
-            if self._addresses or not self._store.has(self._name):
-                self._store.remove_folder(self._folder_name)
+            self._store.remove([self._playlist, *names])
         except WorkerError as error:
             self._logger.warning("preview.not_removed", details={"message": error.message})
+
+    def _segment(self, index: int) -> str:
+        return f"{self._prefix}-{segment_file(index)}"
 
 
 def segment_file(index: int) -> str:

@@ -50,10 +50,10 @@ class Settings(WeightsSettings):
     s3_endpoint: Annotated[str | None, Field(validation_alias=AliasChoices("s3_endpoint", "BUCKET_ENDPOINT_URL"))] = (
         None
     )
-    """Address of the S3-compatible store. Also BUCKET_ENDPOINT_URL."""
+    """Address of the S3-compatible store; the bucket may stand before its host's name. Also BUCKET_ENDPOINT_URL."""
 
     s3_region: str | None = None
-    """Region of the store, where it has any."""
+    """Region of the store. Unset: the one that the name of its host tells, else us-east-1."""
 
     s3_access_key: Annotated[
         str | None, Field(validation_alias=AliasChoices("s3_access_key", "BUCKET_ACCESS_KEY_ID"))
@@ -66,7 +66,7 @@ class Settings(WeightsSettings):
     """Secret access key. Also BUCKET_SECRET_ACCESS_KEY."""
 
     s3_bucket: str | None = None
-    """Name of the bucket."""
+    """Name of the bucket. Unset: the one before the host's name in S3_ENDPOINT."""
 
     s3_public_base: str | None = None
     """Public address of the bucket's root; results are then given as {base}/{key} instead of presigned."""
@@ -95,6 +95,9 @@ class Settings(WeightsSettings):
     read_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that an address may stay silent."""
 
+    store_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that a store which a job names may take for the job's result, and for all that is kept of it at once."""
+
     download_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that one download may take, or one file's way to an address that a job names for it."""
 
@@ -117,10 +120,15 @@ class Settings(WeightsSettings):
     """Seconds that a result is offered to a queue which does not take it."""
 
     resume: bool = True
-    """What a job has made is stored beside its outputs as it grows, so that another worker can go on from there."""
+    """What a job has made is stored as it grows, on the volume or in the bucket, so that another worker can go on from
+    there."""
 
     resume_ttl_s: Annotated[float, Field(ge=0)] = 24 * 3600.0
     """Seconds after which that is ignored and removed; Runpod forgets a job after a day."""
+
+    resume_secret: SecretStr | None = None
+    """Signs what is stored of unfinished jobs; the same for all workers of an endpoint. Unset: made from S3_SECRET_KEY,
+    where that is set; with neither, nothing is stored where a job names the store, and on the volume unsigned."""
 
     min_temporary_bytes: Annotated[int, Field(ge=0)] = 1000 * MEGABYTE
     """Free bytes that the temporary folder must have, or the worker does not start."""
