@@ -12,7 +12,8 @@ SAMPLING_RATE = 16_000
 VIDEO_FPS = 25
 #: Loudness that speech is brought to.
 TARGET_LUFS = -23.0
-#: A loudness measured beyond this is that of silence, which no gain makes louder.
+#: A loudness below minus this is that of silence, which no gain makes louder; one above is of samples in another unit
+#: than full scale.
 SILENCE_LUFS = 100.0
 #: BS.1770 measures in blocks of this many seconds.
 LOUDNESS_BLOCK_S = 0.4
@@ -33,7 +34,11 @@ def measure_loudness(waveform: np.ndarray) -> float:
 def normalise_loudness(waveform: np.ndarray) -> np.ndarray:
     """Bring a mono 16 kHz waveform (samples,) to -23 LUFS; silence is left as it is. Returns float32 (samples,)."""
     loudness = measure_loudness(waveform)
-    if abs(loudness) > SILENCE_LUFS:
+    if loudness > SILENCE_LUFS:
+        # Floating-point files may count in any unit: that of their largest sample keeps all within float32.
+        waveform = waveform / np.abs(waveform).max()
+        loudness = measure_loudness(waveform)
+    if loudness < -SILENCE_LUFS:
         return waveform.astype(np.float32)
     gain = 10.0 ** ((TARGET_LUFS - loudness) / 20.0)
     return (waveform * gain).astype(np.float32)

@@ -103,6 +103,7 @@ class SafetensorsFile:
 
     Attributes:
         metadata: what the file says beside its tensors, text by name.
+        header_bytes: at the file's beginning.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +123,7 @@ class SafetensorsFile:
             except (struct.error, ValueError) as error:
                 raise CheckpointError(f"{path.name} is truncated or not a safetensors file; fetch it again") from error
         self.metadata = _metadata(entries.pop("__metadata__", {}), path)
-        self._start = 8 + header_size
+        self.header_bytes = self._start = 8 + header_size
         self._spans: dict[str, tuple[int, int]] = {}
         self.headers: dict[str, TensorHeader] = {}
         for name, entry in entries.items():
@@ -138,6 +139,11 @@ class SafetensorsFile:
             raise CheckpointError(
                 f"{path.name} has {size} bytes where its header says {expected}; fetch the file again"
             )
+
+    @property
+    def spans(self) -> Mapping[str, tuple[int, int]]:
+        """Each tensor's first byte in the file, and the one after its last."""
+        return {name: (self._start + begin, self._start + end) for name, (begin, end) in self._spans.items()}
 
     def prefetch(self, name: str) -> None:
         """Brings a tensor from the disk into the page cache, in large pieces one after another.

@@ -48,6 +48,7 @@ class Part:
     num_frames: int
     evaluations: int
     evaluations_skipped: int
+    is_flat: bool = False
 
 
 @dataclass
@@ -97,6 +98,7 @@ class StoredPart(BaseModel):
     num_frames: int
     evaluations: int
     evaluations_skipped: int
+    is_flat: bool
 
 
 class StoredRendering(BaseModel):
@@ -370,6 +372,7 @@ class TaskState:
                     num_frames=part.num_frames,
                     evaluations=part.evaluations,
                     evaluations_skipped=part.evaluations_skipped,
+                    is_flat=part.is_flat,
                 )
             )
 
@@ -388,7 +391,7 @@ class TaskState:
                 return None
             (folder / name).write_bytes(data)
         parts = [
-            Part(folder / part_file(index), part.num_frames, part.evaluations, part.evaluations_skipped)
+            Part(folder / part_file(index), part.num_frames, part.evaluations, part.evaluations_skipped, part.is_flat)
             for index, part in enumerate(stored.parts)
         ]
         thumbnail = folder / THUMBNAIL_FILE
