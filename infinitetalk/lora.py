@@ -26,10 +26,15 @@ from infinitetalk.lora_files import Delta, read_lora
 
 @dataclass(frozen=True)
 class Lora:
-    """A file and how strongly it is applied."""
+    """A file and how strongly it is applied.
+
+    Attributes:
+        content: a digest of the file; a name may come to stand for another one.
+    """
 
     path: Path
     scale: float
+    content: str = ""
 
 
 class LoraStack:

@@ -15,6 +15,7 @@ from infinitetalk.errors import CheckpointError
 from infinitetalk.followers import Followers
 from infinitetalk.image import ImageEncoder
 from infinitetalk.lora import Lora, LoraStack, find_lora
+from infinitetalk.lora_files import files_of
 from infinitetalk.memory import (
     MemoryPlan,
     is_streamed,
@@ -29,6 +30,7 @@ from infinitetalk.text import PromptEncoder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
 from infinitetalk.weights.files import read_json
+from infinitetalk.weights.fingerprint import contents_of
 from infinitetalk.weights.layouts import AdapterKind, CheckpointPaths, adapter_kind, transformer_parts
 from infinitetalk.weights.loading import Quantisation, parameter_shapes
 from infinitetalk.weights.networks import (
@@ -120,9 +122,10 @@ class TransformerLoader:
         """Chooses the LoRAs, files below LORA_DIR with their scales.
 
         Raises:
-            CheckpointError: there is no file of a name.
+            CheckpointError: there is no file of a name, or it is damaged.
         """
-        self._loras = tuple(Lora(find_lora(self._paths.loras, name), scale) for name, scale in loras)
+        found = [(find_lora(self._paths.loras, name), scale) for name, scale in loras]
+        self._loras = tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)
 
     def use_adapter(self, kind: AdapterKind) -> None:
         """Chooses the adapter; it is loaded when the transformer is next asked for."""

@@ -1,6 +1,6 @@
 """What files of weights hold, told by a sample of their contents: a name, a size or a time may be those of others.
 
-A checkpoint of a hundred gigabytes is not read for this. Of a safetensors file the whole header counts and a piece of
+A checkpoint of a hundred gigabytes is not read for this. Of a safetensors file the whole header counts and pieces of
 every tensor, so that training on, merging or quantising anything changes the result; of other large files the ends (a
 pickle's last bytes hold the checksums of all its tensors) and pieces between them.
 """
@@ -18,7 +18,8 @@ from infinitetalk.weights.files import SafetensorsFile, is_tensor_file
 
 #: A file up to this many bytes is read whole.
 WHOLE_BYTES = 4 << 20
-#: Read of each tensor, from its middle; and of other files, at this many places and from each end.
+#: Read of each tensor at its beginning, in its middle and at its end; of other files at this many places, and more from
+#: each end.
 PIECE_BYTES, PIECES, END_BYTES = 4096, 1024, 1 << 20
 #: Files of which the result is remembered, and files read at a time.
 KEPT_FILES, READERS = 4096, 8
@@ -78,8 +79,11 @@ def _spans(file: Path, size: int) -> Iterator[tuple[int, int]]:
         tensors = SafetensorsFile(file)
         yield 0, tensors.header_bytes
         for begin, end in tensors.spans.values():
-            middle = max(begin, (begin + end - PIECE_BYTES) // 2)
-            yield middle, min(middle + PIECE_BYTES, end)
+            if end - begin <= 3 * PIECE_BYTES:
+                yield begin, end
+                continue
+            for piece in (begin, (begin + end) // 2, end - PIECE_BYTES):
+                yield piece, piece + PIECE_BYTES
     else:
         yield 0, END_BYTES
         yield size - END_BYTES, size

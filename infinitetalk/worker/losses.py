@@ -170,6 +170,6 @@ def flat_chunks(are_flat: list[bool]) -> list[str]:
         return []
     chunks = f"chunk{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} of {len(are_flat)}"
     return [
-        f"{chunks}: nothing but one colour, which the source is not; look at the video, and lower guidance scales or "
-        "the scales of LoRAs"
+        f"{chunks}: nothing but one colour, which the source is not. Look at the video: a source whose first frame is "
+        "one colour needs a lower color_correction_strength; guidance scales and scales of LoRAs may be too high"
     ]
