@@ -18,7 +18,6 @@ from infinitetalk.worker.losses import (
     LONGEST_VIDEO,
     cut_speech,
     flat_chunks,
-    shared_regions,
     unused_fields,
 )
 from infinitetalk.worker.settings import Settings
@@ -358,5 +357,11 @@ def test_regions_that_two_speakers_share_are_told(places: dict[str, Any], words:
     assert [words in warning for warning in warnings] == ([] if words is None else [True])
 
 
-def test_side_by_side_is_no_overlap() -> None:
-    assert shared_regions(["person1", "person2"], None) == []
+@pytest.mark.parametrize("num_own", [1, 2])
+def test_a_batchs_store_that_no_item_uses_is_told(num_own: int, worker) -> None:
+    own = {"output_config": {"store": "volume"}}
+    items = [small_job(dry_run=True) | {"id": "a"}, small_job(dry_run=True) | {"id": "b"}]
+    for item in items[num_own:]:
+        del item["output_config"]
+    result = worker.run({"id": "job-1", "input": {"batch": items} | own})
+    assert ["every item has its own" in warning for warning in result.get("warnings", [])] == [True] * (num_own - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 import time
@@ -714,6 +715,37 @@ def speaker_regions(job: SingleJob, source: MediaInfo, masks: Sequence[Media] | 
     return torch.stack(
         [read_mask(mask.path, speaker, source) for speaker, mask in zip(job.speakers, masks, strict=True)]
     )
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much two speakers' regions have in common.
+
+    Attributes:
+        one, other: the speakers.
+        fraction: of the smaller region, 0 to 1.
+        is_same: whether the regions are one.
+    """
+
+    one: str
+    other: str
+    fraction: float
+    is_same: bool
+
+
+def region_overlaps(job: SingleJob, regions: Tensor | None) -> list[Overlap]:
+    """What every two of the speakers' regions, bool (speakers, height, width), have in common; None: side by side."""
+    if regions is None:
+        return []
+    return [
+        Overlap(
+            one,
+            other,
+            int((first & second).sum()) / min(int(first.sum()), int(second.sum())),
+            torch.equal(first, second),
+        )
+        for (one, first), (other, second) in itertools.combinations(zip(job.speakers, regions, strict=True), 2)
+    ]
 
 
 def read_mask(path: Path, speaker: str, source: MediaInfo) -> Tensor:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from torch import Tensor
 
 from infinitetalk.ahead import run_ahead
 from infinitetalk.chunks import fade_length, usable_rows
@@ -28,7 +27,14 @@ from infinitetalk.media import read_waveform, sound_seconds
 from infinitetalk.pipeline import Chunk, Step
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
 from infinitetalk.worker.batch import run_batch
-from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, speaker_regions
+from infinitetalk.worker.engine import (
+    Engine,
+    Overlap,
+    Request,
+    negative_prompt_of,
+    region_overlaps,
+    speaker_regions,
+)
 from infinitetalk.worker.errors import WorkerError, is_device_error, is_expected, job_error
 from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.logs import job_logger
@@ -367,7 +373,7 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     engine, stop = context.engine, context.stop
     clock.enter(Stage.DOWNLOAD)
     media = download(job, folder, context.settings, clock.count_bytes, stop)
-    regions = speaker_regions(job, media.source.info, media.masks)
+    overlaps = region_overlaps(job, speaker_regions(job, media.source.info, media.masks))
     if job.tts_audio is None:
         tracks = make_tracks(job, media, engine, stop)
         num_rows, speech_s = count_rows(tracks), speech_seconds(job, media, tracks)
@@ -377,7 +383,7 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
         speech_s = num_rows / VIDEO_FPS
     clock.enter(Stage.LOAD)
     video = engine.plan(job, media.source, num_rows, stop)
-    warnings = warnings_of(job, engine) + losses_of(task, media, regions, speech_s, video.num_chunks)
+    warnings = warnings_of(job, engine) + losses_of(task, media, overlaps, speech_s, video.num_chunks)
     if job.tts_audio is not None:
         warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
     clock.enter(Stage.COMPLETED)
@@ -436,7 +442,8 @@ def _run_stages(
     everything = Request(job, rendering.seed, media.source, speech, regions, folder)
     render(engine, everything, rendering, preview, keep, clock, stop)
     warnings = warnings_of(job, engine)
-    warnings += losses_of(task, media, regions, speech_seconds(job, media, tracks), len(rendering.parts))
+    overlaps = region_overlaps(job, regions)
+    warnings += losses_of(task, media, overlaps, speech_seconds(job, media, tracks), len(rendering.parts))
     warnings += flat_chunks([part.is_flat for part in rendering.parts])
     return finish(task, rendering, sound, folder, memory_mode, warnings, clock)
 
@@ -730,11 +737,11 @@ def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
     return warnings + (step_warnings(job) if engine.is_published else [])
 
 
-def losses_of(task: Task, media: JobMedia, regions: Tensor | None, speech_s: float, num_chunks: int) -> list[str]:
+def losses_of(task: Task, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:
     """What of the job's input its video does without.
 
     Args:
-        regions: bool (speakers, height, width) of the source, where each speaker is; None: side by side.
+        overlaps: of every two speakers' regions.
         speech_s: seconds of all of the speech.
         num_chunks: of the video.
     """
@@ -742,7 +749,7 @@ def losses_of(task: Task, media: JobMedia, regions: Tensor | None, speech_s: flo
     return [
         *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
         *cut_prompts(job, lambda prompt: context.engine.count_tokens(prompt, context.stop)),
-        *shared_regions(job.speakers, regions),
+        *shared_regions(overlaps),
         *unused_fields(job, media.source.info.kind == "image", num_chunks, context.s3_config),
     ]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from torch import Tensor
 
 from infinitetalk.chunks import fade_length
 from infinitetalk.guidance import GuidanceScales
@@ -16,7 +13,7 @@ from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.teacache import WARM_UP_STEPS
 from infinitetalk.text import TEXT_LENGTH
 from infinitetalk.tts import split_turns
-from infinitetalk.worker.engine import Scene, generation_settings, negative_prompt_of
+from infinitetalk.worker.engine import Overlap, Scene, generation_settings, negative_prompt_of
 from schemas import OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
@@ -145,20 +142,18 @@ def _unused_places(output_config: OutputConfig, s3_config: S3Config | None) -> l
     return found
 
 
-def shared_regions(speakers: list[str], regions: Tensor | None) -> list[str]:
-    """Which speakers' regions, bool (speakers, height, width), are the same or overlap; None: side by side."""
-    if regions is None or len(speakers) == 1:
-        return []
+def shared_regions(overlaps: Sequence[Overlap]) -> list[str]:
+    """Which speakers' regions are the same or overlap."""
     found = []
-    for (one, first), (other, second) in itertools.combinations(zip(speakers, regions, strict=True), 2):
-        shared = int((first & second).sum())
-        smaller = min(int(first.sum()), int(second.sum()))
-        if bool((first == second).all()):
-            found.append(f"{one} and {other} have the same region: the lips of both follow both voices there")
-        elif shared > SHARED_FRACTION * smaller:
+    for overlap in overlaps:
+        if overlap.is_same:
             found.append(
-                f"the regions of {one} and {other} overlap by {shared / smaller:.0%} of the smaller one: lips there "
-                "may follow the wrong voice"
+                f"{overlap.one} and {overlap.other} have the same region: the lips of both follow both voices there"
+            )
+        elif overlap.fraction > SHARED_FRACTION:
+            found.append(
+                f"the regions of {overlap.one} and {overlap.other} overlap by {overlap.fraction:.0%} of the smaller "
+                "one: lips there may follow the wrong voice"
             )
     return found
 
