@@ -375,6 +375,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for warning in result.get("warnings", []):
             print(f"warning: {warning}", file=sys.stderr)
         for item in result.get("items", [result]):
+            for warning in item.get("warnings", []) if "item_id" in item else []:
+                print(f"{item['item_id']}: warning: {warning}", file=sys.stderr)
             match item["status"]:
                 case "success":
                     print(client.download(item, _item_path(options.output, item)))

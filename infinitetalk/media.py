@@ -273,6 +273,14 @@ def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
     return waveform
 
 
+def sound_seconds(path: Path) -> float:
+    """Seconds of the sound that `read_waveform` reads, to within one packet. Raises `MediaError` for a file without."""
+    audio = _contents_of(path).audio
+    if audio is None:
+        raise MediaError("The file has no sound: send an audio file (WAV, MP3, M4A, FLAC, OGG) or a video with sound")
+    return audio.duration_s
+
+
 def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start: int = 0) -> VideoFrames:
     """Writes the frames that a video shows at 0, stride/25, 2·stride/25 … seconds into `folder`, as PNG.
 

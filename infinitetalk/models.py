@@ -3,25 +3,36 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Generic, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.followers import Followers
 from infinitetalk.image import ImageEncoder
 from infinitetalk.lora import Lora, LoraStack, find_lora
-from infinitetalk.memory import MemoryPlan, is_streamed, set_tiling, stop_streaming, stream_blocks, stream_layers
+from infinitetalk.lora_files import files_of
+from infinitetalk.memory import (
+    MemoryPlan,
+    is_streamed,
+    release_cached_memory,
+    set_tiling,
+    stop_streaming,
+    stream_blocks,
+    stream_layers,
+)
 from infinitetalk.parallel import LeadingTransformer, check_heads
 from infinitetalk.text import PromptEncoder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
 from infinitetalk.weights.files import read_json
+from infinitetalk.weights.fingerprint import contents_of
 from infinitetalk.weights.layouts import AdapterKind, CheckpointPaths, adapter_kind, transformer_parts
-from infinitetalk.weights.loading import parameter_shapes
+from infinitetalk.weights.loading import Quantisation, parameter_shapes
 from infinitetalk.weights.networks import (
     check_adapter,
     empty_transformer,
@@ -31,6 +42,7 @@ from infinitetalk.weights.networks import (
     load_tokenizer,
     load_transformer_parameters,
     load_vae,
+    text_encoder_form,
 )
 from infinitetalk.weights.sources import Source
 
@@ -110,9 +122,10 @@ class TransformerLoader:
         """Chooses the LoRAs, files below LORA_DIR with their scales.
 
         Raises:
-            CheckpointError: there is no file of a name.
+            CheckpointError: there is no file of a name, or it is damaged.
         """
-        self._loras = tuple(Lora(find_lora(self._paths.loras, name), scale) for name, scale in loras)
+        found = [(find_lora(self._paths.loras, name), scale) for name, scale in loras]
+        self._loras = tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)
 
     def use_adapter(self, kind: AdapterKind) -> None:
         """Chooses the adapter; it is loaded when the transformer is next asked for."""
@@ -199,6 +212,16 @@ class TransformerLoader:
         """A parameter of plain numbers as it is without LoRAs."""
         return self._sources[name].load(self._device, torch.float32)
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the transformer's parameters, from the files' headers.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        parts = transformer_parts(self._paths, "single", None)
+        return {name: source.shape for part in parts for name, source in part.sources.items()}
+
 
 class GroupTransformerLoader(TransformerLoader):
     """As `TransformerLoader`, for several devices that make each evaluation together.
@@ -255,6 +278,54 @@ def make_loader(
     return TransformerLoader(paths, device, dtype, memory).load
 
 
+class PromptEncoderLoader:
+    """The prompt encoder of a checkpoint, in the form that the mode in hand asks for: files may hold it quantised.
+
+    Attributes:
+        tokenizer: the encoder's, which can be had without it.
+    """
+
+    def __init__(self, paths: CheckpointPaths, device: torch.device, dtype: torch.dtype) -> None:
+        self._paths, self._device, self._dtype = paths, device, dtype
+        self._memory = DEFAULT_PLAN
+        self.tokenizer = Lazy(lambda: load_tokenizer(paths.base))
+        self._loaded = Lazy(self._load)
+        self._loaded_quantisation: Quantisation | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is loaded."""
+        return self._loaded.is_made
+
+    def get(self, memory: MemoryPlan) -> PromptEncoder:
+        """The encoder as a worker that has known no other mode would have it.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        with self._lock:
+            self._memory = memory
+            if self._loaded.is_made and self._is_another_form(memory.quantisation):
+                self._loaded.drop()
+                # The encoder and its memory of prompts hold each other.
+                release_cached_memory()
+            encoder = self._loaded.get()
+            self._loaded_quantisation = memory.quantisation
+            return encoder
+
+    def _is_another_form(self, quantisation: Quantisation | None) -> bool:
+        if quantisation == self._loaded_quantisation:
+            return False
+        forms = (text_encoder_form(self._paths, each) for each in (quantisation, self._loaded_quantisation))
+        return next(forms) != next(forms)
+
+    def _load(self) -> PromptEncoder:
+        place = torch.device("cpu") if self._memory.stream_text_encoder else self._device
+        text_encoder = load_text_encoder(self._paths, place, self._dtype, self._memory.quantisation)
+        return PromptEncoder(self.tokenizer.get(), text_encoder)
+
+
 class Models:
     """Every network that a video needs, on one device, each loaded when it is first asked for.
 
@@ -271,7 +342,7 @@ class Models:
         size_scale: float,
         transformer: InfiniteTalkTransformer3DModel | TransformerLoader,
         vae: AutoencoderKLWan | Lazy[AutoencoderKLWan],
-        prompt_encoder: PromptEncoder | Lazy[PromptEncoder],
+        prompt_encoder: PromptEncoder | PromptEncoderLoader,
         image_encoder: ImageEncoder | Lazy[ImageEncoder],
         speech_encoder: SpeechEncoder | Lazy[SpeechEncoder],
         device: torch.device,
@@ -283,7 +354,7 @@ class Models:
         self.device = device
         self._transformer = transformer
         self._vae = _lazy(vae)
-        self._prompt_encoder = _lazy(prompt_encoder)
+        self._prompt_encoder = prompt_encoder
         self._image_encoder = _lazy(image_encoder)
         self._speech_encoder = _lazy(speech_encoder)
 
@@ -302,7 +373,10 @@ class Models:
     @property
     def prompt_encoder(self) -> PromptEncoder:
         """Prompts to embeddings."""
-        prompt_encoder = self._prompt_encoder.get()
+        if isinstance(self._prompt_encoder, PromptEncoder):
+            prompt_encoder = self._prompt_encoder
+        else:
+            prompt_encoder = self._prompt_encoder.get(self.memory)
         text_encoder = prompt_encoder.text_encoder
         if self.memory.stream_text_encoder and not is_streamed(text_encoder):
             stream_layers(text_encoder, self.device)
@@ -310,6 +384,12 @@ class Models:
             stop_streaming(text_encoder)
             text_encoder.to(self.device)
         return prompt_encoder
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Prompts to tokens; the encoder need not be loaded for it."""
+        encoder = self._prompt_encoder
+        return encoder.tokenizer if isinstance(encoder, PromptEncoder) else encoder.tokenizer.get()
 
     @property
     def image_encoder(self) -> ImageEncoder:
@@ -341,6 +421,16 @@ class Models:
         """
         if isinstance(self._transformer, TransformerLoader):
             self._transformer.use_loras(loras)
+
+    @property
+    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the transformer's parameters, which need not be loaded for it.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        transformer = self._transformer
+        return transformer.shapes if isinstance(transformer, TransformerLoader) else parameter_shapes(transformer)
 
     def preload(self) -> None:
         """Loads every network, in the order in which a job needs them.
@@ -378,11 +468,6 @@ def load_models(
     description_file = paths.base / DESCRIPTION_FILE
     description = read_json(description_file) if description_file.exists() else {}
 
-    def load_prompt_encoder() -> PromptEncoder:
-        place = torch.device("cpu") if memory.stream_text_encoder else device
-        text_encoder = load_text_encoder(paths, place, dtype, memory.quantisation)
-        return PromptEncoder(load_tokenizer(paths.base), text_encoder)
-
     transformer = TransformerLoader(paths, device, dtype, memory)
     if other_devices:
         transformer = GroupTransformerLoader(paths, device, dtype, memory, other_devices)
@@ -391,7 +476,7 @@ def load_models(
         size_scale=description.get("size_scale", 1.0),
         transformer=transformer,
         vae=Lazy(lambda: load_vae(paths.base, device)),
-        prompt_encoder=Lazy(load_prompt_encoder),
+        prompt_encoder=PromptEncoderLoader(paths, device, dtype),
         image_encoder=Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device))),
         speech_encoder=Lazy(lambda: SpeechEncoder(*load_speech_encoder(paths.wav2vec2, device))),
         device=device,

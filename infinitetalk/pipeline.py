@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from infinitetalk.media import Source
 
 MASK_CHANNELS = 4
+#: Levels by which the pixels of one colour may differ, and the stride in which they are looked at.
+FLAT_DEVIATION, FLAT_STRIDE = 2.0, 4
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Chunk:
         condition_latents: (1, 16, t, h, w), of the reference frame followed by grey.
         state: to go on from; None after the last chunk.
         evaluations, evaluations_skipped: of the network, made and saved by TeaCache.
+        is_flat: whether most of the frames that the network made are one colour each, and the source is not.
     """
 
     plan: ChunkPlan
@@ -95,6 +98,7 @@ class Chunk:
     state: ChunkState | None
     evaluations: int
     evaluations_skipped: int
+    is_flat: bool
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ class InfiniteTalkPipeline:
         Raises:
             GenerationStopped: `should_stop` said so.
             RegionError: a speaker's region is lost at the model's resolution.
+            NotFiniteError: a step has made numbers that are not finite.
             ValueError: `state` holds another number of frames for the fade than the settings ask for.
         """
         needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
@@ -251,6 +256,8 @@ class InfiniteTalkPipeline:
                 state=None if is_last else ChunkState(plan.index + 1, motion_latents, held_frames),
                 evaluations=sampled.evaluations,
                 evaluations_skipped=sampled.evaluations_skipped,
+                # A first chunk's first frame is the source's, whatever the network does.
+                is_flat=is_flat(frames[max(plan.num_held_frames, 1) :], frame),
             )
 
     def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
@@ -301,6 +308,18 @@ def to_frames(video: Tensor) -> np.ndarray:
         levels = pixels.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         torch.stack(levels.unbind(), dim=-1, out=frame)
     return frames.cpu().numpy()
+
+
+def is_flat(frames: np.ndarray, source: Tensor) -> bool:
+    """Whether more than half of the frames, uint8 (T, height, width, 3), are one colour each, and the source's frame,
+    uint8 (3, h, w), is not."""
+    flat = sum(_deviation(frame) < FLAT_DEVIATION for frame in frames)
+    return 2 * flat > len(frames) and _deviation(source.permute(1, 2, 0).numpy()) > 2 * FLAT_DEVIATION
+
+
+def _deviation(pixels: np.ndarray) -> float:
+    """The largest standard deviation of a channel, in levels, of a picture (height, width, 3)."""
+    return float(pixels[::FLAT_STRIDE, ::FLAT_STRIDE].std(axis=(0, 1), dtype=np.float32).max())
 
 
 def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.ndarray:

@@ -9,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from infinitetalk.errors import GenerationStopped
+from infinitetalk.finite import check_finite
 from infinitetalk.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
 from infinitetalk.parallel import LeadingTransformer
 from infinitetalk.teacache import TeaCache
@@ -134,6 +135,7 @@ def sample_chunk(
 
     Raises:
         GenerationStopped: `should_stop` said so.
+        NotFiniteError: a step has made numbers that are not finite.
     """
     scheduler = make_scheduler(settings.num_inference_steps, settings.shift)
     guidance = make_guidance(settings)
@@ -151,6 +153,10 @@ def sample_chunk(
                 raise GenerationStopped
             predictions[branch] = predict(transformer, latents, timestep, branch, conditions, caches.get(branch))
         latents = scheduler.step(guidance(predictions), timestep, latents).prev_sample
+        # Once undefined, numbers stay so, and every further step is paid for nothing. This waits for the device, the
+        # loop's only wait but for TeaCache's: one a step, whose evaluations take seconds. It also keeps the CPU from
+        # queueing steps ahead, so that what `on_step` tells has happened and a stop need not wait for the queue.
+        check_finite(latents, f"the latents after step {step}")
         on_step(step)
     latents[:, :, :num_motion_latents] = conditions.motion_latents
 

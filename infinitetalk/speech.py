@@ -12,8 +12,10 @@ SAMPLING_RATE = 16_000
 VIDEO_FPS = 25
 #: Loudness that speech is brought to.
 TARGET_LUFS = -23.0
-#: A loudness measured beyond this is that of silence, which no gain makes louder.
+#: A loudness below minus this is that of silence, which no gain makes louder.
 SILENCE_LUFS = 100.0
+#: Floating-point files may count in any unit. From here on, beyond that of 16 bits, squares could leave float32.
+LARGEST_PEAK = 32768.0
 #: BS.1770 measures in blocks of this many seconds.
 LOUDNESS_BLOCK_S = 0.4
 
@@ -32,8 +34,11 @@ def measure_loudness(waveform: np.ndarray) -> float:
 
 def normalise_loudness(waveform: np.ndarray) -> np.ndarray:
     """Bring a mono 16 kHz waveform (samples,) to -23 LUFS; silence is left as it is. Returns float32 (samples,)."""
+    peak = np.abs(waveform).max(initial=0.0)
+    if peak > LARGEST_PEAK:
+        waveform = waveform / peak
     loudness = measure_loudness(waveform)
-    if abs(loudness) > SILENCE_LUFS:
+    if loudness < -SILENCE_LUFS:
         return waveform.astype(np.float32)
     gain = 10.0 ** ((TARGET_LUFS - loudness) / 20.0)
     return (waveform * gain).astype(np.float32)

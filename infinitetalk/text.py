@@ -19,6 +19,11 @@ DEFAULT_NEGATIVE_PROMPT = (
 )
 
 
+def count_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """Tokens of a prompt, its end included; `PromptEncoder` cuts it after `TEXT_LENGTH`."""
+    return len(tokenizer(prompt_clean(prompt), add_special_tokens=True, verbose=False).input_ids)
+
+
 class PromptEncoder:
     """UMT5 with its tokenizer; the embeddings of the last `KEPT_PROMPTS` different prompts are kept."""
 

@@ -7,6 +7,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from infinitetalk.finite import check_finite
+
 
 @torch.no_grad()
 def encode_frames(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
@@ -26,11 +28,16 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Frames of normalised latents, as `encode_frames` gives them.
 
     `latents` is (1, 16, t, h, w); the result float32 (1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w), clamped to [-1, 1].
+
+    Raises:
+        NotFiniteError: the frames are not finite.
     """
     mean, deviation = _latent_statistics(vae)
     scaled = latents.to(vae.device, torch.float32) * deviation + mean
     with _suitable_threads(vae.device):
         frames = vae.decode(scaled.to(vae.dtype)).sample
+    # Before the clamp, which makes a bright frame of infinity.
+    check_finite(frames, "the decoded frames")
     return frames.float().clamp(-1.0, 1.0)
 
 

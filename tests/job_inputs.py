@@ -69,15 +69,16 @@ def speech_uri(seconds: float, pitch: float = 150.0, pause: float = 0.0) -> str:
 
 
 def small_job(**changes: Any) -> dict[str, Any]:
-    """A job of 5 frames and 2 steps, its result on the volume."""
-    return {
+    """A job of chunks of 5 frames and 2 steps, its result on the volume."""
+    job = {
         "prompt": "A woman talks",
         "cond_video": picture_uri(),
         "cond_audio": {"person1": speech_uri(0.2)},
         "frame_num": 5,
-        "motion_frame": 1,
         "sample_steps": 2,
         "sample_text_guide_scale": 1.0,
         "sample_audio_guide_scale": 2.0,
         "output_config": {"store": "volume"},
     } | changes
+    # A clip is one chunk, beside which it would have no effect.
+    return ({"motion_frame": 1} if job.get("mode") == "streaming" else {}) | job

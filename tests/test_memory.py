@@ -1,6 +1,7 @@
 """Modes of memory: each computes the same, the choice follows the estimate, and a job that fails leaves nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,24 @@ def test_a_streamed_text_encoder_and_a_tiled_vae_compute_the_same(models: Models
     models.use_memory(MemoryPlan())
     assert not is_streamed(models.prompt_encoder.text_encoder)
     assert not models.vae.use_tiling
+
+
+def test_the_text_encoder_follows_the_mode_whatever_the_worker_was_loaded_in(
+    paths: CheckpointPaths, tmp_path: Path
+) -> None:
+    tensors = factory.text_encoder_tensors()
+    factory.save_quanto(tmp_path / "t5_fp8.safetensors", tmp_path / "t5_map_fp8.json", tensors, "fp8")
+    paths = replace(paths, quantised=tmp_path)
+    wide, quantised = (load_models(paths, CPU, torch.float32, memory) for memory in (MemoryPlan(), MemoryPlan("fp8")))
+    found = {}
+    for memory in (None, "fp8", "int8", None):
+        for models in (wide, quantised):
+            models.use_memory(MemoryPlan(memory))
+        embeddings = [models.prompt_encoder("A man sings.") for models in (wide, quantised)]
+        assert torch.equal(*embeddings), memory
+        assert torch.equal(found.setdefault(memory, embeddings[0]), embeddings[0])
+    assert torch.equal(found[None], found["int8"])
+    assert not torch.equal(found[None], found["fp8"])
 
 
 # The choice.

@@ -210,8 +210,8 @@ def test_a_finished_job_whose_video_is_gone_is_put_together_again(local_worker):
     assert video.read_bytes() == before
 
 
-@pytest.mark.parametrize("is_another", [False, True])
-def test_another_lora_of_the_same_name_begins_anew(is_another, tiny_engine, tmp_path):
+@pytest.mark.parametrize("change", ["none", "touched", "another", "another of the same time"])
+def test_another_lora_of_the_same_name_begins_anew(change, tiny_engine, tmp_path):
     # transformers loads one model at a time in a process.
     tiny_engine.finish_loading()
     settings = Settings(output_dir=tmp_path, volume_dir=tmp_path, lora_dir=tmp_path, infinitetalk_model="tiny")
@@ -221,10 +221,20 @@ def test_another_lora_of_the_same_name_begins_anew(is_another, tiny_engine, tmp_
     save_file({name: torch.zeros(64)}, tmp_path / "style.safetensors")
     changes = SHORT | {"loras": [{"name": "style.safetensors"}]}
     interrupt(worker, job(**changes), 1)
-    if is_another:
-        save_file({name: torch.ones(64)}, tmp_path / "style.safetensors")
-    worker.run(job(**changes))
-    assert first_chunk_and_last(worker) == ((1, 2) if is_another else (2, 2))
+    style = tmp_path / "style.safetensors"
+    before = style.stat()
+    if change.startswith("another"):
+        save_file({name: torch.ones(64)}, style)
+    if change == "another of the same time":
+        os.utime(style, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if change == "touched":
+        os.utime(style)
+    # A worker of its own, which has nothing of the file in memory.
+    again = LocalWorker(settings, other := Engine(settings), tmp_path)
+    engine.finish_loading()
+    other.start()
+    again.run(job(**changes))
+    assert first_chunk_and_last(again) == ((1, 2) if change.startswith("another") else (2, 2))
 
 
 def test_of_a_batch_only_what_is_missing_is_made(local_worker):

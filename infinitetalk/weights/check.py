@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.lora import lora_names
 from infinitetalk.memory import GIB, ModelSizes, Workload, candidate_plans, estimate_bytes, model_sizes
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import (
@@ -137,5 +138,5 @@ def report(paths: CheckpointPaths) -> tuple[str, bool]:
         for mode, size, num_bytes in modes(model_sizes(paths)):
             lines.append(f"  {num_bytes / GIB:5.1f} GiB  {size}  {mode}")
     if paths.loras is not None:
-        lines += ["", "LoRAs: " + (", ".join(sorted(f.name for f in paths.loras.rglob("*.safetensors"))) or "none")]
+        lines += ["", "LoRAs: " + (", ".join(lora_names(paths.loras)) or "none")]
     return "\n".join(lines), complete

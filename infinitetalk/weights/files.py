@@ -99,7 +99,12 @@ def _is_cached(descriptor: int, offset: int) -> bool:
 
 
 class SafetensorsFile:
-    """A safetensors file; each tensor is a mapping of its own, so that dropping the tensor gives its pages back."""
+    """A safetensors file; each tensor is a mapping of its own, so that dropping the tensor gives its pages back.
+
+    Attributes:
+        metadata: what the file says beside its tensors, text by name.
+        header_bytes: at the file's beginning.
+    """
 
     def __init__(self, path: Path) -> None:
         """Reads the header.
@@ -114,11 +119,11 @@ class SafetensorsFile:
                 (header_size,) = struct.unpack("<Q", file.read(8))
                 if header_size > size - 8:
                     raise ValueError("the header does not fit in the file")
-                entries: dict[str, Any] = json.loads(file.read(header_size))
+                entries: dict[str, Any] = parse_json(file.read(header_size))
             except (struct.error, ValueError) as error:
                 raise CheckpointError(f"{path.name} is truncated or not a safetensors file; fetch it again") from error
-        entries.pop("__metadata__", None)
-        self._start = 8 + header_size
+        self.metadata = _metadata(entries.pop("__metadata__", {}), path)
+        self.header_bytes = self._start = 8 + header_size
         self._spans: dict[str, tuple[int, int]] = {}
         self.headers: dict[str, TensorHeader] = {}
         for name, entry in entries.items():
@@ -134,6 +139,11 @@ class SafetensorsFile:
             raise CheckpointError(
                 f"{path.name} has {size} bytes where its header says {expected}; fetch the file again"
             )
+
+    @property
+    def spans(self) -> Mapping[str, tuple[int, int]]:
+        """Each tensor's first byte in the file, and the one after its last."""
+        return {name: (self._start + begin, self._start + end) for name, (begin, end) in self._spans.items()}
 
     def prefetch(self, name: str) -> None:
         """Brings a tensor from the disk into the page cache, in large pieces one after another.
@@ -166,6 +176,12 @@ class SafetensorsFile:
             )
         stored = torch.frombuffer(mapping, dtype=torch.uint8, count=end - begin, offset=offset - page_start)
         return stored.view(header.dtype).view(header.shape)
+
+
+def _metadata(entry: Any, path: Path) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise CheckpointError(f"{path.name} has metadata that are not text by name; save it again")
+    return entry
 
 
 class PickleFile:
@@ -268,9 +284,14 @@ def open_file(path: Path) -> TensorFile:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path.name} in the folder {path.parent.name}")
-    if path.suffix not in READERS:
+    if not is_tensor_file(path):
         raise CheckpointError(f"{path.name} is none of {', '.join(READERS)}")
-    return READERS[path.suffix](path)
+    return READERS[path.suffix.lower()](path)
+
+
+def is_tensor_file(path: Path) -> bool:
+    """Whether a file's suffix is that of tensors, in small letters or capitals."""
+    return path.suffix.lower() in READERS
 
 
 def open_shards(index_path: Path) -> list[TensorFile]:
@@ -287,6 +308,14 @@ def open_shards(index_path: Path) -> list[TensorFile]:
     return list(shards.values())
 
 
+def parse_json(text: str | bytes) -> Any:
+    """JSON's value. Raises `ValueError` for what is not JSON, or nested too deeply to be settings."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -294,7 +323,7 @@ def read_json(path: Path) -> Any:
         CheckpointError: there is no such file, or it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path.name} in the folder {path.parent.name}") from error
     except ValueError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.weights.files import READERS, open_file, open_shards, read_json
+from infinitetalk.weights.files import is_tensor_file, open_file, open_shards, read_json
 from infinitetalk.weights.loading import Quantisation
 from infinitetalk.weights.names import (
     image_encoder_names,
@@ -89,7 +89,7 @@ def find_adapter(folder: Path, kind: AdapterKind) -> Path:
     Raises:
         CheckpointError: there are several.
     """
-    files = [file for file in sorted((folder / kind).glob("*")) if file.suffix in READERS]
+    files = [file for file in sorted((folder / kind).glob("*")) if is_tensor_file(file)]
     if len(files) > 1:
         raise CheckpointError(f"the folder {kind} holds {', '.join(file.name for file in files)}; leave one adapter")
     return files[0] if files else folder / kind / "infinitetalk.safetensors"

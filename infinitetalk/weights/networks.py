@@ -132,6 +132,17 @@ def empty_text_encoder(paths: CheckpointPaths, part: Part) -> UMT5EncoderModel:
     return text_encoder
 
 
+def text_encoder_form(paths: CheckpointPaths, quantisation: Quantisation | None) -> tuple[Path | None, bool]:
+    """What `load_text_encoder` gives, as far as the mode decides it: equal forms compute equal numbers.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    part = text_encoder_part(paths, quantisation)
+    is_stored_quantised = any(source.quantisation is not None for source in part.sources.values())
+    return paths.quantised_text_encoder(quantisation), is_stored_quantised and quantisation is not None
+
+
 def load_text_encoder(
     paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None = None
 ) -> UMT5EncoderModel:

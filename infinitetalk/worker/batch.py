@@ -42,12 +42,14 @@ def run_batch(
         results.append(run_item(item, partial(report, item=position)))
     report(Stage.COMPLETED)
     failures = [result for result in results if isinstance(result, ItemFailure)]
+    is_unused = batch.output_config is not None and all(item.output_config is not None for item in batch.batch)
     none_succeeded = len(failures) == len(results)
     return BatchResult(
         job_id=job_id,
         status="error" if none_succeeded else "partial" if failures else "success",
         items=results,
         timings={"total_ms": round((now() - begin) * 1000)},
+        warnings=["output_config of the batch has no effect: every item has its own"] if is_unused else [],
         error=_error_of_all(failures) if none_succeeded else None,
     )
 

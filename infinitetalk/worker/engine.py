@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import tempfile
 import threading
 import time
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from infinitetalk.chunks import count_chunks, usable_rows
-from infinitetalk.errors import CheckpointError, GenerationStopped
+from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError
 from infinitetalk.lora import find_lora
+from infinitetalk.lora_files import files_of, read_lora
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture, read_waveform
 from infinitetalk.memory import (
     PUBLISHED_SIZES,
@@ -42,17 +43,18 @@ from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings, make_guidance
 from infinitetalk.sizes import choose_bucket
-from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
+from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT, count_tokens
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.tts import SpeechSynthesiser
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.check import check_checkpoint
+from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
-from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
+from infinitetalk.worker.errors import WorkerError, failed_to_read, load_error, may_load_elsewhere
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
-from schemas import SingleJob
+from schemas import ErrorCode, SingleJob
 
 POLL_S = 0.1
 WHITE_FROM = 128
@@ -183,27 +185,29 @@ class Engine:
 
     @cached_property
     def weights(self) -> str:
-        """Which weights there are, known before any is loaded: by the names and sizes of their files, of the embedded
-        ones by their contents."""
+        """Which weights there are, by their contents; known before any is loaded.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
         if self._paths is None:
             return "tiny"
         paths = self._paths
-        parts = (paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2, paths.transformer)
-        files = [file for part in parts if part is not None for file in _files_of(part)]
-        return "\n".join(
-            f"{file.name} {file.stat().st_size if self.is_published else hashlib.sha256(file.read_bytes()).hexdigest()}"
-            for file in files
-        )
+        parts = (paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2)
+        others = [part for part in (paths.transformer, paths.quantised) if part is not None]
+        return contents_of(file for part in (*parts, *others) for file in files_below(part))
 
     def weights_for(self, job: SingleJob) -> str:
-        """`weights`, and the job's LoRAs by the sizes and times of their files.
+        """`weights`, the job's LoRAs, and Kokoro where the job's text is spoken, by their contents.
 
         Raises:
-            CheckpointError: there is no file of a name.
+            CheckpointError: there is no file of a name, or one is damaged.
         """
         with self.reading_weights():
-            files = [find_lora(self._lora_dir, lora.name).stat() for lora in job.loras]
-            return "\n".join([self.weights, *(f"{file.st_size} {file.st_mtime_ns}" for file in files)])
+            files = [file for lora in job.loras for file in files_of(find_lora(self._lora_dir, lora.name))]
+            if job.tts_audio is not None:
+                files += files_below(self._find_kokoro())
+            return f"{self.weights}\n{contents_of(files)}"
 
     @contextmanager
     def reading_weights(self) -> Iterator[None]:
@@ -325,14 +329,34 @@ class Engine:
         mode = models.memory.describe(self.dtype)
         return mode if self.num_gpus == 1 else f"{mode}, {self.num_gpus} GPUs"
 
-    def check_loras(self, job: SingleJob) -> None:
-        """Looks whether the job's LoRAs are there.
+    def check_loras(self, job: SingleJob, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
+        """Looks from their headers whether the job's LoRAs can be laid on the model; returns what the job is warned of.
 
         Raises:
-            CheckpointError: there is no file of a name.
+            WorkerError: one is not there, or cannot be laid on the model.
+            CheckpointError: the model could not be found.
+            GenerationStopped: `should_stop` said so.
         """
-        for lora in job.loras:
-            find_lora(self._lora_dir, lora.name)
+        with naming_loras(), self.reading_weights():
+            paths = [find_lora(self._lora_dir, lora.name) for lora in job.loras]
+        if not paths:
+            return []
+        models = wait_for(self._models, should_stop)
+        with self.reading_weights():
+            shapes = models.transformer_shapes
+        with naming_loras(), self.reading_weights():
+            return [warning for path in paths for warning in read_lora(path, shapes).warnings]
+
+    def count_tokens(self, prompt: str, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """Tokens of a prompt, of which the model reads the first `TEXT_LENGTH`.
+
+        Raises:
+            CheckpointError: the model could not be found, or its tokenizer not be loaded.
+            GenerationStopped: `should_stop` said so.
+        """
+        models = wait_for(self._models, should_stop)
+        with self.reading_weights():
+            return count_tokens(models.tokenizer, prompt)
 
     def _choose_memory(self, job: SingleJob, source: MediaInfo, size_scale: float) -> MemoryPlan:
         """What the job asks for; on a GPU, completed to the fastest mode that fits."""
@@ -404,12 +428,18 @@ class Engine:
         Raises:
             GenerationStopped: `should_stop` said so.
             RegionError: a speaker's region is lost at the model's resolution.
-            WorkerError: the source cannot be decoded.
+            WorkerError: the source cannot be decoded, or the numbers of a step or of frames are not finite.
             DoesNotFitError: the GPU's memory did not suffice.
             ParallelError: a process of another GPU has ended or does not answer; the next job starts it anew.
         """
         try:
             yield from self._generate(request, should_stop, on_step, num_done, chunk_state)
+        except NotFiniteError as error:
+            raise WorkerError(
+                ErrorCode.GENERATION_RUNTIME,
+                f"the video could not be generated: {error}; {what_overflows(request.job)}",
+                retryable=False if request.job.loras else None,
+            ) from error
         except DoesNotFitError:
             raise
         except torch.OutOfMemoryError as error:
@@ -516,6 +546,30 @@ class Engine:
         self._preloaded.set_result(None)
 
 
+def what_overflows(job: SingleJob) -> str:
+    """What of a job may have made numbers that are not finite, as advice."""
+    if job.loras:
+        names = ", ".join(lora.name for lora in job.loras)
+        return f"leave out the LoRAs one by one ({names}), or lower their scale"
+    return (
+        "lower sample_text_guide_scale and sample_audio_guide_scale where they are high; else the worker's operator "
+        "has to check its weights"
+    )
+
+
+@contextmanager
+def naming_loras() -> Iterator[None]:
+    """Around what reads a job's LoRAs: one that does not fit is the job's mistake.
+
+    Raises:
+        WorkerError: it does not fit.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, f"loras: {error}") from error
+
+
 def evaluation_flop(workload: Workload) -> float:
     """Floating-point operations of one evaluation of the published network: its linear layers and self-attention.
 
@@ -537,10 +591,6 @@ def warm_up_sound() -> None:
         file = Path(folder) / "silence.wav"
         soundfile.write(file, np.zeros(4800, dtype=np.float32), 48_000)
         read_waveform(file)
-
-
-def _files_of(part: Path) -> list[Path]:
-    return sorted(file for file in part.rglob("*") if file.is_file()) if part.is_dir() else [part]
 
 
 def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
@@ -665,6 +715,37 @@ def speaker_regions(job: SingleJob, source: MediaInfo, masks: Sequence[Media] | 
     return torch.stack(
         [read_mask(mask.path, speaker, source) for speaker, mask in zip(job.speakers, masks, strict=True)]
     )
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much two speakers' regions have in common.
+
+    Attributes:
+        one, other: the speakers.
+        fraction: of the smaller region, 0 to 1.
+        is_same: whether the regions are one.
+    """
+
+    one: str
+    other: str
+    fraction: float
+    is_same: bool
+
+
+def region_overlaps(job: SingleJob, regions: Tensor | None) -> list[Overlap]:
+    """What every two of the speakers' regions, bool (speakers, height, width), have in common; None: side by side."""
+    if regions is None:
+        return []
+    return [
+        Overlap(
+            one,
+            other,
+            int((first & second).sum()) / min(int(first.sum()), int(second.sum())),
+            torch.equal(first, second),
+        )
+        for (one, first), (other, second) in itertools.combinations(zip(job.speakers, regions, strict=True), 2)
+    ]
 
 
 def read_mask(path: Path, speaker: str, source: MediaInfo) -> Tensor:

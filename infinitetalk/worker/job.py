@@ -21,12 +21,19 @@ from pydantic import ValidationError
 from infinitetalk.ahead import run_ahead
 from infinitetalk.chunks import fade_length, usable_rows
 from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
-from infinitetalk.errors import CheckpointError, GenerationStopped
-from infinitetalk.media import read_waveform
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.media import read_waveform, sound_seconds
 from infinitetalk.pipeline import Chunk, Step
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
 from infinitetalk.worker.batch import run_batch
-from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, speaker_regions
+from infinitetalk.worker.engine import (
+    Engine,
+    Overlap,
+    Request,
+    negative_prompt_of,
+    region_overlaps,
+    speaker_regions,
+)
 from infinitetalk.worker.errors import (
     TELLS_OF_WORKER,
     MachineError,
@@ -40,6 +47,7 @@ from infinitetalk.worker.errors import (
 from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.fitness import machine_problem
 from infinitetalk.worker.logs import job_logger
+from infinitetalk.worker.losses import cut_prompts, cut_speech, flat_chunks, shared_regions, unused_fields
 from infinitetalk.worker.policy import policy_warnings
 from infinitetalk.worker.preview import HlsPreview, Preview
 from infinitetalk.worker.progress import Report
@@ -421,17 +429,19 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     engine, stop = context.engine, context.stop
     clock.enter(Stage.DOWNLOAD)
     media = download(job, folder, context.settings, clock.count_bytes, stop)
-    speaker_regions(job, media.source.info, media.masks)
-    warnings = warnings_of(job, engine)
+    overlaps = region_overlaps(job, speaker_regions(job, media.source.info, media.masks))
     if job.tts_audio is None:
         tracks = make_tracks(job, media, engine, stop)
-        num_rows = count_rows(tracks)
+        num_rows, speech_s = count_rows(tracks), speech_seconds(job, media, tracks)
         task.store.check_size(lambda: sound_bytes(mix_tracks(tracks), min(job.frame_limit, num_rows)))
     else:
         num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
-        warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
+        speech_s = num_rows / VIDEO_FPS
     clock.enter(Stage.LOAD)
     video = engine.plan(job, media.source, num_rows, stop)
+    warnings = warnings_of(job, engine) + losses_of(task, media, overlaps, speech_s, video.num_chunks)
+    if job.tts_audio is not None:
+        warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
     clock.enter(Stage.COMPLETED)
     return Plan(
         job_id=context.job_id,
@@ -487,7 +497,11 @@ def _run_stages(
     preview.begin(sound)
     everything = Request(job, rendering.seed, media.source, speech, regions, folder)
     render(engine, everything, rendering, preview, keep, clock, stop)
-    return finish(task, rendering, request, sound, folder, memory_mode, clock)
+    warnings = warnings_of(job, engine)
+    overlaps = region_overlaps(job, regions)
+    warnings += losses_of(task, media, overlaps, speech_seconds(job, media, tracks), len(rendering.parts))
+    warnings += flat_chunks([part.is_flat for part in rendering.parts])
+    return finish(task, rendering, request, sound, folder, memory_mode, warnings, clock)
 
 
 def finish(
@@ -497,6 +511,7 @@ def finish(
     sound: np.ndarray,
     folder: Path,
     memory_mode: str,
+    warnings: list[str],
     clock: StageClock,
 ) -> Success:
     """Joins a video's parts and sound, stores it, and says what was made.
@@ -506,6 +521,7 @@ def finish(
         sound: float32 (samples,) at 16 kHz.
         folder: for the files.
         memory_mode: that the job ran in.
+        warnings: for the client.
 
     Raises:
         EncodeError: they could not be joined.
@@ -531,7 +547,7 @@ def finish(
         "memory_mode": memory_mode,
         "evaluations": rendering.evaluations,
         "evaluations_skipped": rendering.evaluations_skipped,
-        "warnings": warnings_of(job, engine),
+        "warnings": warnings,
     }
 
     clock.enter(Stage.UPLOAD)
@@ -589,14 +605,12 @@ def check(task: Task, engine: Engine) -> None:
     """Looks, before anything is fetched, at what need not be fetched.
 
     Raises:
-        WorkerError: the job's text cannot be spoken, or the store would refuse the result.
+        WorkerError: a LoRA is missing or unfit, the job's text cannot be spoken, or the store would refuse the result.
         CheckpointError: the worker cannot speak.
+        GenerationStopped: the job was cancelled.
     """
     job = task.job
-    try:
-        engine.check_loras(job)
-    except CheckpointError as error:
-        raise WorkerError(ErrorCode.INPUT_VALIDATION, f"loras: {error}") from None
+    engine.check_loras(job, task.context.stop)
     if job.tts_audio is not None:
         with naming("tts_audio"), engine.reading_weights():
             engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
@@ -635,7 +649,7 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
         CheckpointError: Kokoro cannot be loaded.
         GenerationStopped: `should_stop` said so.
     """
-    max_seconds = usable_rows(job.frame_limit, job.frame_num, job.motion_frame) / VIDEO_FPS
+    max_seconds = usable_seconds(job)
     if job.tts_audio is not None:
         with naming("tts_audio"), engine.reading_weights():
             spoken = engine.synthesiser.speak(job.tts_audio.text, job.tts_audio.voices, max_seconds, should_stop)
@@ -651,6 +665,27 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
     return tracks
 
 
+def speech_seconds(job: SingleJob, media: JobMedia, tracks: Sequence[np.ndarray]) -> float:
+    """Seconds of all of a job's speech, of which `tracks` hold what the video can use.
+
+    Of sounds that are cut, to within a packet; of a text that is, guessed from its characters.
+    """
+    kept = len(tracks[0])
+    if kept < round(usable_seconds(job) * SAMPLING_RATE):
+        return kept / SAMPLING_RATE
+    if job.tts_audio is not None:
+        seconds = len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S
+    else:
+        lengths = [sound_seconds(medium.path) for medium in media.speech if medium is not None]
+        seconds = max(lengths) if job.audio_type == "para" else sum(lengths)
+    return max(kept / SAMPLING_RATE, seconds)
+
+
+def usable_seconds(job: SingleJob) -> float:
+    """Seconds of speech that a job's video can use: those it shows, and what its last frames hear."""
+    return usable_rows(job.frame_limit, job.frame_num, job.motion_frame) / VIDEO_FPS
+
+
 def count_rows(tracks: Sequence[np.ndarray]) -> int:
     """Rows of the embeddings that each of the tracks, all as long, will have: one a video frame."""
     return len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE
@@ -660,12 +695,18 @@ def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[
     """The normalised sound of each speaker, float32 (samples,); None for a silent one.
 
     Raises:
-        WorkerError: one cannot be decoded.
+        WorkerError: one cannot be decoded, or has samples too large to compute with.
     """
     waveforms = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
         with naming(f"cond_audio.{speaker}"):
             waveform = None if medium is None else read_waveform(medium.path, max_seconds)
+        # A channel or two near the largest float32 are more than it once they are added or resampled.
+        if waveform is not None and not np.isfinite(waveform).all():
+            raise WorkerError(
+                ErrorCode.INPUT_VALIDATION,
+                f"cond_audio.{speaker} has samples too large to compute with: export it again as 16-bit WAV",
+            )
         waveforms.append(None if waveform is None else normalise_loudness(waveform))
     return waveforms
 
@@ -711,7 +752,7 @@ def render(
             if not rendering.parts:
                 write_thumbnail(frames[0], rendering.thumbnail)
                 rendering.height, rendering.width = frames.shape[1:3]
-            rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped))
+            rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped, chunk.is_flat))
             rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
             preview.publish(rendering.parts)
             if keep() and not stop.leaves_time_for(clock.eta_s):
@@ -747,14 +788,30 @@ def versions() -> dict[str, str]:
 def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
     """What may disappoint in the result."""
     warnings = [] if job.tts_audio is None else list(engine.synthesiser.warnings)
+    warnings += engine.check_loras(job)
     if len(job.speakers) > TRAINED_SPEAKERS:
         warnings.append(
             f"{len(job.speakers)} speakers: no checkpoint is trained for more than {TRAINED_SPEAKERS}; "
             "lips may follow the wrong speaker"
         )
-    elif len(job.speakers) == 1 and (job.bbox or job.mask):
-        warnings.append("bbox and mask have no effect with one speaker")
     return warnings + (step_warnings(job) if engine.is_published else [])
+
+
+def losses_of(task: Task, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:
+    """What of the job's input its video does without.
+
+    Args:
+        overlaps: of every two speakers' regions.
+        speech_s: seconds of all of the speech.
+        num_chunks: of the video.
+    """
+    context, job = task.context, task.job
+    return [
+        *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
+        *cut_prompts(job, lambda prompt: context.engine.count_tokens(prompt, context.stop)),
+        *shared_regions(overlaps),
+        *unused_fields(job, media.source.info.kind == "image", num_chunks, context.s3_config),
+    ]
 
 
 def step_warnings(job: SingleJob) -> list[str]:

@@ -75,6 +75,7 @@ class Part:
     num_frames: int
     evaluations: int
     evaluations_skipped: int
+    is_flat: bool = False
 
 
 @dataclass
@@ -131,6 +132,7 @@ class StoredPart(StoredFile):
     num_frames: int
     evaluations: int
     evaluations_skipped: int
+    is_flat: bool
 
 
 class StoredRendering(BaseModel):
@@ -515,6 +517,7 @@ class TaskState:
                     num_frames=part.num_frames,
                     evaluations=part.evaluations,
                     evaluations_skipped=part.evaluations_skipped,
+                    is_flat=part.is_flat,
                 )
             )
         return self._thumbnail
@@ -547,7 +550,7 @@ class TaskState:
                 return None
             (folder / name).write_bytes(data)
         parts = [
-            Part(folder / part_file(index), part.num_frames, part.evaluations, part.evaluations_skipped)
+            Part(folder / part_file(index), part.num_frames, part.evaluations, part.evaluations_skipped, part.is_flat)
             for index, part in enumerate(stored.parts)
         ]
         check_parts([(part.path, part.num_frames) for part in parts])

@@ -1,0 +1,453 @@
+"""LoRA files: what each tensor changes and how strongly, by every name that their makers give them.
+
+diffusers' own loading drops what it does not know, deltas of norms among them (FusionX has them), so names are held
+against the network here. How strongly a file is to be applied may stand outside its tensors: in its metadata, or in the
+`adapter_config.json` that peft writes beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.weights.files import SafetensorsFile, TensorFile, open_file, parse_json, read_json
+from infinitetalk.weights.names import transformer_module_name
+
+#: What a file's names may begin with, one after another: "base_model.model.diffusion_model.blocks …".
+_PREFIXES = ("diffusion_model.", "base_model.model.", "model.", "transformer.", "pipe.dit.")
+#: The same where dots are turned to underscores (musubi, kohya, VideoX-Fun, LyCORIS). A second "_" may follow.
+_UNDERSCORE_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+#: A half of a product: "lora_A.weight", "lora_A.NAME.weight", "lora_down.weight", "lora.down.weight",
+#: "to_q_lora.down.weight", "lora_B.bias" …
+_HALF = re.compile(
+    r"(?P<module>.+)[._]lora(?:_linear_layer)?[._](?P<half>A|B|down|up)"
+    r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?P<leaf>\.weight|\.bias)?"
+)
+_HALVES = {("A", "weight"): "down", ("down", "weight"): "down", ("B", "weight"): "up", ("up", "weight"): "up"}
+_HALVES |= {("B", "bias"): "up_bias", ("up", "bias"): "up_bias"}
+#: Other endings, and what each holds of a layer: lightx2v's and ComfyUI's whole differences, LyCORIS' of norms.
+_ENDINGS = {
+    "alpha": "alpha",
+    "diff": "weight",
+    "diff_b": "bias",
+    "diff_m": "modulation",
+    "w_norm": "weight",
+    "b_norm": "bias",
+}
+#: Parts of names that tell another method than a product of two matrices, and what it is called.
+_OTHER_METHODS = {
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "hada_": "a LoHa",
+    "lokr_": "a LoKr",
+    "lora_mid": "a LoCon of three matrices",
+    "oft_": "an OFT",
+}
+#: Fields of peft's LoraConfig that, where they are set, make more of the matrices than their product.
+CONFIG_VARIANTS = {
+    "use_dora": "a DoRA",
+    "use_qalora": "a QALoRA",
+    "use_bdlora": "a BD-LoRA",
+    "alora_invocation_tokens": "an aLoRA",
+    "arrow_config": "an Arrow router",
+    "kasa_config": "a KaSA",
+    "velora_config": "a VeLoRA",
+    "monteclora_config": "a MonteCLoRA",
+    "layer_replication": "a LoRA over replicated layers",
+}
+#: Beginnings of `init_lora_weights` that change the base model's weights too, which the file does not hold.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: Where peft's settings stand as JSON: diffusers' key, finetrainers'.
+_CONFIG_KEYS = ("lora_adapter_metadata", "lora_config")
+#: Settings that stand in the metadata by themselves. kohya's `ss_network_alpha` is none: its files hold alpha as
+#: tensors, and where a converter has multiplied it in, the key is left over.
+_PLAIN_KEYS = ("lora_alpha", "alpha", "use_rslora", "alpha_pattern", "use_dora")
+#: Linear layers of the original transformer, whose names cannot be told from their form with underscores alone.
+_OUTER_LAYERS = (
+    "patch_embedding",
+    "text_embedding.0",
+    "text_embedding.2",
+    "time_embedding.0",
+    "time_embedding.2",
+    "time_projection.1",
+    "img_emb.proj.1",
+    "img_emb.proj.3",
+    "head.head",
+)
+_BLOCK_LAYERS = (
+    *(f"{attention}.{layer}" for attention in ("self_attn", "cross_attn") for layer in "qkvo"),
+    "cross_attn.k_img",
+    "cross_attn.v_img",
+    "ffn.0",
+    "ffn.2",
+    "norm3",
+)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one file changes about one parameter: scaling · up · down, or scaling · a whole difference.
+
+    Attributes:
+        shape: of the parameter.
+        names: the file's tensors: down and up, or the difference alone.
+        scaling: factor on the tensors' product or difference.
+    """
+
+    file: TensorFile
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    scaling: float = 1.0
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the delta is a product of two matrices."""
+        return len(self.names) == 2
+
+    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """float32 matrices down (rank, in) and up (out, rank), with the scaling in the second."""
+        down, up = (self._read(name, device).flatten(1) for name in self.names)
+        return down, up * self.scaling
+
+    def compute(self, device: torch.device) -> Tensor:
+        """The difference, float32, of the parameter's shape.
+
+        The input layer of a T2V model has 16 of the 36 channels of I2V's, the noise: its delta is zero for the others.
+        """
+        if self.is_low_rank:
+            down, up = self.factors(device)
+            difference = (up @ down).view(self._shape_in_file())
+        else:
+            difference = self._read(self.names[0], device) * self.scaling
+        if difference.shape == self.shape:
+            return difference
+        padded = difference.new_zeros(self.shape)
+        padded[:, : difference.shape[1]] = difference
+        return padded
+
+    def check(self) -> None:
+        """Raises `CheckpointError` where the tensors do not fit the parameter or one another."""
+        shape = self._shape_in_file()
+        is_input_of_t2v = len(self.shape) == 5 and shape[:1] + shape[2:] == self.shape[:1] + self.shape[2:]
+        if shape != self.shape and not (is_input_of_t2v and shape[1] < self.shape[1]):
+            raise CheckpointError(
+                f"{self.file.path.name}: {self.names[0]} is for a layer of the shape {list(shape)}; "
+                f"this network's has {list(self.shape)}"
+            )
+
+    def _shape_in_file(self) -> tuple[int, ...]:
+        shapes = [self.file.headers[name].shape for name in self.names]
+        if not self.is_low_rank:
+            return shapes[0]
+        down, up = shapes
+        if len(down) < 2 or len(up) < 2 or down[0] != up[1]:
+            return ()
+        return (up[0], *down[1:])
+
+    def _read(self, name: str, device: torch.device) -> Tensor:
+        return self.file.read(name).to(device, torch.float32)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What stands outside a file's tensors of how strongly they are applied, as peft means it.
+
+    Attributes:
+        alpha, rank: of every layer; None: not said.
+        alphas, ranks: of layers whose names end in these, which are regular expressions.
+        rslora: alpha is divided by the root of the rank, and not by the rank.
+    """
+
+    alpha: float | None = None
+    rank: int | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, float] = field(default_factory=dict)
+    rslora: bool = False
+
+    def of(self, names: Sequence[str], rank: int, label: str) -> float | None:
+        """The factor of a layer; None where nothing is said of it.
+
+        Args:
+            names: that the layer goes by, in the file and in our network.
+            rank: of its matrices.
+            label: what a message calls the file.
+
+        Raises:
+            CheckpointError: the rank is another than the settings say, or they cannot be read.
+        """
+        try:
+            alpha, said_rank = _match(self.alphas, names, self.alpha), _match(self.ranks, names, self.rank)
+        except re.error as error:
+            raise CheckpointError(f"{label}: the pattern {error.pattern!r} in its settings cannot be read") from error
+        if said_rank is not None and said_rank != rank:
+            raise CheckpointError(
+                f"{label}: {names[0]} has the rank {rank}, and the file's settings say {said_rank:g}; save it anew"
+            )
+        if alpha is None:
+            if self.rslora:
+                raise CheckpointError(f"{label} says use_rslora and no lora_alpha; save it with both")
+            return None
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _match(patterns: Mapping[str, float], names: Sequence[str], default: float | None) -> float | None:
+    for name in names:
+        key = get_pattern_key(list(patterns), name)
+        if key in patterns:
+            return patterns[key]
+    return default
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file, read.
+
+    Attributes:
+        deltas: by the parameter of our transformer that each changes; it may have two, a product and a difference.
+        warnings: what of the file could not be known.
+    """
+
+    deltas: Mapping[str, Sequence[Delta]]
+    warnings: tuple[str, ...] = ()
+
+
+def read_lora(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraFile:
+    """What a file changes: from its header, its metadata, and its alphas.
+
+    Args:
+        shapes: of the transformer's parameters.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, changes nothing, holds a tensor that fits no layer, or is to be
+            applied in a way that is not served.
+    """
+    file = open_file(path)
+    scaling = read_scaling(path, file.metadata if isinstance(file, SafetensorsFile) else {})
+    underscore_names = _underscore_names(shapes)
+    layers: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in file.headers:
+        module, part = _split(name, path)
+        module = _strip(module, underscore_names)
+        target = transformer_module_name(f"{module}.modulation" if part == "modulation" else module)
+        # Parameters that are no layer's weight, such as a modulation, are named as they are.
+        part = "itself" if part in ("weight", "modulation") and target in shapes else part
+        if _parameter(target, part) not in shapes:
+            raise CheckpointError(f"{path.name} holds {name}, which matches no layer of this network")
+        if part in layers[target]:
+            raise CheckpointError(f"{path.name} holds {layers[target][part]} and {name} for the same layer")
+        layers[target][part] = name
+    if not layers:
+        raise CheckpointError(f"{path.name} matches no layer of this network: it holds no tensor")
+    deltas: dict[str, list[Delta]] = defaultdict(list)
+    for target, names in layers.items():
+        for part, delta in _deltas_of(file, target, names, scaling, shapes):
+            delta.check()
+            deltas[_parameter(target, part)].append(delta)
+    says_alpha = scaling != Scaling() or any("alpha" in names for names in layers.values())
+    is_peft = any(name.startswith("base_model.model.") for name in file.headers)
+    warnings = [ALPHA_UNKNOWN.format(name=path.name)] if is_peft and not says_alpha else []
+    return LoraFile(deltas, tuple(warnings))
+
+
+ALPHA_UNKNOWN = (
+    "LoRA {name}: it is named as peft names, and peft writes alpha into adapter_config.json, which is not there; it is "
+    'applied as if alpha were its rank. If it is not, keep it as "adapter_model.safetensors" beside that file, or '
+    "multiply the scale"
+)
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that say what a LoRA is."""
+    config = _config_beside(path)
+    return [path] if config is None else [path, config]
+
+
+def _config_beside(path: Path) -> Path | None:
+    config = path.with_name("adapter_config.json")
+    return config if path.stem == "adapter_model" and config.is_file() else None
+
+
+def _parameter(target: str, part: str) -> str:
+    """The parameter of a layer that a part of a file is about."""
+    if part == "itself":
+        return target
+    return f"{target}.bias" if part in ("bias", "up_bias") else f"{target}.weight"
+
+
+def _deltas_of(
+    file: TensorFile,
+    target: str,
+    names: Mapping[str, str],
+    settings: Scaling,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[tuple[str, Delta]]:
+    """What a file changes about a layer, by the parts of the layer.
+
+    Raises:
+        CheckpointError: half of a product is missing, or its scaling cannot be told.
+    """
+    for part, other in (("down", "up"), ("up", "down"), ("alpha", "down"), ("up_bias", "down")):
+        if part in names and other not in names:
+            raise CheckpointError(f"{file.path.name} holds {names[part]} without its other half")
+    parts: dict[str, tuple[tuple[str, ...], float]] = {
+        part: ((names[part],), 1.0) for part in ("weight", "bias", "itself") if part in names
+    }
+    if "down" in names:
+        scaling = _scaling_of(file, target, names, settings)
+        parts["down"] = (names["down"], names["up"]), scaling
+        # peft scales the whole of what the second matrix gives, its bias too.
+        if "up_bias" in names:
+            parts["up_bias"] = (names["up_bias"],), scaling
+    return [
+        (part, Delta(file, shapes[_parameter(target, part)], tensors, scaling))
+        for part, (tensors, scaling) in parts.items()
+    ]
+
+
+def _scaling_of(file: TensorFile, target: str, names: Mapping[str, str], settings: Scaling) -> float:
+    label = file.path.name
+    shape = file.headers[names["down"]].shape
+    if not shape or not shape[0]:
+        raise CheckpointError(f"{label}: {names['down']} has no rows")
+    rank = shape[0]
+    module, _ = _split(names["down"], file.path)
+    said = settings.of([_strip(module, {}), target], rank, label)
+    if "alpha" not in names:
+        return 1.0 if said is None else said
+    if math.prod(file.headers[names["alpha"]].shape) != 1:
+        raise CheckpointError(f"{label}: {names['alpha']} is no single number")
+    alpha = _finite(file.read(names["alpha"]).float().item(), names["alpha"], label)
+    if said is not None and not math.isclose(said, alpha / rank, rel_tol=1e-3):
+        raise CheckpointError(
+            f"{label}: {names['alpha']} is {alpha:g}, and the file's settings make it {said * rank:g}; save it with one"
+        )
+    return alpha / rank
+
+
+def read_scaling(path: Path, metadata: Mapping[str, str]) -> Scaling:
+    """What a file's metadata, or the settings beside it, say of how strongly it is applied.
+
+    Raises:
+        CheckpointError: they cannot be read, contradict each other, or ask for what is not served.
+    """
+    label = path.name
+    configs = [_json(metadata[key], key, label) for key in _CONFIG_KEYS if key in metadata]
+    plain = {key: metadata[key] for key in _PLAIN_KEYS if key in metadata}
+    if "alpha" in plain:
+        plain.setdefault("lora_alpha", plain.pop("alpha"))
+    if plain:
+        configs.append({key: _plain_value(value) for key, value in plain.items()})
+    if (beside := _config_beside(path)) is not None:
+        configs.append(read_json(beside))
+    found = [_scaling_from(config, label) for config in configs]
+    # What stands by itself does not tell the rank.
+    if len({(scaling.alpha, scaling.rslora, *sorted(scaling.alphas.items())) for scaling in found}) > 1:
+        raise CheckpointError(f"{label}: its settings contradict each other; save it with one lora_alpha")
+    return found[0] if found else Scaling()
+
+
+def _scaling_from(config: Any, label: str) -> Scaling:
+    """peft's settings; diffusers puts the network's name before each."""
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{label}: its settings are no JSON object")
+    if any(key.startswith("transformer.") for key in config):
+        config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    for name, method in CONFIG_VARIANTS.items():
+        if config.get(name):
+            raise CheckpointError(f"{label} is {method} ({name}), which is not served; merge it into a plain LoRA")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        raise CheckpointError(
+            f"{label} was begun as {init[:40]}, which changes the base model too; save it converted to a plain LoRA"
+        )
+    alpha, rank = config.get("lora_alpha"), config.get("r")
+    return Scaling(
+        alpha=None if alpha is None else _finite(alpha, "lora_alpha", label),
+        rank=None if rank is None else int(_finite(rank, "r", label)),
+        alphas=_patterns(config, "alpha_pattern", label),
+        ranks=_patterns(config, "rank_pattern", label),
+        rslora=_flag(config.get("use_rslora"), "use_rslora", label),
+    )
+
+
+def _patterns(config: Mapping[str, Any], name: str, label: str) -> dict[str, float]:
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, Mapping):
+        raise CheckpointError(f"{label}: {name} of its settings is no JSON object")
+    return {pattern: _finite(value, f"{name} {pattern}", label) for pattern, value in patterns.items()}
+
+
+def _finite(value: Any, name: str, label: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise CheckpointError(f"{label}: {name} is {str(value)[:40]!r}, which is no finite number")
+    return float(value)
+
+
+def _flag(value: Any, name: str, label: str) -> bool:
+    if not isinstance(value, bool | None):
+        raise CheckpointError(f"{label}: {name} is {str(value)[:40]!r}, which is neither true nor false")
+    return bool(value)
+
+
+def _json(text: str, name: str, label: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{label}: {name} of its metadata is not JSON") from error
+
+
+def _plain_value(text: str) -> Any:
+    """A value that stands by itself: a number, a flag as JSON or Python writes it, an object; else the text."""
+    try:
+        return parse_json({"True": "true", "False": "false"}.get(text, text))
+    except ValueError:
+        return text
+
+
+def _split(name: str, path: Path) -> tuple[str, str]:
+    """A tensor's name as that of its layer in the file, and what of the layer it holds."""
+    for marker, method in _OTHER_METHODS.items():
+        if marker in name:
+            raise CheckpointError(
+                f"{path.name} is {method} (it holds {name}), which is not served; convert it to a plain LoRA"
+            )
+    if (half := _HALF.fullmatch(name)) is not None:
+        part = _HALVES.get((half["half"], (half["leaf"] or ".weight").removeprefix(".")))
+        if part is not None:
+            return half["module"], part
+    module, _, ending = name.rpartition(".")
+    if module and ending in _ENDINGS:
+        return module, _ENDINGS[ending]
+    raise CheckpointError(f"{path.name} holds {name}, which is no part of a LoRA that is known")
+
+
+def _strip(module: str, underscore_names: Mapping[str, str]) -> str:
+    """A layer's name in a file as the original transformer or diffusers has it."""
+    for prefix in _UNDERSCORE_PREFIXES:
+        if module.startswith(prefix):
+            flat = module.removeprefix(prefix).lstrip("_")
+            module = underscore_names.get(flat, flat)
+    while found := [prefix for prefix in _PREFIXES if module.startswith(prefix)]:
+        module = module.removeprefix(found[0])
+    # diffusers' older names: "attn1.processor.to_out_lora.down.weight".
+    module = module.replace(".processor.", ".")
+    return f"{module}.0" if module.endswith(".to_out") else module
+
+
+def _underscore_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Layers by their names with underscores for dots, the original ones and diffusers'."""
+    num_layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    layers = [f"blocks.{index}.{layer}" for index in range(num_layers) for layer in _BLOCK_LAYERS]
+    layers += [*_OUTER_LAYERS, *(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))]
+    return {layer.replace(".", "_"): layer for layer in layers}

@@ -1,0 +1,170 @@
+"""What is lost of a job's input, in words: speech and prompts that are cut, fields without effect, shared regions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from infinitetalk.chunks import fade_length
+from infinitetalk.guidance import GuidanceScales
+from infinitetalk.sampling import make_guidance
+from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.teacache import WARM_UP_STEPS
+from infinitetalk.text import TEXT_LENGTH
+from infinitetalk.tts import split_turns
+from infinitetalk.worker.engine import Overlap, Scene, generation_settings, negative_prompt_of
+from schemas import OutputConfig, S3Config, SingleJob
+
+SHARED_FRACTION = 0.01
+"""Of the smaller of two regions; edges that touch share less."""
+
+LONGEST_VIDEO = 90_000
+"""Frames; `max_frame_num` takes no more."""
+
+
+def cut_speech(job: SingleJob, seconds: float, is_estimate: bool) -> list[str]:
+    """Whether the video ends before the speech.
+
+    Args:
+        seconds: of all of the speech.
+        is_estimate: whether they are guessed from a text.
+    """
+    # A hundredth of a frame is rounding.
+    num_frames = math.floor(seconds * VIDEO_FPS + 0.01)
+    if num_frames <= job.frame_limit:
+        return []
+    if job.mode == "clip":
+        setting = f'frame_num {job.frame_num} in mode "clip"; mode "streaming" takes longer speech'
+    elif num_frames <= LONGEST_VIDEO:
+        enough = min(math.ceil(1.2 * num_frames), LONGEST_VIDEO) if is_estimate else num_frames
+        setting = f"max_frame_num {job.max_frame_num}; {enough} would hold all of it"
+    else:
+        setting = f"max_frame_num {job.max_frame_num}; at most {LONGEST_VIDEO} can be had, send the rest as another job"
+    about = "about " if is_estimate else ""
+    kept = job.frame_limit / VIDEO_FPS
+    return [f"the speech is cut from {about}{round(seconds, 2):.10g} s to {round(kept, 2):.10g} s by {setting}"]
+
+
+def cut_prompts(job: SingleJob, count_tokens: Callable[[str], int]) -> list[str]:
+    """Which prompts are longer than the model reads."""
+    prompts = {"prompt": job.prompt} | (
+        {"negative_prompt": negative_prompt_of(job)} if uses_negative_prompt(job) else {}
+    )
+    return [
+        f"{field} has {tokens} tokens; the model reads the first {TEXT_LENGTH}"
+        for field, prompt in prompts.items()
+        if (tokens := count_tokens(prompt)) > TEXT_LENGTH
+    ]
+
+
+def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: S3Config | None) -> list[str]:
+    """The fields that the job has set, and that change nothing in its video.
+
+    Args:
+        is_picture: whether the source is one.
+        num_chunks: of the video.
+        s3_config: the job's own store.
+    """
+    one_chunk = num_chunks == 1
+    one_step = job.sample_steps == 1
+    voices = len(job.speakers) if job.cond_audio is None else sum(map(bool, job.cond_audio.values()))
+    one_speaker = len(job.speakers) == 1
+    differences = GuidanceScales(job.sample_text_guide_scale, job.sample_audio_guide_scale).differences
+    #: Field, whether it is without effect, and beside what.
+    rules = [
+        ("audio_type", job.tts_audio is not None, "with tts_audio, whose speakers take turns"),
+        ("audio_type", job.cond_audio is not None and voices == 1, "with one voice"),
+        ("bbox", one_speaker, "with one speaker"),
+        ("mask", one_speaker, "with one speaker"),
+        ("bbox_order", job.bbox is None or one_speaker, "without a bbox of several speakers"),
+        ("scene_seg", is_picture, "with a picture"),
+        ("max_frame_num", job.mode == "clip", 'in mode "clip"'),
+        ("motion_frame", one_chunk, "in a video of one chunk"),
+        ("crossfade_frame", one_chunk, "in a video of one chunk"),
+        ("sample_shift", one_step, "with one step"),
+        ("negative_prompt", not uses_negative_prompt(job), negative_prompt_reason(job)),
+        ("use_teacache", job.sample_steps <= WARM_UP_STEPS, f"with {WARM_UP_STEPS} steps or fewer"),
+        ("teacache_thresh", not job.use_teacache, "without use_teacache"),
+        ("use_apg", not differences, "with both guidance scales 1"),
+        ("apg_momentum", not job.use_apg, "without use_apg"),
+        ("apg_momentum", job.use_apg and one_step, "with one step"),
+        ("apg_norm_threshold", not job.use_apg, "without use_apg"),
+    ]
+    found = [f"{field} has no effect {reason}" for field, unused, reason in rules if unused and _is_set(job, field)]
+    fade = fade_length(job.motion_frame, job.crossfade_frame)
+    if not one_chunk and _is_set(job, "crossfade_frame") and fade < job.crossfade_frame:
+        found.append(
+            f"crossfade_frame {job.crossfade_frame} is {fade} here: a fade is no longer than motion_frame "
+            f"{job.motion_frame} rounded down to 4n+1"
+        )
+    found += [f"LoRA {lora.name} has no effect with scale 0" for lora in job.loras if lora.scale == 0]
+    return found + _unused_voices(job) + _unused_places(job.output_config or OutputConfig(), s3_config)
+
+
+def uses_negative_prompt(job: SingleJob) -> bool:
+    """Whether the job's guidance evaluates the network with a negative prompt."""
+    guidance = make_guidance(generation_settings(job, 0, Scene(0, 1)))
+    return any(not branch.has_text for branch in guidance.branches)
+
+
+def negative_prompt_reason(job: SingleJob) -> str:
+    """Why it does not."""
+    return f"with sample_text_guide_scale {job.sample_text_guide_scale:g}"
+
+
+def _is_set(job: Any, field: str) -> bool:
+    """Whether a model's field was given, and is not what it would be anyway."""
+    return field in job.model_fields_set and getattr(job, field) != type(job).model_fields[field].default
+
+
+def _unused_voices(job: SingleJob) -> list[str]:
+    """The voices of a text that has no turn of theirs."""
+    if job.tts_audio is None:
+        return []
+    voices = job.tts_audio.voices
+    heard = {turn.speaker for turn in split_turns(job.tts_audio.text, len(voices))}
+    return [
+        f"tts_audio.human{index + 1}_voice has no effect: the text has no turn (s{index + 1})"
+        for index in range(len(voices))
+        if index not in heard
+    ]
+
+
+def _unused_places(output_config: OutputConfig, s3_config: S3Config | None) -> list[str]:
+    """What is said of a store that the result does not go to."""
+    store = output_config.store
+    found = []
+    if store in ("inline", "put") and _is_set(output_config, "prefix"):
+        found.append(f'output_config.prefix has no effect with store "{store}"')
+    if store != "s3" and s3_config is not None:
+        found.append(f's3Config has no effect with store "{store}"')
+    return found
+
+
+def shared_regions(overlaps: Sequence[Overlap]) -> list[str]:
+    """Which speakers' regions are the same or overlap."""
+    found = []
+    for overlap in overlaps:
+        if overlap.is_same:
+            found.append(
+                f"{overlap.one} and {overlap.other} have the same region: the lips of both follow both voices there"
+            )
+        elif overlap.fraction > SHARED_FRACTION:
+            found.append(
+                f"the regions of {overlap.one} and {overlap.other} overlap by {overlap.fraction:.0%} of the smaller "
+                "one: lips there may follow the wrong voice"
+            )
+    return found
+
+
+def flat_chunks(are_flat: list[bool]) -> list[str]:
+    """Which chunks, counted from 1, are one colour where the source is not."""
+    numbers = [str(number) for number, is_flat in enumerate(are_flat, start=1) if is_flat]
+    if not numbers:
+        return []
+    chunks = f"chunk{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} of {len(are_flat)}"
+    return [
+        f"{chunks}: nothing but one colour, which the source is not. Look at the video: a source whose first frame is "
+        "one colour needs a lower color_correction_strength; guidance scales and scales of LoRAs may be too high"
+    ]
