@@ -5,6 +5,7 @@ does, for which no checkpoint was trained.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ LAST_RANGE_START = 20.0
 BACKGROUND_POSITION = 12.0
 #: Share by which a default region is shrunk on every side.
 FACE_SCALE = 0.05
+#: Of the smaller of two speakers' regions, the part that may be the other's too before lips follow both voices.
+LARGEST_SHARE_SHARED = 0.25
 #: Video tokens whose attention to the reference frame is held at a time.
 QUERY_SLICE = 8192
 
@@ -86,6 +89,21 @@ def check_boxes(boxes: Sequence[Sequence[float]], height: int, width: int, order
                 f"the box of person{number}, {list(box)}, reaches beyond the {width}x{height} picture; "
                 f'its corners must lie within it, in pixels, in the order "{order}"'
             )
+
+
+def overlaps(regions: Tensor) -> list[tuple[int, int, float]]:
+    """Pairs of speakers, counted from 1, whose regions lie over each other, with the shared part of the smaller one.
+
+    Args:
+        regions: bool (speakers, height, width), none of them empty.
+    """
+    found = []
+    for first, second in combinations(range(len(regions)), 2):
+        shared = (regions[first] & regions[second]).sum().item()
+        share = shared / min(regions[first].sum().item(), regions[second].sum().item())
+        if share >= LARGEST_SHARE_SHARED:
+            found.append((first + 1, second + 1, share))
+    return found
 
 
 def latent_regions(regions: Tensor, height: int, width: int, vae_scale: int = 8) -> Tensor:

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +23,19 @@ from infinitetalk.ahead import run_ahead
 from infinitetalk.chunks import fade_length, usable_rows
 from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.errors import CheckpointError, GenerationStopped
-from infinitetalk.media import read_waveform
+from infinitetalk.media import read_sound
 from infinitetalk.pipeline import Chunk, Step
-from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
+from infinitetalk.speech import (
+    QUIET_LUFS,
+    SAMPLING_RATE,
+    SILENCE_LUFS,
+    TARGET_LUFS,
+    VIDEO_FPS,
+    arrange_tracks,
+    measure_loudness,
+    mix_tracks,
+    normalise_loudness,
+)
 from infinitetalk.worker.batch import run_batch
 from infinitetalk.worker.engine import Engine, Request, negative_prompt_of, speaker_regions
 from infinitetalk.worker.errors import WorkerError, is_device_error, is_expected, job_error
@@ -169,11 +179,13 @@ class JobMedia:
         source: picture or video of the speakers.
         speech: of each speaker; None for a silent one.
         masks: of each speaker, where the job has masks.
+        warnings: what is lost of them, as far as they have been read.
     """
 
     source: Media
     speech: list[Media | None]
     masks: list[Media] | None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def paths(self) -> list[Path]:
@@ -365,7 +377,7 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     engine, stop = context.engine, context.stop
     clock.enter(Stage.DOWNLOAD)
     media = download(job, folder, context.settings, clock.count_bytes, stop)
-    speaker_regions(job, media.source.info, media.masks)
+    speaker_regions(job, media.source.info, media.masks, media.warnings)
     warnings = warnings_of(job, engine)
     if job.tts_audio is None:
         tracks = make_tracks(job, media, engine, stop)
@@ -390,7 +402,7 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
         estimate_from=None if video.seconds is None else "this worker" if video.is_measured else "table",
         params=resolved_parameters(job, job.base_seed),
         model=engine.model_name,
-        warnings=warnings,
+        warnings=warnings + media.warnings,
     )
 
 
@@ -403,7 +415,7 @@ def _run_stages(
     clock.enter(Stage.DOWNLOAD)
     media = download(job, folder, context.settings, clock.count_bytes, stop)
 
-    regions = speaker_regions(job, media.source.info, media.masks)
+    regions = speaker_regions(job, media.source.info, media.masks, media.warnings)
 
     clock.enter(Stage.EMBEDDING)
     tracks = make_tracks(job, media, engine, stop)
@@ -431,7 +443,7 @@ def _run_stages(
     preview.begin(sound)
     everything = Request(job, rendering.seed, media.source, speech, regions, folder)
     render(engine, everything, rendering, preview, keep, clock, stop)
-    return finish(task, rendering, sound, folder, memory_mode, clock)
+    return finish(task, rendering, sound, folder, memory_mode, media.warnings, clock)
 
 
 def finish(
@@ -440,6 +452,7 @@ def finish(
     sound: np.ndarray,
     folder: Path,
     memory_mode: str,
+    media_warnings: list[str],
     clock: StageClock,
 ) -> Success:
     """Joins a video's parts and sound, stores it, and says what was made.
@@ -448,6 +461,7 @@ def finish(
         sound: float32 (samples,) at 16 kHz.
         folder: for the files.
         memory_mode: that the job ran in.
+        media_warnings: what is lost of the media.
 
     Raises:
         EncodeError: they could not be joined.
@@ -473,7 +487,7 @@ def finish(
         "memory_mode": memory_mode,
         "evaluations": rendering.evaluations,
         "evaluations_skipped": rendering.evaluations_skipped,
-        "warnings": warnings_of(job, engine),
+        "warnings": warnings_of(job, engine) + media_warnings,
     }
 
     clock.enter(Stage.UPLOAD)
@@ -564,6 +578,7 @@ def download(
         source=media["cond_video"],
         speech=[media.get(f"cond_audio.{speaker}") for speaker in speech],
         masks=None if job.mask is None else [media[f"mask.{speaker}"] for speaker in job.mask],
+        warnings=[f"cond_video: {warning}" for warning in media["cond_video"].info.warnings],
     )
 
 
@@ -597,17 +612,35 @@ def count_rows(tracks: Sequence[np.ndarray]) -> int:
 
 
 def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[np.ndarray | None]:
-    """The normalised sound of each speaker, float32 (samples,); None for a silent one.
+    """The normalised sound of each speaker, float32 (samples,); None for a silent one. Adds to the media's warnings.
 
     Raises:
         WorkerError: one cannot be decoded.
     """
-    waveforms = []
+    waveforms: list[np.ndarray | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
+        if medium is None:
+            waveforms.append(None)
+            continue
         with naming(f"cond_audio.{speaker}"):
-            waveform = None if medium is None else read_waveform(medium.path, max_seconds)
-        waveforms.append(None if waveform is None else normalise_loudness(waveform))
+            sound = read_sound(medium.path, max_seconds)
+        loudness = measure_loudness(sound.waveform)
+        warnings = [*sound.warnings, *loudness_warnings(loudness)]
+        media.warnings.extend(f"cond_audio.{speaker}: {warning}" for warning in warnings)
+        waveforms.append(normalise_loudness(sound.waveform, loudness))
     return waveforms
+
+
+def loudness_warnings(loudness: float) -> list[str]:
+    """What to say of speech of so many LUFS."""
+    if abs(loudness) > SILENCE_LUFS:
+        return ["is silent where it is used: the mouth stays closed; send a recording in which speech is heard"]
+    if loudness < QUIET_LUFS:
+        return [
+            f"is very quiet ({loudness:.0f} LUFS): it was made {TARGET_LUFS - loudness:.0f} dB louder, and its noise "
+            "with it"
+        ]
+    return []
 
 
 def render(
