@@ -734,12 +734,12 @@ def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
         primaries = "bt2020"
     if not is_hdr and primaries not in WIDE_PRIMARIES:
         return []
-    meant: dict[str, Any] = {"primariesin": primaries}
     is_rgb = colours.pixel_format.startswith(("gbr", "rgb", "bgr", "argb", "abgr"))
-    if matrix == "unknown" and not is_rgb:
-        meant["matrixin"] = "bt2020nc" if primaries == "bt2020" else "bt709"
-    if colours.color_range == "unknown":
-        meant["rangein"] = "full" if is_rgb else "limited"
+    if matrix == "unknown" or is_rgb:
+        matrix = "gbr" if is_rgb else "bt2020nc" if primaries == "bt2020" else "bt709"
+    value_range = colours.color_range
+    if value_range == "unknown":
+        value_range = "pc" if is_rgb else "tv"
     if not is_hdr and transfer != "iec61966-2-1":
         # The others differ in nothing that is seen, and players take them for one.
         transfer = "bt709"
@@ -747,7 +747,11 @@ def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
     return [
         # zscale reads no subsampled video of an odd size.
         ("format", {"pix_fmts": "gbrap16le|gbrp16le" if is_rgb else f"yuv{alpha}444p16le"}),
-        ("zscale", meant | {"transferin": transfer, "transfer": "linear", "npl": REFERENCE_WHITE}),
+        (
+            "setparams",
+            {"color_primaries": primaries, "color_trc": transfer, "colorspace": matrix, "range": value_range},
+        ),
+        ("zscale", {"transfer": "linear", "npl": REFERENCE_WHITE}),
         ("format", {"pix_fmts": f"gbr{alpha}pf32le"}),
         ("zscale", {"primaries": "bt709"}),
         *([TONE_MAPPING] if is_hdr else []),

@@ -213,7 +213,8 @@ def changes_colours(image: Image.Image, file: IO[bytes], notes: list[str]) -> bo
     if is_grey(image):
         before = before.convert("L")
     after = from_profile(before, icc, notes).convert("RGB")
-    return max(high for _, high in ImageChops.difference(after, before.convert("RGB")).getextrema()) > SRGB_TOLERANCE
+    differences = ImageChops.difference(after, before.convert("RGB"))
+    return max(differences.tobytes()) > SRGB_TOLERANCE
 
 
 def is_grey(image: Image.Image) -> bool:
