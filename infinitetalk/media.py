@@ -482,7 +482,10 @@ class _FirstFrame:
 
 @dataclass(frozen=True)
 class _Contents:
-    """The picture and the sound of a file, as its container describes them: its default tracks, or else its first."""
+    """The picture and the sound of a file, as its container describes them: its default tracks, or else its first.
+
+    `reader` of a picture's pixels is "ffmpeg" or "pillow"; without `input_options` ffmpeg does not see it at all.
+    """
 
     input_options: dict[str, Any]
     is_picture: bool
@@ -491,7 +494,7 @@ class _Contents:
     video: _Stream | None
     audio: _Stream | None
     num_sounds: int = 0
-    reader: Literal["ffmpeg", "pillow"] = "ffmpeg"
+    reader: str = "ffmpeg"
     notes: tuple[str, ...] = ()
 
     @property
@@ -552,7 +555,7 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
     looked: dict[str, Any] = {"reader": "ffmpeg", "orientation": 1, "notes": []}
     if demuxer in LOOKED_AT:
         looked, _ = _ask_pillow(path, "look")
-    if looked["reader"] == "pillow":
+    if looked["reader"] == "pillow" and demuxer in ("tiff_pipe", "heif"):
         still = _Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0)
         return _Contents({}, True, False, 1, still, None, reader="pillow", notes=tuple(looked["notes"]))
     options: dict[str, Any] = {
@@ -585,6 +588,7 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         video=video,
         audio=_chosen(sounds, defaults),
         num_sounds=len(sounds),
+        reader=looked["reader"],
         notes=tuple(looked["notes"]),
     )
 
@@ -779,16 +783,18 @@ def _split_png(stream: IO[bytes]) -> Iterator[bytes]:
 def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
     """Decodes the first frame by the filters that a job uses: of a video, of square pixels (its height is kept)."""
     contents = _read_contents(path, version)
-    if contents.reader == "pillow":
-        facts, _ = _ask_pillow(path, "read")
-        return _FirstFrame(facts["height"], facts["width"])
-    if contents.is_picture:
+    if contents.is_picture and contents.input_options:
         measured = _upright(contents).output("pipe:", **RAW_PICTURE | {"format": "framecrc"})
         with _child(path, measured, PROBE_TIMEOUT_S) as child:
             picture = _parse_packets(child.stdout).get(("video", 0))
         if picture is None:
             raise MediaError(NO_FRAME)
-        return _FirstFrame(picture.height, picture.width)
+        if contents.reader == "ffmpeg":
+            return _FirstFrame(picture.height, picture.width)
+    if contents.reader == "pillow":
+        # ffmpeg has seen that nothing is missing, where it reads such pictures at all.
+        facts, _ = _ask_pillow(path, "read")
+        return _FirstFrame(facts["height"], facts["width"])
     first_frame = _look_at_frames(path, contents)
     try:
         with _child(path, _frames(contents, first_frame, 1, 1, 0), PROBE_TIMEOUT_S) as child:
@@ -814,12 +820,16 @@ def _look_at_frames(path: Path, contents: _Contents) -> _FirstFrame:
     if video is None:
         raise MediaError(NO_FRAME)
     shown = [line.decode("ascii", "replace") for line in SHOWN.findall(child.log)]
+    colours = _parse_colours(shown)
+    notes = _scan_shapes(path, contents)
+    if _colour_filters(colours) and "unknown" in (colours.color_primaries, colours.color_trc, colours.color_space):
+        notes += ("it does not say all of what its colours mean: what is missing was guessed from the rest",)
     return _FirstFrame(
         video.height,
         video.width,
-        colours=_parse_colours(shown),
+        colours=colours,
         fields=_parse_fields(shown, child.log) if video.height >= 4 and video.width >= 4 else None,
-        notes=_scan_shapes(path, contents),
+        notes=notes,
     )
 
 
