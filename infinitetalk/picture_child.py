@@ -168,16 +168,13 @@ def load_without_end(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where there is none, or only damaged metadata."""
-    if image.format == "HEIF":
-        # libheif has turned it already.
+    if image.format in ("TIFF", "HEIF"):
+        # Pillow turns the one when it loads it, libheif the other.
         return 1
     try:
-        tag = ExifTags.Base.Orientation
-        if image.format == "TIFF":
-            return int(image.tag_v2.get(tag, 1))  # type: ignore[attr-defined]
         exif = Image.Exif()
         exif.load(image.info.get("exif", b""))
-        return int(exif.get(tag, 1))
+        return int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1
 

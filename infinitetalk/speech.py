@@ -66,7 +66,7 @@ def remove_offset(waveform: np.ndarray, rate: int) -> np.ndarray:
     if window == 1:
         return waveform
     # Twice, so that little of the lowest voices is taken along.
-    offset = uniform_filter1d(uniform_filter1d(waveform, window, mode="nearest"), window, mode="nearest")
+    offset = uniform_filter1d(uniform_filter1d(waveform, window, mode="reflect"), window, mode="reflect")
     return waveform - offset
 
 
