@@ -130,6 +130,9 @@ SCANNED_CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
 SCANNED_KEY_FRAMES = 120
 SHAPE_TOLERANCE = 0.02
 
+TIMED_CONTAINERS = (b"mov", b"matroska", b"mpegts", b"ogg", b"flv")
+"""ffmpeg demuxers whose files hold timestamps; of others it makes some up, by the rate of the first packet."""
+
 SYNC_TOLERANCE_S = 0.05
 """Jitter of a sound's timestamps that is no gap."""
 
@@ -159,6 +162,9 @@ FIELDS = re.compile(rb"Multi frame detection: TFF: *(\d+) BFF: *(\d+) Progressiv
 
 # ffmpeg's words for a file whose end is missing; it reports no failure then.
 CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
+
+# Newer ffmpegs end there, and report no failure either.
+CHANGE_COMPLAINTS = (b"Channel change is not supported", b"Sample rate change is not supported")
 
 NO_SPACE_COMPLAINT = b"No space left on device"
 NO_MEMORY_COMPLAINTS = (b"Cannot allocate memory", b"MemoryError", b"Out of memory")
@@ -360,9 +366,11 @@ def read_sound(path: Path, max_seconds: float | None = None) -> Sound:
         notes.append(
             f"has {contents.num_sounds} sound tracks, of which one is heard, the default one or else the first"
         )
-    sound = contents.sound_input()[str(contents.audio.index)].filter(
-        "aresample", **{"async": 1, "min_hard_comp": SYNC_TOLERANCE_S}
-    )
+    sound = contents.sound_input()[str(contents.audio.index)]
+    if contents.is_timed:
+        sound = sound.filter("aresample", **{"async": 1, "min_hard_comp": SYNC_TOLERANCE_S})
+    else:
+        sound = sound.filter("asetpts", "N/SR/TB")
     if max_seconds is not None:
         sound = sound.filter("atrim", duration=max_seconds)
     with tempfile.TemporaryFile() as wav:
@@ -494,6 +502,7 @@ class _Contents:
     video: _Stream | None
     audio: _Stream | None
     num_sounds: int = 0
+    is_timed: bool = False
     reader: str = "ffmpeg"
     notes: tuple[str, ...] = ()
 
@@ -588,6 +597,7 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         video=video,
         audio=_chosen(sounds, defaults),
         num_sounds=len(sounds),
+        is_timed=re.search(rb"^\[info\] Input #0, (?:%s)\b" % b"|".join(TIMED_CONTAINERS), child.log, re.M) is not None,
         reader=looked["reader"],
         notes=tuple(looked["notes"]),
     )
@@ -968,6 +978,8 @@ def _running(path: Path, command: list[str], timeout_s: float, stdout: IO[bytes]
         raise MediaError(f"The file could not be decoded within {timeout_s:g} s: send a shorter or simpler one")
     if any(complaint in complaints for complaint in CUT_SHORT_COMPLAINTS):
         raise MediaError("The file is cut short: upload it again")
+    if any(complaint in complaints for complaint in CHANGE_COMPLAINTS):
+        raise MediaError("The sound changes its channels or rate within the Ogg file: export it again as WAV or MP3")
     if b"exceeds specified max pixel count" in complaints:
         raise MediaError(TOO_LARGE)
     if NO_SPACE_COMPLAINT in complaints:

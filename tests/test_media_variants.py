@@ -133,8 +133,9 @@ def test_a_tiff_is_read_in_every_compression(tmp_path: Path, compression: str) -
 def test_an_avif_is_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    corners().save(tmp_path / "a.avif", quality=95, exif=exif)
     corners().save(tmp_path / "a.png", exif=exif)
+    # Pillow takes the tag out of what it is given.
+    corners().save(tmp_path / "a.avif", quality=95, exif=exif)
     with Image.open(tmp_path / "a.png") as image:
         assert_shows(tmp_path / "a.avif", ImageOps.exif_transpose(image))
 
@@ -224,18 +225,32 @@ def test_mutes_one_after_the_other_do_not_add_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["mp3", "aac", "ts"])
-@pytest.mark.parametrize("second", [("2", "44100"), ("1", "22050"), ("2", "48000")])
+@pytest.mark.parametrize("second", [("2", "48000"), ("1", "24000"), ("1", "48000")])
 def test_sound_whose_channels_and_rate_change_is_read_to_its_end(
     tmp_path: Path, suffix: str, second: tuple[str, str]
 ) -> None:
-    make_sound(tmp_path / f"1.{suffix}", 1, "-ac", "1", "-ar", "44100")
-    make_sound(tmp_path / f"2.{suffix}", 1, "-ac", second[0], "-ar", second[1], "-output_ts_offset", "1")
+    make_sound(tmp_path / f"1.{suffix}", 1, "-ac", "1", "-ar", "48000")
+    make_sound(tmp_path / f"2.{suffix}", 1, "-ac", second[0], "-ar", second[1])
     whole = b"".join((tmp_path / f"{number}.{suffix}").read_bytes() for number in (1, 2))
     (tmp_path / f"a.{suffix}").write_bytes(whole)
     waveform = read_waveform(tmp_path / f"a.{suffix}")
     assert len(waveform) == pytest.approx(32_000, abs=2_500)
     loudness = [np.abs(waveform[start : start + 8_000]).max() for start in (4_000, 20_000)]
     assert loudness == pytest.approx([0.5, 0.5], abs=0.16)
+
+
+@pytest.mark.parametrize("channels", ["1", "2"])
+def test_chained_ogg_is_read_to_its_end_or_refused(tmp_path: Path, channels: str) -> None:
+    for number, count in enumerate(("1", channels)):
+        make_sound(tmp_path / f"{number}.opus", 1, "-ac", count, rate=48_000)
+    (tmp_path / "a.opus").write_bytes((tmp_path / "0.opus").read_bytes() + (tmp_path / "1.opus").read_bytes())
+    try:
+        waveform = read_waveform(tmp_path / "a.opus")
+    except MediaError as error:
+        assert channels == "2"
+        assert "changes its channels or rate within the Ogg file" in str(error)
+    else:
+        assert len(waveform) == pytest.approx(32_000, abs=500)
 
 
 @pytest.mark.parametrize(("right", "gain"), [(-1.0, 1.0), (-0.5, 1.0), (-1.0, 0.1)])
@@ -390,8 +405,8 @@ def test_a_picture_that_changes_its_shape_is_not_stretched(tmp_path: Path, suffi
     square = "drawbox=(iw-60)/2:(ih-60)/2:60:60:white:fill"
     for number, size in ((1, "192x108"), (2, "108x192")):
         source = f"color=0x404040:s={size}:r=25:d=0.8,format=yuv420p,{square}"
-        run_ffmpeg("-f", "lavfi", "-i", source, "-c:v", codec, "-b:v", "2M", "-output_ts_offset", f"{0.8 * (number - 1)}",
-                   "-bf", "0", "-f", "mpegts" if suffix == "ts" else "webm", tmp_path / f"{number}.{suffix}")  # fmt: skip
+        options = ("-b:v", "2M", "-bf", "0", "-output_ts_offset", f"{0.8 * (number - 1)}")
+        run_ffmpeg("-f", "lavfi", "-i", source, "-c:v", codec, *options, tmp_path / f"{number}.{suffix}")
     if suffix == "ts":
         (tmp_path / "a.ts").write_bytes((tmp_path / "1.ts").read_bytes() + (tmp_path / "2.ts").read_bytes())
     else:
