@@ -87,6 +87,8 @@ def run(task: str, file: IO[bytes], max_pixels: int) -> tuple[dict[str, Any], by
     is_heif = head[4:8] == b"ftyp"
     try:
         image = open_picture(file, is_heif)
+    except MemoryError:
+        raise
     except Exception:
         if task == "look" and not is_heif:
             # Like a viewer: what has damaged metadata is shown as it is, and whether its pixels can be read is
@@ -128,6 +130,8 @@ def read(image: Image.Image, file: IO[bytes], notes: list[str]) -> tuple[dict[st
     icc, colours = meaning_of(image, file)
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception:
         image = load_without_end(image, file)
     alpha = alpha_of(image)

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -429,17 +430,30 @@ def test_a_picture_that_changes_its_shape_is_not_stretched(tmp_path: Path, suffi
 # What children may do
 
 
-def test_a_child_has_a_limit_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_numbered_video(tmp_path / "a.mp4", range(3), "25", "-pix_fmt", "yuv420p", filters="scale=4096:2160")
-    monkeypatch.setattr(sandbox, "MAX_CHILD_MEMORY_BYTES", 250_000_000)
-    with pytest.raises(MediaError):
-        probe(tmp_path / "a.mp4")
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_a_child_has_a_limit_of_memory(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (8000, 6000), SRGB).save(path, compress_level=1, compression="packbits")
+    monkeypatch.setattr(sandbox, "MAX_CHILD_MEMORY_BYTES", 400_000_000)
+    with pytest.raises(MediaError, match="of memory to decode"):
+        probe(path)
     monkeypatch.undo()
-    assert probe(tmp_path / "a.mp4").width == 4096
+    assert probe(path).width == 8000
 
 
-def test_children_run_side_by_side_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sandbox.MAX_CHILDREN * sandbox.MAX_CHILD_MEMORY_BYTES <= 6 * 2**30
+def test_no_more_children_run_than_there_are_slots(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), SRGB).save(tmp_path / "a.png")
+    waiting = threading.Thread(target=probe, args=(tmp_path / "a.png",), daemon=True)
+    for _ in range(sandbox.MAX_CHILDREN):
+        sandbox.child_slots.acquire()
+    try:
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
+    finally:
+        sandbox.child_slots.release(sandbox.MAX_CHILDREN)
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")

@@ -80,7 +80,7 @@ def test_a_mask_that_is_wholly_transparent_is_refused(local_worker: LocalWorker)
     assert "mask.person1 is white nowhere" in error["message"]
 
 
-@pytest.mark.parametrize(("gain", "begin"), [(0.0, "is silent"), (0.004, "is very quiet"), (1.0, None)])
+@pytest.mark.parametrize(("gain", "begin"), [(0.0, "is silent"), (0.02, "is very quiet"), (1.0, None)])
 def test_speech_that_is_not_heard_is_told(local_worker: LocalWorker, gain: float, begin: str | None) -> None:
     warnings = warnings_of(local_worker, cond_audio={"person1": sound_uri(voice() * gain)})
     assert [warning.removeprefix("cond_audio.person1: ").startswith(begin or "") for warning in warnings] == (
