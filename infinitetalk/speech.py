@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import pyloudnorm
+from scipy.ndimage import uniform_filter1d
 
 #: Samples of a waveform in a second.
 SAMPLING_RATE = 16_000
@@ -14,10 +15,59 @@ VIDEO_FPS = 25
 TARGET_LUFS = -23.0
 #: A loudness below minus this is that of silence, which no gain makes louder.
 SILENCE_LUFS = 100.0
-#: Floating-point files may count in any unit. From here on, beyond that of 16 bits, squares could leave float32.
-LARGEST_PEAK = 32768.0
+#: Speech below this is mostly noise once it is brought to the target.
+QUIET_LUFS = -50.0
+#: Samples beyond this are of another scale than -1 to 1.
+LARGEST_SAMPLE = 1000.0
+#: Of their energy, what channels leave in their mean that do not cancel each other out.
+SMALLEST_SHARE_LEFT = 0.5
+#: What does not change within so many seconds, eight periods of the lowest voices, is no sound.
+OFFSET_WINDOW_S = 0.1
 #: BS.1770 measures in blocks of this many seconds.
 LOUDNESS_BLOCK_S = 0.4
+
+
+def mix_channels(samples: np.ndarray, rate: int) -> tuple[np.ndarray, bool]:
+    """One channel of several, without the offset that none of them should have.
+
+    It is their mean, or the loudest one where they cancel each other out, as a microphone's two wires do that are taken
+    for two channels. Samples of a scale that no recording has (integers saved as floats) are brought to full scale.
+
+    Args:
+        samples: float32 (samples, channels).
+        rate: samples in a second.
+
+    Returns:
+        float32 (samples,), and whether the channels cancelled out.
+
+    Raises:
+        ValueError: a sample is not finite.
+    """
+    peak = max(float(samples.max()), -float(samples.min()))
+    if not np.isfinite(peak):
+        raise ValueError("a sample is not finite")
+    if peak > LARGEST_SAMPLE:
+        samples = samples / np.float32(peak)
+    means = samples.mean(axis=0, dtype=np.float64)
+    energies = np.einsum("ij,ij->j", samples, samples, dtype=np.float64) / len(samples) - means**2
+    mixed = samples.mean(axis=1, dtype=np.float32)
+    energy = np.dot(mixed, mixed) / len(mixed) - means.mean() ** 2
+    # Channels that have nothing to do with each other leave all of it.
+    cancelled = bool(energy < SMALLEST_SHARE_LEFT * energies.sum() / len(energies) ** 2)
+    if cancelled:
+        mixed = samples[:, energies.argmax()].copy()
+    return remove_offset(mixed, rate), cancelled
+
+
+def remove_offset(waveform: np.ndarray, rate: int) -> np.ndarray:
+    """A waveform (samples,) without what moves slower than sound: the loudness's measure does not hear it, and its gain
+    would make it as loud as the speech is quiet. Returns float32 (samples,)."""
+    window = max(round(OFFSET_WINDOW_S * rate), 1)
+    if window == 1:
+        return waveform
+    # Twice, so that little of the lowest voices is taken along.
+    offset = uniform_filter1d(uniform_filter1d(waveform, window, mode="reflect"), window, mode="reflect")
+    return waveform - offset
 
 
 def measure_loudness(waveform: np.ndarray) -> float:
@@ -32,12 +82,12 @@ def measure_loudness(waveform: np.ndarray) -> float:
         return float(pyloudnorm.Meter(SAMPLING_RATE, block_size=LOUDNESS_BLOCK_S).integrated_loudness(measured))
 
 
-def normalise_loudness(waveform: np.ndarray) -> np.ndarray:
-    """Bring a mono 16 kHz waveform (samples,) to -23 LUFS; silence is left as it is. Returns float32 (samples,)."""
-    peak = np.abs(waveform).max(initial=0.0)
-    if peak > LARGEST_PEAK:
-        waveform = waveform / peak
-    loudness = measure_loudness(waveform)
+def normalise_loudness(waveform: np.ndarray, loudness: float | None = None) -> np.ndarray:
+    """Bring a mono 16 kHz waveform (samples,) to -23 LUFS; silence is left as it is. Returns float32 (samples,).
+
+    `loudness` is that of the waveform where it has been measured.
+    """
+    loudness = measure_loudness(waveform) if loudness is None else loudness
     if loudness < -SILENCE_LUFS:
         return waveform.astype(np.float32)
     gain = 10.0 ** ((TARGET_LUFS - loudness) / 20.0)

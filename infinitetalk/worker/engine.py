@@ -24,7 +24,7 @@ from infinitetalk.chunks import count_chunks, usable_rows
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError
 from infinitetalk.lora import find_lora
 from infinitetalk.lora_files import files_of, read_lora
-from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_picture, read_waveform
+from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_region, read_waveform
 from infinitetalk.memory import (
     PUBLISHED_SIZES,
     DoesNotFitError,
@@ -57,7 +57,6 @@ from infinitetalk.worker.settings import Settings
 from schemas import ErrorCode, SingleJob
 
 POLL_S = 0.1
-WHITE_FROM = 128
 EVALUATED_PARAMETERS = 14.05e9
 """Of the published network, those whose products grow with the number of tokens."""
 
@@ -699,8 +698,13 @@ def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationS
     return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))
 
 
-def speaker_regions(job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None) -> Tensor | None:
+def speaker_regions(
+    job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None, warnings: list[str]
+) -> Tensor | None:
     """Where each speaker is, bool (speakers, height, width) of the source; None: side by side.
+
+    Args:
+        warnings: gets what a client should know of them.
 
     Raises:
         RegionError: a box or mask does not fit the source, or marks nothing.
@@ -709,12 +713,14 @@ def speaker_regions(job: SingleJob, source: MediaInfo, masks: Sequence[Media] | 
     if job.bbox is not None:
         boxes = list(job.bbox.values())
         check_boxes(boxes, source.height, source.width, job.bbox_order)
-        return box_regions(boxes, source.height, source.width, job.bbox_order)
-    if masks is None:
+        regions = box_regions(boxes, source.height, source.width, job.bbox_order)
+    elif masks is not None:
+        regions = torch.stack(
+            [read_mask(mask.path, speaker, source, warnings) for speaker, mask in zip(job.speakers, masks, strict=True)]
+        )
+    else:
         return None
-    return torch.stack(
-        [read_mask(mask.path, speaker, source) for speaker, mask in zip(job.speakers, masks, strict=True)]
-    )
+    return regions
 
 
 @dataclass(frozen=True)
@@ -748,21 +754,26 @@ def region_overlaps(job: SingleJob, regions: Tensor | None) -> list[Overlap]:
     ]
 
 
-def read_mask(path: Path, speaker: str, source: MediaInfo) -> Tensor:
-    """A speaker's mask, bool (height, width): where the picture is white.
+def read_mask(path: Path, speaker: str, source: MediaInfo, warnings: list[str]) -> Tensor:
+    """A speaker's mask, bool (height, width): where the picture is white and not transparent.
+
+    Args:
+        warnings: gets what a client should know of it.
 
     Raises:
         RegionError: it is not of the source's size, or white nowhere.
         WorkerError: it cannot be decoded.
     """
     with naming(f"mask.{speaker}"):
-        pixels = read_picture(path)
-    if pixels.shape[1:] != (source.height, source.width):
+        region, notes = read_region(path)
+    if region.shape != (source.height, source.width):
         raise RegionError(
-            f"mask.{speaker} is {pixels.shape[2]}x{pixels.shape[1]} pixels; it must have those of cond_video, "
+            f"mask.{speaker} is {region.shape[1]}x{region.shape[0]} pixels; it must have those of cond_video, "
             f"{source.width}x{source.height}"
         )
-    region = pixels.float().mean(dim=0) >= WHITE_FROM
     if not region.any():
-        raise RegionError(f"mask.{speaker} is white nowhere; paint the place of {speaker} white")
+        raise RegionError(
+            f"mask.{speaker} is white nowhere (what is transparent does not count); paint the place of {speaker} white"
+        )
+    warnings += [f"mask.{speaker}: {note}" for note in notes]
     return region

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +22,19 @@ from infinitetalk.ahead import run_ahead
 from infinitetalk.chunks import fade_length, usable_rows
 from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.media import read_waveform, sound_seconds
+from infinitetalk.media import read_sound, sound_seconds
 from infinitetalk.pipeline import Chunk, Step
-from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, mix_tracks, normalise_loudness
+from infinitetalk.speech import (
+    QUIET_LUFS,
+    SAMPLING_RATE,
+    SILENCE_LUFS,
+    TARGET_LUFS,
+    VIDEO_FPS,
+    arrange_tracks,
+    measure_loudness,
+    mix_tracks,
+    normalise_loudness,
+)
 from infinitetalk.worker.batch import run_batch
 from infinitetalk.worker.engine import (
     Engine,
@@ -191,11 +201,13 @@ class JobMedia:
         source: picture or video of the speakers.
         speech: of each speaker; None for a silent one.
         masks: of each speaker, where the job has masks.
+        warnings: what is lost of them, as far as they have been read.
     """
 
     source: Media
     speech: list[Media | None]
     masks: list[Media] | None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def paths(self) -> list[Path]:
@@ -429,7 +441,7 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
     engine, stop = context.engine, context.stop
     clock.enter(Stage.DOWNLOAD)
     media = download(job, folder, context.settings, clock.count_bytes, stop)
-    overlaps = region_overlaps(job, speaker_regions(job, media.source.info, media.masks))
+    overlaps = region_overlaps(job, speaker_regions(job, media.source.info, media.masks, media.warnings))
     if job.tts_audio is None:
         tracks = make_tracks(job, media, engine, stop)
         num_rows, speech_s = count_rows(tracks), speech_seconds(job, media, tracks)
@@ -439,7 +451,8 @@ def plan(task: Task, folder: Path, clock: StageClock) -> Plan:
         speech_s = num_rows / VIDEO_FPS
     clock.enter(Stage.LOAD)
     video = engine.plan(job, media.source, num_rows, stop)
-    warnings = warnings_of(job, engine) + losses_of(task, media, overlaps, speech_s, video.num_chunks)
+    warnings = warnings_of(job, engine) + media.warnings
+    warnings += losses_of(task, media, overlaps, speech_s, video.num_chunks)
     if job.tts_audio is not None:
         warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
     clock.enter(Stage.COMPLETED)
@@ -469,7 +482,7 @@ def _run_stages(
     clock.enter(Stage.DOWNLOAD)
     media = download(job, folder, context.settings, clock.count_bytes, stop)
 
-    regions = speaker_regions(job, media.source.info, media.masks)
+    regions = speaker_regions(job, media.source.info, media.masks, media.warnings)
 
     clock.enter(Stage.EMBEDDING)
     tracks = make_tracks(job, media, engine, stop)
@@ -497,7 +510,7 @@ def _run_stages(
     preview.begin(sound)
     everything = Request(job, rendering.seed, media.source, speech, regions, folder)
     render(engine, everything, rendering, preview, keep, clock, stop)
-    warnings = warnings_of(job, engine)
+    warnings = warnings_of(job, engine) + media.warnings
     overlaps = region_overlaps(job, regions)
     warnings += losses_of(task, media, overlaps, speech_seconds(job, media, tracks), len(rendering.parts))
     warnings += flat_chunks([part.is_flat for part in rendering.parts])
@@ -638,6 +651,7 @@ def download(
         source=media["cond_video"],
         speech=[media.get(f"cond_audio.{speaker}") for speaker in speech],
         masks=None if job.mask is None else [media[f"mask.{speaker}"] for speaker in job.mask],
+        warnings=[f"cond_video: {warning}" for warning in media["cond_video"].info.warnings],
     )
 
 
@@ -692,23 +706,35 @@ def count_rows(tracks: Sequence[np.ndarray]) -> int:
 
 
 def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[np.ndarray | None]:
-    """The normalised sound of each speaker, float32 (samples,); None for a silent one.
+    """The normalised sound of each speaker, float32 (samples,); None for a silent one. Adds to the media's warnings.
 
     Raises:
         WorkerError: one cannot be decoded, or has samples too large to compute with.
     """
-    waveforms = []
+    waveforms: list[np.ndarray | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
+        if medium is None:
+            waveforms.append(None)
+            continue
         with naming(f"cond_audio.{speaker}"):
-            waveform = None if medium is None else read_waveform(medium.path, max_seconds)
-        # A channel or two near the largest float32 are more than it once they are added or resampled.
-        if waveform is not None and not np.isfinite(waveform).all():
-            raise WorkerError(
-                ErrorCode.INPUT_VALIDATION,
-                f"cond_audio.{speaker} has samples too large to compute with: export it again as 16-bit WAV",
-            )
-        waveforms.append(None if waveform is None else normalise_loudness(waveform))
+            sound = read_sound(medium.path, max_seconds)
+        loudness = measure_loudness(sound.waveform)
+        warnings = [*sound.warnings, *loudness_warnings(loudness)]
+        media.warnings.extend(f"cond_audio.{speaker}: {warning}" for warning in warnings)
+        waveforms.append(normalise_loudness(sound.waveform, loudness))
     return waveforms
+
+
+def loudness_warnings(loudness: float) -> list[str]:
+    """What to say of speech of so many LUFS."""
+    if abs(loudness) > SILENCE_LUFS:
+        return ["is silent where it is used: the mouth stays closed; send a recording in which speech is heard"]
+    if loudness < QUIET_LUFS:
+        return [
+            f"is very quiet ({loudness:.0f} LUFS): it was made {TARGET_LUFS - loudness:.0f} dB louder, and its noise "
+            "with it"
+        ]
+    return []
 
 
 def render(
