@@ -161,7 +161,10 @@ class TransformerLoader:
         """
         with self._lock:
             if self._loaded_memory.quantisation != self._memory.quantisation:
+                # Both together would not fit: the old one goes before the new one comes.
+                self._stack = None
                 self._loaded.drop()
+                release_cached_memory()
             transformer = self._loaded.get()
             assert self._stack is not None
             if self._loaded_adapter != self._adapter:

@@ -1,12 +1,14 @@
 """Modes of memory: each computes the same, the choice follows the estimate, and a job that fails leaves nothing."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from infinitetalk import models as loaders
 from infinitetalk.memory import (
     GIB,
     PUBLISHED_SIZES,
@@ -124,6 +126,24 @@ def test_modes_adapters_and_loras_change_from_job_to_job(models: Models) -> None
     models.use_memory(MemoryPlan())
     torch.testing.assert_close(factory.evaluate(models.transformer), plain, atol=1e-5, rtol=1e-5)
     assert not is_streamed(models.transformer)
+
+
+def test_the_old_transformer_has_gone_when_another_quantisation_is_loaded(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together, two of 14B would not fit where one is quantised because it has to be."""
+    old = weakref.ref(models.transformer)
+    was_there = []
+    load = loaders.load_transformer_parameters
+
+    def load_and_look(*arguments: object) -> None:
+        was_there.append(old() is not None)
+        load(*arguments)
+
+    monkeypatch.setattr(loaders, "load_transformer_parameters", load_and_look)
+    models.use_memory(MemoryPlan("fp8"))
+    assert models.transformer is not None
+    assert was_there == [False]
 
 
 def test_a_streamed_text_encoder_and_a_tiled_vae_compute_the_same(models: Models) -> None:

@@ -232,7 +232,7 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """Where networks run."""
-        return torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return numbered(torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
     @property
     def num_gpus(self) -> int:
@@ -543,6 +543,11 @@ class Engine:
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}
         logger.info("model.loaded", lat_ms=lat_ms, details=details)
         self._preloaded.set_result(None)
+
+
+def numbered(device: torch.device) -> torch.device:
+    """A device with its number, without which no process of several can make it its own."""
+    return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
 
 def what_overflows(job: SingleJob) -> str:
