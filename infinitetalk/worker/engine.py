@@ -318,9 +318,9 @@ class Engine:
             wait_for(self._preloaded, should_stop)
             models = self._models.result()
             models.use_adapter(len(job.speakers))
-            models.use_loras([(lora.name, lora.scale) for lora in job.loras])
             models.use_memory(self._choose_memory(job, source, models.size_scale))
             with self.reading_weights():
+                models.use_loras([(lora.name, lora.scale) for lora in job.loras])
                 _ = models.transformer
         except ParallelError:
             self.is_broken = True

@@ -509,8 +509,9 @@ def _run_stages(
 
     preview.begin(sound)
     everything = Request(job, rendering.seed, media.source, speech, regions, folder)
-    render(engine, everything, rendering, preview, keep, clock, stop)
+    # A LoRA that is taken away meanwhile costs nothing of what has been made.
     warnings = warnings_of(job, engine) + media.warnings
+    render(engine, everything, rendering, preview, keep, clock, stop)
     overlaps = region_overlaps(job, regions)
     warnings += losses_of(task, media, overlaps, speech_seconds(job, media, tracks), len(rendering.parts))
     warnings += flat_chunks([part.is_flat for part in rendering.parts])
