@@ -21,7 +21,7 @@ FAULTY_HANDLER = Path(__file__).with_name("faulty_handler.py")
 
 SETTINGS = {
     "STOP_TIMEOUT_S": "3",
-    "JOB_TIMEOUT_S": "20",
+    "JOB_TIMEOUT_S": "60",
     "SHUTDOWN_GRACE_S": "60",
     "MAX_RESULT_BYTES": "5000",
     "S3_ENDPOINT": "http://127.0.0.1:9",

@@ -20,7 +20,7 @@ from tests.queue_server import LocalQueue, QueuedJob
 
 CHECKOUT = Path(__file__).parents[1]
 HANDLER = CHECKOUT / "handler.py"
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 400
 JOB_TIMEOUT_S = 400
 
 
