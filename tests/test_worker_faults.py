@@ -91,7 +91,9 @@ def test_a_model_that_could_not_be_read_is_another_workers_chance(
     assert engine.is_broken
 
 
-@pytest.mark.parametrize("reader", ["pathlib.Path.read_bytes", "infinitetalk.models.load_transformer_parameters"])
+@pytest.mark.parametrize(
+    "reader", ["infinitetalk.weights.fingerprint.content_of", "infinitetalk.models.load_transformer_parameters"]
+)
 def test_a_disk_that_fails_while_the_worker_serves_is_no_mistake_of_the_client(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

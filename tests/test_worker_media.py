@@ -53,6 +53,7 @@ def test_what_the_media_lose_is_told_in_the_plan_and_in_the_result(local_worker:
         cond_video=picture_uri(Image.open(io.BytesIO(picture_bytes())), icc_profile=b"nothing" * 30),
         cond_audio={"person1": sound_uri(voice(), -voice()), "person2": sound_uri(np.zeros(6400))},
         bbox={"person1": [0, 0, 40, 64], "person2": [0, 0, 40, 64]},
+        frame_num=13,
     )
     planned = local_worker.run({"id": "job-1", "input": job | {"dry_run": True}})
     result = local_worker.run({"id": "job-1", "input": job})
@@ -82,7 +83,7 @@ def test_a_mask_that_is_wholly_transparent_is_refused(local_worker: LocalWorker)
 
 @pytest.mark.parametrize(("gain", "begin"), [(0.0, "is silent"), (0.02, "is very quiet"), (1.0, None)])
 def test_speech_that_is_not_heard_is_told(local_worker: LocalWorker, gain: float, begin: str | None) -> None:
-    warnings = warnings_of(local_worker, cond_audio={"person1": sound_uri(voice() * gain)})
+    warnings = warnings_of(local_worker, cond_audio={"person1": sound_uri(voice() * gain)}, frame_num=13)
     assert [warning.removeprefix("cond_audio.person1: ").startswith(begin or "") for warning in warnings] == (
         [] if begin is None else [True]
     )

@@ -163,6 +163,8 @@ def test_it_goes_on_in_the_second_scene_of_a_video(local_worker):
 
 
 def test_a_job_whose_time_is_over_goes_on_when_it_is_tried_again(local_worker):
+    # The first one also warms up what the second, which is timed, finds warm.
+    local_worker.run(job("first", sample_steps=20))
     whole = local_worker.run(job("whole", sample_steps=20))
     seconds = whole["timings"]["total_ms"] / 1000
     settings = local_worker.settings

@@ -108,7 +108,7 @@ def test_a_download_ends_although_the_handshake_of_tls_does_not(port: int, setti
 
 @pytest.fixture
 def files(tmp_path: Path) -> Artifacts:
-    artifacts = Artifacts(tmp_path / "video.mp4", tmp_path / "thumbnail.jpg", tmp_path / "metadata.json")
+    artifacts = Artifacts(tmp_path / "video.mp4", tmp_path / "thumbnail.jpg", tmp_path / "metadata.json", "request")
     for file in (artifacts.video, artifacts.thumbnail, artifacts.metadata):
         file.write_bytes(bytes(1000))
     return artifacts

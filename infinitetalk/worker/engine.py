@@ -690,7 +690,9 @@ def open_source(request: Request, scene: Scene, settings: GenerationSettings) ->
             return Picture.open(request.source.path)
         folder = request.folder / f"frames-{scene.start:06d}"
         folder.mkdir()
-        stride = settings.frame_num - settings.motion_frame
+        # A single chunk takes nothing over, and looks at the first frame alone.
+        is_single = scene.num_frames <= settings.frame_num
+        stride = settings.frame_num - (0 if is_single else settings.motion_frame)
         return extract_frames(request.source.path, folder, stride, scene.num_frames, scene.start)
 
 

@@ -64,7 +64,7 @@ class Runner:
             # The SDK would send the traceback, and with it paths and the host's name, to the client.
             job_logger(job_id).error("job.failed", exc_info=error)
             self.engine.is_broken |= is_machine_error(error)
-            result = coded_failure(job_id, ErrorCode.GENERATION_RUNTIME)
+            result = failure_of(job_id, error)
         # What a client may send again under the same id goes on where it ended.
         self._keeps_state = "error" in result and result["error"]["retryable"]
         result = checked_result(job_id, result, self.settings.max_result_bytes)
@@ -130,7 +130,8 @@ class Runner:
         if not work.done():
             job_logger(job_id).error("job.stuck", details={"seconds": patience_s})
             self._is_stuck = True
-            return coded_failure(job_id, ErrorCode.TIMEOUT)
+            facts = CODES[ErrorCode.TIMEOUT]
+            return failure_of(job_id, WorkerError(ErrorCode.TIMEOUT, f"{facts.message}: {facts.hint}"))
         try:
             return work.result()
         except GenerationStopped as stopped:
@@ -170,11 +171,9 @@ def time_limit(job: dict[str, Any], settings: Settings) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def coded_failure(job_id: str, code: ErrorCode) -> dict[str, Any]:
-    """A failure in its code's own words, of a job whose stage is not known."""
-    facts = CODES[code]
-    error = job_error(WorkerError(code, f"{facts.message}: {facts.hint}"), Stage.SAMPLING)
-    return Failure(job_id=sendable(job_id), error=error).model_dump(mode="json")
+def failure_of(job_id: str, error: Exception) -> dict[str, Any]:
+    """The failure of a job whose stage is not known."""
+    return Failure(job_id=sendable(job_id), error=job_error(error, Stage.SAMPLING)).model_dump(mode="json")
 
 
 def checked_result(job_id: str, result: dict[str, Any], max_bytes: int) -> dict[str, Any]:
