@@ -55,6 +55,8 @@ TEXTS = {
     "folders": "voices/",
     "quotes": '"\\',
     "pauses": ". a",
+    "names in a decoder's log": "[a @ 0x1] ",
+    "lines of a decoder's log": "\n[info]  Stream #0:1",
 }
 
 
@@ -87,9 +89,10 @@ def _seconds_of(work: Callable[[Any], object], material: Any) -> float:
         gc.enable()
 
 
-def uses_of_patterns() -> dict[str, Callable[[str], object]]:
-    """Every pattern that a module of the project keeps, in each way that the module uses it."""
-    uses: dict[str, Callable[[str], object]] = {}
+def uses_of_patterns() -> dict[str, tuple[Callable[[Any], object], bool]]:
+    """Every pattern that a module of the project keeps, in each way that the module uses it, and whether it takes bytes
+    for text."""
+    uses: dict[str, tuple[Callable[[Any], object], bool]] = {}
     for package in (infinitetalk, schemas):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if info.name.endswith("__main__"):
@@ -98,15 +101,21 @@ def uses_of_patterns() -> dict[str, Callable[[str], object]]:
             for name, pattern in vars(module).items():
                 if isinstance(pattern, re.Pattern):
                     for method in set(re.findall(rf"\b{name}\.(\w+)\(", inspect.getsource(module))):
+                        takes_bytes = isinstance(pattern.pattern, bytes)
                         work = getattr(pattern, method)
-                        uses[f"{info.name}.{name}.{method}"] = partial(work, "") if method == "sub" else work
+                        work = partial(work, b"" if takes_bytes else "") if method == "sub" else work
+                        uses[f"{info.name}.{name}.{method}"] = work, takes_bytes
     return uses
 
 
 @pytest.mark.parametrize(("name", "use"), uses_of_patterns().items())
-def test_a_pattern_takes_linear_time(name: str, use: Callable[[str], object]):
+def test_a_pattern_takes_linear_time(name: str, use: tuple[Callable[[Any], object], bool]):
+    work, takes_bytes = use
     for unit in TEXTS.values():
-        assert_linear(use, lambda size, unit=unit: text_of(unit, size))
+        if takes_bytes:
+            assert_linear(work, lambda size, unit=unit: text_of(unit, size).encode()[:size])
+        else:
+            assert_linear(work, lambda size, unit=unit: text_of(unit, size))
 
 
 JOBS: dict[str, tuple[Callable[[str], dict[str, Any]], tuple[str, ...]]] = {
