@@ -280,7 +280,7 @@ class SingleJob(StrictModel):
     offload_model: bool | None = None
     """Move networks off the GPU when they are not in use; null: the worker chooses."""
 
-    quant: Literal["int8", "fp8"] | None = None
+    quant: Literal["fp8", "int8"] | None = None
     """Quantised weights; null: the worker chooses."""
 
     output_config: OutputConfig | None = None
