@@ -97,10 +97,15 @@ class LogFile:
         configure_logs(self._settings)
         # A logger that is kept would write here when this is closed.
         structlog.configure(cache_logger_on_first_use=False)
+        self._stream = sys.stderr
         return self
 
+    def attach(self) -> None:
+        """Has what is written come here again: between the phases of a test, pytest puts its own file there."""
+        os.dup2(self._file.fileno(), 2)
+
     def __exit__(self, *_: object) -> None:
-        sys.stderr.flush()
+        self._stream.flush()
         sys.stdout, sys.stderr, config, descriptor = self._kept
         os.dup2(descriptor, 2)
         os.close(descriptor)
@@ -109,7 +114,7 @@ class LogFile:
 
     def take(self) -> str:
         """What has been written since this was called last."""
-        sys.stderr.flush()
+        self._stream.flush()
         length = os.fstat(self._file.fileno()).st_size
         text = os.pread(self._file.fileno(), length, 0).decode("utf-8", "replace")
         # It is written at the end, wherever that is.
@@ -216,6 +221,7 @@ class Campaign:
     @contextmanager
     def watching(self, job: Any, limit_s: float) -> Iterator[None]:
         """Looks at what must be true of all that is done inside, for the sake of `job`."""
+        self._log.attach()
         self._log.take()
         begin = time.monotonic()
         self.network.site.most_sent = 0
