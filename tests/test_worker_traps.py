@@ -88,14 +88,19 @@ def test_an_answer_that_is_final_ends_the_offers_and_the_next_job_is_served(work
 
 
 def test_a_cancelled_jobs_thread_has_ended_before_the_next_job_is_taken(worker):
-    worker.success(small_job())
+    def cancel_one() -> tuple[str, str]:
+        job_id = worker.queue.post(long_job(sample_steps=50))
+        worker.queue.wait_until(job_id, lambda job: len(job.progress) > 6, JOB_TIMEOUT_S)
+        next_id = worker.queue.post(small_job())
+        worker.queue.cancel(job_id)
+        worker.queue.wait(next_id, JOB_TIMEOUT_S)
+        worker.wait_for_event("result.delivered", job_id=next_id)
+        return job_id, next_id
+
+    # The first one also starts threads that pools keep.
+    cancel_one()
     before = worker.resources()
-    job_id = worker.queue.post(long_job(sample_steps=50))
-    worker.queue.wait_until(job_id, lambda job: len(job.progress) > 6, JOB_TIMEOUT_S)
-    next_id = worker.queue.post(small_job())
-    worker.queue.cancel(job_id)
-    worker.queue.wait(next_id, JOB_TIMEOUT_S)
-    worker.wait_for_event("result.delivered", job_id=next_id)
+    job_id, next_id = cancel_one()
     events = [(line["event"], line.get("job_id")) for line in worker.events()]
     assert events.index(("job.stopped", job_id)) < events.index(("job.taken", next_id))
     after = worker.resources()
