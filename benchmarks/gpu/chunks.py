@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from benchmarks.caches import Portrait
 from benchmarks.gpu.networks import Shape, make_image_encoder, make_transformer, make_vae, shape_of
 from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, release, synchronise
 from infinitetalk.errors import GenerationStopped
@@ -24,20 +24,6 @@ SETTINGS = GenerationSettings(num_inference_steps=2, shift=2.0, text_guide_scale
 FEW_STEPS = replace(SETTINGS, frame_num=33, max_frame_num=33, motion_frame=5, shift=5.0, audio_guide_scale=1.0)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A soft picture of a size."""
-
-    height: int
-    width: int
-
-    def frame_at(self, seconds: float) -> Tensor:
-        """uint8 (3, height, width)."""
-        coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-        soft = torch.nn.functional.interpolate(coarse, (self.height, self.width), mode="bicubic").clamp(0, 1)
-        return (soft[0] * 255).to(torch.uint8)
-
-
 @dataclass
 class Pipeline:
     """The pipeline over networks of random weights."""
@@ -49,7 +35,7 @@ class Pipeline:
         """A picture of 640x640, noise for speech and prompt."""
         generator = torch.Generator().manual_seed(1)
         return Conditions(
-            source=Picture(640, 640),
+            source=Portrait(),
             speech=[SpeechEmbeddings.from_tensor(torch.randn(num_frames, 12, 768, generator=generator))],
             prompt_embeds=torch.randn(1, 512, 4096, generator=generator).to(device()),
             negative_prompt_embeds=torch.randn(1, 512, 4096, generator=generator).to(device()),
