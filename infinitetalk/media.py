@@ -158,7 +158,9 @@ MAX_PNG_CHUNK_BYTES = 2**29
 COMPLAINT = re.compile(rb"^(?:\[[^\]\n]* @ 0x[0-9a-f]+\] )*\[(?:warning|error|fatal|panic)\] .*$", re.MULTILINE)
 STREAM = re.compile(rb"^\[info\] +Stream #0:(\d+)[^:\n]*: (Video|Audio): (.*)$", re.MULTILINE)
 SHOWN = re.compile(rb"^\[Parsed_showinfo_[^\]\n]*\] \[info\] (.*)$", re.MULTILINE)
-FIELDS = re.compile(rb"Multi frame detection: TFF: *(\d+) BFF: *(\d+) Progressive: *(\d+) Undetermined: *(\d+)")
+FIELDS = re.compile(
+    rb"(Single|Multi) frame detection: TFF: *(\d+) BFF: *(\d+) Progressive: *(\d+) Undetermined: *(\d+)"
+)
 
 # ffmpeg's words for a file whose end is missing; it reports no failure then.
 CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
@@ -870,16 +872,30 @@ def _parse_colours(shown: list[str]) -> _Colours:
 def _parse_fields(shown: list[str], log: bytes) -> tuple[str, bool] | None:
     """How the looked-at frames are made of two fields; None where they are not, whatever they say.
 
-    What is seen counts more than what is told: progressive film is often flagged as interlaced.
+    What is seen counts more than what is told: progressive film is often flagged as interlaced. Film that is told to be
+    progressive counts as interlaced only if most of its frames, each looked at alone, are: small pictures with sharp
+    edges make the detector see fields in a few frames, which its memory then sees in all.
     """
     told = [match[1] for line in shown if (match := re.search(r" i:([PTB?]) ", line))]
     is_told = any(flag in "TB" for flag in told)
-    top, bottom, progressive, _ = (max(map(int, counts)) for counts in zip(*FIELDS.findall(log), strict=True))
-    if top + bottom > progressive:
+    top, bottom, progressive, undetermined = _count_fields(log, "Multi" if is_told else "Single")
+    others = progressive if is_told else progressive + undetermined
+    if top + bottom > others:
         return ("tff" if top >= bottom else "bff"), is_told
     if is_told and progressive == 0:
         return ("bff" if told.count("B") > told.count("T") else "tff"), True
     return None
+
+
+def _count_fields(log: bytes, detection: str) -> tuple[int, int, int, int]:
+    """How many frames have the top field first, the bottom field first, no fields, and how many cannot be told.
+
+    Args:
+        detection: "Single" looks at each frame alone, "Multi" remembers the frames before.
+    """
+    counts = [list(map(int, found[1:])) for found in FIELDS.findall(log) if found[0] == detection.encode()]
+    top, bottom, progressive, undetermined = (max(column) for column in zip(*counts, strict=True))
+    return top, bottom, progressive, undetermined
 
 
 def _scan_shapes(path: Path, contents: _Contents) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ MAX_CHILD_FILE_BYTES = 2**31
 MAX_CHILDREN = 2
 """Children side by side, so that all of them together have a limit too."""
 
-UNPRIVILEGED_USERS = ("worker", "nobody")
+UNPRIVILEGED_USERS = ("decoder", "nobody")
 """Whom a worker that runs as root lets its children run as: the first that there is."""
 
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
@@ -43,6 +43,11 @@ def confined(command: list[str]) -> list[str]:
 def is_unprivileged(program: str) -> bool:
     """Whether `program` runs as another user than a worker that is root."""
     return bool(_without_privileges(program))
+
+
+def keeps_root(program: str) -> bool:
+    """Whether `program` runs as root: the worker is root, and its child cannot become another user."""
+    return os.geteuid() == 0 and not is_unprivileged(program)
 
 
 def child_environment() -> dict[str, str]:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image, ImageOps
+from structlog.testing import capture_logs
 
 from infinitetalk import media, sandbox
 from infinitetalk.media import MediaError, extract_frames, probe, read_picture, read_region, read_sound, read_waveform
+from infinitetalk.worker.fitness import look_at_privileges
 from tests.media_factory import (
     colour_profile,
     make_heic,
@@ -392,6 +394,16 @@ def test_film_that_is_flagged_as_interlaced_keeps_its_lines(tmp_path: Path) -> N
     assert (frames[0] - frames[1]).abs().float().mean() < 3
 
 
+def test_small_progressive_film_with_sharp_edges_is_not_deinterlaced() -> None:
+    # What the detector says of ffmpeg's testsrc2 at 64x64 pixels, 15 frames.
+    seen = b"""
+        Single frame detection: TFF:     5 BFF:     0 Progressive:     0 Undetermined:    10
+        Multi frame detection: TFF:     8 BFF:     0 Progressive:     0 Undetermined:     7
+    """
+    assert media._parse_fields(["n:0 i:P iskey:1"], seen) is None
+    assert media._parse_fields(["n:0 i:T iskey:1"], seen) == ("tff", True)
+
+
 def test_deinterlacing_keeps_the_count_of_frames(tmp_path: Path) -> None:
     make_numbered_video(tmp_path / "a.mp4", range(30), "25", "-pix_fmt", "yuv420p", "-x264-params", "tff=1")
     (tmp_path / "frames").mkdir()
@@ -466,6 +478,24 @@ def test_a_child_of_root_is_nobody_and_reads_even_what_root_alone_may(tmp_path: 
     with media._running(tmp_path / "a.png", [program, "-u"], 10) as child:
         assert int(child.stdout.read()) != 0
     assert colour_at_centre(tmp_path / "a.png") == list(SRGB)
+
+
+def test_the_image_has_the_user_that_its_children_become() -> None:
+    dockerfile = (Path(__file__).parents[1] / "Dockerfile").read_text()
+    assert f"/usr/sbin/nologin {sandbox.UNPRIVILEGED_USERS[0]}\n" in dockerfile
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
+def test_a_worker_whose_children_stay_root_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "UNPRIVILEGED_USERS", ())
+    sandbox._without_privileges.cache_clear()
+    try:
+        with capture_logs() as logged:
+            look_at_privileges()
+    finally:
+        sandbox._without_privileges.cache_clear()
+    assert {line["event"] for line in logged} == {"decoder.runs_as_root"}
+    assert all("setpriv" in line["details"]["remedy"] for line in logged)
 
 
 def test_what_metadata_say_is_no_complaint(tmp_path: Path) -> None:

@@ -97,14 +97,16 @@ def test_a_cancelled_jobs_thread_has_ended_before_the_next_job_is_taken(worker):
         worker.wait_for_event("result.delivered", job_id=next_id)
         return job_id, next_id
 
-    # The first one also starts threads that pools keep.
+    # Pools start a thread now and then, up to their size: only growth with each job is a leak.
+    num_jobs = 3
     cancel_one()
     before = worker.resources()
-    job_id, next_id = cancel_one()
+    for _ in range(num_jobs):
+        job_id, next_id = cancel_one()
     events = [(line["event"], line.get("job_id")) for line in worker.events()]
     assert events.index(("job.stopped", job_id)) < events.index(("job.taken", next_id))
     after = worker.resources()
-    assert after["threads"] <= before["threads"]
+    assert after["threads"] < before["threads"] + num_jobs
     assert after["temporary_files"] == before["temporary_files"]
     assert (worker.queue.jobs[job_id].output, worker.queue.endpoint.results[job_id]) == (None, [])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from infinitetalk.media import ffmpeg_path, probe
+from infinitetalk.sandbox import keeps_root
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
@@ -39,6 +41,9 @@ def fitness_checks(settings: Settings, engine: Engine) -> list[Callable[[], None
     def ffmpeg() -> None:
         check_ffmpeg()
 
+    def privileges() -> None:
+        look_at_privileges()
+
     def temporary_space() -> None:
         check_temporary_space(settings.min_temporary_bytes)
 
@@ -54,7 +59,7 @@ def fitness_checks(settings: Settings, engine: Engine) -> list[Callable[[], None
     def store() -> None:
         look_at_store(settings)
 
-    return [ffmpeg, temporary_space, weights, gpus, gpu_memory, store]
+    return [ffmpeg, privileges, temporary_space, weights, gpus, gpu_memory, store]
 
 
 def check_ffmpeg() -> None:
@@ -67,6 +72,17 @@ def check_ffmpeg() -> None:
         subprocess.run([ffmpeg_path(), "-version"], check=True, capture_output=True, timeout=FFMPEG_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
         raise UnfitError(f"ffmpeg does not run: set FFMPEG_BINARY, or install it ({type(error).__name__})") from error
+
+
+def look_at_privileges() -> None:
+    """Logs a warning if the children that decode media run as root: a flaw of a decoder would have the whole worker."""
+    for program in (ffmpeg_path(), sys.executable):
+        if keeps_root(program):
+            remedy = (
+                "install setpriv, give the container CAP_SETUID, let others read the program, or run as a user"
+            )
+            details = {"program": Path(program).name, "remedy": remedy}
+            structlog.get_logger().warning("decoder.runs_as_root", details=details)
 
 
 def check_temporary_space(min_bytes: int) -> None:
