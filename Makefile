@@ -15,7 +15,7 @@ demo: $(VENV)/.requirements
 	@echo "The video, 64x64 pixels: outputs/infinitetalk/jobs/demo.mp4"
 
 serve: $(VENV)/.requirements
-	$(BIN)/python -m infinitetalk.worker.local_endpoint
+	$(BIN)/python -m tools.local_endpoint
 
 page: $(PAGE_VENV)/.requirements
 	$(PAGE_VENV)/bin/python examples/app.py
@@ -48,7 +48,7 @@ profile: $(VENV)/.requirements-bench
 
 # Minutes: what the embedded model's videos show, against the goals. A short form is among the tests.
 quality: $(VENV)/.requirements
-	$(BIN)/python -m examples.tiny.quality
+	$(BIN)/python -m tools.talker.quality
 
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .
@@ -63,8 +63,7 @@ format: $(VENV)/.requirements-dev
 	$(BIN)/ruff format .
 
 schemas: $(VENV)/.requirements-dev
-	$(BIN)/python -m schemas
-	$(BIN)/python -m infinitetalk.worker.settings_table docs/deploy.md
+	$(BIN)/python -m tools.generated
 
 # The image's packages, each with its hashes: for its Python and its system, with torch's build for CUDA. Versions that
 # the lock has and requirements.txt does not name stay as they are; where there is no lock, the newest are taken.

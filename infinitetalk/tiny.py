@@ -1,5 +1,5 @@
 """The two embedded models, complete checkpoints of a few megabytes whose every class, file name and parameter name is
-the real one's: the tiny talker, which `examples.tiny` has trained and whose weights are in this package, and a model of
+the real one's: the tiny talker, which `tools.talker` has trained and whose weights are in this package, and a model of
 random weights, made from a fixed seed, whose pictures are noise.
 
     python -m infinitetalk.tiny FOLDER

@@ -21,7 +21,7 @@ from typing import Literal, Self
 
 from aiohttp import web
 
-from infinitetalk.worker.local_endpoint import POLL_S, JobQueue, LocalEndpoint, QueuedJob
+from tools.local_endpoint import POLL_S, JobQueue, LocalEndpoint, QueuedJob
 
 __all__ = ["API_KEY", "LocalQueue", "QueuedJob"]
 

@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.settings_table import environment_variable, fill_table
 from schemas import parse_input
+from tools.generated import environment_variable
 
 CHECKOUT = Path(__file__).parents[1]
 HUB = json.loads((CHECKOUT / ".runpod/hub.json").read_text(encoding="utf-8"))
@@ -79,12 +79,6 @@ def test_the_hubs_tests_are_valid_jobs():
         assert set(test) == {"name", "input", "timeout"}
         assert test["timeout"] >= 1000, "milliseconds"
         parse_input(test["input"])
-
-
-def test_the_settings_table_is_in_step_with_the_settings():
-    """`make schemas` brings it there."""
-    assert "`S3_ENDPOINT`" in DEPLOY
-    assert fill_table(DEPLOY) == DEPLOY
 
 
 def test_every_setting_in_the_image_is_one():

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.tiny.faces import Place, random_background, random_face
-from examples.tiny.measure import border_change
-from examples.tiny.rule import MouthTrack
-from examples.tiny.scenes import Scene
 from infinitetalk.encode import EncodeError, PartEncoder, join_parts, write_thumbnail
 from infinitetalk.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
+from tools.talker.faces import Place, random_background, random_face
+from tools.talker.measure import border_change
+from tools.talker.rule import MouthTrack
+from tools.talker.scenes import Scene
 
 HEIGHT, WIDTH = 48, 144
 SAMPLES_PER_FRAME = 640

@@ -49,7 +49,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfiniteTalkCli
     environment |= {"OUTPUT_DIR": str(folder / "outputs"), "INFINITETALK_MODEL": "tiny", "PROGRESS_INTERVAL_S": "0"}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "infinitetalk.worker.local_endpoint", "--port", str(port)],
+            [sys.executable, "-m", "tools.local_endpoint", "--port", str(port)],
             cwd=CHECKOUT,
             env=environment,
             stdout=log,

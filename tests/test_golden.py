@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from examples.tiny.breakages import dropped_motion_frames
 from tests.golden.__main__ import main
 from tests.golden.formulas import evaluate_sum, evaluate_wave, formula_image, formula_input, formula_weight
+from tools.talker.breakages import dropped_motion_frames
 
 SMALL = Path(__file__).parent / "data" / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"

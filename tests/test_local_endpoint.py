@@ -13,8 +13,9 @@ from botocore.httpsession import URLLib3Session
 
 from examples import client as client_module
 from examples.client import InfiniteTalkClient, JobError
-from infinitetalk.worker import local_endpoint, policy
+from infinitetalk.worker import policy
 from tests.queue_server import API_KEY, LocalQueue
+from tools import local_endpoint
 
 DONE = {"output": {"status": "success", "video": {"path": "made/talk.mp4"}}}
 

@@ -108,7 +108,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}/v2/local"
     environment = {"OUTPUT_DIR": str(folder / "outputs"), "INFINITETALK_MODEL": "tiny", "PROGRESS_INTERVAL_S": "0"}
-    command = [sys.executable, "-m", "infinitetalk.worker.local_endpoint", "--port", str(port)]
+    command = [sys.executable, "-m", "tools.local_endpoint", "--port", str(port)]
     with served(command, f"{url}/health", folder / "log", **environment):
         yield url
 

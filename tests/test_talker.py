@@ -1,6 +1,6 @@
 """The embedded model talks: on videos of the worker, speech drives mouths, each voice its own; chunks join.
 
-Short versions of `python -m examples.tiny.quality`; faces and voices are those that training has not seen.
+Short versions of `python -m tools.talker.quality`; faces and voices are those that training has not seen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.tiny.breakages import (
+from infinitetalk.color import match_color
+from infinitetalk.pipeline import to_frames
+from infinitetalk.tiny import TALKER_FOLDER
+from tools.talker.breakages import (
     AFTER_BORDER,
     color_correction_off,
     dropped_motion_frames,
@@ -21,9 +24,9 @@ from examples.tiny.breakages import (
     shifted_audio,
     swapped_speakers,
 )
-from examples.tiny.faces import Place, random_background, random_face
-from examples.tiny.jobs import CROSSED_BOXES, PORTRAIT_SIDE, Example, ExampleMaker, TalkerWorker
-from examples.tiny.measure import (
+from tools.talker.faces import Place, random_background, random_face
+from tools.talker.jobs import CROSSED_BOXES, PORTRAIT_SIDE, Example, ExampleMaker, TalkerWorker
+from tools.talker.measure import (
     best_lag,
     border_change,
     color_change,
@@ -33,12 +36,9 @@ from examples.tiny.measure import (
     read_lips,
     read_openings,
 )
-from examples.tiny.quality import WEIGHTS_LIMIT_BYTES
-from examples.tiny.rule import MouthTrack
-from examples.tiny.scenes import Scene, to_video
-from infinitetalk.color import match_color
-from infinitetalk.pipeline import to_frames
-from infinitetalk.tiny import TALKER_FOLDER
+from tools.talker.quality import WEIGHTS_LIMIT_BYTES
+from tools.talker.rule import MouthTrack
+from tools.talker.scenes import Scene, to_video
 
 SECONDS = 3.24
 

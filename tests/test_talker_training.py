@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from examples.espeak import Utterance, say
-from examples.tiny import loop
-from examples.tiny.data import SPEECH_FRAMES, Clip, ClipMaker
-from examples.tiny.jobs import HELD_OUT_SEED
-from examples.tiny.loop import TrainingLoop
-from examples.tiny.networks import make_transformer
-from examples.tiny.rule import SAMPLES_A_FRAME
-from examples.tiny.train import SEED
-from examples.tiny.train_transformer import flow_matching_loss, predict_velocity, train_transformer
-from examples.tiny.voices import HELD_OUT_VOICES, TRAINING_VOICES, random_speech
 from infinitetalk.models import Models, load_models
 from infinitetalk.tiny import TALKER_FOLDER, paths_in, talker_paths
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from tools.talker import loop
+from tools.talker.data import SPEECH_FRAMES, Clip, ClipMaker
+from tools.talker.jobs import HELD_OUT_SEED
+from tools.talker.loop import TrainingLoop
+from tools.talker.networks import make_transformer
+from tools.talker.rule import SAMPLES_A_FRAME
+from tools.talker.train import SEED
+from tools.talker.train_transformer import flow_matching_loss, predict_velocity, train_transformer
+from tools.talker.voices import HELD_OUT_VOICES, TRAINING_VOICES, random_speech
 
 REPOSITORY = Path(__file__).parents[1]
 FEW = "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips 2 --silent-clips 1 --silence-steps 1"
@@ -146,7 +146,7 @@ def test_without_speech_the_talker_expects_closed_mouths(talker: Models, maker: 
 
 
 def train(folder: Path, output: Path, transformer_steps: int) -> str:
-    command = [sys.executable, "-m", "examples.tiny.train", "--folder", str(folder), "--output", str(output)]
+    command = [sys.executable, "-m", "tools.talker.train", "--folder", str(folder), "--output", str(output)]
     command += [*FEW.split(), "--transformer-steps", str(transformer_steps)]
     return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=600).stdout
 

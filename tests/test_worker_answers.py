@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infinitetalk.worker import local_endpoint
 from schemas import Failure
 from tests.job_inputs import small_job, speech_uri
 from tests.queue_server import LocalQueue
 from tests.worker_process import HANDLER, JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, running_worker
+from tools import local_endpoint
 
 FAULTY_HANDLER = Path(__file__).with_name("faulty_handler.py")
 DEEP = 5_000

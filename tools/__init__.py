@@ -1,1 +1,1 @@
-"""What those who release the worker run: not a part of it."""
+"""What developers run and the image does not have: a local endpoint, generated files, pins, the talker's training."""

@@ -14,10 +14,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from examples.tiny.faces import Place, poses, random_background, random_face
-from examples.tiny.rule import MouthTrack
-from examples.tiny.scenes import Scene
 from infinitetalk.speech import VIDEO_FPS
+from tools.talker.faces import Place, poses, random_background, random_face
+from tools.talker.rule import MouthTrack
+from tools.talker.scenes import Scene
 
 HERE = Path(__file__).parent
 #: Of people whom no clip of the training shows: its generators take other seeds.

@@ -78,9 +78,7 @@ def look_at_privileges() -> None:
     """Logs a warning if the children that decode media run as root: a flaw of a decoder would have the whole worker."""
     for program in (ffmpeg_path(), sys.executable):
         if keeps_root(program):
-            remedy = (
-                "install setpriv, give the container CAP_SETUID, let others read the program, or run as a user"
-            )
+            remedy = "install setpriv, give the container CAP_SETUID, let others read the program, or run as a user"
             details = {"program": Path(program).name, "remedy": remedy}
             structlog.get_logger().warning("decoder.runs_as_root", details=details)
 

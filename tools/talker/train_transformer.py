@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.tiny.data import Clip
-from examples.tiny.loop import TrainingLoop
-from examples.tiny.networks import make_transformer
 from infinitetalk.tiny import TEXT_DIM
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from tools.talker.data import Clip
+from tools.talker.loop import TrainingLoop
+from tools.talker.networks import make_transformer
 
 #: The worker's `sample_shift` for infinitetalk-480.
 SHIFT = 7.0

@@ -11,14 +11,14 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import Tensor
 
-from examples.tiny.data import MOTION_FRAMES
-from examples.tiny.faces import Pose
-from examples.tiny.loop import TrainingLoop
-from examples.tiny.networks import make_vae
-from examples.tiny.rule import MANNER, QUICK_MANNER, Manner, MouthTrack, follow_speech
-from examples.tiny.scenes import Scene, random_scene, random_shape, to_video
-from examples.tiny.voices import TRAINING_VOICES, random_speech
 from infinitetalk.color import match_color
+from tools.talker.data import MOTION_FRAMES
+from tools.talker.faces import Pose
+from tools.talker.loop import TrainingLoop
+from tools.talker.networks import make_vae
+from tools.talker.rule import MANNER, QUICK_MANNER, Manner, MouthTrack, follow_speech
+from tools.talker.scenes import Scene, random_scene, random_shape, to_video
+from tools.talker.voices import TRAINING_VOICES, random_speech
 
 BATCH = 8
 CLIP_FRAMES = 9

@@ -1,6 +1,6 @@
 """Trains the tiny talker and writes its weights in the published layout.
 
-    python -m examples.tiny.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
+    python -m tools.talker.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
 
 Stages, each from the files of those before: `vae`, `speech`, `clips`, `transformer`, `export`.
 `--stages` picks some.
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from examples.tiny.data import ClipMaker, load_clips
-from examples.tiny.export import export, load_image_encoder, load_speech_encoder, load_vae
-from examples.tiny.train_speech import train_speech
-from examples.tiny.train_transformer import train_on_silence, train_transformer
-from examples.tiny.train_vae import train_on_chunks, train_on_clips, train_on_pictures
+from tools.talker.data import ClipMaker, load_clips
+from tools.talker.export import export, load_image_encoder, load_speech_encoder, load_vae
+from tools.talker.train_speech import train_speech
+from tools.talker.train_transformer import train_on_silence, train_transformer
+from tools.talker.train_vae import train_on_chunks, train_on_clips, train_on_pictures
 
 SEED = 2508
 #: Clips that the statistics of the latents are taken from.

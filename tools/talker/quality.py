@@ -1,6 +1,6 @@
 """Measures the tiny talker on videos that the worker makes, of faces and voices that training has not seen.
 
-    python -m examples.tiny.quality [--clips 20] [--only ROWS]
+    python -m tools.talker.quality [--clips 20] [--only ROWS]
 
 prints what was measured against the goals, with PASS or NOT.
 """
@@ -21,8 +21,12 @@ from statistics import median
 
 import numpy as np
 
-from examples.tiny.jobs import PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
-from examples.tiny.measure import (
+from infinitetalk.chunks import plan_chunks
+from infinitetalk.sampling import GenerationSettings
+from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.tiny import TALKER_FOLDER
+from tools.talker.jobs import PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
+from tools.talker.measure import (
     best_lag,
     border_change,
     correlation,
@@ -31,10 +35,6 @@ from examples.tiny.measure import (
     read_lips,
     read_openings,
 )
-from infinitetalk.chunks import plan_chunks
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.speech import VIDEO_FPS
-from infinitetalk.tiny import TALKER_FOLDER
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO_LIMIT_S = 60.0
@@ -132,7 +132,9 @@ class Bench:
 
     def streaming(self, num_clips: int = 10) -> list[Row]:
         """20 s in several chunks: does the mouth still follow, does the picture stay, do the chunks join."""
-        falls, psnrs, drawn_psnrs = [], [], []
+        falls: list[float] = []
+        psnrs: list[float] = []
+        drawn_psnrs: list[float] = []
         borders, drawn_borders, cut_borders, fade_begins, fades = [], [], [], [], []
         for number in range(num_clips):
             example = self.maker.make(100 + number, seconds=20.0)

@@ -1,5 +1,7 @@
 """The tiny talker's networks: the classes that serve the published weights, at a size that two cores can train."""
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Config, Wav2Vec2Model
@@ -93,6 +95,7 @@ def _look_at_own_place(transformer: InfiniteTalkTransformer3DModel) -> None:
     spatial_pair = [HEAD_DIM - 4 * (HEAD_DIM // 6), HEAD_DIM - 2 * (HEAD_DIM // 6)]
     spatial = [start + offset for start in spatial_pair for offset in (0, 1)]
     speaker = [6, 7, 8, 9]
+    block: Any
     for block in transformer.blocks:
         attention = block.attn1
         for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
@@ -112,6 +115,7 @@ def _look_at_own_place(transformer: InfiniteTalkTransformer3DModel) -> None:
 def _be_deaf_to_the_prompt(transformer: InfiniteTalkTransformer3DModel) -> None:
     """Holds the prompt's values in the cross-attention at zero: nothing that is drawn depends on a prompt, so that what
     a training made of it would be noise, which guidance by the prompt multiplies."""
+    block: Any
     for block in transformer.blocks:
         for parameter in block.attn2.to_v.parameters():
             parameter.zero_().requires_grad_(False)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2Model
 
-from examples.tiny.loop import TrainingLoop
-from examples.tiny.networks import make_speech_encoder
-from examples.tiny.rule import SAMPLES_A_FRAME, follow_speech
-from examples.tiny.voices import TRAINING_VOICES, random_speech
+from tools.talker.loop import TrainingLoop
+from tools.talker.networks import make_speech_encoder
+from tools.talker.rule import SAMPLES_A_FRAME, follow_speech
+from tools.talker.voices import TRAINING_VOICES, random_speech
 
 FRAMES = 100
 BATCH = 6

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from examples.tiny.rule import MouthTrack
+from tools.talker.rule import MouthTrack
 
 #: Pictures are drawn this many times larger, then averaged down, for smooth edges.
 OVERSAMPLING = 4

@@ -10,17 +10,17 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from examples.tiny.faces import Place, random_background, random_face
-from examples.tiny.measure import read_frames
-from examples.tiny.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
-from examples.tiny.scenes import Scene
-from examples.tiny.voices import HELD_OUT_VOICES, random_speech
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job import run_job
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
+from tools.talker.faces import Place, random_background, random_face
+from tools.talker.measure import read_frames
+from tools.talker.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
+from tools.talker.scenes import Scene
+from tools.talker.voices import HELD_OUT_VOICES, random_speech
 
 #: No clip of the training is made from a generator of this kind.
 HELD_OUT_SEED = 977

@@ -1,6 +1,6 @@
 """An endpoint on the loopback address: a queue that speaks Runpod's API to clients and to a worker.
 
-    python -m infinitetalk.worker.local_endpoint      (make serve)
+    python -m tools.local_endpoint      (make serve)
 
 starts it with one worker. What works against http://127.0.0.1:8000/v2/local works against
 https://api.runpod.ai/v2/ENDPOINT: another address and another key. What Runpod has not, and a client finds on the

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.tiny.faces import Colour, Face, Place, Pose, draw, mouth_boxes, poses, random_background, random_face
-from examples.tiny.rule import MouthTrack
+from tools.talker.faces import Colour, Face, Place, Pose, draw, mouth_boxes, poses, random_background, random_face
+from tools.talker.rule import MouthTrack
 
 #: Height, width and people, with the share of each: sizes that the worker chooses for such pictures, 480 and 720.
 SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2), (80, 48, 1), (96, 96, 1), (64, 144, 2))

@@ -10,7 +10,13 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
-from examples.tiny.networks import (
+from infinitetalk.image import ImageEncoder
+from infinitetalk.models import DESCRIPTION_FILE
+from infinitetalk.speech import SAMPLING_RATE
+from infinitetalk.tiny import _text_encoder, _tokenizer
+from infinitetalk.transformer import ADAPTER_PATTERNS
+from infinitetalk.wav2vec2 import SpeechEncoder
+from tools.talker.networks import (
     NAME,
     SIZE_SCALE,
     make_image_encoder,
@@ -18,12 +24,6 @@ from examples.tiny.networks import (
     make_transformer,
     make_vae,
 )
-from infinitetalk.image import ImageEncoder
-from infinitetalk.models import DESCRIPTION_FILE
-from infinitetalk.speech import SAMPLING_RATE
-from infinitetalk.tiny import _text_encoder, _tokenizer
-from infinitetalk.transformer import ADAPTER_PATTERNS
-from infinitetalk.wav2vec2 import SpeechEncoder
 
 #: Of the networks that stay as they begin: the text encoder and CLIP.
 FROZEN_SEED = 2508

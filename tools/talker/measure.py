@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from examples.tiny.faces import Place, mouth_boxes
+from tools.talker.faces import Place, mouth_boxes
 
 #: Luma (0…255) of a mouth's inside, and of what is surely not: between them, a pixel counts in part.
 INSIDE_LUMA, OUTSIDE_LUMA = 45.0, 80.0

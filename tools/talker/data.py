@@ -10,9 +10,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from examples.tiny.rule import SAMPLES_A_FRAME, follow_speech
-from examples.tiny.scenes import random_scene, random_shape, to_video
-from examples.tiny.voices import TRAINING_VOICES, random_speech
 from infinitetalk.chunks import ChunkPlan, window_rows
 from infinitetalk.color import match_color
 from infinitetalk.image import ImageEncoder
@@ -21,6 +18,9 @@ from infinitetalk.regions import default_regions, latent_regions
 from infinitetalk.speech import normalise_loudness
 from infinitetalk.vae import decode_latents, encode_frames
 from infinitetalk.wav2vec2 import SpeechEncoder
+from tools.talker.rule import SAMPLES_A_FRAME, follow_speech
+from tools.talker.scenes import random_scene, random_shape, to_video
+from tools.talker.voices import TRAINING_VOICES, random_speech
 
 #: Frames of a clip, as many as the worker's chunks have, or half, which is cheaper; and the share of each.
 CLIP_LENGTHS = (81, 41)

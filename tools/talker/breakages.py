@@ -1,6 +1,6 @@
 """Breaks the worker on purpose, in six ways, and says whether a figure of the quality tells, by missing its goal.
 
-python -m examples.tiny.breakages [--clips 3]
+python -m tools.talker.breakages [--clips 3]
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from examples.tiny.data import MOTION_FRAMES
-from examples.tiny.jobs import CROSSED_BOXES, ExampleMaker, TalkerWorker
-from examples.tiny.measure import best_lag, color_change, correlation, read_head_places, read_openings
 from infinitetalk import pipeline
 from infinitetalk.chunks import ChunkPlan
 from infinitetalk.sampling import ChunkConditions
 from infinitetalk.worker import job
+from tools.talker.data import MOTION_FRAMES
+from tools.talker.jobs import CROSSED_BOXES, ExampleMaker, TalkerWorker
+from tools.talker.measure import best_lag, color_change, correlation, read_head_places, read_openings
 
 SHIFT_FRAMES = 2
 #: How far a head is moved between two chunks, to see whether the second heeds where the first ended.

@@ -1,0 +1,132 @@
+"""Writes what is generated from the models of `schemas` and the worker's settings: `make schemas`.
+
+These are `schemas/*.schema.json`, the tables of fields in README.md, and the table of settings in docs/deploy.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from infinitetalk.worker.settings import Settings
+from schemas.job import BatchJob, OutputConfig, S3Config, SingleJob, TtsAudio
+from schemas.progress import Progress
+from schemas.result import BatchResult, Failure, Plan, Success
+
+CHECKOUT = Path(__file__).parents[1]
+
+PUBLISHED_MODELS: dict[str, type[BaseModel]] = {
+    "single_job": SingleJob,
+    "batch_job": BatchJob,
+    "progress": Progress,
+    "success": Success,
+    "plan": Plan,
+    "failure": Failure,
+    "batch_result": BatchResult,
+}
+README_TABLES: dict[str, type[BaseModel]] = {
+    "input": SingleJob,
+    "output_config": OutputConfig,
+    "tts_audio": TtsAudio,
+    "s3Config": S3Config,
+}
+
+
+def json_schema_text(model: type[BaseModel]) -> str:
+    """The content of a model's JSON Schema file."""
+    return json.dumps(model.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def field_table(model: type[BaseModel]) -> str:
+    """A Markdown table of a model's fields: name, default, range, meaning."""
+    rows = [
+        (f"`{field.alias or name}`", _default(field), _range(field), _meaning(field))
+        for name, field in model.model_fields.items()
+    ]
+    return _table(("field", "default", "range", "meaning"), rows)
+
+
+def settings_table() -> str:
+    """A Markdown table of the worker's settings: environment variable, default, meaning."""
+    rows = [
+        (f"`{environment_variable(name, field)}`", _default_setting(field), _meaning(field))
+        for name, field in Settings.model_fields.items()
+    ]
+    return _table(("variable", "default", "meaning"), rows)
+
+
+def environment_variable(name: str, field: FieldInfo) -> str:
+    """The variable that sets a field: the field's only alias if it has one, else its name in capitals."""
+    alias = field.validation_alias
+    return alias if isinstance(alias, str) else name.upper()
+
+
+def fill_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Replaces the lines between `<!-- NAME -->` and `<!-- end -->` by the table of that name.
+
+    Raises:
+        KeyError: `tables` has no table of that name.
+    """
+    pattern = re.compile(r"(<!-- (fields: \S+|settings) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{tables[match[2]]()}\n{match[3]}", text)
+
+
+def documents() -> dict[Path, dict[str, Callable[[], str]]]:
+    """The documents that have generated tables, with these tables."""
+    fields: dict[str, Callable[[], str]] = {
+        f"fields: {name}": partial(field_table, model) for name, model in README_TABLES.items()
+    }
+    return {CHECKOUT / "README.md": fields, CHECKOUT / "docs/deploy.md": {"settings": settings_table}}
+
+
+def generated_files() -> dict[Path, str]:
+    """Every generated file with its content."""
+    files = {
+        CHECKOUT / "schemas" / f"{name}.schema.json": json_schema_text(model)
+        for name, model in PUBLISHED_MODELS.items()
+    }
+    for path, tables in documents().items():
+        files[path] = fill_tables(path.read_text(encoding="utf-8"), tables)
+    return files
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("|" + "|".join("---" if cell == "---" else f" {cell} " for cell in line) + "|" for line in lines)
+
+
+def _meaning(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("|", "\\|")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+
+
+def _default_setting(field: FieldInfo) -> str:
+    return "" if field.default in (None, "") else f"`{field.default}`"
+
+
+def _range(field: FieldInfo) -> str:
+    signs = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+    limits = [
+        f"{sign} {getattr(constraint, kind.__name__.lower()):,}"
+        for constraint in field.metadata
+        for kind, sign in signs.items()
+        if isinstance(constraint, kind)
+    ]
+    return ", ".join(limits)
+
+
+if __name__ == "__main__":
+    for file, content in generated_files().items():
+        file.write_text(content, encoding="utf-8")
