@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from client import LOCAL_URL, RUNPOD_URL, InfiniteTalkClient, JobError
+from infinitetalk_client import LOCAL_URL, RUNPOD_URL, InfiniteTalkClient, JobError
 from page import Point, click, curl, job_input, player, preview, run
 from requests import RequestException
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client import InfiniteTalkClient, JobError
+from infinitetalk_client import InfiniteTalkClient, JobError
 from PIL import Image, ImageDraw
 from requests import RequestException
 

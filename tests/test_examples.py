@@ -19,8 +19,8 @@ import av
 import pytest
 import requests
 
-from examples import client as client_module
-from examples.client import InfiniteTalkClient
+from examples import infinitetalk_client as client_module
+from examples.infinitetalk_client import InfiniteTalkClient
 from schemas import BatchResult, Success, parse_input
 
 CHECKOUT = Path(__file__).parents[1]
@@ -169,7 +169,16 @@ def test_ctrl_c_cancels_the_job(client, tmp_path):
     payload = tmp_path / "long.json"
     payload.write_text(json.dumps({"input": PAYLOADS["single_image"]["input"] | {"sample_steps": 200}}))
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.client", "--payload", str(payload), "--url", client.url, "--key", "local"],
+        [
+            sys.executable,
+            str(CHECKOUT / "examples/client.py"),
+            "--payload",
+            str(payload),
+            "--url",
+            client.url,
+            "--key",
+            "local",
+        ],
         cwd=CHECKOUT,
         stderr=subprocess.PIPE,
         # Tests that run in the background of a shell inherit a Ctrl-C that is ignored.

@@ -11,8 +11,8 @@ import pytest
 import requests
 from botocore.httpsession import URLLib3Session
 
-from examples import client as client_module
-from examples.client import InfiniteTalkClient, JobError
+from examples import infinitetalk_client as client_module
+from examples.infinitetalk_client import InfiniteTalkClient, JobError
 from infinitetalk.worker import policy
 from tests.queue_server import API_KEY, LocalQueue
 from tools import local_endpoint

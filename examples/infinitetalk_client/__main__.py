@@ -1,0 +1,7 @@
+"""The command line: `python -m infinitetalk_client`."""
+
+import sys
+
+from infinitetalk_client import main
+
+sys.exit(main())
