@@ -69,7 +69,7 @@ def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_s
 @pytest.mark.parametrize(
     "reader",
     [
-        "infinitetalk.worker.engine.load_models",
+        "infinitetalk.worker.engine.engine.load_models",
         "infinitetalk.weights.networks.open_file",
         "infinitetalk.weights.networks.Wav2Vec2Model.from_pretrained",
         "infinitetalk.weights.networks.AutoTokenizer.from_pretrained",
