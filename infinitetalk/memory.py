@@ -77,10 +77,13 @@ class MemoryPlan:
         """As on a GPU: "bf16", "fp8", "int8, with 4000000000 parameters kept and the others streamed" …"""
         return self.describe(torch.bfloat16)
 
+    def precision(self, dtype: torch.dtype) -> str:
+        """The quantisation, or the name of `dtype`, which weights have that are not quantised."""
+        return self.quantisation or {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]
+
     def describe(self, dtype: torch.dtype) -> str:
         """For logs and results; `dtype` is that of the transformer's weights where they are not quantised."""
-        unquantised = {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]
-        parts: list[str] = [self.quantisation or unquantised]
+        parts = [self.precision(dtype)]
         if self.persistent_parameters is not None:
             parts.append(f"with {self.persistent_parameters} parameters kept and the others streamed")
         if self.stream_text_encoder:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infinitetalk.models import Models
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.losses import (
     LONGEST_VIDEO,
@@ -55,14 +56,14 @@ def worker(lora_engine: Engine, tmp_path: Path) -> Iterator[LocalWorker]:
 
 def save(worker: LocalWorker, name: str, tensors: dict[str, Tensor], **metadata: str) -> list[dict[str, Any]]:
     """A LoRA in the worker's folder; returns the job's field."""
-    folder = worker.engine._lora_dir
+    folder = worker.engine.checkpoint.lora_folder
     assert folder is not None
     save_file(tensors, folder / name, metadata=metadata or None)
     return [{"name": name}]
 
 
 def shapes_of(worker: LocalWorker) -> dict[str, tuple[int, ...]]:
-    return worker.engine._models.result(timeout=60).transformer_shapes
+    return Models(worker.engine.checkpoint.files(), torch.device("cpu")).transformer_shapes
 
 
 def pair(worker: LocalWorker) -> dict[str, Tensor]:

@@ -432,13 +432,13 @@ def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_
         return TaskState(files, "job-1", "request", 3600, b"secret", 1_000_000, get_logger())
 
     lost = holder()
-    made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0)], b"state 1")
+    made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0, "float32")], b"state 1")
     lost.save_rendering(made, "fingerprint")
     # Both go on from what the lost one has made.
     first, second = holder(), holder()
     for state in (first, second):
         state._stored_parts, state._thumbnail = list(state._rendering.parts), state._rendering.thumbnail
-        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0)], b"state 2")
+        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0, "float32")], b"state 2")
         state.save_rendering(longer, "fingerprint")
     first.discard()
     (folder,) = (tmp_path / ".resume").iterdir()

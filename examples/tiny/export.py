@@ -19,11 +19,11 @@ from examples.tiny.networks import (
     make_vae,
 )
 from infinitetalk.image import ImageEncoder
-from infinitetalk.models import DESCRIPTION_FILE
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.tiny import _text_encoder, _tokenizer
 from infinitetalk.transformer import ADAPTER_PATTERNS
 from infinitetalk.wav2vec2 import SpeechEncoder
+from infinitetalk.weights.layouts import DESCRIPTION_FILE
 
 #: Of the networks that stay as they begin: the text encoder and CLIP.
 FROZEN_SEED = 2508

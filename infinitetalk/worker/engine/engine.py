@@ -1,73 +1,42 @@
-"""The model and its use: the only place where the worker touches tensors and the pipeline."""
+"""The worker's use of the library: a job's request becomes calls of the pipeline."""
 
 from __future__ import annotations
 
-import itertools
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, TimeoutError
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import soundfile
-import structlog
 import torch
 from torch import Tensor
 
-from infinitetalk.chunks import count_chunks, usable_rows
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError
-from infinitetalk.lora import find_lora
+from infinitetalk.lora import find_lora, find_loras
 from infinitetalk.lora_files import files_of, read_lora
-from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_region, read_waveform
-from infinitetalk.memory import (
-    PUBLISHED_SIZES,
-    DoesNotFitError,
-    MemoryPlan,
-    ModelSizes,
-    Workload,
-    choose_plan,
-    estimate_bytes,
-    free_bytes,
-    model_sizes,
-    release_cached_memory,
-)
-from infinitetalk.models import Models, load_models
+from infinitetalk.media import MediaInfo
+from infinitetalk.memory import DoesNotFitError, free_bytes, release_cached_memory
 from infinitetalk.parallel import ParallelError
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
-from infinitetalk.regions import RegionError, box_regions, check_boxes
-from infinitetalk.sampling import GenerationSettings, make_guidance
-from infinitetalk.sizes import choose_bucket
-from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT, count_tokens
-from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
+from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
+from infinitetalk.runtime.networks import Networks
+from infinitetalk.text import count_tokens
 from infinitetalk.tts import SpeechSynthesiser
 from infinitetalk.wav2vec2 import SpeechEmbeddings
-from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.fingerprint import contents_of, files_below
-from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.weights.locate import locate
-from infinitetalk.worker.errors import WorkerError, failed_to_read, load_error, may_load_elsewhere
-from infinitetalk.worker.fetch import Media, naming
+from infinitetalk.weights.layouts import adapter_kind
+from infinitetalk.worker.engine.checkpoint import find_checkpoint
+from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
+from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
+from infinitetalk.worker.engine.loading import Health, Loading
+from infinitetalk.worker.engine.placement import MeasureMemory, devices_of, measure_memory
+from infinitetalk.worker.engine.scenes import generation_settings, open_source, plan_scenes, stretch_of
+from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.fetch import Media
 from infinitetalk.worker.settings import Settings
 from schemas import ErrorCode, SingleJob
-
-POLL_S = 0.1
-EVALUATED_PARAMETERS = 14.05e9
-"""Of the published network, those whose products grow with the number of tokens."""
-
-ASSUMED_FLOP_PER_S = 400e12
-"""Of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
-
-SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
-"""What the mode is chosen for while no job has come: a chunk of the default length at the lower resolution."""
-
-Speech = list[SpeechEmbeddings]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,174 +50,72 @@ class Request:
         speech: embeddings of each speaker, of equal lengths.
         regions: bool (speakers, height, width) of the source, where each speaker is; None: side by side.
         folder: for temporary files.
+        networks: prepared for the job.
     """
 
     job: SingleJob
     seed: int
     source: Media
-    speech: Speech
+    speech: list[SpeechEmbeddings]
     regions: Tensor | None
     folder: Path
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A stretch of the video, in frames."""
-
-    start: int
-    num_frames: int
-
-
-@dataclass(frozen=True)
-class VideoPlan:
-    """What a video takes.
-
-    Attributes:
-        width, height: in pixels.
-        num_frames, num_chunks: of the video.
-        evaluations: of the network; TeaCache may save some.
-        memory_mode: name of the mode.
-        seconds: of generating; None where nothing is known.
-        is_measured: whether they come from what this worker has done.
-    """
-
-    width: int
-    height: int
-    num_frames: int
-    num_chunks: int
-    evaluations: int
-    memory_mode: str
-    seconds: float | None
-    is_measured: bool
-
-
-@dataclass(frozen=True)
-class MemoryBudget:
-    """GPU memory in bytes before any network is on it, and the checkpoint's sizes."""
-
-    free_bytes: int
-    sizes: ModelSizes
+    networks: Networks
 
 
 class Engine:
-    """Holds the networks of one checkpoint, which it loads in a thread of its own.
+    """Makes videos with the networks of one checkpoint.
+
+    Args:
+        settings: of the worker.
+        measure: measures the memory that there is for networks; a GPU's by default.
 
     Attributes:
-        is_broken: the GPU has failed, or the model could not be read; another process may do better.
+        checkpoint: the weights.
+        devices: where networks run.
+        health: whether this process may serve jobs.
+
+    Raises:
+        CheckpointError: weights are missing.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._models: Future[Models] = Future()
-        self._preloaded: Future[None] = Future()
-        self._kokoro_dir = settings.kokoro_dir
-        self._lora_dir = settings.lora_dir
+    def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
+        self.checkpoint = find_checkpoint(settings)
+        self.devices = devices_of(settings)
+        self.health = Health()
+        self._loading = Loading(self.checkpoint, self.devices, measure, self.health)
+        self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
-        self._budget: MemoryBudget | None = None
-        self._seconds_per_flop: float | None = None
-        self._paths: CheckpointPaths | None = None
-        self._threads: list[threading.Thread] = []
-        self.is_broken = False
 
     def start(self) -> None:
-        """Begins to load the model; jobs may be validated and fetched meanwhile.
-
-        Raises:
-            CheckpointError: weights are missing.
-        """
-        paths = self._paths = checkpoint_paths(self._settings)
-        if paths is not None:
-            self._kokoro_dir, self._lora_dir = paths.kokoro, paths.loras
-        # No daemons: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
-        self._threads = [
-            threading.Thread(target=warm_up_sound, name="warm-up"),
-            threading.Thread(target=self._load, args=(paths,), name="load"),
-        ]
-        for thread in self._threads:
-            thread.start()
+        """Begins to load the model; jobs may be validated and fetched meanwhile."""
+        self._loading.start()
 
     def finish_loading(self) -> None:
         """Waits until nothing is being loaded: what still is when the interpreter ends, fails."""
-        for thread in self._threads:
-            thread.join()
+        self._loading.finish()
 
     @property
     def model_name(self) -> str:
         """Name of the model."""
-        return self._models.result().name
-
-    @property
-    def is_published(self) -> bool:
-        """Whether the model is the published one, and not one embedded in this project."""
-        return self._settings.model == "published"
-
-    @cached_property
-    def weights(self) -> str:
-        """Which weights there are, by their contents; known before any is loaded.
-
-        Raises:
-            CheckpointError: a file is damaged.
-        """
-        if self._paths is None:
-            return "tiny"
-        paths = self._paths
-        parts = (paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2)
-        others = [part for part in (paths.transformer, paths.quantised) if part is not None]
-        return contents_of(file for part in (*parts, *others) for file in files_below(part))
+        return self._loading.found().models.name
 
     def weights_for(self, job: SingleJob) -> str:
-        """`weights`, the job's LoRAs, and Kokoro where the job's text is spoken, by their contents.
+        """The weights that a job uses, by their contents: the checkpoint's, its LoRAs', Kokoro's if its text is spoken.
 
         Raises:
             CheckpointError: there is no file of a name, or one is damaged.
-        """
-        with self.reading_weights():
-            files = [file for lora in job.loras for file in files_of(find_lora(self._lora_dir, lora.name))]
-            if job.tts_audio is not None:
-                files += files_below(self._find_kokoro())
-            return f"{self.weights}\n{contents_of(files)}"
-
-    @contextmanager
-    def reading_weights(self) -> Iterator[None]:
-        """Around what reads weights in a job: where the disk fails, the job is told so, and another worker takes over.
-
-        Raises:
             WorkerError: the disk failed.
         """
-        try:
-            yield
-        except Exception as error:
-            if not failed_to_read(error):
-                raise
-            self.is_broken = True
-            raise load_error(error) from error
+        with self.reading_weights():
+            folder = self.checkpoint.lora_folder
+            files = [file for lora in job.loras for file in files_of(find_lora(folder, lora.name))]
+            if job.tts_audio is not None:
+                files += files_below(self.checkpoint.find_kokoro())
+            return f"{self.checkpoint.fingerprint}\n{contents_of(files)}"
 
-    @property
-    def numerics(self) -> str:
-        """What of the mode in use decides a video's numbers."""
-        memory = self._models.result().memory
-        return f"{self.device.type} {self.num_gpus} {self.dtype} {memory.quantisation} {memory.vae_tiling}"
-
-    @property
-    def device(self) -> torch.device:
-        """Where networks run."""
-        return numbered(torch.device(self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
-
-    @property
-    def num_gpus(self) -> int:
-        """How many devices, and processes, make a video together."""
-        return self._settings.gpus_per_job or (torch.cuda.device_count() if self.device.type == "cuda" else 1)
-
-    @property
-    def other_devices(self) -> list[torch.device]:
-        """Those that make a video together with `device`."""
-        numbers = range(1, self.num_gpus)
-        return [torch.device("cuda", number) if self.device.type == "cuda" else self.device for number in numbers]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the transformer and the text encoder."""
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+    def reading_weights(self) -> AbstractContextManager[None]:
+        """Wraps code that reads weights in a job, as `Health.reading_weights`."""
+        return self.health.reading_weights()
 
     @property
     def synthesiser(self) -> SpeechSynthesiser:
@@ -258,55 +125,42 @@ class Engine:
             CheckpointError: its weights are missing.
         """
         if self._synthesiser is None:
-            self._synthesiser = SpeechSynthesiser(self._find_kokoro(), self.device)
+            self._synthesiser = SpeechSynthesiser(self.checkpoint.find_kokoro(), self.devices.first)
         return self._synthesiser
 
-    def check_weights(self) -> None:
-        """Reads the headers of every file that videos need, against the networks they are for.
-
-        Raises:
-            CheckpointError: one is missing or unfit.
-        """
-        if self._paths is None:
-            return
-        for finding in check_checkpoint(self._paths):
-            if finding.needed and finding.problem is not None:
-                raise CheckpointError(f"{finding.part}: {finding.problem}")
-
     def check_memory(self) -> None:
-        """Looks whether any mode fits the GPU's memory, what the worker has loaded already left aside.
+        """Looks whether any mode fits the GPU's memory; networks that this worker has loaded already do not count.
 
         Raises:
             DoesNotFitError: none does.
         """
-        if self._paths is not None and self.device.type == "cuda":
-            free = free_bytes(self.device) + torch.cuda.memory_reserved(self.device)
-            choose_plan(free, model_sizes(self._paths), SMALLEST_USUAL_WORKLOAD)
+        device = self.devices.first
+        if device.type == "cuda":
+            self.checkpoint.check_memory(free_bytes(device) + torch.cuda.memory_reserved(device))
 
-    def embed(self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False) -> Speech:
+    def embed(
+        self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False
+    ) -> list[SpeechEmbeddings]:
         """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, one row a video frame.
 
-        Waits for the speech encoder alone.
+        Waits for the audio encoder alone.
 
         Raises:
             CheckpointError: it cannot be loaded.
             GenerationStopped: `should_stop` said so.
         """
-        models = wait_for(self._models, should_stop)
+        models = self._loading.found(should_stop).models
         with self.reading_weights():
-            speech_encoder = models.speech_encoder
+            audio_encoder = models.audio_encoder
         speech = []
         for track in tracks:
             if should_stop():
                 raise GenerationStopped
-            speech.append(speech_encoder(track))
+            speech.append(audio_encoder(track))
         return speech
 
-    def prepare(self, job: SingleJob, source: MediaInfo, should_stop: Callable[[], bool] = lambda: False) -> str:
-        """Returns once every network is there as the job needs it: adapter, LoRAs, and a mode that fits the memory.
-
-        Returns:
-            The mode's name.
+    def prepare(self, job: SingleJob, source: MediaInfo, should_stop: Callable[[], bool] = lambda: False) -> Networks:
+        """The networks as the job needs them: adapter, LoRAs, and a memory mode that fits.
 
         Raises:
             CheckpointError: a network or a LoRA cannot be loaded.
@@ -314,22 +168,28 @@ class Engine:
             GenerationStopped: `should_stop` said so.
             ParallelError: a process of another GPU ends or does not answer though it has just been started.
         """
+        found = self._loading.loaded(should_stop)
+        memory = found.placement.choose(job, workload_of(job, source, found.models.size_scale))
         try:
-            wait_for(self._preloaded, should_stop)
-            models = self._models.result()
-            models.use_adapter(len(job.speakers))
-            models.use_memory(self._choose_memory(job, source, models.size_scale))
             with self.reading_weights():
-                models.use_loras([(lora.name, lora.scale) for lora in job.loras])
-                _ = models.transformer
+                loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
+                adapter = adapter_kind(len(job.speakers))
+                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras))
         except ParallelError:
-            self.is_broken = True
+            self.health.mark_broken()
             raise
-        mode = models.memory.describe(self.dtype)
-        return mode if self.num_gpus == 1 else f"{mode}, {self.num_gpus} GPUs"
+
+    def memory_mode(self, choice: NetworkChoice) -> str:
+        """Name of the mode that networks are in, as results give it."""
+        mode = choice.memory.describe(choice.dtype)
+        return mode if self.devices.count == 1 else f"{mode}, {self.devices.count} GPUs"
+
+    def arithmetic(self, choice: NetworkChoice) -> Arithmetic:
+        """How this worker computes with networks that are prepared by a choice."""
+        return arithmetic_of(choice, self.devices.first, self.devices.count)
 
     def check_loras(self, job: SingleJob, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
-        """Looks from their headers whether the job's LoRAs can be laid on the model; returns what the job is warned of.
+        """Looks from their headers whether the job's LoRAs can be laid on the model; returns warnings for the client.
 
         Raises:
             WorkerError: one is not there, or cannot be laid on the model.
@@ -337,10 +197,10 @@ class Engine:
             GenerationStopped: `should_stop` said so.
         """
         with naming_loras(), self.reading_weights():
-            paths = [find_lora(self._lora_dir, lora.name) for lora in job.loras]
+            paths = [find_lora(self.checkpoint.lora_folder, lora.name) for lora in job.loras]
         if not paths:
             return []
-        models = wait_for(self._models, should_stop)
+        models = self._loading.found(should_stop).models
         with self.reading_weights():
             shapes = models.transformer_shapes
         with naming_loras(), self.reading_weights():
@@ -353,25 +213,14 @@ class Engine:
             CheckpointError: the model could not be found, or its tokenizer not be loaded.
             GenerationStopped: `should_stop` said so.
         """
-        models = wait_for(self._models, should_stop)
+        models = self._loading.found(should_stop).models
         with self.reading_weights():
             return count_tokens(models.tokenizer, prompt)
 
-    def _choose_memory(self, job: SingleJob, source: MediaInfo, size_scale: float) -> MemoryPlan:
-        """What the job asks for; on a GPU, completed to the fastest mode that fits."""
-        requested = requested_memory(job)
-        if self._budget is None:
-            return requested
-        workload = workload_of(job, source, size_scale)
-        plan = choose_plan(self._budget.free_bytes, self._budget.sizes, workload, requested)
-        if job.offload_model is False and plan.persistent_parameters is not None:
-            raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
-        return plan
-
     def plan(
         self, job: SingleJob, source: Media, num_rows: int, should_stop: Callable[[], bool] = lambda: False
-    ) -> VideoPlan:
-        """What a job would take; loads nothing and computes nothing on the GPU.
+    ) -> VideoCost:
+        """The cost of a job's video; loads nothing and computes nothing on the GPU.
 
         Args:
             num_rows: of the speech, one a video frame.
@@ -382,30 +231,15 @@ class Engine:
             WorkerError: the source cannot be decoded.
             GenerationStopped: `should_stop` said so.
         """
-        models = wait_for(self._models, should_stop)
-        workload = workload_of(job, source.info, models.size_scale)
-        all_settings = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
-        num_chunks = sum(
-            count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame) for settings in all_settings
-        )
-        evaluations = num_chunks * job.sample_steps * len(make_guidance(all_settings[0]).branches)
-        seconds_per_flop = self._seconds_per_flop
-        if seconds_per_flop is None and self.is_published:
-            seconds_per_flop = 1 / (ASSUMED_FLOP_PER_S * self.num_gpus)
-        return VideoPlan(
-            width=workload.width,
-            height=workload.height,
-            num_frames=sum(settings.max_frame_num for settings in all_settings),
-            num_chunks=num_chunks,
-            evaluations=evaluations,
-            memory_mode=self._choose_memory(job, source.info, models.size_scale).describe(self.dtype),
-            seconds=None if seconds_per_flop is None else seconds_per_flop * evaluations * evaluation_flop(workload),
-            is_measured=self._seconds_per_flop is not None,
-        )
+        found = self._loading.found(should_stop)
+        workload = workload_of(job, source.info, found.models.size_scale)
+        scenes = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
+        memory_mode = found.placement.choose(job, workload).describe(self.devices.dtype)
+        return video_cost(scenes, workload, memory_mode, self._speed)
 
     def recover(self) -> None:
         """Gives back the memory that a failed job may still hold, unless the GPU answers no longer."""
-        if not self.is_broken:
+        if not self.health.is_broken:
             release_cached_memory()
 
     def generate(
@@ -442,25 +276,12 @@ class Engine:
         except DoesNotFitError:
             raise
         except torch.OutOfMemoryError as error:
-            if self._budget is None:
+            choice, job = request.networks.choice, request.job
+            workload = workload_of(job, request.source.info, request.networks.size_scale)
+            lesson = self._loading.found().placement.learn(job, workload, choice.memory, choice.dtype)
+            if lesson is None:
                 raise
-            raise self._use_less_memory(self._budget, request) from error
-
-    def _use_less_memory(self, budget: MemoryBudget, request: Request) -> DoesNotFitError:
-        """Counts with less memory from now on, the mode in use having taken too much; returns what to tell."""
-        job, models = request.job, self._models.result()
-        workload = workload_of(job, request.source.info, models.size_scale)
-        needed = estimate_bytes(models.memory, budget.sizes, workload)
-        self._budget = replace(budget, free_bytes=min(budget.free_bytes, needed - 1))
-        try:
-            plan = choose_plan(self._budget.free_bytes, budget.sizes, workload, requested_memory(job))
-        except DoesNotFitError as error:
-            return error
-        return DoesNotFitError(
-            f"the GPU's memory did not suffice in the mode {models.memory.describe(self.dtype)}: send the job again, "
-            f"this worker will run it in the mode {plan.describe(self.dtype)}",
-            fits_next_time=True,
-        )
+            raise lesson from error
 
     def _generate(
         self,
@@ -471,15 +292,12 @@ class Engine:
         chunk_state: bytes | None,
     ) -> Iterator[Chunk]:
         """As `generate`."""
-        pipeline = InfiniteTalkPipeline(self._models.result())
+        pipeline = InfiniteTalkPipeline(request.networks)
         job = request.job
-        workload = workload_of(job, request.source.info, self._models.result().size_scale)
+        workload = workload_of(job, request.source.info, request.networks.size_scale)
         scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
-        chunks_before = [0]
-        for settings in all_settings:
-            num_chunks = count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame)
-            chunks_before.append(chunks_before[-1] + num_chunks)
+        chunks_before = list(accumulate(map(number_of_chunks, all_settings), initial=0))
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -490,7 +308,7 @@ class Engine:
                 on_step(Step(before + step.chunk, chunks_before[-1], step.step, step.num_steps))
 
             chunks = pipeline(
-                source=open_source(request, scene, settings),
+                source=open_source(request.source, request.folder, scene, settings),
                 speech=[stretch_of(embeddings, scene, settings) for embeddings in request.speech],
                 prompt=job.prompt,
                 settings=settings,
@@ -502,52 +320,9 @@ class Engine:
             )
             begin = time.monotonic()
             for chunk in chunks:
-                work = max(chunk.evaluations, 1) * evaluation_flop(workload)
-                self._seconds_per_flop = (time.monotonic() - begin) / work
+                self._speed.record(time.monotonic() - begin, chunk.evaluations, workload)
                 yield chunk
                 begin = time.monotonic()
-
-    def _find_kokoro(self) -> Path:
-        if self._kokoro_dir is not None:
-            return self._kokoro_dir
-        if self._settings.model != "published":
-            return ensure_tiny_kokoro(self._settings.tiny_dir or DEFAULT_FOLDER)
-        raise CheckpointError(
-            "tts_audio needs Kokoro-82M, which is neither in KOKORO_DIR nor on the network volume nor in the image; "
-            "the worker's operator fetches it by `python -m infinitetalk.weights download`"
-        )
-
-    def _load(self, paths: CheckpointPaths | None) -> None:
-        begin = time.monotonic()
-        device = self.device
-        logger = structlog.get_logger()
-        waiting: Future[Models] | Future[None] = self._models
-        try:
-            if paths is None:
-                paths = ensure_tiny_model(self._settings.tiny_dir or DEFAULT_FOLDER)
-                paths = replace(paths, loras=self._lora_dir)
-            memory = MemoryPlan()
-            if device.type == "cuda":
-                self._budget = MemoryBudget(free_bytes(device), model_sizes(paths))
-                memory = choose_plan(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
-            models = load_models(paths, device, self.dtype, memory, self.other_devices)
-            self._models.set_result(models)
-            waiting = self._preloaded
-            models.preload()
-        except Exception as error:
-            logger.error("model.not_loaded", exc_info=error)
-            self.is_broken |= may_load_elsewhere(error)
-            waiting.set_exception(load_error(error))
-            return
-        lat_ms = round((time.monotonic() - begin) * 1000)
-        details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}
-        logger.info("model.loaded", lat_ms=lat_ms, details=details)
-        self._preloaded.set_result(None)
-
-
-def numbered(device: torch.device) -> torch.device:
-    """A device with its number, without which no process of several can make it its own."""
-    return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
 
 def what_overflows(job: SingleJob) -> str:
@@ -563,7 +338,7 @@ def what_overflows(job: SingleJob) -> str:
 
 @contextmanager
 def naming_loras() -> Iterator[None]:
-    """Around what reads a job's LoRAs: one that does not fit is the job's mistake.
+    """Wraps code that reads a job's LoRAs: one that does not fit is the job's mistake.
 
     Raises:
         WorkerError: it does not fit.
@@ -572,215 +347,3 @@ def naming_loras() -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"loras: {error}") from error
-
-
-def evaluation_flop(workload: Workload) -> float:
-    """Floating-point operations of one evaluation of the published network: its linear layers and self-attention.
-
-    2 · parameters · tokens + 4 · tokens² · width · layers; see docs/deploy.md.
-    """
-    tokens, sizes = workload.num_tokens, PUBLISHED_SIZES
-    return 2.0 * EVALUATED_PARAMETERS * tokens + 4.0 * tokens**2 * sizes.dim * sizes.num_blocks
-
-
-def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
-    """What decides the memory that a job takes beside its weights."""
-    height, width = choose_bucket(job.size, source.height, source.width, size_scale)
-    return Workload(job.frame_num, height, width)
-
-
-def warm_up_sound() -> None:
-    """Lets librosa import what it imports when first used, which takes seconds, before a job needs it."""
-    with tempfile.TemporaryDirectory(prefix="infinitetalk-") as folder:
-        file = Path(folder) / "silence.wav"
-        soundfile.write(file, np.zeros(4800, dtype=np.float32), 48_000)
-        read_waveform(file)
-
-
-def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
-    """The future's result.
-
-    Raises:
-        GenerationStopped: `should_stop` said so first.
-        Exception: what the future ended with.
-    """
-    while True:
-        try:
-            return future.result(timeout=POLL_S)
-        except TimeoutError:
-            if should_stop():
-                raise GenerationStopped from None
-
-
-def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
-    """Where the model's weights are; None for the random one, which is made where it is missing.
-
-    Raises:
-        CheckpointError: a part is neither set nor found, or a folder that is set does not exist.
-    """
-    if settings.model == "tiny":
-        return None
-    if settings.model == "talker":
-        return replace(talker_paths(), loras=settings.lora_dir, kokoro=settings.kokoro_dir)
-    return locate(settings)
-
-
-def requested_memory(job: SingleJob) -> MemoryPlan:
-    """The part of the mode that a job fixes; offload_model keeps no block of the transformer on the GPU."""
-    kept = job.num_persistent_param_in_dit
-    if kept is None and job.offload_model:
-        kept = 0
-    return MemoryPlan(quantisation=job.quant, persistent_parameters=kept, stream_text_encoder=bool(job.offload_model))
-
-
-def negative_prompt_of(job: SingleJob) -> str:
-    """The job's negative prompt, or the published default."""
-    return DEFAULT_NEGATIVE_PROMPT if job.negative_prompt is None else job.negative_prompt
-
-
-def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
-    """A job's parameters as the pipeline takes them, for one scene."""
-    return GenerationSettings(
-        size=job.size,
-        frame_num=job.frame_num,
-        max_frame_num=scene.num_frames,
-        motion_frame=job.motion_frame,
-        crossfade_frame=job.crossfade_frame,
-        num_inference_steps=job.sample_steps,
-        shift=job.shift,
-        text_guide_scale=job.sample_text_guide_scale,
-        audio_guide_scale=job.sample_audio_guide_scale,
-        use_apg=job.use_apg,
-        apg_momentum=job.apg_momentum,
-        apg_norm_threshold=job.apg_norm_threshold,
-        teacache_threshold=job.teacache_thresh if job.use_teacache else None,
-        color_correction_strength=job.color_correction_strength,
-        seed=seed,
-    )
-
-
-def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
-    """The scenes of the video: those of the source video where the job asks for them, else one.
-
-    The last one goes on to the end of the speech.
-
-    Args:
-        num_rows: of the speech, one a video frame.
-
-    Raises:
-        WorkerError: the source cannot be decoded.
-    """
-    num_frames = min(job.frame_limit, num_rows)
-    if not job.scene_seg or source.info.kind != "video":
-        return [Scene(0, num_frames)]
-    with naming("cond_video"):
-        starts = detect_scenes(source.path, num_frames)
-    ends = [*starts[1:], num_frames]
-    return [Scene(start, end - start) for start, end in zip(starts, ends, strict=True)]
-
-
-def open_source(request: Request, scene: Scene, settings: GenerationSettings) -> Source:
-    """The reference frames of a scene, whose time begins with the scene.
-
-    Raises:
-        WorkerError: the source cannot be decoded.
-    """
-    with naming("cond_video"):
-        if request.source.info.kind == "image":
-            return Picture.open(request.source.path)
-        folder = request.folder / f"frames-{scene.start:06d}"
-        folder.mkdir()
-        # A single chunk takes nothing over, and looks at the first frame alone.
-        is_single = scene.num_frames <= settings.frame_num
-        stride = settings.frame_num - (0 if is_single else settings.motion_frame)
-        return extract_frames(request.source.path, folder, stride, scene.num_frames, scene.start)
-
-
-def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationSettings) -> SpeechEmbeddings:
-    """The rows of a scene, and those after it that its last frames hear."""
-    usable = usable_rows(scene.num_frames, settings.frame_num, settings.motion_frame)
-    end = min(scene.start + usable, len(embeddings))
-    if (scene.start, end) == (0, len(embeddings)):
-        return embeddings
-    return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))
-
-
-def speaker_regions(
-    job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None, warnings: list[str]
-) -> Tensor | None:
-    """Where each speaker is, bool (speakers, height, width) of the source; None: side by side.
-
-    Args:
-        warnings: gets what a client should know of them.
-
-    Raises:
-        RegionError: a box or mask does not fit the source, or marks nothing.
-        WorkerError: a mask cannot be decoded.
-    """
-    if job.bbox is not None:
-        boxes = list(job.bbox.values())
-        check_boxes(boxes, source.height, source.width, job.bbox_order)
-        regions = box_regions(boxes, source.height, source.width, job.bbox_order)
-    elif masks is not None:
-        regions = torch.stack(
-            [read_mask(mask.path, speaker, source, warnings) for speaker, mask in zip(job.speakers, masks, strict=True)]
-        )
-    else:
-        return None
-    return regions
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """How much two speakers' regions have in common.
-
-    Attributes:
-        one, other: the speakers.
-        fraction: of the smaller region, 0 to 1.
-        is_same: whether the regions are one.
-    """
-
-    one: str
-    other: str
-    fraction: float
-    is_same: bool
-
-
-def region_overlaps(job: SingleJob, regions: Tensor | None) -> list[Overlap]:
-    """What every two of the speakers' regions, bool (speakers, height, width), have in common; None: side by side."""
-    if regions is None:
-        return []
-    return [
-        Overlap(
-            one,
-            other,
-            int((first & second).sum()) / min(int(first.sum()), int(second.sum())),
-            torch.equal(first, second),
-        )
-        for (one, first), (other, second) in itertools.combinations(zip(job.speakers, regions, strict=True), 2)
-    ]
-
-
-def read_mask(path: Path, speaker: str, source: MediaInfo, warnings: list[str]) -> Tensor:
-    """A speaker's mask, bool (height, width): where the picture is white and not transparent.
-
-    Args:
-        warnings: gets what a client should know of it.
-
-    Raises:
-        RegionError: it is not of the source's size, or white nowhere.
-        WorkerError: it cannot be decoded.
-    """
-    with naming(f"mask.{speaker}"):
-        region, notes = read_region(path)
-    if region.shape != (source.height, source.width):
-        raise RegionError(
-            f"mask.{speaker} is {region.shape[1]}x{region.shape[0]} pixels; it must have those of cond_video, "
-            f"{source.width}x{source.height}"
-        )
-    if not region.any():
-        raise RegionError(
-            f"mask.{speaker} is white nowhere (what is transparent does not count); paint the place of {speaker} white"
-        )
-    warnings += [f"mask.{speaker}: {note}" for note in notes]
-    return region
