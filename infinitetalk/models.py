@@ -228,9 +228,11 @@ class GroupTransformerLoader:
                 return self._loaded[1]
             self._loaded = None
             self._followers.command(choice)
-            transformer = self._own.load(choice)
-            check_heads(transformer.config.num_attention_heads, self._size)
-            group = self._followers.wait()
+            try:
+                transformer = self._own.load(choice)
+                check_heads(transformer.config.num_attention_heads, self._size)
+            finally:
+                group = self._followers.wait()
             leading = LeadingTransformer(transformer, group, self._followers.connections)
             self._loaded = (choice, leading)
             return leading

@@ -134,6 +134,9 @@ def test_a_process_that_fails_says_why_and_one_that_dies_is_an_error_after_which
         with pytest.raises(CheckpointError, match="block-3 is cut short"):
             others.wait()
         assert others.are_there
+        # Each process has answered: none of the answers is taken for one to the next command.
+        others.command(5)
+        others.wait()
         others.end()
         assert not multiprocessing.active_children()
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
 from infinitetalk.memory import MemoryPlan
-from infinitetalk.models import load_models
+from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.tiny import talker_paths
@@ -57,8 +58,7 @@ class Talker:
 
     def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> list[Chunk]:
         """The same on a device."""
-        models = load_models(talker_paths(), place, dtype, memory)
-        pipeline = InfiniteTalkPipeline(models)
+        pipeline = InfiniteTalkPipeline(Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory)))
         return list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
 
 
@@ -69,8 +69,7 @@ def prepare(small: bool) -> Talker:
     seconds = np.arange(3 * SAMPLING_RATE) / SAMPLING_RATE
     waveform = (0.2 * np.sin(2 * np.pi * 180 * seconds) * (np.sin(2 * np.pi * 2 * seconds) > 0)).astype(np.float32)
     settings = replace(SETTINGS, num_inference_steps=2) if small else SETTINGS
-    models = load_models(talker_paths(), torch.device("cpu"), torch.float32)
-    speech = models.speech_encoder(waveform)
+    speech = Models(talker_paths(), torch.device("cpu")).audio_encoder(waveform)
     talker = Talker(Portrait(pixels), waveform, speech, [], settings)
     talker.expected = talker.generate(torch.device("cpu"), torch.float32, MemoryPlan())
     return talker
@@ -78,7 +77,7 @@ def prepare(small: bool) -> Talker:
 
 def speech_encoder(state: Talker) -> Iterator[Figure]:
     """wav2vec2 as it runs on the device."""
-    encoder = load_models(talker_paths(), device(), torch.float32).speech_encoder
+    encoder = Models(talker_paths(), device()).audio_encoder
     found = encoder(state.waveform)
     rows = [embeddings.rows(torch.arange(len(embeddings))) for embeddings in (found, state.speech)]
     yield Figure("talker: speech embeddings against the CPU's", relative_error(*rows), "relative error")

@@ -175,8 +175,8 @@ def mixed_arithmetic(arithmetics: Sequence[str]) -> list[str]:
         parts.append(f"{chunks} made in {arithmetic}")
         first = last + 1
     return [
-        f"{', '.join(parts)}, the rest in {runs[-1][0]}: the job changed its worker, and where it did, details may "
-        "change in the video"
+        f"{', '.join(parts)}, the rest in {runs[-1][0]}: another worker went on with the job, and details may change "
+        "where it did"
     ]
 
 
