@@ -121,8 +121,8 @@ class TransformerLoader:
             loaded = self._loaded
             if loaded.adapter != choice.adapter:
                 self._read_adapter(loaded, choice)
-            if not loaded.is_placed or loaded.resident_parameters != choice.memory.persistent_parameters:
-                self._place(loaded, choice.memory.persistent_parameters)
+            if not loaded.is_placed or loaded.resident_parameters != choice.memory.resident_parameters:
+                self._place(loaded, choice.memory.resident_parameters)
             loaded.loras.apply(choice.loras, self._device)
             use_attention(loaded, choice.attention)
             return loaded.network
@@ -149,7 +149,7 @@ class TransformerLoader:
     def _read_parameters(
         self, network: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source], choice: NetworkChoice
     ) -> None:
-        is_streamed = choice.memory.persistent_parameters is not None
+        is_streamed = choice.memory.resident_parameters is not None
         device = torch.device("cpu") if is_streamed else self._device
         load_transformer_parameters(network, sources, device, choice.dtype, choice.memory.quantisation)
 

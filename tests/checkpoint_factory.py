@@ -18,7 +18,7 @@ from optimum.quanto import freeze, qfloat8, qint8, quantization_map, quantize
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from infinitetalk.memory import MemoryPlan
+from infinitetalk.memory import MemoryMode
 from infinitetalk.models import TransformerLoader
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.tiny import _tokenizer
@@ -176,7 +176,7 @@ def load_transformer(
     quantisation: Quantisation | None = None,
 ) -> InfiniteTalkTransformer3DModel:
     """A checkpoint's transformer, as a job gets it, on the CPU."""
-    choice = NetworkChoice(dtype, MemoryPlan(quantisation), adapter)
+    choice = NetworkChoice(dtype, MemoryMode(quantisation), adapter)
     return TransformerLoader(paths, torch.device("cpu")).load(choice)
 
 

@@ -18,14 +18,14 @@ from infinitetalk.memory import (
     TOKEN_CHANNEL_BYTES,
     VAE_PIXEL_BYTES,
     DoesNotFitError,
-    MemoryPlan,
+    MemoryMode,
     Workload,
-    candidate_plans,
-    choose_plan,
+    candidate_modes,
+    choose_mode,
     estimate_bytes,
     is_streamed,
     model_sizes,
-    num_persistent_blocks,
+    num_resident_blocks,
     release_cached_memory,
     stop_streaming,
     stream_blocks,
@@ -61,24 +61,24 @@ def models(paths: CheckpointPaths) -> Models:
 
 
 def choice(*memory: Any, **others: Any) -> NetworkChoice:
-    """A choice by what `MemoryPlan` takes, and by adapter, LoRAs and attention."""
+    """A choice by what `MemoryMode` takes, and by adapter, LoRAs and attention."""
     adapter = {name: others.pop(name) for name in ("adapter", "attention") if name in others}
-    return NetworkChoice(torch.float32, MemoryPlan(*memory, **others), **adapter)
+    return NetworkChoice(torch.float32, MemoryMode(*memory, **others), **adapter)
 
 
 BLOCK_PARAMETERS = sum(parameter.numel() for parameter in factory.plain_transformer().blocks[0].parameters())
 
 
 @pytest.mark.parametrize(
-    ("persistent_parameters", "streamed"),
+    ("resident_parameters", "streamed"),
     [(0, [True, True]), (BLOCK_PARAMETERS, [False, True]), (10 * BLOCK_PARAMETERS, [False, False])],
 )
 def test_streamed_blocks_compute_the_same_and_the_first_parameters_stay(
-    persistent_parameters: int, streamed: list[bool]
+    resident_parameters: int, streamed: list[bool]
 ) -> None:
     transformer = factory.plain_transformer()
     expected = factory.evaluate(transformer)
-    stream_blocks(transformer, persistent_parameters, CPU)
+    stream_blocks(transformer, resident_parameters, CPU)
     assert [is_streamed(block) for block in transformer.blocks] == streamed
     assert torch.equal(factory.evaluate(transformer), expected)
     stop_streaming(transformer)
@@ -88,14 +88,14 @@ def test_streamed_blocks_compute_the_same_and_the_first_parameters_stay(
 
 def test_parameters_kept_are_counted_in_whole_blocks() -> None:
     transformer = factory.plain_transformer()
-    assert num_persistent_blocks(transformer, BLOCK_PARAMETERS - 1) == 0
-    assert num_persistent_blocks(transformer, BLOCK_PARAMETERS) == 1
+    assert num_resident_blocks(transformer, BLOCK_PARAMETERS - 1) == 0
+    assert num_resident_blocks(transformer, BLOCK_PARAMETERS) == 1
 
 
 @pytest.mark.parametrize("quantisation", ["fp8", "int8"])
 def test_quantised_blocks_can_be_streamed(models: Models, quantisation: str) -> None:
     expected = factory.evaluate(models.transformer(choice(quantisation)))
-    streamed = models.transformer(choice(quantisation, persistent_parameters=0))
+    streamed = models.transformer(choice(quantisation, resident_parameters=0))
     assert is_streamed(streamed)
     assert torch.equal(factory.evaluate(streamed), expected)
 
@@ -117,14 +117,14 @@ def test_gguf_blocks_can_be_streamed(paths: CheckpointPaths, tmp_path: Path) -> 
     )
     models = Models(gguf, CPU)
     expected = factory.evaluate(models.transformer(choice("int8")))
-    assert torch.equal(factory.evaluate(models.transformer(choice("int8", persistent_parameters=0))), expected)
+    assert torch.equal(factory.evaluate(models.transformer(choice("int8", resident_parameters=0))), expected)
 
 
 def test_modes_and_adapters_change_from_job_to_job(models: Models) -> None:
     plain = factory.evaluate(factory.plain_transformer())
     for resident in (0, BLOCK_PARAMETERS):
-        other = factory.evaluate(models.transformer(choice(persistent_parameters=resident, adapter="multi")))
-        single = models.transformer(choice(persistent_parameters=resident))
+        other = factory.evaluate(models.transformer(choice(resident_parameters=resident, adapter="multi")))
+        single = models.transformer(choice(resident_parameters=resident))
         torch.testing.assert_close(factory.evaluate(single), plain, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(other, plain, atol=1e-3)
     del single
@@ -183,7 +183,7 @@ def test_the_arithmetic_tells_what_changes_numbers_and_nothing_else() -> None:
 
     plain = arithmetic(choice())
     assert plain == "float32 on CPU (attention: native)"
-    for same in (choice(persistent_parameters=0), choice(stream_text_encoder=True), choice(adapter="multi")):
+    for same in (choice(resident_parameters=0), choice(stream_text_encoder=True), choice(adapter="multi")):
         assert arithmetic(same) == plain
     others = [
         arithmetic(choice("int8")),
@@ -229,7 +229,7 @@ def test_sizes_come_from_the_files_headers(paths: CheckpointPaths) -> None:
 
 
 def test_modes_go_from_the_fastest_to_the_most_frugal() -> None:
-    estimates = [estimate_bytes(plan, PUBLISHED_SIZES, LARGE) for plan in candidate_plans(PUBLISHED_SIZES)]
+    estimates = [estimate_bytes(mode, PUBLISHED_SIZES, LARGE) for mode in candidate_modes(PUBLISHED_SIZES)]
     assert estimates == sorted(estimates, reverse=True)
 
 
@@ -237,7 +237,7 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     """docs/measurements/h200.json: a chunk of 81 frames at 640x640, without the text encoder and CUDA's context."""
     figures = json.loads((Path(__file__).parents[1] / "docs" / "measurements" / "h200.json").read_text())["figures"]
     measured = {figure["name"]: figure["value"] for figure in figures}
-    estimated = estimate_bytes(MemoryPlan(stream_text_encoder=True), PUBLISHED_SIZES, SMALL) / GIB
+    estimated = estimate_bytes(MemoryMode(stream_text_encoder=True), PUBLISHED_SIZES, SMALL) / GIB
     assert 1.0 <= estimated / measured["chunk of 81 frames, audio guidance: peak memory"] <= 1.1
     tokens = SMALL.num_tokens * PUBLISHED_SIZES.dim * TOKEN_CHANNEL_BYTES / GIB
     for speakers in ("1 speaker", "2 speakers"):
@@ -262,25 +262,25 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     ],
 )
 def test_auto_takes_the_fastest_mode_that_fits(free_gib: float, workload: Workload, name: str) -> None:
-    assert choose_plan(int(free_gib * GIB), PUBLISHED_SIZES, workload).name == name
+    assert choose_mode(int(free_gib * GIB), PUBLISHED_SIZES, workload).name == name
 
 
 def test_a_quantisation_or_number_of_parameters_that_is_asked_for_is_kept() -> None:
-    assert choose_plan(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryPlan("int8")).quantisation == "int8"
-    kept = choose_plan(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryPlan(persistent_parameters=10**9))
-    assert (kept.quantisation, kept.persistent_parameters) == (None, 10**9)
+    assert choose_mode(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryMode("int8")).quantisation == "int8"
+    kept = choose_mode(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryMode(resident_parameters=10**9))
+    assert (kept.quantisation, kept.resident_parameters) == (None, 10**9)
 
 
 def test_a_job_that_fits_no_mode_is_told_what_would() -> None:
     with pytest.raises(DoesNotFitError, match=r"201 frames of 1280x704 .* Use frame_num \d+ or less"):
-        choose_plan(14 * GIB, PUBLISHED_SIZES, Workload(201, 704, 1280))
+        choose_mode(14 * GIB, PUBLISHED_SIZES, Workload(201, 704, 1280))
     with pytest.raises(DoesNotFitError, match=r"Use a smaller size, or a GPU with more memory"):
-        choose_plan(2 * GIB, PUBLISHED_SIZES, LARGE)
+        choose_mode(2 * GIB, PUBLISHED_SIZES, LARGE)
     assert issubclass(DoesNotFitError, torch.OutOfMemoryError)
 
 
 def test_the_next_job_runs_after_one_that_ran_out_of_memory(models: Models) -> None:
-    streamed = choice(persistent_parameters=0)
+    streamed = choice(resident_parameters=0)
     expected = factory.evaluate(models.transformer(streamed))
 
     def run_out(*_: object) -> None:

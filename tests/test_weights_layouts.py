@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
 from infinitetalk import models as loaders
-from infinitetalk.memory import MemoryPlan
+from infinitetalk.memory import MemoryMode
 from infinitetalk.models import Models
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.tiny import _image_encoder, _speech_encoder, _text_encoder, ensure_tiny_model
@@ -231,7 +231,7 @@ def test_the_published_quantised_transformer_runs_as_quanto_made_it(
     models = Models(paths, CPU)
     assert not torch.allclose(plain["multi"], plain["single"], atol=1e-2)
     for adapter, expected in plain.items():
-        transformer = models.transformer(NetworkChoice(torch.float32, MemoryPlan(kind), adapter))
+        transformer = models.transformer(NetworkChoice(torch.float32, MemoryMode(kind), adapter))
         torch.testing.assert_close(factory.evaluate(transformer), expected, atol=1e-4, rtol=1e-4)
     wide = factory.evaluate(factory.plain_transformer())
     assert (plain["single"] - wide).norm() < 0.1 * wide.norm()

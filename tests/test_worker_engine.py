@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infinitetalk.media import MediaInfo
-from infinitetalk.memory import GIB, PUBLISHED_SIZES, DoesNotFitError, MemoryPlan, Workload
+from infinitetalk.memory import GIB, PUBLISHED_SIZES, DoesNotFitError, MemoryMode, Workload
 from infinitetalk.tiny import TALKER_FOLDER
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.checkpoint import (
@@ -97,7 +97,7 @@ def test_settings_name_the_checkpoint(published: Settings, tmp_path: Path) -> No
 def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> None:
     placement = Placement(MemoryBudget(79 * GIB, PUBLISHED_SIZES))
     taken = placement.choose(job(), SMALL)
-    assert taken == placement.choose_at_start() == MemoryPlan()
+    assert taken == placement.choose_at_start() == MemoryMode()
     lesson = placement.learn(job(), SMALL, taken, torch.bfloat16)
     assert lesson.fits_next_time
     assert placement.choose(job(), SMALL) == replace(taken, stream_text_encoder=True)
@@ -111,15 +111,15 @@ def test_where_no_mode_fits_a_job_is_told_what_would() -> None:
     roomier = Placement(MemoryBudget(30 * GIB, PUBLISHED_SIZES))
     with pytest.raises(DoesNotFitError, match="offload_model false"):
         Placement(MemoryBudget(20 * GIB, PUBLISHED_SIZES)).choose(job(offload_model=False), SMALL)
-    assert roomier.choose(job(offload_model=False), SMALL).persistent_parameters is None
+    assert roomier.choose(job(offload_model=False), SMALL).resident_parameters is None
 
 
 def test_where_memory_is_not_counted_a_job_gets_what_it_asks_for() -> None:
     placement = Placement(None)
-    assert placement.choose_at_start() == MemoryPlan()
+    assert placement.choose_at_start() == MemoryMode()
     asked = job(quant="int8", num_persistent_param_in_dit=5, offload_model=True)
-    assert placement.choose(asked, SMALL) == MemoryPlan("int8", 5, stream_text_encoder=True)
-    assert placement.learn(asked, SMALL, MemoryPlan(), torch.float32) is None
+    assert placement.choose(asked, SMALL) == MemoryMode("int8", 5, stream_text_encoder=True)
+    assert placement.learn(asked, SMALL, MemoryMode(), torch.float32) is None
 
 
 def test_devices_of_a_group_are_numbered() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
-from infinitetalk.memory import MemoryPlan
+from infinitetalk.memory import MemoryMode
 from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
 from infinitetalk.runtime.choice import NetworkChoice
@@ -56,7 +56,7 @@ class Talker:
     expected: list[Chunk]
     settings: GenerationSettings
 
-    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> list[Chunk]:
+    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryMode) -> list[Chunk]:
         """The same on a device."""
         pipeline = InfiniteTalkPipeline(Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory)))
         return list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
@@ -71,7 +71,7 @@ def prepare(small: bool) -> Talker:
     settings = replace(SETTINGS, num_inference_steps=2) if small else SETTINGS
     speech = Models(talker_paths(), torch.device("cpu")).audio_encoder(waveform)
     talker = Talker(Portrait(pixels), waveform, speech, [], settings)
-    talker.expected = talker.generate(torch.device("cpu"), torch.float32, MemoryPlan())
+    talker.expected = talker.generate(torch.device("cpu"), torch.float32, MemoryMode())
     return talker
 
 
@@ -84,7 +84,7 @@ def speech_encoder(state: Talker) -> Iterator[Figure]:
     yield Figure("talker: embedding 3 s of speech", timed(lambda: encoder(state.waveform)))
 
 
-def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryPlan) -> Iterator[Figure]:
+def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryMode) -> Iterator[Figure]:
     """Final latents and frames against the CPU's in float32."""
     chunks = state.generate(device(), dtype, memory)
     latents, frames = [], []
@@ -102,14 +102,14 @@ def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryPlan) -
 def precisions(state: Talker) -> Iterator[Figure]:
     """float32, bf16, and the modes of quantised and streamed weights."""
     narrow = torch.bfloat16
-    yield from compared(state, "float32", torch.float32, MemoryPlan())
-    yield from compared(state, "bf16", narrow, MemoryPlan())
-    yield from compared(state, "fp8 weights", narrow, MemoryPlan(quantisation="fp8"))
-    yield from compared(state, "int8 weights", narrow, MemoryPlan(quantisation="int8"))
-    streamed = MemoryPlan(persistent_parameters=0, stream_text_encoder=True)
+    yield from compared(state, "float32", torch.float32, MemoryMode())
+    yield from compared(state, "bf16", narrow, MemoryMode())
+    yield from compared(state, "fp8 weights", narrow, MemoryMode(quantisation="fp8"))
+    yield from compared(state, "int8 weights", narrow, MemoryMode(quantisation="int8"))
+    streamed = MemoryMode(resident_parameters=0, stream_text_encoder=True)
     yield from compared(state, "bf16, blocks and text encoder streamed", narrow, streamed)
     yield from compared(state, "fp8 weights, blocks streamed", narrow, replace(streamed, quantisation="fp8"))
-    yield from compared(state, "bf16, VAE in tiles", narrow, MemoryPlan(vae_tiling=True))
+    yield from compared(state, "bf16, VAE in tiles", narrow, MemoryMode(vae_tiling=True))
 
 
 GROUP = Group("talker", prepare, (Row("precisions", precisions), Row("speech", speech_encoder)))

@@ -8,13 +8,13 @@ import torch
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
 from infinitetalk.lora import Lora
-from infinitetalk.memory import MemoryPlan
+from infinitetalk.memory import MemoryMode
 from infinitetalk.weights.layouts import AdapterKind
 
 #: Name of the attention kernel that diffusers takes by itself: the environment's DIFFUSERS_ATTN_BACKEND, or "native".
 DEFAULT_ATTENTION: str = DIFFUSERS_ATTN_BACKEND
 #: Everything stays on the device, weights have 16 bits.
-DEFAULT_PLAN = MemoryPlan()
+DEFAULT_MODE = MemoryMode()
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class NetworkChoice:
     """
 
     dtype: torch.dtype
-    memory: MemoryPlan = DEFAULT_PLAN
+    memory: MemoryMode = DEFAULT_MODE
     adapter: AdapterKind = "single"
     loras: tuple[Lora, ...] = ()
     attention: str = DEFAULT_ATTENTION

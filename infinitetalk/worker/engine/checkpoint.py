@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.memory import choose_plan, model_sizes
+from infinitetalk.memory import choose_mode, model_sizes
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.fingerprint import contents_of, files_below
@@ -72,7 +72,7 @@ class Checkpoint(ABC):
         Raises:
             DoesNotFitError: none does.
         """
-        choose_plan(free_bytes, model_sizes(self.files()), SMALLEST_USUAL_WORKLOAD)
+        choose_mode(free_bytes, model_sizes(self.files()), SMALLEST_USUAL_WORKLOAD)
 
 
 class PublishedCheckpoint(Checkpoint):

@@ -9,10 +9,10 @@ import torch
 
 from infinitetalk.memory import (
     DoesNotFitError,
-    MemoryPlan,
+    MemoryMode,
     ModelSizes,
     Workload,
-    choose_plan,
+    choose_mode,
     estimate_bytes,
     free_bytes,
     model_sizes,
@@ -92,17 +92,17 @@ class Placement:
     def __init__(self, budget: MemoryBudget | None) -> None:
         self._budget = budget
 
-    def choose_at_start(self) -> MemoryPlan:
+    def choose_at_start(self) -> MemoryMode:
         """The mode that networks are loaded in while no job has come.
 
         Raises:
             DoesNotFitError: no mode fits.
         """
         if self._budget is None:
-            return MemoryPlan()
-        return choose_plan(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
+            return MemoryMode()
+        return choose_mode(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
 
-    def choose(self, job: SingleJob, workload: Workload) -> MemoryPlan:
+    def choose(self, job: SingleJob, workload: Workload) -> MemoryMode:
         """The mode that a job asks for; where memory is counted, completed to the fastest mode that fits.
 
         Raises:
@@ -111,13 +111,13 @@ class Placement:
         requested = requested_memory(job)
         if self._budget is None:
             return requested
-        plan = choose_plan(self._budget.free_bytes, self._budget.sizes, workload, requested)
-        if job.offload_model is False and plan.persistent_parameters is not None:
+        mode = choose_mode(self._budget.free_bytes, self._budget.sizes, workload, requested)
+        if job.offload_model is False and mode.resident_parameters is not None:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
-        return plan
+        return mode
 
     def learn(
-        self, job: SingleJob, workload: Workload, taken: MemoryPlan, dtype: torch.dtype
+        self, job: SingleJob, workload: Workload, taken: MemoryMode, dtype: torch.dtype
     ) -> DoesNotFitError | None:
         """Counts with less memory from now on, since a job ran out of it.
 
@@ -134,19 +134,19 @@ class Placement:
         needed = estimate_bytes(taken, sizes, workload)
         self._budget = replace(self._budget, free_bytes=min(self._budget.free_bytes, needed - 1))
         try:
-            plan = choose_plan(self._budget.free_bytes, sizes, workload, requested_memory(job))
+            mode = choose_mode(self._budget.free_bytes, sizes, workload, requested_memory(job))
         except DoesNotFitError as error:
             return error
         return DoesNotFitError(
             f"the GPU's memory did not suffice in the mode {taken.describe(dtype)}: send the job again, "
-            f"this worker will run it in the mode {plan.describe(dtype)}",
+            f"this worker will run it in the mode {mode.describe(dtype)}",
             fits_next_time=True,
         )
 
 
-def requested_memory(job: SingleJob) -> MemoryPlan:
+def requested_memory(job: SingleJob) -> MemoryMode:
     """The part of the mode that a job fixes; offload_model keeps no block of the transformer on the GPU."""
     kept = job.num_persistent_param_in_dit
     if kept is None and job.offload_model:
         kept = 0
-    return MemoryPlan(quantisation=job.quant, persistent_parameters=kept, stream_text_encoder=bool(job.offload_model))
+    return MemoryMode(quantisation=job.quant, resident_parameters=kept, stream_text_encoder=bool(job.offload_model))
