@@ -30,11 +30,11 @@ def main() -> None:
 
     # A forked ping process would inherit locks held by the thread that loads the model.
     multiprocessing.set_start_method("spawn")
-    engine = Engine(settings)
     try:
-        engine.start()
+        engine = Engine(settings)
     except CheckpointError as error:
         sys.exit(str(error))
+    engine.start()
     runner = Runner(settings, engine)
     taking.install(runner.drain, runner.is_unfit, settings.shutdown_grace_s)
     ping.install(runner.end)

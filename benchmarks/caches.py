@@ -22,8 +22,9 @@ from torch import Tensor
 
 from benchmarks.measure import as_table, machine
 from infinitetalk import sampling
-from infinitetalk.models import load_models
+from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel, InfiniteTalkTransformerBlock
@@ -102,9 +103,9 @@ def relative_error(latents: Tensor, exact: Tensor) -> float:
 
 def measure(folder: Path) -> list[tuple[str, ...]]:
     """The table's rows: cache, threshold, evaluations saved, error."""
-    models = load_models(ensure_tiny_model(folder), torch.device("cpu"), torch.float32)
-    slow_down_time(models.transformer)
-    pipeline = InfiniteTalkPipeline(models)
+    networks = Models(ensure_tiny_model(folder), torch.device("cpu")).prepare(NetworkChoice(torch.float32))
+    slow_down_time(networks.transformer)
+    pipeline = InfiniteTalkPipeline(networks)
     exact = sample(pipeline, SETTINGS)
     rows = [("none", "–", "0%", "0")]
     for threshold in TEACACHE_THRESHOLDS:
@@ -113,9 +114,9 @@ def measure(folder: Path) -> list[tuple[str, ...]]:
         rows.append(
             ("TeaCache", f"{threshold:g}", f"{saved:.0%}", f"{relative_error(chunk.latents, exact.latents):.2g}")
         )
-    blocks = len(models.transformer.blocks)
+    blocks = len(networks.transformer.blocks)
     for threshold in FIRST_BLOCK_THRESHOLDS:
-        with first_block_cache(models.transformer, threshold) as computed:
+        with first_block_cache(networks.transformer, threshold) as computed:
             chunk = sample(pipeline, SETTINGS)
         saved = 1 - len(computed) / (blocks * exact.evaluations)
         rows.append(

@@ -75,9 +75,10 @@ def load(way: str, folder: Path) -> None:
     """Loads in this process and prints seconds, peak bytes and a checksum as JSON."""
     import torch
 
+    from infinitetalk.models import TransformerLoader
+    from infinitetalk.runtime.choice import NetworkChoice
     from infinitetalk.transformer import InfiniteTalkTransformer3DModel
     from infinitetalk.weights.layouts import CheckpointPaths
-    from infinitetalk.weights.networks import load_transformer
 
     torch.set_num_threads(os.cpu_count() or 1)
     before = peak_bytes()
@@ -85,7 +86,7 @@ def load(way: str, folder: Path) -> None:
     if way == "ours":
         adapter = folder / "adapter.safetensors"
         paths = CheckpointPaths(folder / "base", adapter, adapter, folder)
-        transformer = load_transformer(paths, "single", torch.device("cpu"), torch.bfloat16)
+        transformer = TransformerLoader(paths, torch.device("cpu")).load(NetworkChoice(torch.bfloat16))
     elif way == "from_pretrained":
         transformer = InfiniteTalkTransformer3DModel.from_pretrained(folder / "whole", torch_dtype=torch.bfloat16)
     else:

@@ -13,8 +13,9 @@ from torch import Tensor
 from benchmarks.measure import Goal, Measurement
 from infinitetalk.ahead import run_ahead
 from infinitetalk.encode import PartEncoder
-from infinitetalk.models import load_models
+from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Reference
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.wav2vec2 import SpeechEmbeddings
@@ -45,7 +46,7 @@ class Watched(InfiniteTalkPipeline):
     """The pipeline, keeping when each conditioning began."""
 
     def __init__(self, pipeline: InfiniteTalkPipeline) -> None:
-        super().__init__(pipeline.models)
+        super().__init__(pipeline.networks)
         self.begun: list[float] = []
 
     def encode_reference(self, frame: Tensor, height: int, width: int, num_frames: int) -> Reference:
@@ -78,8 +79,8 @@ def generate(pipeline: Watched, source: Clip, folder: Path) -> list[float]:
 
 def measure_conditioning() -> list[Measurement]:
     """The table's rows about conditioning latents."""
-    models = load_models(ensure_tiny_model(), torch.device("cpu"), torch.float32)
-    of_picture, of_video = Watched(InfiniteTalkPipeline(models)), Watched(InfiniteTalkPipeline(models))
+    networks = Models(ensure_tiny_model(), torch.device("cpu")).prepare(NetworkChoice(torch.float32))
+    of_picture, of_video = Watched(InfiniteTalkPipeline(networks)), Watched(InfiniteTalkPipeline(networks))
     with tempfile.TemporaryDirectory() as folder:
         generate(of_picture, Clip(is_video=False), Path(folder))
         encoded = generate(of_video, Clip(is_video=True), Path(folder))

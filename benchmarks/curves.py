@@ -18,8 +18,9 @@ import torch
 from benchmarks.conditioning import Clip
 from benchmarks.evaluation import EvaluationSize, make_inputs, make_transformer
 from benchmarks.measure import machine, peak_memory_bytes, processor_seconds_of
-from infinitetalk.models import load_models
+from infinitetalk.models import Models
 from infinitetalk.pipeline import InfiniteTalkPipeline
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
@@ -119,9 +120,8 @@ def stream(pipeline: InfiniteTalkPipeline, num_frames: int) -> Callable[[], obje
 def measure() -> list[Curve]:
     """All curves."""
     transformer = make_transformer(SIZE)
-    models = load_models(ensure_tiny_model(), torch.device("cpu"), torch.float32)
-    models.size_scale = FRAME_SCALE
-    pipeline = InfiniteTalkPipeline(models)
+    networks = Models(ensure_tiny_model(), torch.device("cpu")).prepare(NetworkChoice(torch.float32))
+    pipeline = InfiniteTalkPipeline(replace(networks, size_scale=FRAME_SCALE))
     tokens = [replace(SIZE, height=height).tokens for height in HEIGHTS]
     heights = dict(zip(tokens, HEIGHTS, strict=True))
     height = HEIGHTS[1]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infinitetalk.media import Picture, read_waveform
-    from infinitetalk.models import load_models
+    from infinitetalk.models import Models
     from infinitetalk.pipeline import InfiniteTalkPipeline
+    from infinitetalk.runtime.choice import NetworkChoice
     from infinitetalk.sampling import GenerationSettings
     from infinitetalk.speech import normalise_loudness
     from infinitetalk.tiny import talker_paths
@@ -20,8 +21,9 @@ __version__ = "0.1.0"
 __all__ = [
     "GenerationSettings",
     "InfiniteTalkPipeline",
+    "Models",
+    "NetworkChoice",
     "Picture",
-    "load_models",
     "normalise_loudness",
     "read_waveform",
     "talker_paths",
@@ -30,8 +32,9 @@ __all__ = [
 _MODULES = {
     "GenerationSettings": "sampling",
     "InfiniteTalkPipeline": "pipeline",
+    "Models": "models",
+    "NetworkChoice": "runtime.choice",
     "Picture": "media",
-    "load_models": "models",
     "normalise_loudness": "speech",
     "read_waveform": "media",
     "talker_paths": "tiny",

@@ -95,11 +95,13 @@ class Followers:
             ParallelError: one has ended.
         """
         if self._waiting:
-            for process, follower in zip(self._processes, self.connections, strict=True):
-                answer = self._answer(process, follower)
+            pairs = zip(self._processes, self.connections, strict=True)
+            # All of them, lest one be taken for the answer to the next command.
+            answers = [self._answer(process, follower) for process, follower in pairs]
+            self._waiting = False
+            for answer in answers:
                 if answer != READY:
                     raise CheckpointError(answer)
-            self._waiting = False
         if self.group is None:
             self.group = join(0, len(self._devices) + 1, self._address, self._device, TIMEOUT_S)
         return self.group

@@ -8,7 +8,7 @@ would round the delta away: there it runs beside the weight, as the product of t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from torchao.utils import TorchAOBaseTensor
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.lora_files import Delta, read_lora
+from infinitetalk.lora_files import Delta, files_of, read_lora
+from infinitetalk.weights.fingerprint import contents_of
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,16 @@ def find_lora(folder: Path | None, name: str) -> Path:
     if not path.is_relative_to(root) or not path.is_file():
         raise CheckpointError(f"there is no LoRA {name!r}; there are: {', '.join(lora_names(root)) or 'none'}")
     return path
+
+
+def find_loras(folder: Path | None, wanted: Iterable[tuple[str, float]]) -> tuple[Lora, ...]:
+    """LoRAs by their names below LORA_DIR, with their scales.
+
+    Raises:
+        CheckpointError: there is no file of a name, or it is damaged.
+    """
+    found = [(find_lora(folder, name), scale) for name, scale in wanted]
+    return tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)
 
 
 def lora_names(folder: Path) -> list[str]:

@@ -56,19 +56,19 @@ class DoesNotFitError(torch.OutOfMemoryError):
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryMode:
     """A mode.
 
     Attributes:
         quantisation: of the weights of the transformer's blocks; None: 16 bits.
-        persistent_parameters: how many parameters of the blocks stay on the GPU, the first ones; the other blocks are
+        resident_parameters: how many parameters of the blocks stay on the GPU, the first ones; the other blocks are
             streamed from the CPU's memory at every use. None: all stay.
         stream_text_encoder: the text encoder's layers are streamed too, and take no memory afterwards.
         vae_tiling: the VAE works tile by tile.
     """
 
     quantisation: Quantisation | None = None
-    persistent_parameters: int | None = None
+    resident_parameters: int | None = None
     stream_text_encoder: bool = False
     vae_tiling: bool = False
 
@@ -77,12 +77,15 @@ class MemoryPlan:
         """As on a GPU: "bf16", "fp8", "int8, with 4000000000 parameters kept and the others streamed" …"""
         return self.describe(torch.bfloat16)
 
+    def precision(self, dtype: torch.dtype) -> str:
+        """The quantisation, or the name of `dtype`, which weights have that are not quantised."""
+        return self.quantisation or {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]
+
     def describe(self, dtype: torch.dtype) -> str:
         """For logs and results; `dtype` is that of the transformer's weights where they are not quantised."""
-        unquantised = {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]
-        parts: list[str] = [self.quantisation or unquantised]
-        if self.persistent_parameters is not None:
-            parts.append(f"with {self.persistent_parameters} parameters kept and the others streamed")
+        parts = [self.precision(dtype)]
+        if self.resident_parameters is not None:
+            parts.append(f"with {self.resident_parameters} parameters kept and the others streamed")
         if self.stream_text_encoder:
             parts.append("text encoder streamed")
         if self.vae_tiling:
@@ -166,50 +169,50 @@ def _num_parameters(part: Part) -> int:
     return sum(torch.Size(source.shape).numel() for source in part.sources.values())
 
 
-def estimate_bytes(plan: MemoryPlan, sizes: ModelSizes, workload: Workload) -> int:
+def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:
     """Peak GPU memory of a job, an estimate: what stays, and the greater of what sampling and the VAE need on top.
 
     Weights take 2 bytes a parameter, 1 where quantised, 4 in image encoder and VAE.
     """
-    bytes_per_weight = 2 if plan.quantisation is None else 1
-    if plan.persistent_parameters is None:
+    bytes_per_weight = 2 if mode.quantisation is None else 1
+    if mode.resident_parameters is None:
         blocks_held = sizes.blocks
     else:
         streamed = sizes.blocks // sizes.num_blocks * STREAMED_BLOCKS_HELD
-        blocks_held = min(sizes.blocks, plan.persistent_parameters + streamed)
-    text_encoder = 0 if plan.stream_text_encoder else 2 * sizes.text_encoder
+        blocks_held = min(sizes.blocks, mode.resident_parameters + streamed)
+    text_encoder = 0 if mode.stream_text_encoder else 2 * sizes.text_encoder
     weights = bytes_per_weight * blocks_held + OUTER_BYTES * sizes.outer + text_encoder
     weights += 4 * (sizes.image_encoder + sizes.vae) + sizes.lora_bytes
     sampling = workload.num_tokens * sizes.dim * TOKEN_CHANNEL_BYTES
     pixels = workload.height * workload.width
-    vae = VAE_PIXEL_BYTES * (min(pixels, VAE_TILE_PIXELS) if plan.vae_tiling else pixels)
+    vae = VAE_PIXEL_BYTES * (min(pixels, VAE_TILE_PIXELS) if mode.vae_tiling else pixels)
     video = 2 * 3 * 4 * workload.num_frames * pixels
     return weights + max(sampling, vae + video) + RESERVE_BYTES
 
 
-def candidate_plans(sizes: ModelSizes, requested: MemoryPlan | None = None) -> Iterator[MemoryPlan]:
+def candidate_modes(sizes: ModelSizes, requested: MemoryMode | None = None) -> Iterator[MemoryMode]:
     """Modes from the fastest to the most frugal. A quantisation or number of parameters that is requested stays."""
     quantisations: tuple[Quantisation | None, ...] = (None, "fp8")
     if requested is not None and requested.quantisation is not None:
         quantisations = (requested.quantisation,)
-    wanted = None if requested is None else requested.persistent_parameters
+    wanted = None if requested is None else requested.resident_parameters
     if wanted is None:
         for quantisation in quantisations:
             for stream_text_encoder in (False, True):
-                yield MemoryPlan(quantisation, None, stream_text_encoder)
+                yield MemoryMode(quantisation, None, stream_text_encoder)
         # Tiles cost seconds a chunk, streamed blocks cost some in every evaluation.
-        yield MemoryPlan(quantisations[-1], None, stream_text_encoder=True, vae_tiling=True)
+        yield MemoryMode(quantisations[-1], None, stream_text_encoder=True, vae_tiling=True)
         for kept in (3, 2, 1, 0):
-            yield MemoryPlan(quantisations[-1], sizes.blocks * kept // 4, stream_text_encoder=True, vae_tiling=True)
+            yield MemoryMode(quantisations[-1], sizes.blocks * kept // 4, stream_text_encoder=True, vae_tiling=True)
         return
     for quantisation in quantisations:
         for vae_tiling in (False, True):
-            yield MemoryPlan(quantisation, wanted, stream_text_encoder=True, vae_tiling=vae_tiling)
+            yield MemoryMode(quantisation, wanted, stream_text_encoder=True, vae_tiling=vae_tiling)
 
 
-def choose_plan(
-    free_bytes: int, sizes: ModelSizes, workload: Workload, requested: MemoryPlan | None = None
-) -> MemoryPlan:
+def choose_mode(
+    free_bytes: int, sizes: ModelSizes, workload: Workload, requested: MemoryMode | None = None
+) -> MemoryMode:
     """The fastest mode whose estimate fits.
 
     Args:
@@ -219,15 +222,15 @@ def choose_plan(
     Raises:
         DoesNotFitError: none fits.
     """
-    for plan in candidate_plans(sizes, requested):
-        if estimate_bytes(plan, sizes, workload) <= free_bytes:
-            return plan
+    for mode in candidate_modes(sizes, requested):
+        if estimate_bytes(mode, sizes, workload) <= free_bytes:
+            return mode
     raise DoesNotFitError(what_would_fit(free_bytes, sizes, workload))
 
 
 def what_would_fit(free_bytes: int, sizes: ModelSizes, workload: Workload) -> str:
     """What to change in a job that does not fit: the most frames that do at its resolution, or the memory to have."""
-    frugal = list(candidate_plans(sizes))[-1]
+    frugal = list(candidate_modes(sizes))[-1]
     needed = estimate_bytes(frugal, sizes, workload)
     message = (
         f"{workload.num_frames} frames of {workload.width}x{workload.height} need about {needed / GIB:.0f} GiB of GPU "
@@ -255,25 +258,23 @@ def release_cached_memory() -> None:
 # The modes themselves.
 
 
-def num_persistent_blocks(transformer: InfiniteTalkTransformer3DModel, persistent_parameters: int) -> int:
-    """How many of the first blocks have `persistent_parameters` parameters or fewer between them."""
+def num_resident_blocks(transformer: InfiniteTalkTransformer3DModel, resident_parameters: int) -> int:
+    """How many of the first blocks have `resident_parameters` parameters or fewer between them."""
     total = 0
     for index, block in enumerate(transformer.blocks):
         total += sum(parameter.numel() for parameter in block.parameters())
-        if total > persistent_parameters:
+        if total > resident_parameters:
             return index
     return len(transformer.blocks)
 
 
-def stream_blocks(
-    transformer: InfiniteTalkTransformer3DModel, persistent_parameters: int, device: torch.device
-) -> None:
+def stream_blocks(transformer: InfiniteTalkTransformer3DModel, resident_parameters: int, device: torch.device) -> None:
     """Keeps the first blocks on `device` and streams the others there at every use, each while the one before runs.
 
     The transformer may be anywhere; blocks that are streamed go to the CPU, in pinned memory where `device` is a GPU.
     """
     blocks = transformer.blocks
-    kept = num_persistent_blocks(transformer, persistent_parameters)
+    kept = num_resident_blocks(transformer, resident_parameters)
     # diffusers takes all blocks of a module or none: it sees the streamed ones only.
     transformer.blocks = nn.ModuleList(blocks[kept:])
     try:

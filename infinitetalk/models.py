@@ -1,4 +1,4 @@
-"""The networks of one checkpoint, each loaded when it is first needed."""
+"""The networks of one checkpoint, each loaded when it is first needed, and brought into the state that a job needs."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -8,16 +8,15 @@ from typing import Generic, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.followers import Followers
 from infinitetalk.image import ImageEncoder
-from infinitetalk.lora import Lora, LoraStack, find_lora
-from infinitetalk.lora_files import files_of
+from infinitetalk.lora import LoraStack
 from infinitetalk.memory import (
-    MemoryPlan,
     is_streamed,
     release_cached_memory,
     set_tiling,
@@ -26,18 +25,19 @@ from infinitetalk.memory import (
     stream_layers,
 )
 from infinitetalk.parallel import LeadingTransformer, check_heads
+from infinitetalk.runtime.choice import DEFAULT_ATTENTION, NetworkChoice
+from infinitetalk.runtime.networks import Networks
 from infinitetalk.text import PromptEncoder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
 from infinitetalk.weights.files import read_json
-from infinitetalk.weights.fingerprint import contents_of
-from infinitetalk.weights.layouts import AdapterKind, CheckpointPaths, adapter_kind, transformer_parts
+from infinitetalk.weights.layouts import DESCRIPTION_FILE, AdapterKind, CheckpointPaths, transformer_parts
 from infinitetalk.weights.loading import Quantisation, parameter_shapes
 from infinitetalk.weights.networks import (
     check_adapter,
     empty_transformer,
+    load_audio_encoder,
     load_image_encoder,
-    load_speech_encoder,
     load_text_encoder,
     load_tokenizer,
     load_transformer_parameters,
@@ -47,9 +47,6 @@ from infinitetalk.weights.networks import (
 from infinitetalk.weights.sources import Source
 
 PUBLISHED_NAME = "InfiniteTalk-14B"
-DESCRIPTION_FILE = "infinitetalk.json"
-#: Everything on the device, weights in 16 bits.
-DEFAULT_PLAN = MemoryPlan()
 
 T = TypeVar("T")
 
@@ -62,162 +59,113 @@ class Lazy(Generic[T]):
         self._lock = threading.Lock()
         self._made: list[T] = []
 
-    @property
-    def is_made(self) -> bool:
-        """Whether the value is there."""
-        return bool(self._made)
-
     def get(self) -> T:
-        """The value. Where making it raises, the next call tries again."""
+        """The value. If making it raises, the next call tries again."""
         with self._lock:
             if not self._made:
                 self._made.append(self._make())
             return self._made[0]
 
-    def drop(self) -> None:
-        """Forgets the value; the next call makes it anew."""
-        with self._lock:
-            self._made.clear()
 
-
-def _lazy(value: T | Lazy[T]) -> Lazy[T]:
-    return value if isinstance(value, Lazy) else Lazy(lambda: value)
-
-
-@dataclass(frozen=True)
-class TransformerChoice:
-    """What a transformer is to be.
+@dataclass
+class LoadedTransformer:
+    """A transformer in memory, and the state that it is in.
 
     Attributes:
-        adapter: for one or for several speakers.
-        loras: files and scales.
-        memory: the mode.
+        network: the transformer.
+        sources: the tensors that its parameters come from, by the parameters' names.
+        loras: the LoRAs on it.
+        dtype, quantisation: of its weights.
+        adapter: the adapter that it has; None while one is being loaded.
+        is_placed: whether its weights are where `resident_parameters` says.
+        resident_parameters: how many parameters of its blocks stay on the device; None: all.
+        attention: the attention kernel that its processors name.
     """
 
-    adapter: AdapterKind
-    loras: tuple[Lora, ...]
-    memory: MemoryPlan
+    network: InfiniteTalkTransformer3DModel
+    sources: dict[str, Source]
+    loras: LoraStack
+    dtype: torch.dtype
+    quantisation: Quantisation | None
+    adapter: AdapterKind | None
+    is_placed: bool = False
+    resident_parameters: int | None = None
+    attention: str = DEFAULT_ATTENTION
+
+    def has_weights_of(self, choice: NetworkChoice) -> bool:
+        """Whether the base model need not be read anew for a choice."""
+        return (self.dtype, self.quantisation) == (choice.dtype, choice.memory.quantisation)
 
 
 class TransformerLoader:
-    """The transformer of a checkpoint: one base model, and the adapter that the job in hand needs."""
+    """The transformer of a checkpoint: one base model, and the adapter and the LoRAs of the last choice."""
 
-    def __init__(self, paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> None:
-        self._paths, self._device, self._dtype = paths, device, dtype
-        self._memory = memory
-        self._loaded_memory = memory
-        self._adapter: AdapterKind = "single"
-        self._loras: tuple[Lora, ...] = ()
-        self._loaded = Lazy(self._load)
-        self._loaded_adapter: AdapterKind | None = "single"
-        self._sources: dict[str, Source] = {}
-        self._stack: LoraStack | None = None
+    def __init__(self, paths: CheckpointPaths, device: torch.device) -> None:
+        self._paths, self._device = paths, device
+        self._loaded: LoadedTransformer | None = None
         self._lock = threading.Lock()
 
-    def use_memory(self, memory: MemoryPlan) -> None:
-        """Chooses the mode; where weights have to be quantised otherwise, they are read anew."""
-        self._memory = memory
-
-    def use_loras(self, loras: Sequence[tuple[str, float]]) -> None:
-        """Chooses the LoRAs, files below LORA_DIR with their scales.
+    def load(self, choice: NetworkChoice) -> InfiniteTalkTransformer3DModel:
+        """The transformer in the state that a choice describes.
 
         Raises:
-            CheckpointError: there is no file of a name, or it is damaged.
-        """
-        found = [(find_lora(self._paths.loras, name), scale) for name, scale in loras]
-        self._loras = tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)
-
-    def use_adapter(self, kind: AdapterKind) -> None:
-        """Chooses the adapter; it is loaded when the transformer is next asked for."""
-        self._adapter = kind
-
-    @property
-    def choice(self) -> TransformerChoice:
-        """All that has been chosen."""
-        return TransformerChoice(self._adapter, self._loras, self._memory)
-
-    def load(self, choice: TransformerChoice) -> InfiniteTalkTransformer3DModel:
-        """The transformer of a choice.
-
-        Raises:
-            CheckpointError: it cannot be loaded.
-        """
-        self._adapter, self._loras, self._memory = choice.adapter, choice.loras, choice.memory
-        return self._get()
-
-    def get(self) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
-        """The transformer with what has been chosen.
-
-        Raises:
-            CheckpointError: it cannot be loaded.
-        """
-        return self._get()
-
-    def _get(self) -> InfiniteTalkTransformer3DModel:
-        """This process's own transformer.
-
-        Raises:
-            CheckpointError: it cannot be loaded.
+            CheckpointError: it cannot be loaded, or its attention kernel cannot be used here.
         """
         with self._lock:
-            if self._loaded_memory.quantisation != self._memory.quantisation:
+            if self._loaded is not None and not self._loaded.has_weights_of(choice):
                 # Both together would not fit: the old one goes before the new one comes.
-                self._stack = None
-                self._loaded.drop()
+                self._loaded = None
                 release_cached_memory()
-            transformer = self._loaded.get()
-            assert self._stack is not None
-            if self._loaded_adapter != self._adapter:
-                self._load_adapter(transformer, self._adapter)
-            if self._loaded_memory.persistent_parameters != self._memory.persistent_parameters:
-                self._place(transformer)
-            self._stack.apply(self._loras, self._device)
-            return transformer
+            if self._loaded is None:
+                self._loaded = self._read(choice)
+            loaded = self._loaded
+            if loaded.adapter != choice.adapter:
+                self._read_adapter(loaded, choice)
+            if not loaded.is_placed or loaded.resident_parameters != choice.memory.resident_parameters:
+                self._place(loaded, choice.memory.resident_parameters)
+            loaded.loras.apply(choice.loras, self._device)
+            use_attention(loaded, choice.attention)
+            return loaded.network
 
-    def _load(self) -> InfiniteTalkTransformer3DModel:
-        self._loaded_adapter, self._loaded_memory = self._adapter, self._memory
-        base, adapter = transformer_parts(self._paths, self._adapter, self._memory.quantisation)
-        self._sources = {**base.sources, **adapter.sources}
-        transformer = empty_transformer(self._paths, base, adapter)
-        self._load_parameters(transformer, self._sources)
-        self._stack = LoraStack(transformer, self._read_base)
-        self._place(transformer)
-        return transformer
+    def _read(self, choice: NetworkChoice) -> LoadedTransformer:
+        base, adapter = transformer_parts(self._paths, choice.adapter, choice.memory.quantisation)
+        sources = {**base.sources, **adapter.sources}
+        network = empty_transformer(self._paths, base, adapter)
+        self._read_parameters(network, sources, choice)
+        loras = LoraStack(network, partial(read_base, sources, self._device))
+        return LoadedTransformer(network, sources, loras, choice.dtype, choice.memory.quantisation, choice.adapter)
 
-    def _load_adapter(self, transformer: InfiniteTalkTransformer3DModel, kind: AdapterKind) -> None:
-        _, adapter = transformer_parts(self._paths, kind, self._loaded_memory.quantisation)
-        check_adapter(parameter_shapes(transformer), adapter)
-        assert self._stack is not None
-        self._stack.remove()
-        stop_streaming(transformer)
-        # Until it is whole, it is none: whatever ends this, the next job loads its own.
-        self._loaded_adapter = None
-        self._load_parameters(transformer, adapter.sources)
-        self._sources |= adapter.sources
-        self._loaded_adapter = kind
-        self._place(transformer)
+    def _read_adapter(self, loaded: LoadedTransformer, choice: NetworkChoice) -> None:
+        _, adapter = transformer_parts(self._paths, choice.adapter, choice.memory.quantisation)
+        check_adapter(parameter_shapes(loaded.network), adapter)
+        loaded.loras.remove()
+        stop_streaming(loaded.network)
+        # Until the adapter is whole there is none: whatever breaks this off, the next job loads its own.
+        loaded.adapter, loaded.is_placed = None, False
+        self._read_parameters(loaded.network, adapter.sources, choice)
+        loaded.sources |= adapter.sources
+        loaded.adapter = choice.adapter
 
-    def _place(self, transformer: InfiniteTalkTransformer3DModel) -> None:
-        """Puts the weights where the mode wants them."""
-        stop_streaming(transformer)
-        if self._memory.persistent_parameters is None:
-            transformer.to(self._device)
+    def _read_parameters(
+        self, network: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source], choice: NetworkChoice
+    ) -> None:
+        is_streamed = choice.memory.resident_parameters is not None
+        device = torch.device("cpu") if is_streamed else self._device
+        load_transformer_parameters(network, sources, device, choice.dtype, choice.memory.quantisation)
+
+    def _place(self, loaded: LoadedTransformer, resident_parameters: int | None) -> None:
+        """Puts the weights on the device, or on the CPU to be streamed from there."""
+        loaded.is_placed = False
+        stop_streaming(loaded.network)
+        if resident_parameters is None:
+            loaded.network.to(self._device)
         else:
-            stream_blocks(transformer, self._memory.persistent_parameters, self._device)
-        self._loaded_memory = self._memory
-
-    def _load_parameters(self, transformer: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source]) -> None:
-        streamed = self._memory.persistent_parameters is not None
-        device = torch.device("cpu") if streamed else self._device
-        load_transformer_parameters(transformer, sources, device, self._dtype, self._loaded_memory.quantisation)
-
-    def _read_base(self, name: str) -> Tensor:
-        """A parameter of plain numbers as it is without LoRAs."""
-        return self._sources[name].load(self._device, torch.float32)
+            stream_blocks(loaded.network, resident_parameters, self._device)
+        loaded.is_placed, loaded.resident_parameters = True, resident_parameters
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the transformer's parameters, from the files' headers.
+        """Shapes of the transformer's parameters, from the files' headers.
 
         Raises:
             CheckpointError: a file is missing or damaged.
@@ -226,7 +174,29 @@ class TransformerLoader:
         return {name: source.shape for part in parts for name, source in part.sources.items()}
 
 
-class GroupTransformerLoader(TransformerLoader):
+def read_base(sources: Mapping[str, Source], device: torch.device, name: str) -> Tensor:
+    """A parameter of plain numbers as it is without LoRAs."""
+    return sources[name].load(device, torch.float32)
+
+
+def use_attention(loaded: LoadedTransformer, kernel: str) -> None:
+    """Makes the transformer compute attention with a kernel of diffusers' dispatcher.
+
+    Raises:
+        CheckpointError: the kernel is unknown, or needs a package or a card that is not there.
+    """
+    # Attention between video and sound asks the dispatcher's active kernel, the other attentions their processors.
+    active, _ = _AttentionBackendRegistry.get_active_backend()
+    if (loaded.attention, active) == (kernel, kernel):
+        return
+    try:
+        loaded.network.set_attention_backend(kernel)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the attention kernel {kernel!r} cannot be used here; leave it out") from error
+    loaded.attention = kernel
+
+
+class GroupTransformerLoader:
     """As `TransformerLoader`, for several devices that make each evaluation together.
 
     Args:
@@ -234,254 +204,210 @@ class GroupTransformerLoader(TransformerLoader):
             them has been lost.
     """
 
-    def __init__(
-        self,
-        paths: CheckpointPaths,
-        device: torch.device,
-        dtype: torch.dtype,
-        memory: MemoryPlan,
-        devices: Sequence[torch.device],
-    ) -> None:
-        super().__init__(paths, device, dtype, memory)
+    def __init__(self, paths: CheckpointPaths, device: torch.device, devices: Sequence[torch.device]) -> None:
+        self._own = TransformerLoader(paths, device)
         self._size = len(devices) + 1
-        self._followers = Followers(device, devices, partial(make_loader, paths, dtype, memory))
-        self._told: TransformerChoice | None = None
-        self._leading: LeadingTransformer | None = None
-        self._group_lock = threading.Lock()
+        self._followers = Followers(device, devices, partial(make_loader, paths))
+        self._loaded: tuple[NetworkChoice, LeadingTransformer] | None = None
+        self._lock = threading.Lock()
 
-    def get(self) -> LeadingTransformer:
-        """The transformer with what has been chosen, in every process.
+    def load(self, choice: NetworkChoice) -> LeadingTransformer:
+        """The transformer in the state that a choice describes, in every process.
 
         Raises:
             CheckpointError: it cannot be loaded, or has too few heads for the group.
             ParallelError: a process ends or does not answer though it has just been started.
         """
-        with self._group_lock:
-            if not self._followers.are_there or (self._leading is not None and self._leading.is_lost):
+        with self._lock:
+            is_lost = self._loaded is not None and self._loaded[1].is_lost
+            if not self._followers.are_there or is_lost:
                 self._followers.end()
                 self._followers.start()
-                self._told, self._leading = None, None
-            is_told = self._told == self.choice
-            if not is_told:
-                self._told = None
-                self._followers.command(self.choice)
-            transformer = self._get()
-            check_heads(transformer.config.num_attention_heads, self._size)
-            group = self._followers.wait()
-            self._told = self.choice
-            if self._leading is None or not is_told:
-                self._leading = LeadingTransformer(transformer, group, self._followers.connections)
-            return self._leading
+                self._loaded = None
+            if self._loaded is not None and self._loaded[0] == choice:
+                return self._loaded[1]
+            self._loaded = None
+            self._followers.command(choice)
+            try:
+                transformer = self._own.load(choice)
+                check_heads(transformer.config.num_attention_heads, self._size)
+            finally:
+                group = self._followers.wait()
+            leading = LeadingTransformer(transformer, group, self._followers.connections)
+            self._loaded = (choice, leading)
+            return leading
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """As `TransformerLoader.shapes`."""
+        return self._own.shapes
 
 
 def make_loader(
-    paths: CheckpointPaths, dtype: torch.dtype, memory: MemoryPlan, device: torch.device
-) -> Callable[[TransformerChoice], InfiniteTalkTransformer3DModel]:
+    paths: CheckpointPaths, device: torch.device
+) -> Callable[[NetworkChoice], InfiniteTalkTransformer3DModel]:
     """What a follower loads its transformer with."""
-    return TransformerLoader(paths, device, dtype, memory).load
+    return TransformerLoader(paths, device).load
+
+
+@dataclass
+class LoadedPromptEncoder:
+    """A prompt encoder in memory, with the dtype and the quantisation that it was last asked for with."""
+
+    encoder: PromptEncoder
+    dtype: torch.dtype
+    quantisation: Quantisation | None
 
 
 class PromptEncoderLoader:
-    """The prompt encoder of a checkpoint, in the form that the mode in hand asks for: files may hold it quantised.
+    """The prompt encoder of a checkpoint; files may hold its network quantised."""
 
-    Attributes:
-        tokenizer: the encoder's, which can be had without it.
-    """
-
-    def __init__(self, paths: CheckpointPaths, device: torch.device, dtype: torch.dtype) -> None:
-        self._paths, self._device, self._dtype = paths, device, dtype
-        self._memory = DEFAULT_PLAN
-        self.tokenizer = Lazy(lambda: load_tokenizer(paths.base))
-        self._loaded = Lazy(self._load)
-        self._loaded_quantisation: Quantisation | None = None
+    def __init__(self, paths: CheckpointPaths, device: torch.device) -> None:
+        self._paths, self._device = paths, device
+        self._tokenizer = Lazy(lambda: load_tokenizer(paths.base))
+        self._loaded: LoadedPromptEncoder | None = None
         self._lock = threading.Lock()
 
     @property
-    def is_made(self) -> bool:
-        """Whether it is loaded."""
-        return self._loaded.is_made
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's tokenizer, for which its network need not be loaded.
 
-    def get(self, memory: MemoryPlan) -> PromptEncoder:
-        """The encoder as a worker that has known no other mode would have it.
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        return self._tokenizer.get()
+
+    def load(self, choice: NetworkChoice) -> PromptEncoder:
+        """The encoder in the state that a choice describes.
 
         Raises:
             CheckpointError: it cannot be loaded.
         """
         with self._lock:
-            self._memory = memory
-            if self._loaded.is_made and self._is_another_form(memory.quantisation):
-                self._loaded.drop()
+            if self._loaded is not None and not self._serves(self._loaded, choice):
+                self._loaded = None
                 # The encoder and its memory of prompts hold each other.
                 release_cached_memory()
-            encoder = self._loaded.get()
-            self._loaded_quantisation = memory.quantisation
-            return encoder
+            if self._loaded is None:
+                self._loaded = self._read(choice)
+            self._loaded.quantisation = choice.memory.quantisation
+            self._place(self._loaded.encoder, choice.memory.stream_text_encoder)
+            return self._loaded.encoder
 
-    def _is_another_form(self, quantisation: Quantisation | None) -> bool:
-        if quantisation == self._loaded_quantisation:
+    def _serves(self, loaded: LoadedPromptEncoder, choice: NetworkChoice) -> bool:
+        """Whether a choice would have the weights that are loaded."""
+        if loaded.dtype != choice.dtype:
             return False
-        forms = (text_encoder_form(self._paths, each) for each in (quantisation, self._loaded_quantisation))
-        return next(forms) != next(forms)
+        quantisation = choice.memory.quantisation
+        if loaded.quantisation == quantisation:
+            return True
+        return text_encoder_form(self._paths, loaded.quantisation) == text_encoder_form(self._paths, quantisation)
 
-    def _load(self) -> PromptEncoder:
-        place = torch.device("cpu") if self._memory.stream_text_encoder else self._device
-        text_encoder = load_text_encoder(self._paths, place, self._dtype, self._memory.quantisation)
-        return PromptEncoder(self.tokenizer.get(), text_encoder)
+    def _read(self, choice: NetworkChoice) -> LoadedPromptEncoder:
+        place = torch.device("cpu") if choice.memory.stream_text_encoder else self._device
+        quantisation = choice.memory.quantisation
+        text_encoder = load_text_encoder(self._paths, place, choice.dtype, quantisation)
+        return LoadedPromptEncoder(PromptEncoder(self.tokenizer, text_encoder), choice.dtype, quantisation)
+
+    def _place(self, encoder: PromptEncoder, streams: bool) -> None:
+        text_encoder = encoder.text_encoder
+        if streams and not is_streamed(text_encoder):
+            stream_layers(text_encoder, self._device)
+        elif not streams and is_streamed(text_encoder):
+            stop_streaming(text_encoder)
+            text_encoder.to(self._device)
 
 
 class Models:
-    """Every network that a video needs, on one device, each loaded when it is first asked for.
+    """The networks of one checkpoint, each loaded when it is first asked for.
+
+    Args:
+        paths: where the checkpoint's files are.
+        device: where the networks run.
+        other_devices: devices that make each evaluation of the transformer together with `device`, a process for each.
 
     Attributes:
         name: of the checkpoint, as results and logs give it.
         size_scale: factor on the published resolutions, 1 for the published model.
         device: where the networks run.
-        memory: the mode they run in.
+
+    Raises:
+        CheckpointError: the base model is not there, or its description is damaged.
     """
 
     def __init__(
-        self,
-        name: str,
-        size_scale: float,
-        transformer: InfiniteTalkTransformer3DModel | TransformerLoader,
-        vae: AutoencoderKLWan | Lazy[AutoencoderKLWan],
-        prompt_encoder: PromptEncoder | PromptEncoderLoader,
-        image_encoder: ImageEncoder | Lazy[ImageEncoder],
-        speech_encoder: SpeechEncoder | Lazy[SpeechEncoder],
-        device: torch.device,
-        memory: MemoryPlan = DEFAULT_PLAN,
+        self, paths: CheckpointPaths, device: torch.device, other_devices: Sequence[torch.device] = ()
     ) -> None:
-        self.name = name
-        self.memory = memory
-        self.size_scale = size_scale
+        if not paths.base.is_dir():
+            raise CheckpointError(f"there is no folder {paths.base.name}; put the base model there or set its path")
+        description_file = paths.base / DESCRIPTION_FILE
+        description = read_json(description_file) if description_file.exists() else {}
+        self.name: str = description.get("name", PUBLISHED_NAME)
+        self.size_scale: float = description.get("size_scale", 1.0)
         self.device = device
-        self._transformer = transformer
-        self._vae = _lazy(vae)
-        self._prompt_encoder = prompt_encoder
-        self._image_encoder = _lazy(image_encoder)
-        self._speech_encoder = _lazy(speech_encoder)
+        self._transformer = (
+            GroupTransformerLoader(paths, device, other_devices) if other_devices else TransformerLoader(paths, device)
+        )
+        self._prompt_encoder = PromptEncoderLoader(paths, device)
+        self._vae = Lazy(lambda: load_vae(paths.base, device))
+        self._image_encoder = Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device)))
+        self._audio_encoder = Lazy(lambda: SpeechEncoder(*load_audio_encoder(paths.wav2vec2, device)))
 
-    @property
-    def transformer(self) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
-        """The network, with the adapter last chosen."""
-        return self._transformer.get() if isinstance(self._transformer, TransformerLoader) else self._transformer
+    def prepare(self, choice: NetworkChoice) -> Networks:
+        """The networks in the state that a choice describes; those that are not there are loaded.
 
-    @property
-    def vae(self) -> AutoencoderKLWan:
-        """Frames to latents and back."""
+        They are loaded in the order in which a job needs them. Another thread may use those that are there, and waits
+        only for the one that it asks for. The networks of an earlier preparation are no longer in their state.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or does not fit.
+            ParallelError: a process of another device ends or does not answer though it has just been started.
+        """
+        return Networks(
+            audio_encoder=self.audio_encoder,
+            prompt_encoder=self.prompt_encoder(choice),
+            image_encoder=self.image_encoder,
+            vae=self.vae(choice),
+            transformer=self.transformer(choice),
+            choice=choice,
+            device=self.device,
+            size_scale=self.size_scale,
+        )
+
+    def transformer(self, choice: NetworkChoice) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
+        """The transformer alone, as `prepare` gives it, with the same errors."""
+        return self._transformer.load(choice)
+
+    def prompt_encoder(self, choice: NetworkChoice) -> PromptEncoder:
+        """The prompt encoder alone, as `prepare` gives it, with the same errors."""
+        return self._prompt_encoder.load(choice)
+
+    def vae(self, choice: NetworkChoice) -> AutoencoderKLWan:
+        """The VAE alone, as `prepare` gives it, with the same errors."""
         vae = self._vae.get()
-        set_tiling(vae, self.memory.vae_tiling)
+        set_tiling(vae, choice.memory.vae_tiling)
         return vae
 
     @property
-    def prompt_encoder(self) -> PromptEncoder:
-        """Prompts to embeddings."""
-        if isinstance(self._prompt_encoder, PromptEncoder):
-            prompt_encoder = self._prompt_encoder
-        else:
-            prompt_encoder = self._prompt_encoder.get(self.memory)
-        text_encoder = prompt_encoder.text_encoder
-        if self.memory.stream_text_encoder and not is_streamed(text_encoder):
-            stream_layers(text_encoder, self.device)
-        elif not self.memory.stream_text_encoder and is_streamed(text_encoder):
-            stop_streaming(text_encoder)
-            text_encoder.to(self.device)
-        return prompt_encoder
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Prompts to tokens; the encoder need not be loaded for it."""
-        encoder = self._prompt_encoder
-        return encoder.tokenizer if isinstance(encoder, PromptEncoder) else encoder.tokenizer.get()
-
-    @property
     def image_encoder(self) -> ImageEncoder:
-        """A reference frame to features."""
+        """A reference frame to features; the same for every choice."""
         return self._image_encoder.get()
 
     @property
-    def speech_encoder(self) -> SpeechEncoder:
-        """Speech to embeddings."""
-        return self._speech_encoder.get()
+    def audio_encoder(self) -> SpeechEncoder:
+        """Speech to embeddings; the same for every choice."""
+        return self._audio_encoder.get()
 
-    def use_adapter(self, num_speakers: int) -> None:
-        """Chooses the adapter for this many speakers; the base model stays. Returns at once: an adapter that is not
-        there yet is loaded when the transformer is next asked for."""
-        if isinstance(self._transformer, TransformerLoader):
-            self._transformer.use_adapter(adapter_kind(num_speakers))
-
-    def use_memory(self, memory: MemoryPlan) -> None:
-        """Chooses the mode that networks are in when they are next asked for."""
-        self.memory = memory
-        if isinstance(self._transformer, TransformerLoader):
-            self._transformer.use_memory(memory)
-
-    def use_loras(self, loras: Sequence[tuple[str, float]]) -> None:
-        """Chooses the LoRAs, by name and scale, that the transformer has when it is next asked for.
-
-        Raises:
-            CheckpointError: there is no file of a name.
-        """
-        if isinstance(self._transformer, TransformerLoader):
-            self._transformer.use_loras(loras)
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Prompts to tokens; the text encoder need not be loaded for it."""
+        return self._prompt_encoder.tokenizer
 
     @property
     def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the transformer's parameters, which need not be loaded for it.
+        """Shapes of the transformer's parameters, which need not be loaded for it.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        transformer = self._transformer
-        return transformer.shapes if isinstance(transformer, TransformerLoader) else parameter_shapes(transformer)
-
-    def preload(self) -> None:
-        """Loads every network, in the order in which a job needs them.
-
-        Another thread may use those that are there; it waits only for the one it asks for.
-
-        Raises:
-            CheckpointError: a file is missing or damaged, or does not fit.
-        """
-        for name in ("speech_encoder", "prompt_encoder", "image_encoder", "vae", "transformer"):
-            getattr(self, name)
-
-
-def load_models(
-    paths: CheckpointPaths,
-    device: torch.device,
-    dtype: torch.dtype,
-    memory: MemoryPlan = DEFAULT_PLAN,
-    other_devices: Sequence[torch.device] = (),
-) -> Models:
-    """A checkpoint's networks, none of which is loaded yet.
-
-    Args:
-        dtype: of the transformer and the text encoder; norms, modulation and time embedding stay float32, as do VAE,
-            image encoder and speech encoder.
-        memory: the mode. A quantisation is of the weights of the transformer's blocks, and of the text encoder's where
-            the checkpoint has them quantised.
-        other_devices: which make each evaluation of the transformer together with `device`, a process for each.
-
-    Raises:
-        CheckpointError: the base model or its description is not there.
-    """
-    if not paths.base.is_dir():
-        raise CheckpointError(f"there is no folder {paths.base.name}; put the base model there or set its path")
-    description_file = paths.base / DESCRIPTION_FILE
-    description = read_json(description_file) if description_file.exists() else {}
-
-    transformer = TransformerLoader(paths, device, dtype, memory)
-    if other_devices:
-        transformer = GroupTransformerLoader(paths, device, dtype, memory, other_devices)
-    return Models(
-        name=description.get("name", PUBLISHED_NAME),
-        size_scale=description.get("size_scale", 1.0),
-        transformer=transformer,
-        vae=Lazy(lambda: load_vae(paths.base, device)),
-        prompt_encoder=PromptEncoderLoader(paths, device, dtype),
-        image_encoder=Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device))),
-        speech_encoder=Lazy(lambda: SpeechEncoder(*load_speech_encoder(paths.wav2vec2, device))),
-        device=device,
-        memory=memory,
-    )
+        return self._transformer.shapes

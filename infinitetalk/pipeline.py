@@ -15,8 +15,8 @@ from torch import Tensor
 from infinitetalk.chunks import ChunkPlan, plan_chunks, window_rows
 from infinitetalk.color import match_color
 from infinitetalk.crossfade import cross_fade
-from infinitetalk.models import Models
 from infinitetalk.regions import default_regions, latent_regions
+from infinitetalk.runtime.networks import Networks
 from infinitetalk.sampling import ChunkConditions, GenerationSettings, chunk_noise, make_guidance, sample_chunk
 from infinitetalk.sizes import choose_bucket, resize_and_crop
 from infinitetalk.speech import VIDEO_FPS
@@ -139,8 +139,8 @@ class Reference:
 class InfiniteTalkPipeline:
     """Generates video with the networks of one checkpoint."""
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
 
     def __call__(
         self,
@@ -177,8 +177,8 @@ class InfiniteTalkPipeline:
         conditions = Conditions(
             source=source,
             speech=speech,
-            prompt_embeds=self.models.prompt_encoder(prompt),
-            negative_prompt_embeds=self.models.prompt_encoder(negative_prompt) if needs_negative else None,
+            prompt_embeds=self.networks.prompt_encoder(prompt),
+            negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt) if needs_negative else None,
             regions=regions,
         )
         return self.generate(conditions, settings, state, should_stop, on_step)
@@ -203,7 +203,7 @@ class InfiniteTalkPipeline:
         first_frame = source.frame_at(0.0)
         color_reference = self.to_pixels(first_frame, height, width)
         reference: Reference | None = None
-        motion_latents = None if state is None else state.motion_latents.to(self.models.device)
+        motion_latents = None if state is None else state.motion_latents.to(self.networks.device)
         held_frames = np.empty((0, height, width, 3), dtype=np.uint8) if state is None else state.held_frames
 
         if state is not None and len(held_frames) != plans[state.next_chunk].num_held_frames:
@@ -225,22 +225,22 @@ class InfiniteTalkPipeline:
                 image_embeds=reference.image_embeds,
                 condition=torch.cat([first_frame_mask(reference.latents), reference.latents], dim=1),
                 motion_latents=motion_latents,
-                audio_windows=torch.stack(windows).to(self.models.device),
+                audio_windows=torch.stack(windows).to(self.networks.device),
                 regions=regions,
             )
             sampled = sample_chunk(
-                self.models.transformer,
+                self.networks.transformer,
                 self.draw_noise(settings.seed, plan.index, tuple(reference.latents.shape)),
                 chunk_conditions,
                 settings,
                 should_stop,
                 partial(_report_step, on_step, plan.index + 1, len(plans), settings.num_inference_steps),
             )
-            video = decode_latents(self.models.vae, sampled.latents)
+            video = decode_latents(self.networks.vae, sampled.latents)
             video = match_color(video, color_reference, settings.color_correction_strength)
             is_last = plan.index == len(plans) - 1
             if not is_last:
-                motion_latents = encode_frames(self.models.vae, video[:, :, -settings.motion_frame :])
+                motion_latents = encode_frames(self.networks.vae, video[:, :, -settings.motion_frame :])
             new_video = video[0, :, plan.num_motion_frames :][:, : plan.num_new_frames]
             frames = join_frames(held_frames, video[0], plan)
             num_shown_frames = len(frames) - (0 if is_last else plans[plan.index + 1].num_held_frames)
@@ -262,7 +262,7 @@ class InfiniteTalkPipeline:
 
     def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
         """(height, width) in pixels of the video made from a source; `size` names the table."""
-        return choose_bucket(size, source.height, source.width, self.models.size_scale)
+        return choose_bucket(size, source.height, source.width, self.networks.size_scale)
 
     def place_speakers(self, conditions: Conditions, height: int, width: int) -> Tensor | None:
         """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker, who needs none."""
@@ -273,11 +273,11 @@ class InfiniteTalkPipeline:
         regions = conditions.regions
         if regions is None:
             regions = default_regions(num_speakers, source.height, source.width)
-        return latent_regions(regions, height, width).to(self.models.device)
+        return latent_regions(regions, height, width).to(self.networks.device)
 
     def to_pixels(self, frame: Tensor, height: int, width: int) -> Tensor:
         """uint8 (3, h, w) → float (1, 3, 1, height, width) in [-1, 1] on the model's device."""
-        pixels = resize_and_crop(frame, height, width).to(self.models.device)
+        pixels = resize_and_crop(frame, height, width).to(self.networks.device)
         return (pixels / 127.5 - 1.0)[None, :, None]
 
     def encode_reference(self, frame: Tensor, height: int, width: int, num_frames: int) -> Reference:
@@ -287,13 +287,13 @@ class InfiniteTalkPipeline:
         return Reference(
             frame=frame,
             pixels=pixels,
-            image_embeds=self.models.image_encoder(pixels[:, :, 0]),
-            latents=encode_frames(self.models.vae, torch.cat([pixels, grey], dim=2)),
+            image_embeds=self.networks.image_encoder(pixels[:, :, 0]),
+            latents=encode_frames(self.networks.vae, torch.cat([pixels, grey], dim=2)),
         )
 
     def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
         """The noise a chunk starts from, on the model's device."""
-        return chunk_noise(seed, chunk, shape).to(self.models.device)
+        return chunk_noise(seed, chunk, shape).to(self.networks.device)
 
 
 def _report_step(on_step: Callable[[Step], None], chunk: int, num_chunks: int, num_steps: int, step: int) -> None:

@@ -27,9 +27,9 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from infinitetalk.models import DESCRIPTION_FILE, CheckpointPaths
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
+from infinitetalk.weights.layouts import DESCRIPTION_FILE, CheckpointPaths
 
 NAME = "tiny-random"
 SEED = 2508

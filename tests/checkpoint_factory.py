@@ -18,9 +18,13 @@ from optimum.quanto import freeze, qfloat8, qint8, quantization_map, quantize
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from infinitetalk.memory import MemoryMode
+from infinitetalk.models import TransformerLoader
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.tiny import _tokenizer
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.weights.layouts import IMAGE_ENCODER_FILE, TEXT_ENCODER_FILE, VAE_FILE
+from infinitetalk.weights.layouts import IMAGE_ENCODER_FILE, TEXT_ENCODER_FILE, VAE_FILE, AdapterKind, CheckpointPaths
+from infinitetalk.weights.loading import Quantisation
 
 Tensors = dict[str, Tensor]
 
@@ -163,6 +167,17 @@ def diffusers_names(tensors: Tensors) -> Tensors:
     """Tensors of the original transformer under the names in diffusers; others keep theirs."""
     renamed = {original: ours for original, ours, _ in _transformer_names()}
     return {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def load_transformer(
+    paths: CheckpointPaths,
+    adapter: AdapterKind = "single",
+    dtype: torch.dtype = torch.float32,
+    quantisation: Quantisation | None = None,
+) -> InfiniteTalkTransformer3DModel:
+    """A checkpoint's transformer, as a job gets it, on the CPU."""
+    choice = NetworkChoice(dtype, MemoryMode(quantisation), adapter)
+    return TransformerLoader(paths, torch.device("cpu")).load(choice)
 
 
 def plain_transformer(tensors: Tensors | None = None) -> InfiniteTalkTransformer3DModel:
@@ -467,33 +482,3 @@ def save_pickled_wav2vec2(folder: Path, model: Any) -> None:
         state_dict[f"wav2vec2.{name.replace('parametrizations.weight.original1', 'weight_v')}"] = tensor
     state_dict |= {"quantizer.codevectors": torch.zeros(1, 4, 2), "project_hid.weight": torch.zeros(2, 2)}
     torch.save(state_dict, folder / "pytorch_model.bin")
-
-
-KOKORO_CONFIG = {
-    "n_token": 198,
-    "hidden_dim": 512,
-    "style_dim": 128,
-    "n_layer": 1,
-    "max_dur": 8,
-    "dropout": 0.0,
-    "n_mels": 80,
-    "text_encoder_kernel_size": 3,
-    "istftnet": {
-        "upsample_kernel_sizes": [20, 12],
-        "upsample_rates": [10, 6],
-        "gen_istft_hop_size": 5,
-        "gen_istft_n_fft": 20,
-        "resblock_dilation_sizes": [[1, 1, 1]],
-        "resblock_kernel_sizes": [3],
-        "upsample_initial_channel": 512,
-    },
-    "plbert": {
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 512,
-        "num_hidden_layers": 1,
-        "embedding_size": 16,
-    },
-    "vocab": {character: index + 1 for index, character in enumerate("abcdefghijklmnopqrstuvwxyz .,")},
-}

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.lora import Delta, Lora, LoraStack, find_lora
-from infinitetalk.models import load_models
+from infinitetalk.lora import Delta, Lora, LoraStack, find_lora, find_loras
+from infinitetalk.models import Models
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.weights.networks import load_transformer
 from tests import checkpoint_factory as factory
 
 CPU = torch.device("cpu")
@@ -227,7 +227,7 @@ def test_quantised_weights_keep_the_lora_beside_them(tmp_path: Path) -> None:
     stored, differences = fusionx()
     file = save(tmp_path / "fusionx.safetensors", stored)
     for quantisation in ("fp8", "int8"):
-        transformer = load_transformer(paths, "single", CPU, torch.float32, quantisation)
+        transformer = factory.load_transformer(paths, quantisation=quantisation)
         without = factory.evaluate(transformer)
         dequantised = {
             name: parameter.dequantize() if hasattr(parameter, "qdata") else parameter.clone()
@@ -252,22 +252,24 @@ def test_the_same_lora_for_every_job_takes_no_more_memory_and_leaves_by_itself(t
     stored, differences = lightx2v(64, i2v=True)
     save(loras / "lightx2v.safetensors", stored)
     paths = CheckpointPaths(base, adapters / "single" / "infinitetalk.safetensors", adapters, adapters, loras=loras)
-    models = load_models(paths, CPU, torch.float32)
-    models.use_loras([("lightx2v.safetensors", 1.0)])
-    first = factory.evaluate(models.transformer)
-    assert_fused(models.transformer, (1.0, differences))
+    models = Models(paths, CPU)
+
+    def transformer(*wanted: tuple[str, float]) -> InfiniteTalkTransformer3DModel:
+        return models.transformer(NetworkChoice(torch.float32, loras=find_loras(loras, wanted)))
+
+    style = ("lightx2v.safetensors", 1.0)
+    first = factory.evaluate(transformer(style))
+    assert_fused(transformer(style), (1.0, differences))
     gc.collect()
     tensors = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(50):
-        models.use_loras([("lightx2v.safetensors", 1.0)])
-        assert models.transformer is not None
+        transformer(style)
     gc.collect()
     assert sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()) <= tensors
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 20_000
-    assert torch.equal(factory.evaluate(models.transformer), first)
-    models.use_loras([])
-    assert_fused(models.transformer)
+    assert torch.equal(factory.evaluate(transformer(style)), first)
+    assert_fused(transformer())
 
 
 def test_loras_are_found_below_their_folder_only(tmp_path: Path) -> None:

@@ -4,30 +4,34 @@ import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from infinitetalk import models as loaders
+from infinitetalk.errors import CheckpointError
 from infinitetalk.memory import (
     GIB,
     PUBLISHED_SIZES,
     TOKEN_CHANNEL_BYTES,
     VAE_PIXEL_BYTES,
     DoesNotFitError,
-    MemoryPlan,
+    MemoryMode,
     Workload,
-    candidate_plans,
-    choose_plan,
+    candidate_modes,
+    choose_mode,
     estimate_bytes,
     is_streamed,
     model_sizes,
-    num_persistent_blocks,
+    num_resident_blocks,
     release_cached_memory,
     stop_streaming,
     stream_blocks,
 )
-from infinitetalk.models import Models, load_models
+from infinitetalk.models import Models
+from infinitetalk.runtime.choice import NetworkChoice, arithmetic_of
 from infinitetalk.vae import decode_latents
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.loading import Quantisation, quantised
@@ -53,22 +57,28 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> CheckpointPaths:
 
 @pytest.fixture
 def models(paths: CheckpointPaths) -> Models:
-    return load_models(paths, CPU, torch.float32)
+    return Models(paths, CPU)
+
+
+def choice(*memory: Any, **others: Any) -> NetworkChoice:
+    """A choice by what `MemoryMode` takes, and by adapter, LoRAs and attention."""
+    adapter = {name: others.pop(name) for name in ("adapter", "attention") if name in others}
+    return NetworkChoice(torch.float32, MemoryMode(*memory, **others), **adapter)
 
 
 BLOCK_PARAMETERS = sum(parameter.numel() for parameter in factory.plain_transformer().blocks[0].parameters())
 
 
 @pytest.mark.parametrize(
-    ("persistent_parameters", "streamed"),
+    ("resident_parameters", "streamed"),
     [(0, [True, True]), (BLOCK_PARAMETERS, [False, True]), (10 * BLOCK_PARAMETERS, [False, False])],
 )
 def test_streamed_blocks_compute_the_same_and_the_first_parameters_stay(
-    persistent_parameters: int, streamed: list[bool]
+    resident_parameters: int, streamed: list[bool]
 ) -> None:
     transformer = factory.plain_transformer()
     expected = factory.evaluate(transformer)
-    stream_blocks(transformer, persistent_parameters, CPU)
+    stream_blocks(transformer, resident_parameters, CPU)
     assert [is_streamed(block) for block in transformer.blocks] == streamed
     assert torch.equal(factory.evaluate(transformer), expected)
     stop_streaming(transformer)
@@ -78,17 +88,16 @@ def test_streamed_blocks_compute_the_same_and_the_first_parameters_stay(
 
 def test_parameters_kept_are_counted_in_whole_blocks() -> None:
     transformer = factory.plain_transformer()
-    assert num_persistent_blocks(transformer, BLOCK_PARAMETERS - 1) == 0
-    assert num_persistent_blocks(transformer, BLOCK_PARAMETERS) == 1
+    assert num_resident_blocks(transformer, BLOCK_PARAMETERS - 1) == 0
+    assert num_resident_blocks(transformer, BLOCK_PARAMETERS) == 1
 
 
 @pytest.mark.parametrize("quantisation", ["fp8", "int8"])
 def test_quantised_blocks_can_be_streamed(models: Models, quantisation: str) -> None:
-    models.use_memory(MemoryPlan(quantisation))
-    expected = factory.evaluate(models.transformer)
-    models.use_memory(MemoryPlan(quantisation, persistent_parameters=0))
-    assert is_streamed(models.transformer)
-    assert torch.equal(factory.evaluate(models.transformer), expected)
+    expected = factory.evaluate(models.transformer(choice(quantisation)))
+    streamed = models.transformer(choice(quantisation, resident_parameters=0))
+    assert is_streamed(streamed)
+    assert torch.equal(factory.evaluate(streamed), expected)
 
 
 @pytest.mark.parametrize("quantisation", ["fp8", "int8"])
@@ -106,33 +115,31 @@ def test_gguf_blocks_can_be_streamed(paths: CheckpointPaths, tmp_path: Path) -> 
     gguf = CheckpointPaths(
         paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2, transformer=tmp_path / "wan.gguf"
     )
-    models = load_models(gguf, CPU, torch.float32, MemoryPlan("int8"))
-    expected = factory.evaluate(models.transformer)
-    models.use_memory(MemoryPlan("int8", persistent_parameters=0))
-    assert torch.equal(factory.evaluate(models.transformer), expected)
+    models = Models(gguf, CPU)
+    expected = factory.evaluate(models.transformer(choice("int8")))
+    assert torch.equal(factory.evaluate(models.transformer(choice("int8", resident_parameters=0))), expected)
 
 
-def test_modes_adapters_and_loras_change_from_job_to_job(models: Models) -> None:
+def test_modes_and_adapters_change_from_job_to_job(models: Models) -> None:
     plain = factory.evaluate(factory.plain_transformer())
-    for memory in (MemoryPlan(persistent_parameters=0), MemoryPlan(persistent_parameters=BLOCK_PARAMETERS)):
-        models.use_memory(memory)
-        models.use_adapter(2)
-        other = factory.evaluate(models.transformer)
-        models.use_adapter(1)
-        torch.testing.assert_close(factory.evaluate(models.transformer), plain, atol=1e-5, rtol=1e-5)
+    for resident in (0, BLOCK_PARAMETERS):
+        other = factory.evaluate(models.transformer(choice(resident_parameters=resident, adapter="multi")))
+        single = models.transformer(choice(resident_parameters=resident))
+        torch.testing.assert_close(factory.evaluate(single), plain, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(other, plain, atol=1e-3)
-    models.use_memory(MemoryPlan("fp8"))
-    assert hasattr(models.transformer.blocks[0].attn1.to_q.weight, "qdata")
-    models.use_memory(MemoryPlan())
-    torch.testing.assert_close(factory.evaluate(models.transformer), plain, atol=1e-5, rtol=1e-5)
-    assert not is_streamed(models.transformer)
+    del single
+    assert hasattr(models.transformer(choice("fp8")).blocks[0].attn1.to_q.weight, "qdata")
+    wide = models.transformer(choice())
+    torch.testing.assert_close(factory.evaluate(wide), plain, atol=1e-5, rtol=1e-5)
+    assert not is_streamed(wide)
+    assert models.transformer(NetworkChoice(torch.bfloat16)).blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
 
 
 def test_the_old_transformer_has_gone_when_another_quantisation_is_loaded(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Together, two of 14B would not fit where one is quantised because it has to be."""
-    old = weakref.ref(models.transformer)
+    old = weakref.ref(models.transformer(choice()))
     was_there = []
     load = loaders.load_transformer_parameters
 
@@ -141,38 +148,65 @@ def test_the_old_transformer_has_gone_when_another_quantisation_is_loaded(
         load(*arguments)
 
     monkeypatch.setattr(loaders, "load_transformer_parameters", load_and_look)
-    models.use_memory(MemoryPlan("fp8"))
-    assert models.transformer is not None
+    models.transformer(choice("fp8"))
     assert was_there == [False]
 
 
 def test_a_streamed_text_encoder_and_a_tiled_vae_compute_the_same(models: Models) -> None:
     prompt, latents = "A man sings.", torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    embeddings, frames = models.prompt_encoder(prompt), decode_latents(models.vae, latents)
-    models.use_memory(MemoryPlan(stream_text_encoder=True, vae_tiling=True))
-    assert is_streamed(models.prompt_encoder.text_encoder)
-    assert models.vae.use_tiling
-    assert torch.equal(models.prompt_encoder._encode("A man sings."), embeddings)
-    torch.testing.assert_close(decode_latents(models.vae, latents), frames)
-    models.use_memory(MemoryPlan())
-    assert not is_streamed(models.prompt_encoder.text_encoder)
-    assert not models.vae.use_tiling
+    embeddings, frames = models.prompt_encoder(choice())(prompt), decode_latents(models.vae(choice()), latents)
+    frugal = choice(stream_text_encoder=True, vae_tiling=True)
+    encoder, vae = models.prompt_encoder(frugal), models.vae(frugal)
+    assert is_streamed(encoder.text_encoder)
+    assert vae.use_tiling
+    assert torch.equal(encoder._encode("A man sings."), embeddings)
+    torch.testing.assert_close(decode_latents(vae, latents), frames)
+    assert not is_streamed(models.prompt_encoder(choice()).text_encoder)
+    assert not models.vae(choice()).use_tiling
 
 
-def test_the_text_encoder_follows_the_mode_whatever_the_worker_was_loaded_in(
-    paths: CheckpointPaths, tmp_path: Path
-) -> None:
+def test_an_attention_kernel_is_in_force_once_networks_are_prepared_by_it(models: Models) -> None:
+    expected = factory.evaluate(models.transformer(choice()))
+    for kernel in ("_native_math", "native"):
+        transformer = models.transformer(choice(attention=kernel))
+        assert transformer.blocks[0].attn1.processor._attention_backend == kernel
+        active, _ = _AttentionBackendRegistry.get_active_backend()
+        assert active == kernel
+        torch.testing.assert_close(factory.evaluate(transformer), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(CheckpointError, match="attention kernel 'flash' cannot be used here"):
+        models.transformer(choice(attention="flash"))
+
+
+def test_the_arithmetic_tells_what_changes_numbers_and_nothing_else() -> None:
+    def arithmetic(chosen: NetworkChoice, num_devices: int = 1) -> str:
+        return str(arithmetic_of(chosen, CPU, num_devices))
+
+    plain = arithmetic(choice())
+    assert plain == "float32 on CPU (attention: native)"
+    for same in (choice(resident_parameters=0), choice(stream_text_encoder=True), choice(adapter="multi")):
+        assert arithmetic(same) == plain
+    others = [
+        arithmetic(choice("int8")),
+        arithmetic(choice("fp8")),
+        arithmetic(NetworkChoice(torch.bfloat16)),
+        arithmetic(choice(vae_tiling=True)),
+        arithmetic(choice(attention="_native_math")),
+        arithmetic(choice(), num_devices=2),
+    ]
+    assert len({plain, *others}) == 7
+
+
+def test_the_text_encoder_follows_the_choice_whatever_was_loaded_before(paths: CheckpointPaths, tmp_path: Path) -> None:
     tensors = factory.text_encoder_tensors()
     factory.save_quanto(tmp_path / "t5_fp8.safetensors", tmp_path / "t5_map_fp8.json", tensors, "fp8")
     paths = replace(paths, quantised=tmp_path)
-    wide, quantised = (load_models(paths, CPU, torch.float32, memory) for memory in (MemoryPlan(), MemoryPlan("fp8")))
+    wide, quantised = (Models(paths, CPU) for _ in range(2))
+    quantised.prompt_encoder(choice("fp8"))
     found = {}
-    for memory in (None, "fp8", "int8", None):
-        for models in (wide, quantised):
-            models.use_memory(MemoryPlan(memory))
-        embeddings = [models.prompt_encoder("A man sings.") for models in (wide, quantised)]
-        assert torch.equal(*embeddings), memory
-        assert torch.equal(found.setdefault(memory, embeddings[0]), embeddings[0])
+    for quantisation in (None, "fp8", "int8", None):
+        embeddings = [models.prompt_encoder(choice(quantisation))("A man sings.") for models in (wide, quantised)]
+        assert torch.equal(*embeddings), quantisation
+        assert torch.equal(found.setdefault(quantisation, embeddings[0]), embeddings[0])
     assert torch.equal(found[None], found["int8"])
     assert not torch.equal(found[None], found["fp8"])
 
@@ -185,17 +219,17 @@ def test_sizes_come_from_the_files_headers(paths: CheckpointPaths) -> None:
     transformer = factory.plain_transformer()
     assert sizes.blocks + sizes.outer == sum(parameter.numel() for parameter in transformer.parameters())
     assert (sizes.num_blocks, sizes.dim) == (factory.LAYERS, factory.DIM)
-    models = load_models(paths, CPU, torch.float32)
+    models = Models(paths, CPU)
     for count, network in (
-        (sizes.vae, models.vae),
+        (sizes.vae, models.vae(choice())),
         (sizes.image_encoder, models.image_encoder.model),
-        (sizes.text_encoder, models.prompt_encoder.text_encoder),
+        (sizes.text_encoder, models.prompt_encoder(choice()).text_encoder),
     ):
         assert count == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_modes_go_from_the_fastest_to_the_most_frugal() -> None:
-    estimates = [estimate_bytes(plan, PUBLISHED_SIZES, LARGE) for plan in candidate_plans(PUBLISHED_SIZES)]
+    estimates = [estimate_bytes(mode, PUBLISHED_SIZES, LARGE) for mode in candidate_modes(PUBLISHED_SIZES)]
     assert estimates == sorted(estimates, reverse=True)
 
 
@@ -203,7 +237,7 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     """docs/measurements/h200.json: a chunk of 81 frames at 640x640, without the text encoder and CUDA's context."""
     figures = json.loads((Path(__file__).parents[1] / "docs" / "measurements" / "h200.json").read_text())["figures"]
     measured = {figure["name"]: figure["value"] for figure in figures}
-    estimated = estimate_bytes(MemoryPlan(stream_text_encoder=True), PUBLISHED_SIZES, SMALL) / GIB
+    estimated = estimate_bytes(MemoryMode(stream_text_encoder=True), PUBLISHED_SIZES, SMALL) / GIB
     assert 1.0 <= estimated / measured["chunk of 81 frames, audio guidance: peak memory"] <= 1.1
     tokens = SMALL.num_tokens * PUBLISHED_SIZES.dim * TOKEN_CHANNEL_BYTES / GIB
     for speakers in ("1 speaker", "2 speakers"):
@@ -228,33 +262,33 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     ],
 )
 def test_auto_takes_the_fastest_mode_that_fits(free_gib: float, workload: Workload, name: str) -> None:
-    assert choose_plan(int(free_gib * GIB), PUBLISHED_SIZES, workload).name == name
+    assert choose_mode(int(free_gib * GIB), PUBLISHED_SIZES, workload).name == name
 
 
 def test_a_quantisation_or_number_of_parameters_that_is_asked_for_is_kept() -> None:
-    assert choose_plan(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryPlan("int8")).quantisation == "int8"
-    kept = choose_plan(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryPlan(persistent_parameters=10**9))
-    assert (kept.quantisation, kept.persistent_parameters) == (None, 10**9)
+    assert choose_mode(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryMode("int8")).quantisation == "int8"
+    kept = choose_mode(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryMode(resident_parameters=10**9))
+    assert (kept.quantisation, kept.resident_parameters) == (None, 10**9)
 
 
 def test_a_job_that_fits_no_mode_is_told_what_would() -> None:
     with pytest.raises(DoesNotFitError, match=r"201 frames of 1280x704 .* Use frame_num \d+ or less"):
-        choose_plan(14 * GIB, PUBLISHED_SIZES, Workload(201, 704, 1280))
+        choose_mode(14 * GIB, PUBLISHED_SIZES, Workload(201, 704, 1280))
     with pytest.raises(DoesNotFitError, match=r"Use a smaller size, or a GPU with more memory"):
-        choose_plan(2 * GIB, PUBLISHED_SIZES, LARGE)
+        choose_mode(2 * GIB, PUBLISHED_SIZES, LARGE)
     assert issubclass(DoesNotFitError, torch.OutOfMemoryError)
 
 
 def test_the_next_job_runs_after_one_that_ran_out_of_memory(models: Models) -> None:
-    models.use_memory(MemoryPlan(persistent_parameters=0))
-    expected = factory.evaluate(models.transformer)
+    streamed = choice(resident_parameters=0)
+    expected = factory.evaluate(models.transformer(streamed))
 
     def run_out(*_: object) -> None:
         raise torch.OutOfMemoryError("simulated")
 
-    hook = models.transformer.blocks[1].register_forward_pre_hook(run_out)
+    hook = models.transformer(streamed).blocks[1].register_forward_pre_hook(run_out)
     with pytest.raises(torch.OutOfMemoryError):
-        factory.evaluate(models.transformer)
+        factory.evaluate(models.transformer(streamed))
     hook.remove()
     release_cached_memory()
-    assert torch.equal(factory.evaluate(models.transformer), expected)
+    assert torch.equal(factory.evaluate(models.transformer(streamed)), expected)

@@ -15,11 +15,13 @@ from torch import Tensor
 from infinitetalk import parallel
 from infinitetalk.errors import CheckpointError
 from infinitetalk.followers import TIMEOUT_S, Followers
-from infinitetalk.models import load_models
+from infinitetalk.models import Models
 from infinitetalk.parallel import LeadingTransformer, ParallelError
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.teacache import TeaCache
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.weights.layouts import adapter_kind
 
 CPU = torch.device("cpu")
 
@@ -132,6 +134,9 @@ def test_a_process_that_fails_says_why_and_one_that_dies_is_an_error_after_which
         with pytest.raises(CheckpointError, match="block-3 is cut short"):
             others.wait()
         assert others.are_there
+        # Each process has answered: none of the answers is taken for one to the next command.
+        others.command(5)
+        others.wait()
         others.end()
         assert not multiprocessing.active_children()
 
@@ -152,16 +157,14 @@ def test_a_process_that_fails_says_why_and_one_that_dies_is_an_error_after_which
 @torch.no_grad()
 def test_a_checkpoint_is_loaded_by_every_process_as_its_job_needs_it(tmp_path: Path) -> None:
     paths = ensure_tiny_model(tmp_path)
-    alone = load_models(paths, CPU, torch.float32)
-    together = load_models(paths, CPU, torch.float32, other_devices=[CPU])
-    config = alone.transformer.config
+    alone, together = Models(paths, CPU), Models(paths, CPU, other_devices=[CPU])
+    config = alone.transformer(NetworkChoice(torch.float32)).config
     sizes = (config.text_dim, config.image_dim, config.audio_layers, config.audio_channels)
     for num_speakers in (1, 2, 1):
         case = inputs(num_speakers, 8, 8, *sizes)
-        for models in (alone, together):
-            models.use_adapter(num_speakers)
-        expected = alone.transformer(**case).sample
-        torch.testing.assert_close(together.transformer(**case).sample, expected, atol=1e-5, rtol=1e-5)
+        choice = NetworkChoice(torch.float32, adapter=adapter_kind(num_speakers))
+        expected = alone.transformer(choice)(**case).sample
+        torch.testing.assert_close(together.transformer(choice)(**case).sample, expected, atol=1e-5, rtol=1e-5)
     for follower in multiprocessing.active_children():
         follower.kill()
 

@@ -15,9 +15,11 @@ from infinitetalk.chunks import plan_chunks
 from infinitetalk.crossfade import cross_fade
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import Picture, Source, extract_frames
-from infinitetalk.models import Models, load_models
+from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, join_frames, to_frames
 from infinitetalk.regions import RegionError, default_regions
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.networks import Networks
 from infinitetalk.sampling import GenerationSettings, chunk_noise
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.vae import decode_latents, encode_frames
@@ -37,15 +39,17 @@ PROMPT = "A woman talks"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    paths = ensure_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-    models = load_models(paths, torch.device("cpu"), torch.float32)
-    models.size_scale = 0.1
-    return models
+    return Models(ensure_tiny_model(tmp_path_factory.mktemp("tiny") / "model"), torch.device("cpu"))
 
 
-@pytest.fixture(scope="module")
-def pipeline(models: Models) -> InfiniteTalkPipeline:
-    return InfiniteTalkPipeline(models)
+@pytest.fixture
+def networks(models: Models) -> Networks:
+    return models.prepare(NetworkChoice(torch.float32))
+
+
+@pytest.fixture
+def pipeline(networks: Networks) -> InfiniteTalkPipeline:
+    return InfiniteTalkPipeline(networks)
 
 
 def picture(seed: int = 0) -> Picture:
@@ -63,7 +67,8 @@ def frames(chunks: Iterator[Chunk]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def whole(pipeline: InfiniteTalkPipeline) -> list[Chunk]:
+def whole(models: Models) -> list[Chunk]:
+    pipeline = InfiniteTalkPipeline(models.prepare(NetworkChoice(torch.float32)))
     return list(pipeline(picture(), [speech(22)], PROMPT, SETTINGS))
 
 
@@ -83,12 +88,12 @@ def test_a_job_resumed_from_any_chunk_gives_the_same_frames(pipeline: InfiniteTa
             assert np.array_equal(chunk.frames, expected.frames)
 
 
-def test_the_next_chunk_goes_on_from_frames_with_the_references_colours(models: Models, whole: list[Chunk]) -> None:
+def test_the_next_chunk_goes_on_from_frames_with_the_references_colours(networks: Networks, whole: list[Chunk]) -> None:
     first = whole[0]
     assert first.state is not None
     shown = first.video[None, :, -SETTINGS.motion_frame :]
-    torch.testing.assert_close(first.state.motion_latents, encode_frames(models.vae, shown))
-    as_sampled = decode_latents(models.vae, first.latents)[:, :, -SETTINGS.motion_frame :]
+    torch.testing.assert_close(first.state.motion_latents, encode_frames(networks.vae, shown))
+    as_sampled = decode_latents(networks.vae, first.latents)[:, :, -SETTINGS.motion_frame :]
     assert (shown - as_sampled).abs().mean() > 0.01, "the colours were corrected"
 
 
@@ -138,7 +143,7 @@ def test_what_the_motion_latents_leave_out_is_shown_of_the_new_chunk() -> None:
 def test_a_frame_that_several_chunks_have_fades_through_all_of_them(pipeline: InfiniteTalkPipeline) -> None:
     settings = replace(SETTINGS, frame_num=13, motion_frame=9, crossfade_frame=9, color_correction_strength=0.0)
     cut = list(pipeline(picture(), [speech(21)], PROMPT, replace(settings, crossfade_frame=0)))
-    made = [to_frames(decode_latents(pipeline.models.vae, chunk.latents)[0]) for chunk in cut]
+    made = [to_frames(decode_latents(pipeline.networks.vae, chunk.latents)[0]) for chunk in cut]
     expected = made[0].copy()
     for chunk, of_chunk in enumerate(made[1:], start=1):
         begin = 4 * chunk
@@ -260,15 +265,12 @@ def test_a_picture_is_encoded_once_a_job(pipeline: InfiniteTalkPipeline, whole: 
 
 
 @pytest.mark.parametrize("num_speakers", [2, 3])
-def test_several_speakers_are_served_each_by_their_own_voice(
-    pipeline: InfiniteTalkPipeline, models: Models, num_speakers: int
-) -> None:
-    models.use_adapter(num_speakers)
+def test_several_speakers_are_served_each_by_their_own_voice(models: Models, num_speakers: int) -> None:
+    pipeline = InfiniteTalkPipeline(models.prepare(NetworkChoice(torch.float32, adapter="multi")))
     settings = replace(SETTINGS, max_frame_num=9, color_correction_strength=0.0)
     voices = [speech(20, seed=seed) for seed in range(num_speakers)]
     straight = frames(pipeline(picture(), voices, PROMPT, settings))
     swapped = frames(pipeline(picture(), voices[::-1], PROMPT, settings))
-    models.use_adapter(1)
     assert not np.array_equal(straight, swapped)
 
 

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from examples.espeak import Utterance, say
-from infinitetalk.models import Models, load_models
+from infinitetalk.models import Models
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.networks import Networks
 from infinitetalk.tiny import TALKER_FOLDER, paths_in, talker_paths
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.weights.layouts import CheckpointPaths
 from tools.talker import loop
 from tools.talker.data import SPEECH_FRAMES, Clip, ClipMaker
 from tools.talker.jobs import HELD_OUT_SEED
@@ -30,13 +33,18 @@ FEW = "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips
 
 
 @pytest.fixture(scope="module")
-def talker() -> Models:
-    return load_models(talker_paths(), torch.device("cpu"), torch.float32)
+def talker() -> Networks:
+    return networks_of(talker_paths())
+
+
+def networks_of(paths: CheckpointPaths) -> Networks:
+    """A checkpoint's networks on the CPU."""
+    return Models(paths, torch.device("cpu")).prepare(NetworkChoice(torch.float32))
 
 
 @pytest.fixture(scope="module")
-def maker(talker: Models) -> ClipMaker:
-    return ClipMaker(talker.vae, talker.speech_encoder, talker.image_encoder)
+def maker(talker: Networks) -> ClipMaker:
+    return ClipMaker(talker.vae, talker.audio_encoder, talker.image_encoder)
 
 
 @pytest.mark.parametrize("voice", ["en-us+f3", "en-us+m5"])
@@ -113,7 +121,7 @@ def test_a_clip_of_the_training_teaches_the_transformer(tmp_path, maker: ClipMak
 
 
 @pytest.mark.parametrize("field", ["speech", "reference", "image_embeds", "given", "weights"])
-def test_all_that_a_clip_holds_counts_in_its_loss(field: str, talker: Models, maker: ClipMaker):
+def test_all_that_a_clip_holds_counts_in_its_loss(field: str, talker: Networks, maker: ClipMaker):
     clip = maker.make(SEED, 2)
     changed = replace(clip, **{field: getattr(clip, field).roll(1, -2)})
     losses = []
@@ -133,7 +141,7 @@ def test_in_a_silent_clip_nobody_speaks(maker: ClipMaker):
     assert torch.equal(spoken.reference, silent.reference)
 
 
-def test_without_speech_the_talker_expects_closed_mouths(talker: Models, maker: ClipMaker):
+def test_without_speech_the_talker_expects_closed_mouths(talker: Networks, maker: ClipMaker):
     """Whose distance to a clip in noise, told no speech, is less where mouths are closed than where they speak."""
     losses = {}
     for is_silent in (True, False):
@@ -155,10 +163,10 @@ def train(folder: Path, output: Path, transformer_steps: int) -> str:
 def test_a_training_of_a_few_steps_writes_a_checkpoint_that_loads_and_goes_on_where_it_was(tmp_path):
     folder, output = tmp_path / "training", tmp_path / "talker"
     train(folder, output, transformer_steps=1)
-    first = load_models(paths_in(output), torch.device("cpu"), torch.float32).transformer.state_dict()
+    first = networks_of(paths_in(output)).transformer.state_dict()
     train(folder, output, transformer_steps=2)
-    models = load_models(paths_in(output), torch.device("cpu"), torch.float32)
-    assert any(not torch.equal(tensor, first[name]) for name, tensor in models.transformer.state_dict().items())
+    second = networks_of(paths_in(output))
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in second.transformer.state_dict().items())
     assert torch.load(folder / "transformer.pt")["step"] == 2
     assert torch.load(folder / "silence.pt")["step"] == 1
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from infinitetalk.models import load_models
+from infinitetalk.models import Models
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.tiny import ensure_tiny_model, make_tiny_model
+from infinitetalk.weights.layouts import adapter_kind
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -57,12 +59,12 @@ def test_it_is_made_once_when_several_ask_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("num_speakers", "other"), [(1, 2), (2, 3)])
 def test_adapters_for_one_and_for_several_differ_over_one_base(tmp_path: Path, num_speakers: int, other: int) -> None:
-    models = load_models(ensure_tiny_model(tmp_path / "model"), torch.device("cpu"), torch.float32)
-    models.use_adapter(num_speakers)
-    transformer = models.transformer
+    models = Models(ensure_tiny_model(tmp_path / "model"), torch.device("cpu"))
+    choices = [NetworkChoice(torch.float32, adapter=adapter_kind(number)) for number in (num_speakers, other)]
+    transformer = models.transformer(choices[0])
     base = transformer.blocks[0].attn1.to_q.weight
     first = transformer.audio_proj.proj1.weight.clone()
-    models.use_adapter(other)
-    assert models.transformer.blocks[0].attn1.to_q.weight is base
-    is_same = torch.equal(models.transformer.audio_proj.proj1.weight, first)
+    transformer = models.transformer(choices[1])
+    assert transformer.blocks[0].attn1.to_q.weight is base
+    is_same = torch.equal(transformer.audio_proj.proj1.weight, first)
     assert is_same == (min(num_speakers, 2) == min(other, 2))

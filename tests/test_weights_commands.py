@@ -26,7 +26,6 @@ from infinitetalk.weights.download import REPOSITORIES
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
-from infinitetalk.weights.networks import load_transformer
 from infinitetalk.weights.settings import WeightsSettings
 from tests import checkpoint_factory as factory
 
@@ -121,7 +120,7 @@ def test_convert_writes_a_diffusers_folder_in_the_order_of_use(settings: Weights
     assert parts[0] == "text encoder" and parts[-1] == "adapter multi"
     assert not list((tmp_path / "converted").rglob("*.pth"))
     for kind in ("single", "multi"):
-        loaded, plain = (load_transformer(paths, kind, CPU, torch.bfloat16) for paths in (converted, original))
+        loaded, plain = (factory.load_transformer(paths, kind, torch.bfloat16) for paths in (converted, original))
         for name, parameter in plain.named_parameters():
             assert torch.equal(loaded.get_parameter(name), parameter), name
     file = open_file(converted.base / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -141,7 +140,7 @@ def test_convert_writes_a_diffusers_folder_in_the_order_of_use(settings: Weights
 def test_convert_to_fp8_equals_quantising_while_loading(settings: WeightsSettings, tmp_path: Path) -> None:
     original = locate(settings)
     converted = convert(original, tmp_path / "converted", fp8=True)
-    loaded, plain = (load_transformer(paths, "single", CPU, torch.float32, "fp8") for paths in (converted, original))
+    loaded, plain = (factory.load_transformer(paths, quantisation="fp8") for paths in (converted, original))
     torch.testing.assert_close(factory.evaluate(loaded), factory.evaluate(plain), atol=2e-2, rtol=2e-2)
     weight = "blocks.1.ffn.net.2.weight"
     assert torch.equal(loaded.get_parameter(weight).dequantize(), plain.get_parameter(weight).dequantize())

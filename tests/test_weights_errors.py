@@ -12,13 +12,12 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.models import CheckpointPaths
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import open_file
-from infinitetalk.weights.layouts import TEXT_ENCODER_FILE, find_adapter
+from infinitetalk.weights.layouts import TEXT_ENCODER_FILE, CheckpointPaths, find_adapter
 from infinitetalk.weights.loading import parameter_shapes
 from infinitetalk.weights.names import transformer_names, vae_names
-from infinitetalk.weights.networks import load_text_encoder, load_transformer
+from infinitetalk.weights.networks import load_text_encoder
 from tests import checkpoint_factory as factory
 from tests.checkpoint_factory import Tensors
 
@@ -37,7 +36,7 @@ def paths(tmp_path: Path) -> CheckpointPaths:
 
 
 def load(paths: CheckpointPaths) -> InfiniteTalkTransformer3DModel:
-    return load_transformer(paths, "single", CPU, torch.float32)
+    return factory.load_transformer(paths)
 
 
 def without(name: str) -> Callable[[Tensors], Tensors]:
@@ -182,7 +181,7 @@ def test_a_map_of_another_quantised_file_is_refused(
     map_path.write_text(json.dumps(json.loads(map_path.read_text()) | {module: kinds}))
     paths = CheckpointPaths(paths.base, paths.base, paths.base, paths.base, quantised=quantised)
     with pytest.raises(CheckpointError, match=message):
-        load_transformer(paths, "single", CPU, torch.float32, "int8")
+        factory.load_transformer(paths, quantisation="int8")
 
 
 def test_a_quantised_weight_without_its_scale_is_named(paths: CheckpointPaths) -> None:
@@ -196,7 +195,7 @@ def test_a_quantised_weight_without_its_scale_is_named(paths: CheckpointPaths) -
     save_file(stored, file)
     paths = CheckpointPaths(paths.base, paths.base, paths.base, paths.base, quantised=quantised)
     with pytest.raises(CheckpointError, match=r"infinitetalk_single_int8.safetensors lacks .*attn1.to_out.0.weight._s"):
-        load_transformer(paths, "single", CPU, torch.float32, "int8")
+        factory.load_transformer(paths, quantisation="int8")
 
 
 # The real sizes.

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from infinitetalk.weights.fingerprint import PIECE_BYTES, WHOLE_BYTES, contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.engine.checkpoint import PublishedCheckpoint
 from tests import checkpoint_factory as factory
 
 LARGE = {f"layer.{number}.weight": torch.full((256, 1024), float(number)) for number in range(12)}
@@ -76,9 +75,7 @@ def test_a_checkpoint_trained_on_is_another_one(part: str, tmp_path: Path) -> No
     }[part]
 
     def weights(paths: CheckpointPaths) -> str:
-        engine = Engine(Settings(infinitetalk_model="published", ckpt_dir=paths.base))
-        engine._paths = paths
-        return engine.weights
+        return PublishedCheckpoint(paths).fingerprint
 
     before = weights(paths)
     assert weights(replace(paths)) == before

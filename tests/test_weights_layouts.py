@@ -1,7 +1,7 @@
 """Every published layout: loaded small, with its true names, and held against the plainest way to load the same."""
 
 import errno
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
-from infinitetalk.memory import MemoryPlan
-from infinitetalk.models import CheckpointPaths, load_models
+from infinitetalk import models as loaders
+from infinitetalk.memory import MemoryMode
+from infinitetalk.models import Models
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.tiny import _image_encoder, _speech_encoder, _text_encoder, ensure_tiny_model
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.vae import decode_latents, encode_frames
+from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.networks import (
+    load_audio_encoder,
     load_image_encoder,
-    load_kokoro,
-    load_speech_encoder,
     load_text_encoder,
-    load_transformer,
     load_transformer_parameters,
     load_vae,
 )
 from tests import checkpoint_factory as factory
 
 CPU = torch.device("cpu")
+SINGLE, MULTI = NetworkChoice(torch.float32), NetworkChoice(torch.float32, adapter="multi")
 BASE_SIZES = (
     "num_attention_heads",
     "attention_head_dim",
@@ -69,7 +71,7 @@ def adapters_of(paths: CheckpointPaths) -> Path:
 
 
 def load_float32(paths: CheckpointPaths, quantisation: str | None = None) -> InfiniteTalkTransformer3DModel:
-    return load_transformer(paths, "single", CPU, torch.float32, quantisation)
+    return factory.load_transformer(paths, quantisation=quantisation)
 
 
 def assert_same(loaded: InfiniteTalkTransformer3DModel, plain: InfiniteTalkTransformer3DModel) -> None:
@@ -99,7 +101,7 @@ def test_the_diffusers_layout_gives_what_the_plainest_loading_gives(original: Ch
 def test_norms_modulation_and_time_embedding_run_in_float32_and_the_rest_in_bfloat16(
     original: CheckpointPaths,
 ) -> None:
-    transformer = load_transformer(original, "single", CPU, torch.bfloat16)
+    transformer = factory.load_transformer(original, dtype=torch.bfloat16)
     plain = factory.plain_transformer()
     wide = ("norm2", "norm_x", "scale_shift_table", "time_embedder", "time_proj", "norm1")
     for name, parameter in transformer.named_parameters():
@@ -131,41 +133,35 @@ def test_the_published_reference_is_met_from_original_files(original: Checkpoint
 
 
 def test_the_adapter_follows_the_number_of_speakers_over_one_base_model(original: CheckpointPaths) -> None:
-    models = load_models(original, CPU, torch.float32)
-    base_weight = models.transformer.get_parameter("blocks.0.attn1.to_q.weight")
-    models.use_adapter(num_speakers=2)
+    models = Models(original, CPU)
+    base_weight = models.transformer(SINGLE).get_parameter("blocks.0.attn1.to_q.weight")
     tensors = {**factory.base_tensors(), **factory.adapter_tensors("multi")}
-    assert_same(models.transformer, factory.plain_transformer(tensors))
-    assert models.transformer.get_parameter("blocks.0.attn1.to_q.weight") is base_weight
-    models.use_adapter(num_speakers=1)
-    assert_same(models.transformer, factory.plain_transformer())
+    assert_same(models.transformer(MULTI), factory.plain_transformer(tensors))
+    assert models.transformer(MULTI).get_parameter("blocks.0.attn1.to_q.weight") is base_weight
+    assert_same(models.transformer(SINGLE), factory.plain_transformer())
 
 
 def test_an_adapter_whose_loading_is_broken_off_serves_no_job(
     original: CheckpointPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = load_models(original, CPU, torch.float32)
-    assert_same(models.transformer, factory.plain_transformer())
+    models = Models(original, CPU)
+    assert_same(models.transformer(SINGLE), factory.plain_transformer())
 
     def load_half(transformer: nn.Module, sources: dict[str, Any], *arguments: Any) -> None:
         half = dict(list(sources.items())[: len(sources) // 2])
         load_transformer_parameters(transformer, half, *arguments)
         raise OSError(errno.EIO, "Input/output error")
 
-    models.use_adapter(num_speakers=2)
     with monkeypatch.context() as patched:
         patched.setattr("infinitetalk.models.load_transformer_parameters", load_half)
         with pytest.raises(OSError):
-            _ = models.transformer
-    models.use_adapter(num_speakers=1)
-    assert_same(models.transformer, factory.plain_transformer())
+            models.transformer(MULTI)
+    assert_same(models.transformer(SINGLE), factory.plain_transformer())
 
 
 def test_a_job_for_two_loads_its_adapter_alone(original: CheckpointPaths, tmp_path: Path) -> None:
     paths = CheckpointPaths(original.base, tmp_path / "missing", original.adapter_multi, original.wav2vec2)
-    models = load_models(paths, CPU, torch.float32)
-    models.use_adapter(num_speakers=2)
-    assert factory.evaluate(models.transformer).isfinite().all()
+    assert factory.evaluate(Models(paths, CPU).transformer(MULTI)).isfinite().all()
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -232,11 +228,11 @@ def test_the_published_quantised_transformer_runs_as_quanto_made_it(
         )
         plain[adapter] = factory.evaluate(factory.plain_transformer(numbers))
     paths = paths_of(original.base, tmp_path / "no adapters are needed", quantised=quantised)
-    models = load_models(paths, CPU, torch.float32, MemoryPlan(kind))
-    torch.testing.assert_close(factory.evaluate(models.transformer), plain["single"], atol=1e-4, rtol=1e-4)
+    models = Models(paths, CPU)
     assert not torch.allclose(plain["multi"], plain["single"], atol=1e-2)
-    models.use_adapter(2)
-    torch.testing.assert_close(factory.evaluate(models.transformer), plain["multi"], atol=1e-4, rtol=1e-4)
+    for adapter, expected in plain.items():
+        transformer = models.transformer(NetworkChoice(torch.float32, MemoryMode(kind), adapter))
+        torch.testing.assert_close(factory.evaluate(transformer), expected, atol=1e-4, rtol=1e-4)
     wide = factory.evaluate(factory.plain_transformer())
     assert (plain["single"] - wide).norm() < 0.1 * wide.norm()
 
@@ -408,7 +404,7 @@ def test_the_speech_encoder_loads_from_either_file(tmp_path: Path, pickled: bool
     else:
         model.save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor(sampling_rate=16000).save_pretrained(tmp_path)
-    loaded, _ = load_speech_encoder(tmp_path, CPU)
+    loaded, _ = load_audio_encoder(tmp_path, CPU)
     waveform = torch.randn(1, 4000)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -416,50 +412,40 @@ def test_the_speech_encoder_loads_from_either_file(tmp_path: Path, pickled: bool
         )
 
 
-def test_kokoro_loads_and_names_the_tensor_that_does_not_fit(tmp_path: Path) -> None:
-    from kokoro import KModel
-
-    torch.save({}, tmp_path / "empty.pth")
-    torch.manual_seed(11)
-    plain = KModel(repo_id="hexgrad/Kokoro-82M", config=factory.KOKORO_CONFIG, model=str(tmp_path / "empty.pth")).eval()
-    state_dicts = {
-        name: {f"module.{key}": tensor for key, tensor in part.state_dict().items()}
-        for name, part in plain.named_children()
-    }
-    (tmp_path / "config.json").write_text(json.dumps(factory.KOKORO_CONFIG))
-    torch.save(state_dicts, tmp_path / "kokoro-v1_0.pth")
-    loaded = load_kokoro(tmp_path, CPU)
-    style = torch.randn(1, 256)
-    outputs = []
-    for model in (plain, loaded):
-        torch.manual_seed(0)
-        outputs.append(model("hello", style))
-    assert torch.equal(outputs[0], outputs[1])
-
-    del state_dicts["bert_encoder"]["module.bias"]
-    torch.save(state_dicts, tmp_path / "kokoro-v1_0.pth")
-    with pytest.raises(RuntimeError, match=r"kokoro-v1_0.pth lacks tensor bert_encoder.bias"):
-        load_kokoro(tmp_path, CPU)
-
-
 # All of them.
 
 
-def test_networks_load_when_first_needed_and_the_tiny_checkpoint_loads_whole(tmp_path: Path) -> None:
-    models = load_models(ensure_tiny_model(tmp_path / "tiny"), CPU, torch.float32)
-    made = {name for name, value in vars(models).items() if getattr(value, "is_made", False)}
-    assert made == set()
+def test_networks_load_when_first_needed_and_the_tiny_checkpoint_loads_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    names = ("audio_encoder", "text_encoder", "image_encoder", "vae", "transformer_parameters")
+    for name in names:
+        load = getattr(loaders, f"load_{name}")
+
+        def load_and_note(*arguments: Any, name: str = name, load: Callable[..., Any] = load) -> Any:
+            loaded.append(name)
+            return load(*arguments)
+
+        monkeypatch.setattr(loaders, f"load_{name}", load_and_note)
+    models = Models(ensure_tiny_model(tmp_path / "tiny"), CPU)
+    assert models.tokenizer is models.tokenizer
+    assert len(models.transformer_shapes) > 100
+    assert loaded == []
     assert models.image_encoder is models.image_encoder
-    assert models._image_encoder.is_made and not models._prompt_encoder.is_made
-    models.preload()
-    assert models._prompt_encoder.is_made and models._vae.is_made and models._speech_encoder.is_made
+    assert loaded == ["image_encoder"]
+    networks = models.prepare(SINGLE)
+    assert sorted(loaded) == sorted(names)
+    again = models.prepare(MULTI)
+    assert sorted(loaded) == sorted((*names, "transformer_parameters")), "the adapter alone is read"
+    assert again.transformer is networks.transformer
 
 
 def test_a_whole_original_checkpoint_makes_prompts_and_pictures(original: CheckpointPaths) -> None:
-    models = load_models(original, CPU, torch.float32)
-    assert models.prompt_encoder("A woman speaks.").shape == (1, 512, factory.TEXT_DIM)
+    models = Models(original, CPU)
+    assert models.prompt_encoder(SINGLE)("A woman speaks.").shape == (1, 512, factory.TEXT_DIM)
     assert models.image_encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 5, factory.CLIP_DIM)
-    assert models.vae.config.base_dim == 8
+    assert models.vae(SINGLE).config.base_dim == 8
 
 
 def test_a_whole_file_with_base_and_adapter_needs_no_adapter_file(original: CheckpointPaths, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from infinitetalk.errors import CheckpointError
 from infinitetalk.memory import GIB, model_sizes
 from infinitetalk.models import Models
-from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.worker.engine import Engine, MemoryBudget
+from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.policy import TIMEOUT_MARGIN_S
 from infinitetalk.worker.runner import time_limit
 from infinitetalk.worker.settings import Settings
@@ -45,12 +45,11 @@ def test_an_encoder_that_cannot_write_is_a_coded_failure(local_worker: LocalWork
 
 def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_sent_again(tmp_path: Path):
     settings = Settings(output_dir=tmp_path, infinitetalk_model="tiny")
-    engine = Engine(settings)
+    # As on a GPU that has room for everything, by the estimate.
+    engine = Engine(settings, lambda _, paths: MemoryBudget(64 * GIB, model_sizes(paths)))
     engine.start()
     worker = LocalWorker(settings, engine, tmp_path)
     assert worker.run(JOB)["memory_mode"] == "float32"
-    # As on a GPU that has room for everything, by the estimate.
-    engine._budget = MemoryBudget(64 * GIB, model_sizes(ensure_tiny_model()))
 
     def run_out() -> bool:
         if Stage.SAMPLING in worker.stages:
@@ -69,11 +68,11 @@ def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_s
 @pytest.mark.parametrize(
     "reader",
     [
-        "infinitetalk.worker.engine.load_models",
+        "infinitetalk.models.read_json",
         "infinitetalk.weights.networks.open_file",
         "infinitetalk.weights.networks.Wav2Vec2Model.from_pretrained",
         "infinitetalk.weights.networks.AutoTokenizer.from_pretrained",
-        "infinitetalk.models.Models.preload",
+        "infinitetalk.models.Models.prepare",
     ],
 )
 def test_a_model_that_could_not_be_read_is_another_workers_chance(
@@ -88,7 +87,7 @@ def test_a_model_that_could_not_be_read_is_another_workers_chance(
     error = LocalWorker(settings, engine, tmp_path).run(JOB)["error"]
     assert (error["code"], error["retryable"]) == ("E_PIPELINE_LOAD", True)
     assert "/" not in error["message"]
-    assert engine.is_broken
+    assert engine.health.is_broken
 
 
 @pytest.mark.parametrize(
@@ -108,19 +107,19 @@ def test_a_disk_that_fails_while_the_worker_serves_is_no_mistake_of_the_client(
     for_two = JOB["input"] | {"cond_audio": {name: speech_uri(0.2) for name in ("person1", "person2")}}
     error = LocalWorker(settings, engine, tmp_path).run({"id": "job-1", "input": for_two})["error"]
     assert (error["code"], error["retryable"]) == ("E_PIPELINE_LOAD", True)
-    assert engine.is_broken
+    assert engine.health.is_broken
 
 
 def test_weights_that_do_not_fit_are_no_other_workers_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(models: Models) -> None:
+    def fail(*_: object) -> None:
         raise CheckpointError("model.safetensors lacks blocks.0.weight")
 
-    monkeypatch.setattr(Models, "preload", fail)
+    monkeypatch.setattr(Models, "prepare", fail)
     engine = Engine(settings := Settings(output_dir=tmp_path, infinitetalk_model="tiny"))
     engine.start()
     error = LocalWorker(settings, engine, tmp_path).run(JOB)["error"]
     assert (error["code"], error["retryable"]) == ("E_PIPELINE_LOAD", False)
-    assert not engine.is_broken
+    assert not engine.health.is_broken
 
 
 def test_a_full_disk_fails_the_job_that_fills_it_and_no_other_unless_it_stays_full(tmp_path: Path):

@@ -95,11 +95,11 @@ def test_errors_of_the_library_keep_their_words(error, stage, code):
 
 def test_the_published_model_without_weights_stops_the_worker_naming_the_path(tmp_path):
     with pytest.raises(CheckpointError, match="CKPT_DIR is not set"):
-        Engine(Settings(infinitetalk_model="published")).start()
+        Engine(Settings(infinitetalk_model="published"))
     settings = Settings(ckpt_dir=tmp_path / "absent", infinitetalk_dir=tmp_path, wav2vec_dir=tmp_path)
     assert settings.model == "published"
     with pytest.raises(CheckpointError, match=str(tmp_path / "absent")):
-        Engine(settings).start()
+        Engine(settings)
 
 
 @pytest.mark.parametrize("stage", Stage)

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infinitetalk.models import Models
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.losses import (
     LONGEST_VIDEO,
     cut_speech,
     flat_chunks,
+    mixed_arithmetic,
     unused_fields,
 )
 from infinitetalk.worker.settings import Settings
@@ -55,14 +57,14 @@ def worker(lora_engine: Engine, tmp_path: Path) -> Iterator[LocalWorker]:
 
 def save(worker: LocalWorker, name: str, tensors: dict[str, Tensor], **metadata: str) -> list[dict[str, Any]]:
     """A LoRA in the worker's folder; returns the job's field."""
-    folder = worker.engine._lora_dir
+    folder = worker.engine.checkpoint.lora_folder
     assert folder is not None
     save_file(tensors, folder / name, metadata=metadata or None)
     return [{"name": name}]
 
 
 def shapes_of(worker: LocalWorker) -> dict[str, tuple[int, ...]]:
-    return worker.engine._models.result(timeout=60).transformer_shapes
+    return Models(worker.engine.checkpoint.files(), torch.device("cpu")).transformer_shapes
 
 
 def pair(worker: LocalWorker) -> dict[str, Tensor]:
@@ -365,3 +367,10 @@ def test_a_batchs_store_that_no_item_uses_is_told(num_own: int, worker) -> None:
         del item["output_config"]
     result = worker.run({"id": "job-1", "input": {"batch": items} | own})
     assert ["every item has its own" in warning for warning in result.get("warnings", [])] == [True] * (num_own - 1)
+
+
+def test_chunks_of_several_workers_are_told_apart_where_those_compute_differently():
+    assert mixed_arithmetic([]) == mixed_arithmetic(["int8"] * 3) == []
+    (warning,) = mixed_arithmetic(["bf16", "int8", "int8", "bf16"])
+    expected = "chunk 1 was made in bf16, chunks 2 to 3 were made in int8, the rest in bf16: another worker"
+    assert warning.startswith(expected)

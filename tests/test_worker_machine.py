@@ -18,6 +18,7 @@ import pytest
 
 from infinitetalk.media import ENDED_FROM_OUTSIDE, UNREADABLE, ffmpeg_path
 from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.engine.loading import Health
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings
 from schemas import Failure
@@ -198,7 +199,7 @@ def test_the_cause_decides_who_is_to_blame(
     )
     # Loaded by then: what is imported at first use is not of the cause.
     tiny_engine.finish_loading()
-    monkeypatch.setattr(tiny_engine, "is_broken", False)
+    monkeypatch.setattr(tiny_engine, "health", Health())
     runner = Runner(settings, tiny_engine)
     with limits_kept(), monkeypatch.context() as patch:
         cause.bring_about(patch, tmp_path)
@@ -208,7 +209,7 @@ def test_the_cause_decides_who_is_to_blame(
     assert (error.code, error.retryable) == (cause.code, cause.retryable)
     assert cause.words in error.message
     assert "/weights" not in error.message and str(tmp_path) not in error.message
-    monkeypatch.setattr(tiny_engine, "is_broken", False)
+    monkeypatch.setattr(tiny_engine, "health", Health())
     assert asyncio.run(runner({"id": "job-2", "input": small_job()}))["status"] == "success"
 
 

@@ -3,7 +3,9 @@
 import pytest
 
 from infinitetalk.memory import GIB, PUBLISHED_SIZES, Workload
-from infinitetalk.worker.engine import ASSUMED_FLOP_PER_S, Engine, MemoryBudget, evaluation_flop
+from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, evaluation_flop
+from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import step_warnings
 from infinitetalk.worker.settings import Settings
 from schemas import BatchResult, Plan, SingleJob, Stage, Success
@@ -84,9 +86,8 @@ def test_items_of_a_batch_are_planned_one_by_one(local_worker: LocalWorker):
 
 def test_a_plan_that_does_not_fit_is_told_what_would(tmp_path):
     settings = Settings(output_dir=tmp_path, infinitetalk_model="tiny")
-    engine = Engine(settings)
+    engine = Engine(settings, lambda *_: MemoryBudget(1 * GIB, PUBLISHED_SIZES))
     engine.start()
-    engine._budget = MemoryBudget(1 * GIB, PUBLISHED_SIZES)
     error = LocalWorker(settings, engine, tmp_path).run({"id": "job-1", "input": small_job(dry_run=True)})["error"]
     assert error["code"] == "E_OOM"
     assert "GPU with more memory" in error["message"]

@@ -23,13 +23,15 @@ from structlog import get_logger
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
+from infinitetalk.memory import GIB, PUBLISHED_SIZES
 from infinitetalk.worker import job as worker_job
 from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import run_job
-from infinitetalk.worker.resume import Part, Rendering, TaskState, VolumeFiles, part_file
+from infinitetalk.worker.resume import Part, Rendering, TaskState, VolumeFiles, part_file, request_fingerprint
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings
-from schemas import Stage, Success
+from schemas import SingleJob, Stage, Success
 from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tests.queue_server import LocalQueue
@@ -297,6 +299,50 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
     assert first_chunk_and_last(local_worker) == (1, 2)
 
 
+def worker_with(free_gib: float, tmp_path: Path) -> LocalWorker:
+    """A worker as on a GPU of so much memory, by the published model's sizes."""
+    settings = Settings(output_dir=tmp_path, volume_dir=tmp_path, infinitetalk_model="tiny")
+    engine = Engine(settings, lambda *_: MemoryBudget(int(free_gib * GIB), PUBLISHED_SIZES))
+    engine.start()
+    engine.finish_loading()
+    return LocalWorker(settings, engine, tmp_path)
+
+
+def test_a_worker_that_computes_otherwise_goes_on_and_says_so_and_one_that_places_otherwise_does_not(
+    tiny_engine, tmp_path
+):
+    # transformers loads one model at a time in a process.
+    tiny_engine.finish_loading()
+    wide, narrow, frugal = (worker_with(free_gib, tmp_path) for free_gib in (79, 40, 30))
+    whole = narrow.run(job("whole"))
+    assert (whole["memory_mode"], whole["warnings"]) == ("fp8", [])
+
+    interrupt(wide, job(), 2)
+    mixed = narrow.run(job())
+    assert first_chunk_and_last(narrow) == (3, NUM_CHUNKS)
+    assert mixed["evaluations"] == whole["evaluations"]
+    assert mixed["warnings"] == [
+        "chunks 1 to 2 were made in float32 on CPU (attention: native), the rest in fp8 on CPU (attention: native): "
+        "another worker went on with the job, and details may change where it did"
+    ]
+    assert not np.array_equal(frames_of(narrow, "job-1"), frames_of(narrow, "whole"))
+
+    interrupt(narrow, job("job-2"), 1)
+    moved = frugal.run(job("job-2"))
+    assert first_chunk_and_last(frugal) == (2, NUM_CHUNKS)
+    assert (moved["memory_mode"], moved["warnings"]) == ("fp8, text encoder streamed", [])
+    assert np.array_equal(frames_of(frugal, "job-2"), frames_of(frugal, "whole"))
+
+
+def test_of_a_jobs_parameters_those_that_change_no_number_are_no_part_of_its_fingerprint():
+    def fingerprint(**changes: Any) -> str:
+        return request_fingerprint("job-1", SingleJob.model_validate(streaming_job(**changes)), "weights", {})
+
+    assert fingerprint(num_persistent_param_in_dit=5) == fingerprint(offload_model=True) == fingerprint()
+    changes = [{"quant": "int8"}, {"sample_steps": 13}, {"base_seed": 1}, {"loras": [{"name": "style"}]}]
+    assert len({fingerprint(), *(fingerprint(**change) for change in changes)}) == 5
+
+
 def test_nothing_is_kept_where_it_is_turned_off(local_worker):
     local_worker.settings = local_worker.settings.model_copy(update={"resume": False})
     interrupt(local_worker, job(**SHORT), 1)
@@ -432,13 +478,13 @@ def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_
         return TaskState(files, "job-1", "request", 3600, b"secret", 1_000_000, get_logger())
 
     lost = holder()
-    made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0)], b"state 1")
+    made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0, "float32")], b"state 1")
     lost.save_rendering(made, "fingerprint")
     # Both go on from what the lost one has made.
     first, second = holder(), holder()
     for state in (first, second):
         state._stored_parts, state._thumbnail = list(state._rendering.parts), state._rendering.thumbnail
-        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0)], b"state 2")
+        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0, "float32")], b"state 2")
         state.save_rendering(longer, "fingerprint")
     first.discard()
     (folder,) = (tmp_path / ".resume").iterdir()

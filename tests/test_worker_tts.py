@@ -76,7 +76,8 @@ def test_published_weights_without_what_a_language_needs_say_what_to_install(
 
 
 def test_a_published_model_without_kokoro_says_what_the_operator_sets(local_worker: LocalWorker) -> None:
-    error = refusal(worker_of(local_worker, infinitetalk_model="published"), spoken("Hello.")).error
+    folders = dict.fromkeys(("ckpt_dir", "infinitetalk_dir", "wav2vec_dir"), local_worker.volume)
+    error = refusal(worker_of(local_worker, infinitetalk_model="published", **folders), spoken("Hello.")).error
     assert error.code == ErrorCode.PIPELINE_LOAD
     assert "KOKORO_DIR" in error.message
 

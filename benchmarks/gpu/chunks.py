@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.caches import Portrait
-from benchmarks.gpu.networks import Shape, make_image_encoder, make_transformer, make_vae, shape_of
+from benchmarks.gpu.networks import Shape, make_image_encoder, make_transformer, make_vae, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, release, synchronise
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.image import ImageEncoder
-from infinitetalk.models import Lazy, Models
 from infinitetalk.pipeline import Conditions, InfiniteTalkPipeline, Step
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.networks import Networks
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 
@@ -46,20 +47,17 @@ def prepare(small: bool) -> Pipeline:
     """Transformer, VAE and CLIP; prompts and speech come embedded."""
     shape = shape_of(small)
 
-    def not_needed() -> None:
-        raise AssertionError("the benchmark embeds no prompt and no speech")
-
-    models = Models(
-        name="random weights",
+    networks = Networks(
+        choice=NetworkChoice(working_dtype()),
+        device=device(),
         size_scale=0.1 if small else 1.0,
         transformer=make_transformer(shape),
         vae=make_vae(shape),
-        prompt_encoder=Lazy(not_needed),
+        prompt_encoder=None,  # type: ignore[arg-type]  # prompts come embedded
         image_encoder=ImageEncoder(make_image_encoder(shape)),
-        speech_encoder=Lazy(not_needed),
-        device=device(),
+        audio_encoder=None,  # type: ignore[arg-type]  # speech comes embedded
     )
-    return Pipeline(shape, InfiniteTalkPipeline(models))
+    return Pipeline(shape, InfiniteTalkPipeline(networks))
 
 
 def chunk(state: Pipeline, name: str, settings: GenerationSettings) -> Iterator[Figure]:

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
-from infinitetalk.memory import MemoryPlan
-from infinitetalk.models import load_models
+from infinitetalk.memory import MemoryMode
+from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.tiny import talker_paths
@@ -55,10 +56,9 @@ class Talker:
     expected: list[Chunk]
     settings: GenerationSettings
 
-    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> list[Chunk]:
+    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryMode) -> list[Chunk]:
         """The same on a device."""
-        models = load_models(talker_paths(), place, dtype, memory)
-        pipeline = InfiniteTalkPipeline(models)
+        pipeline = InfiniteTalkPipeline(Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory)))
         return list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
 
 
@@ -69,23 +69,22 @@ def prepare(small: bool) -> Talker:
     seconds = np.arange(3 * SAMPLING_RATE) / SAMPLING_RATE
     waveform = (0.2 * np.sin(2 * np.pi * 180 * seconds) * (np.sin(2 * np.pi * 2 * seconds) > 0)).astype(np.float32)
     settings = replace(SETTINGS, num_inference_steps=2) if small else SETTINGS
-    models = load_models(talker_paths(), torch.device("cpu"), torch.float32)
-    speech = models.speech_encoder(waveform)
+    speech = Models(talker_paths(), torch.device("cpu")).audio_encoder(waveform)
     talker = Talker(Portrait(pixels), waveform, speech, [], settings)
-    talker.expected = talker.generate(torch.device("cpu"), torch.float32, MemoryPlan())
+    talker.expected = talker.generate(torch.device("cpu"), torch.float32, MemoryMode())
     return talker
 
 
 def speech_encoder(state: Talker) -> Iterator[Figure]:
     """wav2vec2 as it runs on the device."""
-    encoder = load_models(talker_paths(), device(), torch.float32).speech_encoder
+    encoder = Models(talker_paths(), device()).audio_encoder
     found = encoder(state.waveform)
     rows = [embeddings.rows(torch.arange(len(embeddings))) for embeddings in (found, state.speech)]
     yield Figure("talker: speech embeddings against the CPU's", relative_error(*rows), "relative error")
     yield Figure("talker: embedding 3 s of speech", timed(lambda: encoder(state.waveform)))
 
 
-def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryPlan) -> Iterator[Figure]:
+def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryMode) -> Iterator[Figure]:
     """Final latents and frames against the CPU's in float32."""
     chunks = state.generate(device(), dtype, memory)
     latents, frames = [], []
@@ -103,14 +102,14 @@ def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryPlan) -
 def precisions(state: Talker) -> Iterator[Figure]:
     """float32, bf16, and the modes of quantised and streamed weights."""
     narrow = torch.bfloat16
-    yield from compared(state, "float32", torch.float32, MemoryPlan())
-    yield from compared(state, "bf16", narrow, MemoryPlan())
-    yield from compared(state, "fp8 weights", narrow, MemoryPlan(quantisation="fp8"))
-    yield from compared(state, "int8 weights", narrow, MemoryPlan(quantisation="int8"))
-    streamed = MemoryPlan(persistent_parameters=0, stream_text_encoder=True)
+    yield from compared(state, "float32", torch.float32, MemoryMode())
+    yield from compared(state, "bf16", narrow, MemoryMode())
+    yield from compared(state, "fp8 weights", narrow, MemoryMode(quantisation="fp8"))
+    yield from compared(state, "int8 weights", narrow, MemoryMode(quantisation="int8"))
+    streamed = MemoryMode(resident_parameters=0, stream_text_encoder=True)
     yield from compared(state, "bf16, blocks and text encoder streamed", narrow, streamed)
     yield from compared(state, "fp8 weights, blocks streamed", narrow, replace(streamed, quantisation="fp8"))
-    yield from compared(state, "bf16, VAE in tiles", narrow, MemoryPlan(vae_tiling=True))
+    yield from compared(state, "bf16, VAE in tiles", narrow, MemoryMode(vae_tiling=True))
 
 
 GROUP = Group("talker", prepare, (Row("precisions", precisions), Row("speech", speech_encoder)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.lora import lora_names
-from infinitetalk.memory import GIB, ModelSizes, Workload, candidate_plans, estimate_bytes, model_sizes
+from infinitetalk.memory import GIB, ModelSizes, Workload, candidate_modes, estimate_bytes, model_sizes
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import (
     AdapterKind,
@@ -118,9 +118,9 @@ def _folder_bytes(folder: Path) -> int:
 
 def modes(sizes: ModelSizes) -> Iterable[tuple[str, str, int]]:
     """Mode, size of the video and estimated bytes of GPU memory, for each mode and size."""
-    for plan in candidate_plans(sizes):
+    for mode in candidate_modes(sizes):
         for size, workload in LARGEST_CHUNKS.items():
-            yield plan.name, size, estimate_bytes(plan, sizes, workload)
+            yield mode.name, size, estimate_bytes(mode, sizes, workload)
 
 
 def report(paths: CheckpointPaths) -> tuple[str, bool]:

@@ -27,6 +27,8 @@ TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 IMAGE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
+#: Name and scale of a checkpoint that is not the published one, in its base model's folder.
+DESCRIPTION_FILE = "infinitetalk.json"
 
 #: Heads of the original CLIP's vision tower, which its file does not tell.
 IMAGE_ENCODER_HEADS = 16
@@ -59,10 +61,6 @@ class CheckpointPaths:
     quantised: Path | None = None
     loras: Path | None = None
     kokoro: Path | None = None
-
-    def adapter(self, num_speakers: int) -> Path:
-        """The adapter that serves this many speakers."""
-        return self.adapter_single if adapter_kind(num_speakers) == "single" else self.adapter_multi
 
     def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:
         """The published quantised file with this adapter, if it is there."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -24,9 +23,8 @@ from transformers import (
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.weights.files import open_file, read_json
+from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import (
-    AdapterKind,
     CheckpointPaths,
     Part,
     image_encoder_config,
@@ -35,16 +33,12 @@ from infinitetalk.weights.layouts import (
     text_encoder_part,
     tokenizer_folder,
     transformer_config,
-    transformer_parts,
     vae_config,
     vae_part,
 )
 from infinitetalk.weights.loading import Quantisation, check_match, load_parameters, parameter_shapes
 from infinitetalk.weights.names import is_adapter_name
 from infinitetalk.weights.sources import Source
-
-if TYPE_CHECKING:
-    from kokoro import KModel
 
 #: What the pretraining of wav2vec2 leaves in its file.
 _WAV2VEC2_PRETRAINING = ("quantizer.", "project_q.", "project_hid.")
@@ -74,29 +68,6 @@ def check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Part) -> None:
     """
     own = {name: shape for name, shape in shapes.items() if is_adapter_name(name)}
     check_match(own, adapter.sources, adapter.label)
-
-
-def load_transformer(
-    paths: CheckpointPaths,
-    kind: AdapterKind,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantisation: Quantisation | None = None,
-) -> InfiniteTalkTransformer3DModel:
-    """The transformer with an adapter.
-
-    Args:
-        quantisation: None: weights in `dtype`, widened where the file holds them quantised. Else weights of the blocks'
-            linear layers as they are quantised in the file, and quantised while they are read where they are not.
-
-    Raises:
-        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
-    """
-    base, adapter = transformer_parts(paths, kind, quantisation)
-    transformer = empty_transformer(paths, base, adapter)
-    load_transformer_parameters(transformer, {**base.sources, **adapter.sources}, device, dtype, quantisation)
-    transformer.rope.to(device)
-    return transformer
 
 
 def load_transformer_parameters(
@@ -232,7 +203,7 @@ def _fill(
     module.eval().requires_grad_(False)
 
 
-def load_speech_encoder(folder: Path, device: torch.device) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
+def load_audio_encoder(folder: Path, device: torch.device) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
     """wav2vec2, from `model.safetensors` or `pytorch_model.bin`; its 0.4 GB are read by transformers.
 
     Raises:
@@ -255,30 +226,3 @@ def load_speech_encoder(folder: Path, device: torch.device) -> tuple[Wav2Vec2Mod
         for name in sorted(names):
             raise CheckpointError(f"{weights.name} {problem} tensor {name}; fetch it again")
     return model.to(device).eval().requires_grad_(False), feature_extractor
-
-
-def load_kokoro(folder: Path, device: torch.device) -> KModel:
-    """Kokoro, the text-to-speech model, from `config.json` and `kokoro-v1_0.pth`.
-
-    Raises:
-        CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
-    """
-    # Importing it takes seconds, and only jobs with text to be spoken need it.
-    from kokoro import KModel
-
-    weights = open_file(folder / "kokoro-v1_0.pth")
-    # Given no tensors it makes the network alone: its own loading passes over what does not fit.
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
-    model = KModel(repo_id="hexgrad/Kokoro-82M", config=read_json(folder / "config.json"), model=nothing)
-    # The published tensors were saved by data-parallel wrappers.
-    state_dict = {name.replace(".module.", ".", 1): weights.read(name) for name in weights.headers}
-    try:
-        found = model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{weights.path.name}: {str(error).splitlines()[1].strip()}") from error
-    for problem, names in (("lacks", found.missing_keys), ("holds the unknown", found.unexpected_keys)):
-        for name in names:
-            raise CheckpointError(f"{weights.path.name} {problem} tensor {name}; fetch it again")
-    return model.to(device).eval()

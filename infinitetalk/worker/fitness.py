@@ -48,10 +48,10 @@ def fitness_checks(settings: Settings, engine: Engine) -> list[Callable[[], None
         check_temporary_space(settings.min_temporary_bytes)
 
     def weights() -> None:
-        engine.check_weights()
+        engine.checkpoint.check()
 
     def gpus() -> None:
-        check_gpus(engine.device, engine.num_gpus)
+        check_gpus(engine.devices.first, engine.devices.count)
 
     def gpu_memory() -> None:
         engine.check_memory()

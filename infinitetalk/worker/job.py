@@ -57,7 +57,14 @@ from infinitetalk.worker.errors import (
 from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.fitness import machine_problem
 from infinitetalk.worker.logs import job_logger
-from infinitetalk.worker.losses import cut_prompts, cut_speech, flat_chunks, shared_regions, unused_fields
+from infinitetalk.worker.losses import (
+    cut_prompts,
+    cut_speech,
+    flat_chunks,
+    mixed_arithmetic,
+    shared_regions,
+    unused_fields,
+)
 from infinitetalk.worker.policy import policy_warnings
 from infinitetalk.worker.preview import HlsPreview, Preview
 from infinitetalk.worker.progress import Report
@@ -385,12 +392,12 @@ def find_cause(error: Exception, engine: Engine, settings: Settings, logger: Any
     A machine that has failed is marked as broken, so that it takes no other job.
     """
     if is_device_error(error) or (is_machine_error(error) and not is_disk_full(error)):
-        engine.is_broken = True
+        engine.health.mark_broken()
         return error
     problem = machine_problem(settings.min_temporary_bytes)
     if problem is None:
         return error
-    engine.is_broken = True
+    engine.health.mark_broken()
     logger.error("machine.failed", exc_info=problem)
     if job_error(error, Stage.SAMPLING).code in TELLS_OF_WORKER:
         return error
@@ -492,9 +499,10 @@ def _run_stages(
     speech = engine.embed(tracks, stop)
 
     clock.enter(Stage.LOAD)
-    memory_mode = engine.prepare(job, media.source.info, stop)
+    networks = engine.prepare(job, media.source.info, stop)
+    arithmetic = str(engine.arithmetic(networks.choice))
 
-    fingerprint = rendering_fingerprint(request, media.paths, engine.numerics)
+    fingerprint = rendering_fingerprint(request, media.paths)
     rendering = state.restore(fingerprint, folder)
     if rendering is None:
         seed = seed_of(task.name) if job.base_seed == -1 else job.base_seed
@@ -508,13 +516,15 @@ def _run_stages(
         return state.save_rendering(rendering, fingerprint)
 
     preview.begin(sound)
-    everything = Request(job, rendering.seed, media.source, speech, regions, folder)
+    everything = Request(job, rendering.seed, media.source, speech, regions, folder, networks)
     # A LoRA that is taken away meanwhile costs nothing of what has been made.
     warnings = warnings_of(job, engine) + media.warnings
-    render(engine, everything, rendering, preview, keep, clock, stop)
+    render(engine, everything, arithmetic, rendering, preview, keep, clock, stop)
     overlaps = region_overlaps(job, regions)
     warnings += losses_of(task, media, overlaps, speech_seconds(job, media, tracks), len(rendering.parts))
     warnings += flat_chunks([part.is_flat for part in rendering.parts])
+    warnings += mixed_arithmetic([part.arithmetic for part in rendering.parts])
+    memory_mode = engine.memory_mode(networks.choice)
     return finish(task, rendering, request, sound, folder, memory_mode, warnings, clock)
 
 
@@ -741,6 +751,7 @@ def loudness_warnings(loudness: float) -> list[str]:
 def render(
     engine: Engine,
     request: Request,
+    arithmetic: str,
     rendering: Rendering,
     preview: Preview,
     keep: Callable[[], bool],
@@ -750,6 +761,7 @@ def render(
     """Generates what is missing of a video, and encodes, publishes and saves each chunk while the next one is made.
 
     Args:
+        arithmetic: how this worker computes.
         rendering: as far as it is made; goes on to the end.
         preview: gets each chunk as it ends.
         keep: stores it for another worker, after each chunk; says whether it did.
@@ -779,7 +791,9 @@ def render(
             if not rendering.parts:
                 write_thumbnail(frames[0], rendering.thumbnail)
                 rendering.height, rendering.width = frames.shape[1:3]
-            rendering.parts.append(Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped, chunk.is_flat))
+            rendering.parts.append(
+                Part(part, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
+            )
             rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
             preview.publish(rendering.parts)
             if keep() and not stop.leaves_time_for(clock.eta_s):
@@ -821,7 +835,7 @@ def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
             f"{len(job.speakers)} speakers: no checkpoint is trained for more than {TRAINED_SPEAKERS}; "
             "lips may follow the wrong speaker"
         )
-    return warnings + (step_warnings(job) if engine.is_published else [])
+    return warnings + (step_warnings(job) if engine.checkpoint.is_published else [])
 
 
 def losses_of(task: Task, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from infinitetalk.chunks import fade_length
@@ -156,6 +157,27 @@ def shared_regions(overlaps: Sequence[Overlap]) -> list[str]:
                 "one: lips there may follow the wrong voice"
             )
     return found
+
+
+def mixed_arithmetic(arithmetics: Sequence[str]) -> list[str]:
+    """Whether chunks were made by workers that compute differently.
+
+    Args:
+        arithmetics: of each chunk, in order.
+    """
+    runs = [(arithmetic, len(list(chunks))) for arithmetic, chunks in groupby(arithmetics)]
+    if len(runs) < 2:
+        return []
+    parts, first = [], 1
+    for arithmetic, count in runs[:-1]:
+        last = first + count - 1
+        chunks = f"chunk {first} was" if count == 1 else f"chunks {first} to {last} were"
+        parts.append(f"{chunks} made in {arithmetic}")
+        first = last + 1
+    return [
+        f"{', '.join(parts)}, the rest in {runs[-1][0]}: another worker went on with the job, and details may change "
+        "where it did"
+    ]
 
 
 def flat_chunks(are_flat: list[bool]) -> list[str]:

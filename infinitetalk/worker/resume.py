@@ -3,7 +3,7 @@
 As each chunk ends, its encoded part, what the next chunk starts from and `state.json` are stored below
 `infinitetalk/jobs/.resume/{name}/`, the last one last: it names the others by their SHA-256 and size, and counts only
 whole. A finished job's result takes its place until the queue has it. What does not fit the job (its id, parameters,
-inputs, model) or is older than RESUME_TTL_S is ignored, and what is older is removed.
+inputs, weights) or is older than RESUME_TTL_S is ignored, and what is older is removed.
 
 Two workers may hold one job. Their files have names of their own, but for `state.json`, which names files of one of
 them; each removes only what its own state names, and nothing that another state in its place names.
@@ -52,12 +52,15 @@ from schemas import DEFAULT_PREFIX, OutputConfig, SingleJob, Success
 FOLDER = ".resume"
 STATE_FILE = "state.json"
 THUMBNAIL_FILE = "thumbnail.jpg"
-FORMAT = 3
+FORMAT = 4
 """Of what is stored; another one is ignored."""
 
 MAX_FILE_BYTES = 500 * MEGABYTE
 MAX_STATE_BYTES = 10 * MEGABYTE
 """Beside a result, which may hold a video."""
+
+CHANGES_NO_NUMBER = {"num_persistent_param_in_dit", "offload_model"}
+"""Fields of a job that decide where weights are, and no number of the video."""
 
 AFTER_JOB_S = 30.0
 """Seconds that cleaning up after a job may keep the next one waiting; what remains is done beside it."""
@@ -69,12 +72,13 @@ STORE_ERRORS = (OSError, BotoCoreError, ClientError, HTTPError)
 
 @dataclass(frozen=True)
 class Part:
-    """One chunk as an encoded file."""
+    """One chunk as an encoded file; `arithmetic` says how the worker computed that made it."""
 
     path: Path
     num_frames: int
     evaluations: int
     evaluations_skipped: int
+    arithmetic: str
     is_flat: bool = False
 
 
@@ -132,6 +136,7 @@ class StoredPart(StoredFile):
     num_frames: int
     evaluations: int
     evaluations_skipped: int
+    arithmetic: str
     is_flat: bool
 
 
@@ -350,7 +355,7 @@ class TaskState:
         if stored is None:
             return None
         if stored.fingerprint != fingerprint:
-            self._logger.info("resume.ignored", details={"reason": "inputs, model or mode differ"})
+            self._logger.info("resume.ignored", details={"reason": "inputs or model differ"})
             return None
         try:
             rendering = self._fetch(stored, folder)
@@ -517,6 +522,7 @@ class TaskState:
                     num_frames=part.num_frames,
                     evaluations=part.evaluations,
                     evaluations_skipped=part.evaluations_skipped,
+                    arithmetic=part.arithmetic,
                     is_flat=part.is_flat,
                 )
             )
@@ -550,7 +556,14 @@ class TaskState:
                 return None
             (folder / name).write_bytes(data)
         parts = [
-            Part(folder / part_file(index), part.num_frames, part.evaluations, part.evaluations_skipped, part.is_flat)
+            Part(
+                folder / part_file(index),
+                part.num_frames,
+                part.evaluations,
+                part.evaluations_skipped,
+                part.arithmetic,
+                part.is_flat,
+            )
             for index, part in enumerate(stored.parts)
         ]
         check_parts([(part.path, part.num_frames) for part in parts])
@@ -655,8 +668,10 @@ def part_file(index: int) -> str:
 
 
 def request_fingerprint(job_id: str, job: SingleJob, weights: str, versions: dict[str, str]) -> str:
-    """Of all that is known of a task before its media are fetched: its job's id, parameters, weights, software."""
-    return _sha256("\n".join([job_id, job.model_dump_json(), weights, *map(str, sorted(versions.items()))]).encode())
+    """Fingerprint of all that is known of a task before its media are fetched: its job's id, the parameters that
+    change numbers, weights, software."""
+    parameters = job.model_dump_json(exclude=CHANGES_NO_NUMBER)
+    return _sha256("\n".join([job_id, parameters, weights, *map(str, sorted(versions.items()))]).encode())
 
 
 def seed_of(name: str) -> int:
@@ -664,9 +679,13 @@ def seed_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"seed of {name}".encode()).digest()[:4])
 
 
-def rendering_fingerprint(request: str, media: Iterable[Path], numerics: str) -> str:
-    """Of all that decides the frames: the request, the media's contents, and how the networks compute."""
-    digest = hashlib.sha256(f"{request}\n{numerics}".encode())
+def rendering_fingerprint(request: str, media: Iterable[Path]) -> str:
+    """Fingerprint of all that decides which video it is: the request and the media's contents.
+
+    How a worker computes is no part of it: another worker goes on after the chunks that are there, and the parts say
+    how each was made.
+    """
+    digest = hashlib.sha256(request.encode())
     for path in media:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

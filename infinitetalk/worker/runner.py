@@ -63,12 +63,13 @@ class Runner:
         except Exception as error:
             # The SDK would send the traceback, and with it paths and the host's name, to the client.
             job_logger(job_id).error("job.failed", exc_info=error)
-            self.engine.is_broken |= is_machine_error(error)
+            if is_machine_error(error):
+                self.engine.health.mark_broken()
             result = failure_of(job_id, error)
         # What a client may send again under the same id goes on where it ended.
         self._keeps_state = "error" in result and result["error"]["retryable"]
         result = checked_result(job_id, result, self.settings.max_result_bytes)
-        if self.engine.is_broken or self._is_stuck:
+        if self.engine.health.is_broken or self._is_stuck:
             job_logger(job_id).error("worker.replaced")
             result["refresh_worker"] = True
         if not has_queue:
@@ -86,7 +87,7 @@ class Runner:
 
     def is_unfit(self) -> bool:
         """Whether the worker is to be replaced: until it is, it would take, and lose, other jobs."""
-        return self.engine.is_broken
+        return self.engine.health.is_broken
 
     def drain(self) -> None:
         """The worker goes within its grace: the job in hand is told, and any that still comes."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, Conditions, InfiniteTalkPipeline
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.networks import Networks
 from infinitetalk.sampling import GenerationSettings, make_scheduler
 from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.teacache import TeaCache
@@ -49,15 +50,15 @@ class FormulaPipeline(InfiniteTalkPipeline):
         self.case, self.run = case, run
         self._chunks_seen = count()
         super().__init__(
-            Models(
-                name=case.name,
+            Networks(
+                choice=NetworkChoice(torch.float32),
+                device=torch.device("cpu"),
                 size_scale=1.0,
                 transformer=transformer,
                 vae=build_vae(case, "vae_manifest"),
                 prompt_encoder=None,  # type: ignore[arg-type]  # prompts come embedded
                 image_encoder=self.image_features,  # type: ignore[arg-type]
-                speech_encoder=None,  # type: ignore[arg-type]  # speech comes embedded
-                device=torch.device("cpu"),
+                audio_encoder=None,  # type: ignore[arg-type]  # speech comes embedded
             )
         )
 

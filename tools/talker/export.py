@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
 from infinitetalk.image import ImageEncoder
-from infinitetalk.models import DESCRIPTION_FILE
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.tiny import _text_encoder, _tokenizer
 from infinitetalk.transformer import ADAPTER_PATTERNS
 from infinitetalk.wav2vec2 import SpeechEncoder
+from infinitetalk.weights.layouts import DESCRIPTION_FILE
 from tools.talker.networks import (
     NAME,
     SIZE_SCALE,

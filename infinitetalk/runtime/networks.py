@@ -1,0 +1,44 @@
+"""The networks that generate a video, ready to be called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from infinitetalk.image import ImageEncoder
+from infinitetalk.parallel import LeadingTransformer
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.text import PromptEncoder
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.wav2vec2 import SpeechEncoder
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks in the state that a choice describes.
+
+    Weights are shared between one preparation and the next: these networks are in this state until others are prepared
+    from the same checkpoint. Whoever prepares must have let go of the networks before, or two transformers are in
+    memory where only one fits.
+
+    Attributes:
+        choice: what they were prepared by.
+        device: where they run.
+        size_scale: factor on the published resolutions, 1 for the published model.
+        transformer: predicts the velocity of latents.
+        vae: frames to latents and back.
+        prompt_encoder: prompts to embeddings.
+        image_encoder: a reference frame to features.
+        audio_encoder: speech to embeddings.
+    """
+
+    choice: NetworkChoice
+    device: torch.device
+    size_scale: float
+    transformer: InfiniteTalkTransformer3DModel | LeadingTransformer
+    vae: AutoencoderKLWan
+    prompt_encoder: PromptEncoder
+    image_encoder: ImageEncoder
+    audio_encoder: SpeechEncoder

@@ -1,0 +1,20 @@
+"""The model and its use: the only part of the worker that touches tensors and the pipeline.
+
+`checkpoint` knows which weights there are, `loading` brings them into memory, `placement` chooses devices and memory
+modes, `estimate` tells a video's cost, `scenes` and `conditions` read a job's fields, and `engine` generates.
+"""
+
+from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
+from infinitetalk.worker.engine.engine import Engine, Request
+from infinitetalk.worker.engine.scenes import Scene, generation_settings
+
+__all__ = [
+    "Engine",
+    "Overlap",
+    "Request",
+    "Scene",
+    "generation_settings",
+    "negative_prompt_of",
+    "region_overlaps",
+    "speaker_regions",
+]

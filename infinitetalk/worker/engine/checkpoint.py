@@ -1,0 +1,148 @@
+"""The checkpoint that a worker serves: the published one, or one of the two that are embedded in this project."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.memory import choose_mode, model_sizes
+from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
+from infinitetalk.weights.check import check_checkpoint
+from infinitetalk.weights.fingerprint import contents_of, files_below
+from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.weights.locate import locate
+from infinitetalk.worker.engine.placement import SMALLEST_USUAL_WORKLOAD
+from infinitetalk.worker.settings import Settings
+
+
+class Checkpoint(ABC):
+    """A checkpoint as files.
+
+    Attributes:
+        is_published: whether it is the published model, and not one that is embedded in this project.
+        lora_folder: folder of LoRA files; None where there is none.
+    """
+
+    is_published: ClassVar[bool] = False
+
+    def __init__(self, lora_folder: Path | None) -> None:
+        self.lora_folder = lora_folder
+
+    @abstractmethod
+    def files(self) -> CheckpointPaths:
+        """Where the files are; returns once they are there."""
+
+    @abstractmethod
+    def find_kokoro(self) -> Path:
+        """The folder of Kokoro, the text-to-speech model.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which weights these are, by the contents of their files; known before any is loaded.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        paths = self.files()
+        parts = (paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2)
+        others = [part for part in (paths.transformer, paths.quantised) if part is not None]
+        return contents_of(file for part in (*parts, *others) for file in files_below(part))
+
+    def check(self) -> None:
+        """Reads the headers of every file that videos need, and holds them against the networks.
+
+        Raises:
+            CheckpointError: a file is missing or unfit.
+        """
+        for finding in check_checkpoint(self.files()):
+            if finding.needed and finding.problem is not None:
+                raise CheckpointError(f"{finding.part}: {finding.problem}")
+
+    def check_memory(self, free_bytes: int) -> None:
+        """Looks whether any memory mode fits so many free bytes of GPU memory.
+
+        Raises:
+            DoesNotFitError: none does.
+        """
+        choose_mode(free_bytes, model_sizes(self.files()), SMALLEST_USUAL_WORKLOAD)
+
+
+class PublishedCheckpoint(Checkpoint):
+    """InfiniteTalk over Wan 2.1."""
+
+    is_published = True
+
+    def __init__(self, paths: CheckpointPaths) -> None:
+        super().__init__(paths.loras)
+        self._paths = paths
+
+    def files(self) -> CheckpointPaths:
+        return self._paths
+
+    def find_kokoro(self) -> Path:
+        if self._paths.kokoro is None:
+            raise CheckpointError(
+                "tts_audio needs Kokoro-82M, which is neither in KOKORO_DIR nor on the network volume nor in the "
+                "image; the worker's operator fetches it by `python -m infinitetalk.weights download`"
+            )
+        return self._paths.kokoro
+
+
+class EmbeddedCheckpoint(Checkpoint):
+    """A small model of this project's own.
+
+    Args:
+        folder: that a small Kokoro is made in where none is set.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.lora_dir)
+        self._folder = settings.tiny_dir or DEFAULT_FOLDER
+        self._kokoro_folder = settings.kokoro_dir
+
+    def find_kokoro(self) -> Path:
+        return self._kokoro_folder or ensure_tiny_kokoro(self._folder)
+
+
+class TalkerCheckpoint(EmbeddedCheckpoint):
+    """The small model that talks, whose trained weights are in this package."""
+
+    def files(self) -> CheckpointPaths:
+        return replace(talker_paths(), loras=self.lora_folder, kokoro=self._kokoro_folder)
+
+
+class RandomCheckpoint(EmbeddedCheckpoint):
+    """The small model of random weights, whose files are made from a seed when they are first asked for."""
+
+    #: All workers make the same weights.
+    fingerprint = "tiny"
+
+    def files(self) -> CheckpointPaths:
+        return replace(ensure_tiny_model(self._folder), loras=self.lora_folder)
+
+    def check(self) -> None:
+        """Nothing to do: its files are made by the code that reads them, while this is asked."""
+
+    def check_memory(self, free_bytes: int) -> None:
+        """Nothing to do: its few megabytes fit every GPU."""
+
+
+def find_checkpoint(settings: Settings) -> Checkpoint:
+    """The checkpoint that the settings name.
+
+    Raises:
+        CheckpointError: a part of the published one is neither set nor found, or a folder that is set does not exist.
+    """
+    if settings.model == "tiny":
+        return RandomCheckpoint(settings)
+    if settings.model == "talker":
+        return TalkerCheckpoint(settings)
+    return PublishedCheckpoint(locate(settings))

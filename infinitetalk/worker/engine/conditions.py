@@ -1,0 +1,111 @@
+"""A job's conditions beside its media: prompts, the resolution, and the regions of the speakers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from infinitetalk.media import MediaInfo, read_region
+from infinitetalk.memory import Workload
+from infinitetalk.regions import RegionError, box_regions, check_boxes
+from infinitetalk.sizes import choose_bucket
+from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
+from infinitetalk.worker.fetch import Media, naming
+from schemas import SingleJob
+
+
+def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
+    """What decides the memory that a job takes beside its weights."""
+    height, width = choose_bucket(job.size, source.height, source.width, size_scale)
+    return Workload(job.frame_num, height, width)
+
+
+def negative_prompt_of(job: SingleJob) -> str:
+    """The job's negative prompt, or the published default."""
+    return DEFAULT_NEGATIVE_PROMPT if job.negative_prompt is None else job.negative_prompt
+
+
+def speaker_regions(
+    job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None, warnings: list[str]
+) -> Tensor | None:
+    """Where each speaker is, bool (speakers, height, width) of the source; None: side by side.
+
+    Args:
+        warnings: gets what a client should know of them.
+
+    Raises:
+        RegionError: a box or mask does not fit the source, or marks nothing.
+        WorkerError: a mask cannot be decoded.
+    """
+    if job.bbox is not None:
+        boxes = list(job.bbox.values())
+        check_boxes(boxes, source.height, source.width, job.bbox_order)
+        regions = box_regions(boxes, source.height, source.width, job.bbox_order)
+    elif masks is not None:
+        regions = torch.stack(
+            [read_mask(mask.path, speaker, source, warnings) for speaker, mask in zip(job.speakers, masks, strict=True)]
+        )
+    else:
+        return None
+    return regions
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much two speakers' regions have in common.
+
+    Attributes:
+        one, other: the speakers.
+        fraction: of the smaller region, 0 to 1.
+        is_same: whether the regions are one.
+    """
+
+    one: str
+    other: str
+    fraction: float
+    is_same: bool
+
+
+def region_overlaps(job: SingleJob, regions: Tensor | None) -> list[Overlap]:
+    """What every two of the speakers' regions, bool (speakers, height, width), have in common; None: side by side."""
+    if regions is None:
+        return []
+    return [
+        Overlap(
+            one,
+            other,
+            int((first & second).sum()) / min(int(first.sum()), int(second.sum())),
+            torch.equal(first, second),
+        )
+        for (one, first), (other, second) in itertools.combinations(zip(job.speakers, regions, strict=True), 2)
+    ]
+
+
+def read_mask(path: Path, speaker: str, source: MediaInfo, warnings: list[str]) -> Tensor:
+    """A speaker's mask, bool (height, width): where the picture is white and not transparent.
+
+    Args:
+        warnings: gets what a client should know of it.
+
+    Raises:
+        RegionError: it is not of the source's size, or white nowhere.
+        WorkerError: it cannot be decoded.
+    """
+    with naming(f"mask.{speaker}"):
+        region, notes = read_region(path)
+    if region.shape != (source.height, source.width):
+        raise RegionError(
+            f"mask.{speaker} is {region.shape[1]}x{region.shape[0]} pixels; it must have those of cond_video, "
+            f"{source.width}x{source.height}"
+        )
+    if not region.any():
+        raise RegionError(
+            f"mask.{speaker} is white nowhere (what is transparent does not count); paint the place of {speaker} white"
+        )
+    warnings += [f"mask.{speaker}: {note}" for note in notes]
+    return region

@@ -1,0 +1,102 @@
+"""The cost of a video before it is made: evaluations of the network, and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infinitetalk.chunks import count_chunks
+from infinitetalk.memory import PUBLISHED_SIZES, Workload
+from infinitetalk.sampling import GenerationSettings, make_guidance
+
+EVALUATED_PARAMETERS = 14.05e9
+"""Parameters of the published network whose products grow with the number of tokens."""
+
+ASSUMED_FLOP_PER_S = 400e12
+"""Speed of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
+
+
+@dataclass(frozen=True)
+class VideoCost:
+    """The cost of a video.
+
+    Attributes:
+        width, height: in pixels.
+        num_frames, num_chunks: of the video.
+        evaluations: of the network; TeaCache may save some.
+        memory_mode: name of the mode.
+        seconds: of generating; None where nothing is known.
+        is_measured: whether the seconds come from what this worker has done.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    num_chunks: int
+    evaluations: int
+    memory_mode: str
+    seconds: float | None
+    is_measured: bool
+
+
+class Speed:
+    """The time that this worker takes for a floating-point operation of the network.
+
+    Args:
+        assumed_flop_per_s: before anything has been measured; None where there is nothing to assume.
+    """
+
+    def __init__(self, assumed_flop_per_s: float | None) -> None:
+        self._seconds_per_flop = None if assumed_flop_per_s is None else 1 / assumed_flop_per_s
+        self.is_measured = False
+
+    def record(self, seconds: float, evaluations: int, workload: Workload) -> None:
+        """Takes the speed from a chunk that took so many seconds."""
+        self._seconds_per_flop = seconds / (max(evaluations, 1) * evaluation_flop(workload))
+        self.is_measured = True
+
+    def seconds(self, evaluations: int, workload: Workload) -> float | None:
+        """The time of so many evaluations; None where nothing is known."""
+        if self._seconds_per_flop is None:
+            return None
+        return self._seconds_per_flop * evaluations * evaluation_flop(workload)
+
+
+def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_mode: str, speed: Speed) -> VideoCost:
+    """The cost of a video.
+
+    Args:
+        scenes: the settings of each scene.
+        workload: of a chunk.
+        memory_mode: name of the mode that the job will run in.
+        speed: of this worker.
+    """
+    num_chunks = [number_of_chunks(settings) for settings in scenes]
+    evaluations = sum(
+        chunks * settings.num_inference_steps * len(make_guidance(settings).branches)
+        for chunks, settings in zip(num_chunks, scenes, strict=True)
+    )
+    return VideoCost(
+        width=workload.width,
+        height=workload.height,
+        num_frames=sum(settings.max_frame_num for settings in scenes),
+        num_chunks=sum(num_chunks),
+        evaluations=evaluations,
+        memory_mode=memory_mode,
+        seconds=speed.seconds(evaluations, workload),
+        is_measured=speed.is_measured,
+    )
+
+
+def number_of_chunks(settings: GenerationSettings) -> int:
+    """How many chunks a scene of `settings.max_frame_num` frames has."""
+    return count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame)
+
+
+def evaluation_flop(workload: Workload) -> float:
+    """Floating-point operations of one evaluation of the published network: its linear layers and self-attention.
+
+    2 · parameters · tokens + 4 · tokens² · width · layers; see docs/deploy.md.
+    """
+    tokens, sizes = workload.num_tokens, PUBLISHED_SIZES
+    return 2.0 * EVALUATED_PARAMETERS * tokens + 4.0 * tokens**2 * sizes.dim * sizes.num_blocks

@@ -1,0 +1,170 @@
+"""Networks on their way into memory, in a thread, while jobs are already validated and fetched."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, TimeoutError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import soundfile
+import structlog
+
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.media import read_waveform
+from infinitetalk.models import Models
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.worker.engine.checkpoint import Checkpoint
+from infinitetalk.worker.engine.placement import Devices, MeasureMemory, Placement
+from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
+
+POLL_S = 0.1
+
+T = TypeVar("T")
+
+
+class Health:
+    """Whether this process may serve jobs."""
+
+    def __init__(self) -> None:
+        self._is_broken = False
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the machine has failed, or the model could not be read: another process may do better."""
+        return self._is_broken
+
+    def mark_broken(self) -> None:
+        """Lets no other job be taken by this process."""
+        self._is_broken = True
+
+    @contextmanager
+    def reading_weights(self) -> Iterator[None]:
+        """Wraps code that reads weights in a job: if the disk fails, the job is told so, and another worker takes over.
+
+        Raises:
+            WorkerError: the disk failed.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not failed_to_read(error):
+                raise
+            self.mark_broken()
+            raise load_error(error) from error
+
+
+@dataclass(frozen=True)
+class FoundModels:
+    """A checkpoint whose files are there, and the memory that its networks may take."""
+
+    models: Models
+    placement: Placement
+
+
+class Loading:
+    """Loads the networks of a checkpoint.
+
+    Args:
+        checkpoint: which one.
+        devices: where its networks will run.
+        measure: measures the memory that there is before any network is loaded.
+        health: marked as broken where another process may do better.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, devices: Devices, measure: MeasureMemory, health: Health) -> None:
+        self._checkpoint = checkpoint
+        self._devices = devices
+        self._measure = measure
+        self._health = health
+        self._found: Future[FoundModels] = Future()
+        self._loaded: Future[None] = Future()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begins to load."""
+        # No daemons: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
+        self._threads = [
+            threading.Thread(target=warm_up_sound, name="warm-up"),
+            threading.Thread(target=self._load, name="load"),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self) -> None:
+        """Waits until nothing is being loaded: what still is when the interpreter ends, fails."""
+        for thread in self._threads:
+            thread.join()
+
+    def found(self, should_stop: Callable[[], bool] = lambda: False) -> FoundModels:
+        """The models, as soon as their files are found; their networks may still be loading.
+
+        Raises:
+            CheckpointError, WorkerError: they could not be found.
+            GenerationStopped: `should_stop` said so.
+        """
+        return wait_for(self._found, should_stop)
+
+    def loaded(self, should_stop: Callable[[], bool]) -> FoundModels:
+        """The models, once their networks are loaded.
+
+        Raises:
+            CheckpointError, WorkerError: they could not be loaded.
+            GenerationStopped: `should_stop` said so.
+        """
+        found = self.found(should_stop)
+        wait_for(self._loaded, should_stop)
+        return found
+
+    def _load(self) -> None:
+        begin = time.monotonic()
+        device, dtype = self._devices.first, self._devices.dtype
+        logger = structlog.get_logger()
+        waiting: Future[FoundModels] | Future[None] = self._found
+        try:
+            paths = self._checkpoint.files()
+            placement = Placement(self._measure(device, paths))
+            memory = placement.choose_at_start()
+            models = Models(paths, device, self._devices.others)
+            self._found.set_result(FoundModels(models, placement))
+            waiting = self._loaded
+            models.prepare(NetworkChoice(dtype, memory))
+        except Exception as error:
+            logger.error("model.not_loaded", exc_info=error)
+            if may_load_elsewhere(error):
+                self._health.mark_broken()
+            waiting.set_exception(load_error(error))
+            return
+        lat_ms = round((time.monotonic() - begin) * 1000)
+        details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(dtype)}
+        logger.info("model.loaded", lat_ms=lat_ms, details=details)
+        self._loaded.set_result(None)
+
+
+def warm_up_sound() -> None:
+    """Makes librosa import what it imports at its first use, which takes seconds, before a job needs it."""
+    with tempfile.TemporaryDirectory(prefix="infinitetalk-") as folder:
+        file = Path(folder) / "silence.wav"
+        soundfile.write(file, np.zeros(4800, dtype=np.float32), 48_000)
+        read_waveform(file)
+
+
+def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
+    """The future's result.
+
+    Raises:
+        GenerationStopped: `should_stop` said so first.
+        Exception: what the future ended with.
+    """
+    while True:
+        try:
+            return future.result(timeout=POLL_S)
+        except TimeoutError:
+            if should_stop():
+                raise GenerationStopped from None

@@ -1,0 +1,152 @@
+"""Devices and memory modes: where networks run, and which mode fits the memory that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from infinitetalk.memory import (
+    DoesNotFitError,
+    MemoryMode,
+    ModelSizes,
+    Workload,
+    choose_mode,
+    estimate_bytes,
+    free_bytes,
+    model_sizes,
+)
+from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.worker.settings import Settings
+from schemas import SingleJob
+
+SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
+"""The workload that the mode is chosen for while no job has come: a chunk of the default length at the lower
+resolution."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices, all of one kind, that make a video together.
+
+    Attributes:
+        first: where every network runs; the others take part in evaluations of the transformer.
+        count: how many there are, and how many processes.
+    """
+
+    first: torch.device
+    count: int
+
+    @property
+    def others(self) -> list[torch.device]:
+        """All but the first."""
+        is_cuda = self.first.type == "cuda"
+        return [torch.device("cuda", number) if is_cuda else self.first for number in range(1, self.count)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the transformer and the text encoder on such devices."""
+        return torch.float32 if self.first.type == "cpu" else torch.bfloat16
+
+
+def devices_of(settings: Settings) -> Devices:
+    """The devices that the settings name, else all GPUs that there are, else the CPU."""
+    first = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    count = settings.gpus_per_job or (torch.cuda.device_count() if first.type == "cuda" else 1)
+    return Devices(numbered(first), count)
+
+
+def numbered(device: torch.device) -> torch.device:
+    """A device with its number, without which no process of several can make it its own."""
+    return torch.device("cuda", 0) if device == torch.device("cuda") else device
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """GPU memory in bytes before any network is on it, and the checkpoint's sizes."""
+
+    free_bytes: int
+    sizes: ModelSizes
+
+
+MeasureMemory = Callable[[torch.device, CheckpointPaths], MemoryBudget | None]
+
+
+def measure_memory(device: torch.device, paths: CheckpointPaths) -> MemoryBudget | None:
+    """The budget of a GPU on which no network is yet; None for a CPU, whose memory is not counted.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    return MemoryBudget(free_bytes(device), model_sizes(paths)) if device.type == "cuda" else None
+
+
+class Placement:
+    """Chooses memory modes.
+
+    Args:
+        budget: the memory that there is; None where memory is not counted, and each job gets what it asks for.
+    """
+
+    def __init__(self, budget: MemoryBudget | None) -> None:
+        self._budget = budget
+
+    def choose_at_start(self) -> MemoryMode:
+        """The mode that networks are loaded in while no job has come.
+
+        Raises:
+            DoesNotFitError: no mode fits.
+        """
+        if self._budget is None:
+            return MemoryMode()
+        return choose_mode(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
+
+    def choose(self, job: SingleJob, workload: Workload) -> MemoryMode:
+        """The mode that a job asks for; where memory is counted, completed to the fastest mode that fits.
+
+        Raises:
+            DoesNotFitError: no mode fits.
+        """
+        requested = requested_memory(job)
+        if self._budget is None:
+            return requested
+        mode = choose_mode(self._budget.free_bytes, self._budget.sizes, workload, requested)
+        if job.offload_model is False and mode.resident_parameters is not None:
+            raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
+        return mode
+
+    def learn(
+        self, job: SingleJob, workload: Workload, taken: MemoryMode, dtype: torch.dtype
+    ) -> DoesNotFitError | None:
+        """Counts with less memory from now on, since a job ran out of it.
+
+        Args:
+            taken: the mode that the job ran in.
+            dtype: of weights that are not quantised.
+
+        Returns:
+            What to tell the client; None where memory is not counted.
+        """
+        if self._budget is None:
+            return None
+        sizes = self._budget.sizes
+        needed = estimate_bytes(taken, sizes, workload)
+        self._budget = replace(self._budget, free_bytes=min(self._budget.free_bytes, needed - 1))
+        try:
+            mode = choose_mode(self._budget.free_bytes, sizes, workload, requested_memory(job))
+        except DoesNotFitError as error:
+            return error
+        return DoesNotFitError(
+            f"the GPU's memory did not suffice in the mode {taken.describe(dtype)}: send the job again, "
+            f"this worker will run it in the mode {mode.describe(dtype)}",
+            fits_next_time=True,
+        )
+
+
+def requested_memory(job: SingleJob) -> MemoryMode:
+    """The part of the mode that a job fixes; offload_model keeps no block of the transformer on the GPU."""
+    kept = job.num_persistent_param_in_dit
+    if kept is None and job.offload_model:
+        kept = 0
+    return MemoryMode(quantisation=job.quant, resident_parameters=kept, stream_text_encoder=bool(job.offload_model))

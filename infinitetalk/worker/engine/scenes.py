@@ -1,0 +1,94 @@
+"""The scenes of a video, each of which is generated on its own: their frames, their speech, their settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from infinitetalk.chunks import usable_rows
+from infinitetalk.media import Picture, Source, detect_scenes, extract_frames
+from infinitetalk.sampling import GenerationSettings
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.worker.fetch import Media, naming
+from schemas import SingleJob
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A stretch of the video, in frames."""
+
+    start: int
+    num_frames: int
+
+
+def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
+    """The scenes of the video: those of the source video where the job asks for them, else one.
+
+    The last one goes on to the end of the speech.
+
+    Args:
+        num_rows: of the speech, one a video frame.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+    """
+    num_frames = min(job.frame_limit, num_rows)
+    if not job.scene_seg or source.info.kind != "video":
+        return [Scene(0, num_frames)]
+    with naming("cond_video"):
+        starts = detect_scenes(source.path, num_frames)
+    ends = [*starts[1:], num_frames]
+    return [Scene(start, end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
+    """A job's parameters as the pipeline takes them, for one scene."""
+    return GenerationSettings(
+        size=job.size,
+        frame_num=job.frame_num,
+        max_frame_num=scene.num_frames,
+        motion_frame=job.motion_frame,
+        crossfade_frame=job.crossfade_frame,
+        num_inference_steps=job.sample_steps,
+        shift=job.shift,
+        text_guide_scale=job.sample_text_guide_scale,
+        audio_guide_scale=job.sample_audio_guide_scale,
+        use_apg=job.use_apg,
+        apg_momentum=job.apg_momentum,
+        apg_norm_threshold=job.apg_norm_threshold,
+        teacache_threshold=job.teacache_thresh if job.use_teacache else None,
+        color_correction_strength=job.color_correction_strength,
+        seed=seed,
+    )
+
+
+def open_source(source: Media, folder: Path, scene: Scene, settings: GenerationSettings) -> Source:
+    """The reference frames of a scene, whose time begins with the scene.
+
+    Args:
+        source: the picture or video of the speakers.
+        folder: for the frames of a video.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+    """
+    with naming("cond_video"):
+        if source.info.kind == "image":
+            return Picture.open(source.path)
+        frames = folder / f"frames-{scene.start:06d}"
+        frames.mkdir()
+        # A single chunk takes nothing over, and looks at the first frame alone.
+        is_single = scene.num_frames <= settings.frame_num
+        stride = settings.frame_num - (0 if is_single else settings.motion_frame)
+        return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
+
+
+def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationSettings) -> SpeechEmbeddings:
+    """The rows of a scene, and those after it that its last frames hear."""
+    usable = usable_rows(scene.num_frames, settings.frame_num, settings.motion_frame)
+    end = min(scene.start + usable, len(embeddings))
+    if (scene.start, end) == (0, len(embeddings)):
+        return embeddings
+    return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))

@@ -1,0 +1,129 @@
+"""The engine: networks are in the state that a job asks for, whatever the worker has done before."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from infinitetalk.media import MediaInfo
+from infinitetalk.memory import GIB, PUBLISHED_SIZES, DoesNotFitError, MemoryMode, Workload
+from infinitetalk.tiny import TALKER_FOLDER
+from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.engine.checkpoint import (
+    PublishedCheckpoint,
+    RandomCheckpoint,
+    TalkerCheckpoint,
+    find_checkpoint,
+)
+from infinitetalk.worker.engine.placement import Devices, MemoryBudget, Placement
+from infinitetalk.worker.settings import Settings
+from schemas import SingleJob
+from tests import checkpoint_factory as factory
+from tests.job_inputs import small_job
+
+PICTURE = MediaInfo("image", height=640, width=640, duration_s=0.0, has_audio=False)
+SMALL = Workload(num_frames=81, height=640, width=640)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A small checkpoint in the published layout, with quantised text encoders."""
+    folder = tmp_path_factory.mktemp("published")
+    quantised = folder / "quant_models"
+    tensors = factory.text_encoder_tensors()
+    for kind in ("fp8", "int8"):
+        factory.save_quanto(quantised / f"t5_{kind}.safetensors", quantised / f"t5_map_{kind}.json", tensors, kind)
+    return Settings(
+        infinitetalk_model="published",
+        ckpt_dir=factory.save_original_base(folder / "base"),
+        infinitetalk_dir=factory.save_adapters(folder / "adapters"),
+        wav2vec_dir=TALKER_FOLDER / "wav2vec2",
+        quant_dir=quantised,
+        volume_dir=folder,
+    )
+
+
+def job(**changes: object) -> SingleJob:
+    return SingleJob.model_validate(small_job(**changes))
+
+
+def started(settings: Settings, free_gib: float) -> Engine:
+    """An engine that has loaded its networks as on a GPU of so much memory, with the published model's sizes."""
+    engine = Engine(settings, lambda *_: MemoryBudget(int(free_gib * GIB), PUBLISHED_SIZES))
+    engine.start()
+    engine.finish_loading()
+    return engine
+
+
+def test_the_same_job_has_the_same_prompt_embeddings_in_workers_that_were_started_in_other_modes(
+    published: Settings,
+) -> None:
+    roomy, small = started(published, 79), started(published, 40)
+    # What they have served before must not matter either.
+    small.prepare(job(quant="int8"), PICTURE)
+    found = {}
+    for quant in ("int8", None, "int8"):
+        for engine in (roomy, small):
+            networks = engine.prepare(job(quant=quant), PICTURE)
+            embeddings = networks.prompt_encoder("A man sings.").clone()
+            found.setdefault((engine, quant), []).append((embeddings, engine.arithmetic(networks.choice)))
+    in_int8 = [*found[roomy, "int8"], *found[small, "int8"]]
+    for embeddings, arithmetic in in_int8:
+        assert torch.equal(embeddings, in_int8[0][0])
+        assert arithmetic == in_int8[0][1]
+    # Left to themselves, one takes 16 bits and the other fp8: numbers differ, and what is recorded of them tells.
+    (wide, wide_arithmetic), (narrow, narrow_arithmetic) = found[roomy, None][0], found[small, None][0]
+    assert not torch.equal(wide, narrow)
+    assert (wide_arithmetic.precision, narrow_arithmetic.precision) == ("float32", "fp8")
+    assert wide_arithmetic != narrow_arithmetic
+    assert not torch.equal(wide, in_int8[0][0])
+
+
+def test_settings_name_the_checkpoint(published: Settings, tmp_path: Path) -> None:
+    kinds = {"published": PublishedCheckpoint, "talker": TalkerCheckpoint, "tiny": RandomCheckpoint}
+    for model, kind in kinds.items():
+        settings = published.model_copy(update={"infinitetalk_model": model, "tiny_dir": tmp_path / "tiny"})
+        checkpoint = find_checkpoint(settings)
+        assert type(checkpoint) is kind
+        assert checkpoint.is_published == (model == "published")
+        checkpoint.check()
+        checkpoint.check_memory(16 * GIB)
+        assert checkpoint.files().base.is_dir()
+    with pytest.raises(DoesNotFitError):
+        PublishedCheckpoint(find_checkpoint(published).files()).check_memory(GIB)
+
+
+def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> None:
+    placement = Placement(MemoryBudget(79 * GIB, PUBLISHED_SIZES))
+    taken = placement.choose(job(), SMALL)
+    assert taken == placement.choose_at_start() == MemoryMode()
+    lesson = placement.learn(job(), SMALL, taken, torch.bfloat16)
+    assert lesson.fits_next_time
+    assert placement.choose(job(), SMALL) == replace(taken, stream_text_encoder=True)
+    assert "this worker will run it in the mode bf16, text encoder streamed" in str(lesson)
+
+
+def test_where_no_mode_fits_a_job_is_told_what_would() -> None:
+    placement = Placement(MemoryBudget(1 * GIB, PUBLISHED_SIZES))
+    with pytest.raises(DoesNotFitError, match="GPU with more memory"):
+        placement.choose(job(), SMALL)
+    roomier = Placement(MemoryBudget(30 * GIB, PUBLISHED_SIZES))
+    with pytest.raises(DoesNotFitError, match="offload_model false"):
+        Placement(MemoryBudget(20 * GIB, PUBLISHED_SIZES)).choose(job(offload_model=False), SMALL)
+    assert roomier.choose(job(offload_model=False), SMALL).resident_parameters is None
+
+
+def test_where_memory_is_not_counted_a_job_gets_what_it_asks_for() -> None:
+    placement = Placement(None)
+    assert placement.choose_at_start() == MemoryMode()
+    asked = job(quant="int8", num_persistent_param_in_dit=5, offload_model=True)
+    assert placement.choose(asked, SMALL) == MemoryMode("int8", 5, stream_text_encoder=True)
+    assert placement.learn(asked, SMALL, MemoryMode(), torch.float32) is None
+
+
+def test_devices_of_a_group_are_numbered() -> None:
+    group = Devices(torch.device("cuda", 0), 3)
+    assert group.others == [torch.device("cuda", 1), torch.device("cuda", 2)]
+    assert group.dtype == torch.bfloat16
+    assert Devices(torch.device("cpu"), 2).others == [torch.device("cpu")]
