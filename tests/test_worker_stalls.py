@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import storage
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.storage import Artifacts, make_store
+from infinitetalk.worker.stores import s3 as storage
+from infinitetalk.worker.stores.s3 import Artifacts, make_store
 from schemas import ErrorCode, OutputConfig
 from tests.job_inputs import small_job
 from tests.stalling_site import STALLS, stalling_site

@@ -22,11 +22,11 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import storage
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.resume import TaskState
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.storage import (
+from infinitetalk.worker.stores import s3 as storage
+from infinitetalk.worker.stores.s3 import (
     RESULT_OVERHEAD_BYTES,
     Artifacts,
     InlineStore,

@@ -74,7 +74,7 @@ from infinitetalk.worker.resume import (
 )
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
-from infinitetalk.worker.storage import Artifacts, S3Store, Store, VolumeStore, make_store
+from infinitetalk.worker.stores.s3 import Artifacts, S3Store, Store, VolumeStore, make_store
 from schemas import (
     BatchItem,
     BatchJob,

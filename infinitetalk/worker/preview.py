@@ -13,7 +13,7 @@ import numpy as np
 from infinitetalk.hls import PLAYLIST_TYPE, SEGMENT_TYPE, SegmentWriter, playlist
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.resume import Part
-from infinitetalk.worker.storage import S3Store, VolumeStore
+from infinitetalk.worker.stores.s3 import S3Store, VolumeStore
 
 
 class Preview:

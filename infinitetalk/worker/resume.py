@@ -36,9 +36,9 @@ from urllib3.exceptions import HTTPError
 
 from infinitetalk.encode import EncodeError, check_parts, picture_bytes
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.guard import CLEAN_S
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from infinitetalk.worker.storage import (
+from infinitetalk.worker.stores.public import CLEAN_S
+from infinitetalk.worker.stores.s3 import (
     S3Store,
     Store,
     VolumeStore,

@@ -43,8 +43,8 @@ from urllib3.exceptions import HTTPError
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.errors import FULL_DISK, WorkerError
 from infinitetalk.worker.fetch import TRANSIENT_STATUSES, OnBytes
-from infinitetalk.worker.guard import CLEAN_S, MAX_ANSWER_BYTES, BoundedBody, Guard, StoreTooSlow
 from infinitetalk.worker.settings import MEGABYTE, Settings
+from infinitetalk.worker.stores.public import CLEAN_S, MAX_ANSWER_BYTES, BoundedBody, Guard, StoreTooSlow
 from infinitetalk.worker.transport import TimeIsOver, Watch, check_public, open_public, send
 from schemas import DEFAULT_PREFIX, ErrorCode, OutputConfig, S3Config
 
