@@ -21,7 +21,7 @@ from infinitetalk.media import ffmpeg_path, probe
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from infinitetalk.worker.stores.s3 import make_store
+from infinitetalk.worker.stores.registry import make_store
 from schemas import OutputConfig
 
 FFMPEG_TIMEOUT_S = 60.0

@@ -1,30 +1,39 @@
-"""Bounds for traffic with a store that a job names: its server may be slow, endless or hostile.
-
-Timeouts of a socket do not end what drips. So a watcher shuts the sockets down, whatever a request is doing: its
-connection, its headers, its body, once the time is over or the job has to end.
-"""
+"""What is sent to a store that a job names: to public addresses only, and with bounds, since its server may be slow,
+endless or hostile."""
 
 from __future__ import annotations
 
 import math
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
 from botocore.exceptions import BotoCoreError
+from botocore.httpsession import URLLib3Session
+from urllib3.exceptions import HTTPError
 
-from infinitetalk.errors import GenerationStopped
-
-POLL_S = 0.1
-CLEAN_S = 10.0
-"""Seconds that removing things may take after a stop."""
+from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stores.base import not_stored
+from infinitetalk.worker.transport import (
+    PublicConnection,
+    TimeIsOver,
+    Watch,
+    check_public,
+    open_public,
+    public_class,
+)
+from schemas import ErrorCode
 
 MAX_ANSWER_BYTES = 2_000_000
-"""Of an answer that is no object: errors and listings are smaller."""
+"""Largest answer that is no object: errors and listings are smaller."""
 
 
 class StoreTooSlow(BotoCoreError):
@@ -37,86 +46,6 @@ class AnswerTooLarge(BotoCoreError):
     """A store that a job names sent more than it may."""
 
     fmt = "The store's answer is too large"
-
-
-class Guard:
-    """Ends requests in time; one job's thread uses it, and threads that upload for it.
-
-    Args:
-        should_stop: asked while requests are under way.
-    """
-
-    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        self._should_stop = should_stop
-        self._deadline = math.inf
-        self._sockets: WeakKeyDictionary[Any, socket.socket] = WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Lets all requests made inside take so many seconds together."""
-        before = self._deadline
-        self._deadline = min(before, time.monotonic() + seconds)
-        ended = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(ended,), name="store-guard", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            watcher.join()
-            self._deadline = before
-
-    def forget_stop(self) -> None:
-        """The job has ended: what follows is cleaning up."""
-        self._should_stop = lambda: False
-
-    def check(self, removes: bool = False) -> None:
-        """Asked before each request and after each that broke off.
-
-        Args:
-            removes: whether the request removes something, as also a stopped job has to.
-
-        Raises:
-            GenerationStopped: the job has to end.
-            StoreTooSlow: the time is over.
-        """
-        if not removes and self._should_stop():
-            raise GenerationStopped
-        if time.monotonic() > self._deadline:
-            raise StoreTooSlow
-
-    def keep(self, connection: Any, opened: socket.socket) -> None:
-        """Takes note of a connection's socket: a second handle on it, since TLS takes the first one over."""
-        handle = opened.dup()
-        with self._lock:
-            self._sockets[connection] = handle
-
-    def forget(self, connection: Any) -> None:
-        """The connection is closed."""
-        with self._lock:
-            handle = self._sockets.pop(connection, None)
-        if handle is not None:
-            handle.close()
-
-    def _watch(self, ended: threading.Event) -> None:
-        # What begins after a stop removes things.
-        was_stopped = self._should_stop()
-        while not ended.wait(POLL_S):
-            if not was_stopped and self._should_stop():
-                was_stopped = True
-                self._deadline = min(self._deadline, time.monotonic() + CLEAN_S)
-                self._shut_down()
-            if time.monotonic() > self._deadline:
-                self._shut_down()
-
-    def _shut_down(self) -> None:
-        with self._lock:
-            handles = list(self._sockets.values())
-        for handle in handles:
-            # It may be closed already.
-            with suppress(OSError):
-                handle.shutdown(socket.SHUT_RDWR)
 
 
 class BoundedBody:
@@ -157,3 +86,92 @@ class BoundedBody:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
+
+
+class StoreConnection(PublicConnection):
+    """A connection that may be opened after a stop too, to remove things; only its time ends it."""
+
+    timeout: float | None
+
+    def _new_conn(self) -> socket.socket:
+        check_watch(self.watch, removes=True)
+        return open_public(self, Watch(self.timeout or math.inf), partial(self.watch.keep, self))
+
+
+class PublicSession(URLLib3Session):
+    """botocore's HTTP session, which connects to public addresses only, however often a name's address changes, and
+    lets no answer be endless, in time or in bytes.
+
+    Args:
+        connect_timeout_s, read_timeout_s: seconds to connect, and seconds of silence.
+        watch: of all requests.
+    """
+
+    def __init__(self, connect_timeout_s: float, read_timeout_s: float, watch: Watch) -> None:
+        timeouts: Any = (connect_timeout_s, read_timeout_s)
+        super().__init__(timeout=timeouts)
+        self._watch = watch
+        plain = public_class(AWSHTTPConnection, watch, StoreConnection)
+        secure = public_class(AWSHTTPSConnection, watch, StoreConnection)
+        pools: Any = self
+        pools._manager.pool_classes_by_scheme = {
+            "http": type("PublicPool", (AWSHTTPConnectionPool,), {"ConnectionCls": plain}),
+            "https": type("PublicSecurePool", (AWSHTTPSConnectionPool,), {"ConnectionCls": secure}),
+        }
+
+    def send(self, request: Any) -> Any:
+        """The answer to a request. An answer that is no object has been read to its end.
+
+        Raises:
+            GenerationStopped: the job has to end.
+            BotoCoreError: there was no answer in time, or one too large, or what the superclass raises.
+        """
+        removes = request.method == "DELETE"
+        check_watch(self._watch, removes)
+        is_object = request.stream_output
+        # The superclass would read an answer that is no object to its end.
+        request.stream_output = True
+        try:
+            response = super().send(request)
+            limited = not is_object or response.status_code >= 300
+            response.raw = BoundedBody(response.raw, MAX_ANSWER_BYTES if limited else math.inf)
+            if not is_object:
+                _ = response.content
+            return response
+        except (BotoCoreError, HTTPError, OSError):
+            check_watch(self._watch, removes)
+            raise
+        finally:
+            request.stream_output = is_object
+
+
+def check_watch(watch: Watch, removes: bool = False) -> None:
+    """As `Watch.check`, in a form that botocore passes on.
+
+    Raises:
+        GenerationStopped: the job has to end.
+        StoreTooSlow: the time is over.
+    """
+    try:
+        watch.check(removes)
+    except TimeIsOver as error:
+        raise StoreTooSlow from error
+
+
+def check_target(field: str, url: str, settings: Settings) -> None:
+    """An address that a job writes to must be as public as one that it reads from.
+
+    Raises:
+        WorkerError: it is not; the message names the field.
+    """
+    try:
+        check_public(url, Watch(settings.connect_timeout_s))
+    except TimeIsOver as error:
+        raise not_stored(f"the host of {field} was not found in {settings.connect_timeout_s:g} s") from error
+    except ValueError as error:
+        raise not_public(field) from error
+
+
+def not_public(field: str) -> WorkerError:
+    """The error of an address that is not public."""
+    return WorkerError(ErrorCode.INPUT_VALIDATION, f"{field} must resolve to a public address")
