@@ -15,8 +15,7 @@ from typing import ClassVar
 import pytest
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import fetch as fetch_module
-from infinitetalk.worker import transport
+from infinitetalk.worker import retry, transport
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
@@ -125,7 +124,7 @@ def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets downloads be tried again at once."""
-    monkeypatch.setattr(fetch_module, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
     Site.visits.clear()
 
 

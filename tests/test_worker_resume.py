@@ -28,9 +28,10 @@ from infinitetalk.worker import job as worker_job
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import run_job
-from infinitetalk.worker.resume import Part, Rendering, TaskState, VolumeFiles, part_file, request_fingerprint
+from infinitetalk.worker.resume import Part, Rendering, TaskState, part_file, request_fingerprint
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stores.volume import VolumeObjects
 from schemas import SingleJob, Stage, Success
 from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
@@ -474,8 +475,8 @@ def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_
     thumbnail.write_bytes(b"a picture")
 
     def holder() -> TaskState:
-        files = VolumeFiles(tmp_path / ".resume")
-        return TaskState(files, "job-1", "request", 3600, b"secret", 1_000_000, get_logger())
+        place = VolumeObjects(tmp_path, "jobs")
+        return TaskState(place, "job-1", "request", 3600, b"secret", 1_000_000, get_logger())
 
     lost = holder()
     made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0, "float32")], b"state 1")
@@ -487,7 +488,7 @@ def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_
         longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0, "float32")], b"state 2")
         state.save_rendering(longer, "fingerprint")
     first.discard()
-    (folder,) = (tmp_path / ".resume").iterdir()
+    (folder,) = tmp_path.rglob(".resume/*")
     names = {file.name for file in folder.iterdir()}
     assert second._rendering.names | {"state.json"} == names
     second.discard()

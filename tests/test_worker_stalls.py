@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import storage
+from infinitetalk.worker import retry
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.storage import Artifacts, make_store
+from infinitetalk.worker.stores.base import Artifacts
+from infinitetalk.worker.stores.registry import make_store
 from schemas import ErrorCode, OutputConfig
 from tests.job_inputs import small_job
 from tests.stalling_site import STALLS, stalling_site
@@ -140,7 +141,7 @@ def test_a_put_ends_although_the_name_server_does_not_answer(slow_names, setting
 
 
 def test_a_stop_ends_the_wait_between_two_puts(settings: Settings, files: Artifacts, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 20.0)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 20.0)
     # Nobody listens there.
     assert_put_ends("http://127.0.0.1:9/x", settings, files)
 

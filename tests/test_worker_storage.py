@@ -22,22 +22,18 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import storage
+from infinitetalk.worker import retry
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.resume import TaskState
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.storage import (
-    RESULT_OVERHEAD_BYTES,
-    Artifacts,
-    InlineStore,
-    S3Store,
-    Store,
-    VolumeStore,
-    bucket_in_host,
-    make_store,
-    new_file,
-    region_in_host,
-)
+from infinitetalk.worker.stores import s3
+from infinitetalk.worker.stores.base import Artifacts, Store
+from infinitetalk.worker.stores.bucket_place import bucket_in_host, region_in_host
+from infinitetalk.worker.stores.inline import RESULT_OVERHEAD_BYTES, InlineStore
+from infinitetalk.worker.stores.registry import make_store
+from infinitetalk.worker.stores.results import ObjectResults
+from infinitetalk.worker.stores.s3 import Bucket, S3Objects
+from infinitetalk.worker.stores.volume import VolumeObjects, new_file
 from schemas import ErrorCode, OutputConfig, S3Config, Stage, Success
 from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker
@@ -66,7 +62,7 @@ def large_files(files: Artifacts) -> Artifacts:
 
 @pytest.fixture
 def s3_settings(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
     return Settings(
         s3_endpoint=s3_server.endpoint,
         s3_region=s3_server.region,
@@ -91,6 +87,17 @@ def own_store(server: S3Server, **changes: str) -> S3Config:
         "bucketName": server.bucket,
     }
     return S3Config.model_validate(fields | changes)
+
+
+def bucket_of(store: Store) -> Bucket:
+    """The bucket that a store puts results into."""
+    assert isinstance(store.objects, S3Objects)
+    return store.objects.bucket
+
+
+def client_of(store: Store) -> Any:
+    """The client by which a store speaks to its bucket."""
+    return bucket_of(store).client
 
 
 def with_store(worker: LocalWorker, store: Settings, **changes: str) -> Settings:
@@ -121,7 +128,7 @@ def test_a_prefix_cannot_leave_the_volume_through_a_link(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root/link").symlink_to(tmp_path)
     with pytest.raises(WorkerError, match="leads out of the volume"):
-        VolumeStore(tmp_path / "root", "link/folder").check()
+        VolumeObjects(tmp_path / "root", "link/folder").check()
     assert not (tmp_path / "folder").exists()
 
 
@@ -136,7 +143,7 @@ def test_a_volume_that_is_not_mounted_is_not_made_up(tmp_path):
 def test_a_volume_that_cannot_be_written_to_is_seen_before_the_work(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(WorkerError) as caught:
-        VolumeStore(tmp_path / "file", "prefix").check()
+        VolumeObjects(tmp_path / "file", "prefix").check()
     assert caught.value.code == ErrorCode.UPLOAD
     assert str(tmp_path) not in caught.value.message
 
@@ -144,7 +151,7 @@ def test_a_volume_that_cannot_be_written_to_is_seen_before_the_work(tmp_path):
 def test_a_volume_that_may_only_be_read_is_seen_before_the_work():
     # Where root cannot write either.
     with pytest.raises(WorkerError, match="cannot be written to"):
-        VolumeStore(Path("/proc"), "fs").check()
+        VolumeObjects(Path("/proc"), "fs").check()
 
 
 def test_an_inline_result_holds_video_and_thumbnail(files):
@@ -266,13 +273,12 @@ def test_a_stopped_upload_leaves_nothing_in_the_store(stop_after, large_files, s
 
 def test_a_file_that_is_damaged_on_its_way_is_refused_by_its_checksum(files, s3_settings, s3_server):
     store = make_store(OutputConfig(), None, s3_settings)
-    assert isinstance(store, S3Store)
 
     def damage(request, **_):
         request.body = b"noise"
         request.headers["Content-Length"] = "5"
 
-    store.client.meta.events.register("before-send.s3.PutObject", damage)
+    client_of(store).meta.events.register("before-send.s3.PutObject", damage)
     with pytest.raises(WorkerError, match="could not be stored") as caught:
         store.save("job-1", files)
     assert caught.value.code == ErrorCode.UPLOAD
@@ -281,7 +287,6 @@ def test_a_file_that_is_damaged_on_its_way_is_refused_by_its_checksum(files, s3_
 
 def test_a_request_that_fails_for_a_moment_is_sent_again(files, s3_settings, s3_server):
     store = make_store(OutputConfig(), None, s3_settings)
-    assert isinstance(store, S3Store)
     attempts = []
 
     def fail_twice(request, **_):
@@ -289,7 +294,7 @@ def test_a_request_that_fails_for_a_moment_is_sent_again(files, s3_settings, s3_
         if len(attempts) <= 2:
             raise ConnectionClosedError(endpoint_url=request.url)
 
-    store.client.meta.events.register("before-send.s3.PutObject", fail_twice)
+    client_of(store).meta.events.register("before-send.s3.PutObject", fail_twice)
     store.save("job-1", files)
     assert len(attempts) == 5
     assert len(s3_server.keys()) == 3
@@ -341,9 +346,7 @@ def refuse(request, **_):
 
 def test_credentials_that_may_only_read_cost_a_second(s3_settings):
     store = make_store(OutputConfig(), None, s3_settings)
-    assert isinstance(store, S3Store)
-
-    store.client.meta.events.register("before-send.s3.PutObject", refuse)
+    client_of(store).meta.events.register("before-send.s3.PutObject", refuse)
     with pytest.raises(WorkerError, match="refused the credentials") as caught:
         store.check()
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, False)
@@ -353,14 +356,14 @@ def test_a_worker_that_may_not_remove_objects_hands_its_jobs_on(local_worker, s3
     local_worker.settings = Settings.model_validate(
         local_worker.settings.model_dump(exclude_unset=True) | s3_settings.model_dump(exclude_unset=True)
     )
-    make_client = storage.S3Store.from_settings.__func__
+    make_client = s3._s3_client
 
-    def make_without_right(cls, *arguments):
-        store = make_client(cls, *arguments)
-        store.client.meta.events.register("before-send.s3.DeleteObject", refuse)
-        return store
+    def make_without_right(*arguments):
+        client = make_client(*arguments)
+        client.meta.events.register("before-send.s3.DeleteObject", refuse)
+        return client
 
-    monkeypatch.setattr(storage.S3Store, "from_settings", classmethod(make_without_right))
+    monkeypatch.setattr(s3, "_s3_client", make_without_right)
     kept = []
     save = TaskState.save_rendering
     monkeypatch.setattr(TaskState, "save_rendering", lambda *arguments: kept.append(save(*arguments)) or kept[-1])
@@ -371,20 +374,17 @@ def test_a_worker_that_may_not_remove_objects_hands_its_jobs_on(local_worker, s3
 
 def test_a_connection_that_drops_when_the_probe_is_removed_costs_no_job(s3_settings):
     store = make_store(OutputConfig(), None, s3_settings)
-    assert isinstance(store, S3Store)
 
     def drop(request, **_):
         raise ConnectionClosedError(endpoint_url=request.url)
 
-    store.client.meta.events.register("before-send.s3.DeleteObject", drop)
+    client_of(store).meta.events.register("before-send.s3.DeleteObject", drop)
     store.check()
 
 
 def test_a_video_that_those_who_may_not_list_the_bucket_ask_for_is_not_there(s3_settings):
     store = make_store(OutputConfig(), None, s3_settings)
-    assert isinstance(store, S3Store)
-
-    store.client.meta.events.register("before-send.s3.HeadObject", refuse)
+    client_of(store).meta.events.register("before-send.s3.HeadObject", refuse)
     assert store.places("job-1", 1) is None
 
 
@@ -415,9 +415,9 @@ def test_the_workers_credentials_never_go_to_a_store_that_a_job_named(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "worker-secret")
     store = make_store(OutputConfig(), own_store(s3_server, accessId="job:key"), s3_settings)
-    assert isinstance(store, S3Store)
     sent = []
-    store.client.meta.events.register_first("before-send.s3", lambda request, **_: sent.append(str(request.headers)))
+    events = client_of(store).meta.events
+    events.register_first("before-send.s3", lambda request, **_: sent.append(str(request.headers)))
     with pytest.raises(WorkerError, match="refused the credentials"):
         store.check()
     assert sent and all("job:key" in headers for headers in sent)
@@ -513,7 +513,7 @@ def test_a_presigned_address_that_does_not_answer_is_tried_again(
     config = put_config(s3_server)
     s3_server.kill()
     threading.Timer(0.2, s3_server.start).start()
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 1.0)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 1.0)
     assert make_store(config, None, s3_settings).save("job-1", files)
     assert len(s3_server.keys()) == 2
 
@@ -616,8 +616,8 @@ def make_holder(request, tmp_path, s3_settings) -> Callable[[], Store]:
 
 def content(store: Store, places: dict[str, Any], kind: str = "") -> bytes:
     """What is served from a place that was told."""
-    if isinstance(store, VolumeStore):
-        return (store.root / places[f"{kind}path"]).read_bytes()
+    if isinstance(store.objects, VolumeObjects):
+        return (store.objects.root / places[f"{kind}path"]).read_bytes()
     return requests.get(places[f"{kind}url"], timeout=10).content
 
 
@@ -636,12 +636,11 @@ def test_of_two_holders_the_first_ones_video_stays_and_is_what_both_tell(files, 
 
 def test_a_holder_that_is_lost_between_video_and_account_is_finished_by_the_other(files, make_holder, monkeypatch):
     first, second = make_holder(), make_holder()
-    name = "_put_beside" if isinstance(first, VolumeStore) else "_put"
 
     def lose(*_arguments: object, **_options: object) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(first, name, lose)
+    monkeypatch.setattr(first, "_put_beside", lose)
     with pytest.raises(SystemExit):
         first.save("job-1", files)
     other = as_found(files, b"another video")
@@ -710,7 +709,7 @@ def test_a_volume_without_links_is_looked_at_before_it_is_written_to(files, tmp_
         raise OSError(errno.EOPNOTSUPP, "no links here")
 
     monkeypatch.setattr("os.link", refuse_link)
-    first, second = (VolumeStore(tmp_path / "root", "a") for _ in range(2))
+    first, second = (ObjectResults(VolumeObjects(tmp_path / "root", "a")) for _ in range(2))
     first.check()
     files.metadata.write_text(json.dumps({"request": "a request", "video": {"bytes": len(VIDEO)}}))
     told = first.save("job-1", files)
@@ -727,8 +726,7 @@ def test_a_store_without_conditions_is_looked_at_before_it_is_written_to(files, 
         return None
 
     for store in stores:
-        assert isinstance(store, S3Store)
-        store.client.meta.events.register("before-send.s3.PutObject", refuse_condition)
+        client_of(store).meta.events.register("before-send.s3.PutObject", refuse_condition)
     files.metadata.write_text(json.dumps({"request": "a request", "video": {"bytes": len(VIDEO)}}))
     told = stores[0].save("job-1", files)
     assert stores[1].save("job-1", as_found(files, b"another video"))["bytes"] == len(VIDEO)
@@ -778,8 +776,7 @@ def test_a_bucket_in_the_workers_endpoint_is_not_named_twice(monkeypatch):
     monkeypatch.setenv("BUCKET_SECRET_ACCESS_KEY", "hush-hush")
     for settings in (Settings(), Settings(s3_bucket="videos")):
         store = make_store(OutputConfig(), None, settings)
-        assert isinstance(store, S3Store)
-        address = store._address("job-1.mp4")
+        address = bucket_of(store).address("infinitetalk/jobs/job-1.mp4")
         assert address.startswith("https://s3.eu-west-1.amazonaws.com/videos/infinitetalk/jobs/job-1.mp4?")
         assert "%2Feu-west-1%2Fs3%2F" in address
 
@@ -821,14 +818,14 @@ def test_an_address_that_is_refused_fails_the_job_before_its_work(local_worker, 
         return f"{s3_settings.s3_endpoint}/{Params['Bucket']}/{Params['Key']}?X-Amz-Signature=wrong"
 
     monkeypatch.setattr("botocore.signers.generate_presigned_url", sign_for_nobody)
-    connect = storage._s3_client
+    connect = s3._s3_client
 
     def connect_badly(*arguments):
         client = connect(*arguments)
         client.generate_presigned_url = lambda *args, **options: sign_for_nobody(client, *args, **options)
         return client
 
-    monkeypatch.setattr(storage, "_s3_client", connect_badly)
+    monkeypatch.setattr(s3, "_s3_client", connect_badly)
     local_worker.settings = with_store(local_worker, s3_settings)
     error = local_worker.run({"id": "job-1", "input": small_job(output_config=None)})["error"]
     assert (error["code"], error["at_stage"]) == ("E_UPLOAD", "validation")
@@ -847,7 +844,8 @@ class HostileStore:
     """A store that a job names, whose every answer is bad in one way.
 
     Args:
-        fault: "drip": a byte of a header now and then; "body": an answer without an end; "silent": none.
+        fault: "drip": a byte of a header now and then; "body": an answer without an end; "slow body": a byte
+            of an answer now and then.
     """
 
     def __init__(self, fault: str) -> None:
@@ -878,9 +876,10 @@ class HostileStore:
 
     def answer(self, out: Any) -> None:
         """Sends what is never all."""
-        out.write(b"HTTP/1.1 200 OK\r\n" + (b"X-Slow: " if self.fault == "drip" else b"Content-Type: text/xml\r\n\r\n"))
-        while not self._ended.wait(0.05 if self.fault == "drip" else 0):
-            block = b"x" if self.fault == "drip" else bytes(1 << 20)
+        begin = b"X-Slow: " if self.fault == "drip" else b"Content-Type: text/xml\r\n\r\n"
+        out.write(b"HTTP/1.1 200 OK\r\n" + begin)
+        while not self._ended.wait(0 if self.fault == "body" else 0.05):
+            block = bytes(1 << 20) if self.fault == "body" else b"x"
             out.write(block)
             out.flush()
             self.sent += len(block)
@@ -891,7 +890,7 @@ class HostileStore:
         self._server.server_close()
 
 
-@pytest.mark.parametrize("fault", ["drip", "body"])
+@pytest.mark.parametrize("fault", ["drip", "body", "slow body"])
 def test_a_hostile_store_of_a_jobs_own_ends_with_a_coded_failure_in_time(fault, local_worker, open_network):
     store = HostileStore(fault)
     local_worker.settings = local_worker.settings.model_copy(update={"store_timeout_s": 1.5})
@@ -925,7 +924,7 @@ def test_a_store_that_a_job_names_is_never_listed(local_worker, s3_server, open_
         update={"resume_secret": SecretStr("shared"), "volume_dir": local_worker.volume / "none"}
     )
     asked: list[str] = []
-    make_client = storage._s3_client
+    make_client = s3._s3_client
 
     def make_and_listen(*arguments):
         client = make_client(*arguments)
@@ -933,7 +932,7 @@ def test_a_store_that_a_job_names_is_never_listed(local_worker, s3_server, open_
         return client
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "_s3_client", make_and_listen)
+        patch.setattr(s3, "_s3_client", make_and_listen)
         config = own_store(s3_server).model_dump(by_alias=True, exclude_none=True)
         job = {"id": "job-1", "input": small_job(output_config={"store": "s3", "preview": True}), "s3Config": config}
         assert local_worker.run(job)["status"] == "success"

@@ -23,8 +23,9 @@ from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import MediaError, MediaInfo, probe
 from infinitetalk.tts import SynthesisError
 from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.retry import TRANSIENT_STATUSES, Transient, with_retries
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from infinitetalk.worker.transport import TimeIsOver, Watch, get
+from infinitetalk.worker.transport import OnBytes, TimeIsOver, Watch, get
 from schemas import ErrorCode, check_address
 
 BLOCK_BYTES = 1 << 16
@@ -32,13 +33,6 @@ MAX_SIDE_BY_SIDE = 8
 MAX_ASPECT = 20
 """Of a picture's sides: scaled to the model's height, a strip of pixels would take all memory."""
 
-FIRST_WAIT_S = 0.5
-"""Seconds before a download is tried again, doubled each time."""
-
-LONGEST_WAIT_S = 30.0
-"""Seconds at most that a Retry-After is waited for."""
-
-TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 SHORTEST_BASE64 = 64
 """Characters. No picture or sound is smaller; paths, which may look like base64 only without a dot, rarely longer."""
 
@@ -49,10 +43,6 @@ _WHITE_SPACE = string.whitespace.encode()
 _WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body")
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-OnBytes = Callable[[int, int | None], None]
-"""Told how many bytes have been moved, and of how many where that is known."""
 
 
 @dataclass(frozen=True)
@@ -210,20 +200,6 @@ def naming(field: str) -> Iterator[None]:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, f"{field}: {error}") from error
 
 
-class Transient(Exception):
-    """A download failed in a way that may pass.
-
-    Args:
-        failure: what the client is told if it does not.
-        wait_s: seconds to wait that the address asked for.
-    """
-
-    def __init__(self, failure: WorkerError, wait_s: float | None = None) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-        self.wait_s = wait_s
-
-
 class Download:
     """One file from an address on the internet.
 
@@ -260,22 +236,11 @@ class Download:
             WorkerError: the address is refused, fails for good, is too slow, or sends too much.
             GenerationStopped: `should_stop` said so.
         """
-        with Watch(self.settings.download_timeout_s, self.should_stop) as watch:
+        with Watch(self.settings.download_timeout_s, self.should_stop).within() as watch:
             try:
-                self._run(watch)
+                with_retries(lambda: self._try(watch), self.settings.download_attempts, watch)
             except TimeIsOver as error:
                 raise self._failed(f"the download took longer than {self.settings.download_timeout_s:g} s") from error
-
-    def _run(self, watch: Watch) -> None:
-        for attempt in range(1, self.settings.download_attempts + 1):
-            try:
-                return self._try(watch)
-            except Transient as transient:
-                wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) if transient.wait_s is None else transient.wait_s
-                if attempt == self.settings.download_attempts or wait_s > LONGEST_WAIT_S:
-                    raise transient.failure from transient
-            watch.sleep(wait_s)
-        raise AssertionError("there is at least one attempt")
 
     def _try(self, watch: Watch) -> None:
         self._received = 0

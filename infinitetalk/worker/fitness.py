@@ -23,7 +23,7 @@ from infinitetalk.sandbox import keeps_root
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from infinitetalk.worker.storage import make_store
+from infinitetalk.worker.stores.registry import make_store
 from schemas import OutputConfig
 
 FFMPEG_TIMEOUT_S = 60.0

@@ -81,7 +81,8 @@ from infinitetalk.worker.resume import (
 )
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
-from infinitetalk.worker.storage import Artifacts, S3Store, Store, VolumeStore, make_store
+from infinitetalk.worker.stores.base import Artifacts, Store
+from infinitetalk.worker.stores.registry import make_store
 from schemas import (
     BatchItem,
     BatchJob,
@@ -360,7 +361,7 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
                 logger.info("job.was_completed")
                 return told
             store.remember(task.name)
-            if item_id is not None and stop.is_draining and state.files is not None:
+            if item_id is not None and stop.is_draining and state.objects is not None:
                 raise GenerationStopped
             result = _run_stages(task, Path(folder), state, request, preview, clock)
     except GenerationStopped:
@@ -588,12 +589,12 @@ def finish(
 
 def make_preview(task: Task, folder: Path, clock: StageClock) -> Preview:
     """The preview that a task asks for, which may be none; reports name it from its first chunk on."""
-    store = task.store
+    objects = task.store.objects
     if task.job.dry_run or task.job.output_config is None or not task.job.output_config.preview:
         return Preview()
-    assert isinstance(store, S3Store | VolumeStore)
+    assert objects is not None
     logger = job_logger(task.context.job_id)
-    return HlsPreview(store, task.name, task.job.frame_num, folder, clock.has_preview, logger)
+    return HlsPreview(objects, task.name, task.job.frame_num, folder, clock.has_preview, logger)
 
 
 def parse_payload(

@@ -21,33 +21,22 @@ import hmac
 import re
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, Field, ValidationError
-from urllib3.exceptions import HTTPError
 
 from infinitetalk.encode import EncodeError, check_parts, picture_bytes
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.guard import CLEAN_S
+from infinitetalk.worker.preview import remove_lost_preview
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from infinitetalk.worker.storage import (
-    S3Store,
-    Store,
-    VolumeStore,
-    make_store,
-    new_file,
-    read_regular,
-    remove_empty,
-)
-from schemas import DEFAULT_PREFIX, OutputConfig, SingleJob, Success
+from infinitetalk.worker.stores.base import ObjectStore, Store
+from infinitetalk.worker.stores.registry import own_place
+from schemas import DEFAULT_PREFIX, SingleJob, Success
 
 FOLDER = ".resume"
 STATE_FILE = "state.json"
@@ -67,7 +56,7 @@ AFTER_JOB_S = 30.0
 
 _FILE_NAME = r"(?:thumbnail-[0-9a-f]{12}\.jpg|chunk-\d{5}-[0-9a-f]{12}\.safetensors|part-\d{5}-[0-9a-f]{12}\.mp4)"
 _OUR_FILE = re.compile(rf"state\.json|\.[0-9a-f]{{32}}\.part|{_FILE_NAME}")
-STORE_ERRORS = (OSError, BotoCoreError, ClientError, HTTPError)
+STORE_ERRORS = (OSError, WorkerError)
 
 
 @dataclass(frozen=True)
@@ -180,142 +169,11 @@ class SignedState(BaseModel):
     signature: str
 
 
-class Files(ABC):
-    """A place that holds files in folders of one level.
-
-    Attributes:
-        is_own: whether the place is the worker's own, not one that a job names.
-        unfinished: where else lost workers may have left files.
-    """
-
-    is_own = True
-    unfinished: Files | None = None
-
-    @abstractmethod
-    def write(self, folder: str, name: str, data: bytes) -> None:
-        """Puts a file, whole or not at all."""
-
-    @abstractmethod
-    def read(self, folder: str, name: str, max_bytes: int) -> bytes | None:
-        """A file; None where there is none, or a larger one."""
-
-    @abstractmethod
-    def remove(self, folder: str, names: Iterable[str]) -> None:
-        """Removes files, whether they are there or not."""
-
-    @abstractmethod
-    def folders(self) -> Iterator[tuple[str, dict[str, float], float]]:
-        """Each folder with the times of writing of its files, and the time of asking: in seconds since 1970, by the
-        place's own clock."""
-
-
-class VolumeFiles(Files):
-    """Files below a folder of a volume.
-
-    Args:
-        unfinished: where else lost workers may have left files.
-    """
-
-    def __init__(self, root: Path, unfinished: Files | None = None) -> None:
-        self._root = root
-        self.unfinished = unfinished
-
-    def write(self, folder: str, name: str, data: bytes) -> None:
-        with new_file(self._root / folder, [data]) as unfinished:
-            unfinished.replace(self._root / folder / name)
-
-    def read(self, folder: str, name: str, max_bytes: int) -> bytes | None:
-        return read_regular(self._root / folder / name, max_bytes)
-
-    def remove(self, folder: str, names: Iterable[str]) -> None:
-        for name in names:
-            (self._root / folder / name).unlink(missing_ok=True)
-        remove_empty(self._root / folder)
-
-    def folders(self) -> Iterator[tuple[str, dict[str, float], float]]:
-        with new_file(self._root / f"clock-{uuid4().hex}", []) as file:
-            now = file.stat().st_mtime
-        for folder in self._root.glob("*/"):
-            times = {}
-            # What is gone meanwhile needs no sweeping.
-            with suppress(FileNotFoundError):
-                for file in folder.iterdir():
-                    times[file.name] = file.stat().st_mtime
-            yield folder.name, times, now
-
-
-class BucketFiles(Files):
-    """Objects below a prefix of a bucket."""
-
-    def __init__(self, store: S3Store, prefix: str) -> None:
-        self.is_own = store.is_own
-        self._store = store
-        self._prefix = prefix
-
-    def write(self, folder: str, name: str, data: bytes) -> None:
-        with self._store.guard.within(self._store.timeout_s):
-            self._store.client.put_object(Bucket=self._store.bucket, Key=self._key(folder, name), Body=data)
-
-    def read(self, folder: str, name: str, max_bytes: int) -> bytes | None:
-        client = self._store.client
-        with self._store.guard.within(self._store.timeout_s):
-            try:
-                found = client.get_object(Bucket=self._store.bucket, Key=self._key(folder, name))
-                data: bytes = found["Body"].read(max_bytes + 1)
-            except client.exceptions.NoSuchKey:
-                return None
-            except (BotoCoreError, HTTPError, OSError):
-                self._store.guard.check()
-                raise
-            # What is not read would go on coming.
-            found["Body"].close()
-        return data if len(data) <= max_bytes else None
-
-    def remove(self, folder: str, names: Iterable[str]) -> None:
-        with self._store.guard.within(CLEAN_S):
-            for name in names:
-                self._store.client.delete_object(Bucket=self._store.bucket, Key=self._key(folder, name))
-
-    def folders(self) -> Iterator[tuple[str, dict[str, float], float]]:
-        # Keys come in order, so that a folder's are together.
-        current, now = "", 0.0
-        times: dict[str, float] = {}
-        for page in self._pages("list_objects_v2", f"{self._prefix}/"):
-            now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
-            for entry in page.get("Contents", []):
-                folder, _, name = entry["Key"].removeprefix(f"{self._prefix}/").partition("/")
-                if folder != current:
-                    if times:
-                        yield current, times, now
-                    current, times = folder, {}
-                times[name] = entry["LastModified"].timestamp()
-        if times:
-            yield current, times, now
-
-    def abort_uploads(self, max_age_s: float) -> None:
-        """Ends the uploads of videos below the store's prefix that were begun longer ago: their workers are lost."""
-        video = re.compile(re.escape(self._store.prefix) + r"/[A-Za-z0-9_-][A-Za-z0-9._-]*\.mp4")
-        for page in self._pages("list_multipart_uploads", f"{self._store.prefix}/"):
-            now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
-            for upload in page.get("Uploads", []):
-                if video.fullmatch(upload["Key"]) and upload["Initiated"].timestamp() < now - max_age_s:
-                    self._store.client.abort_multipart_upload(
-                        Bucket=self._store.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
-
-    def _pages(self, operation: str, prefix: str) -> Any:
-        assert self.is_own, "a listing of a job's own store may be endless"
-        return self._store.client.get_paginator(operation).paginate(Bucket=self._store.bucket, Prefix=prefix)
-
-    def _key(self, folder: str, name: str) -> str:
-        return f"{self._prefix}/{folder}/{name}"
-
-
 class TaskState:
     """What is kept of one task.
 
     Args:
-        files: where; None: nowhere.
+        place: where it is kept; None: nowhere.
         name: of the task's files.
         request: fingerprint of its job's id and its parameters.
         ttl_s: seconds after which it is stale.
@@ -325,7 +183,7 @@ class TaskState:
 
     def __init__(
         self,
-        files: Files | None,
+        place: ObjectStore | None,
         name: str,
         request: str,
         ttl_s: float,
@@ -333,7 +191,8 @@ class TaskState:
         max_state_bytes: int,
         logger: Any,
     ) -> None:
-        self.files = files
+        self._place = place
+        self.objects = None if place is None else folder_of_state(place)
         self.name = name
         self._request = request
         self._ttl_s = ttl_s
@@ -360,7 +219,7 @@ class TaskState:
         try:
             rendering = self._fetch(stored, folder)
         except (*STORE_ERRORS, EncodeError) as error:
-            self._logger.warning("resume.ignored", details={"reason": type(error).__name__})
+            self._logger.warning("resume.ignored", details={"reason": _reason(error)})
             return None
         if rendering is None:
             self._logger.warning("resume.ignored", details={"reason": "a file is missing or damaged"})
@@ -370,7 +229,7 @@ class TaskState:
 
     def save_rendering(self, rendering: Rendering, fingerprint: str) -> bool:
         """Stores what has been made since the last call; returns whether another worker can go on from it."""
-        if self.files is None:
+        if self.objects is None:
             return False
         begin = time.monotonic()
         before = None if self._rendering is None else self._rendering.chunk_state
@@ -390,7 +249,7 @@ class TaskState:
             self._write_state(stored)
             self._rendering = stored
         except STORE_ERRORS as error:
-            self._logger.warning("resume.not_stored", details={"reason": type(error).__name__})
+            self._logger.warning("resume.not_stored", details={"reason": _reason(error)})
             return False
         if before is not None and before.name in self._names:
             self._remove([before.name])
@@ -400,22 +259,22 @@ class TaskState:
 
     def save_result(self, result: Success) -> None:
         """Stores the result, in case that the queue does not get it."""
-        if self.files is None:
+        if self.objects is None:
             return
         try:
             self._write_state(self._rendering, result)
         except STORE_ERRORS as error:
-            self._logger.warning("resume.not_stored", details={"reason": type(error).__name__})
+            self._logger.warning("resume.not_stored", details={"reason": _reason(error)})
 
     def discard(self) -> None:
         """Removes what this worker has kept of the task, and what it has gone on from; what another worker that holds
         the job goes on from stays."""
-        if self.files is None:
+        if self.objects is None:
             return
         try:
-            data = self.files.read(self.name, STATE_FILE, self._max_state_bytes)
+            data = self.objects.get(self._path(STATE_FILE), self._max_state_bytes)
         except STORE_ERRORS as error:
-            self._logger.warning("resume.not_removed", details={"reason": type(error).__name__})
+            self._logger.warning("resume.not_removed", details={"reason": _reason(error)})
             return
         names = set(self._names)
         if data is not None and data in (self._written, self._found):
@@ -424,49 +283,47 @@ class TaskState:
             names -= other.rendering.names
         self._remove(sorted(names))
 
-    def remove_preview(self, store: S3Store | VolumeStore) -> None:
+    def remove_preview(self, outputs: ObjectStore) -> None:
         """Removes what was published of the video, by whichever worker, where that has not been made."""
-        try:
-            store.remove_unfinished_preview(self.name)
-        except WorkerError as error:
-            self._logger.warning("preview.not_removed", details={"message": error.message})
+        remove_lost_preview(outputs, self.name, self._logger)
 
     def sweep(self) -> None:
         """Removes what is stale of all tasks that are kept in the same place, the worker's own."""
-        if self.files is None or not self.files.is_own:
+        if self._place is None or self.objects is None or not self._place.is_own:
             return
         deadline = time.monotonic() + AFTER_JOB_S
         try:
-            for files in filter(None, (self.files, self.files.unfinished)):
-                for folder, times, now in files.folders():
-                    ours = {name: written_at for name, written_at in times.items() if _OUR_FILE.fullmatch(name)}
-                    # Its newest file is as a rule its state: older ones are parts of a job that goes on.
-                    if ours and max(ours.values()) < now - self._ttl_s:
-                        files.remove(folder, ours)
-                    if time.monotonic() > deadline:
-                        return
-            if isinstance(self.files, BucketFiles):
-                self.files.abort_uploads(self._ttl_s)
+            for _, found in groupby(self.objects.list(), key=lambda item: item.name.rpartition("/")[0]):
+                ours = [item for item in found if _OUR_FILE.fullmatch(item.name.rpartition("/")[2])]
+                # Its newest file is as a rule its state: older ones are parts of a job that goes on.
+                if ours and min(item.age_s for item in ours) > self._ttl_s:
+                    self.objects.delete(item.name for item in ours)
+                if time.monotonic() > deadline:
+                    return
+            self._place.remove_unfinished(self._ttl_s)
         except STORE_ERRORS as error:
-            self._logger.warning("resume.not_swept", details={"reason": type(error).__name__})
+            self._logger.warning("resume.not_swept", details={"reason": _reason(error)})
+
+    def _path(self, name: str) -> str:
+        return f"{self.name}/{name}"
 
     def _remove(self, names: Sequence[str]) -> None:
-        assert self.files is not None
+        assert self.objects is not None
         try:
-            self.files.remove(self.name, names)
+            self.objects.delete(map(self._path, names))
             self._names -= set(names)
         except STORE_ERRORS as error:
-            self._logger.warning("resume.not_removed", details={"reason": type(error).__name__})
+            self._logger.warning("resume.not_removed", details={"reason": _reason(error)})
 
     def _read_state(self) -> StoredState | None:
         """What is there, if it is of this job and not stale."""
         self._found: bytes | None = None
-        if self.files is None:
+        if self.objects is None:
             return None
         try:
-            data = self.files.read(self.name, STATE_FILE, self._max_state_bytes)
+            data = self.objects.get(self._path(STATE_FILE), self._max_state_bytes)
         except STORE_ERRORS as error:
-            self._logger.warning("resume.ignored", details={"reason": type(error).__name__})
+            self._logger.warning("resume.ignored", details={"reason": _reason(error)})
             return None
         if data is None:
             return None
@@ -497,7 +354,7 @@ class TaskState:
         return "" if self._secret is None else hmac.new(self._secret, state.encode(), hashlib.sha256).hexdigest()
 
     def _write_state(self, rendering: StoredRendering | None, result: Success | None = None) -> None:
-        assert self.files is not None
+        assert self.objects is not None
         state = StoredState(
             format=FORMAT,
             name=self.name,
@@ -507,7 +364,7 @@ class TaskState:
             result=result,
         ).model_dump_json()
         data = SignedState(state=state, signature=self._signature(state)).model_dump_json().encode()
-        self.files.write(self.name, STATE_FILE, data)
+        self.objects.put(self._path(STATE_FILE), data)
         self._written = data
 
     def _store_new_files(self, rendering: Rendering) -> StoredFile:
@@ -530,11 +387,11 @@ class TaskState:
 
     def _store(self, name: str, data: bytes) -> StoredFile:
         """Stores a file under a name that this worker alone gives."""
-        assert self.files is not None
+        assert self.objects is not None
         stem, _, extension = name.rpartition(".")
         own_name = f"{stem}-{self._attempt}.{extension}"
         self._names.add(own_name)
-        self.files.write(self.name, own_name, data)
+        self.objects.put(self._path(own_name), data)
         return StoredFile(name=own_name, sha256=_sha256(data), num_bytes=len(data))
 
     def _fetch(self, stored: StoredRendering, folder: Path) -> Rendering | None:
@@ -571,8 +428,8 @@ class TaskState:
         return Rendering(stored.seed, thumbnail, stored.height, stored.width, parts, chunk_state)
 
     def _read_checked(self, file: StoredFile) -> bytes | None:
-        assert self.files is not None
-        data = self.files.read(self.name, file.name, file.num_bytes)
+        assert self.objects is not None
+        data = self.objects.get(self._path(file.name), file.num_bytes)
         return data if data is not None and _sha256(data) == file.sha256 else None
 
 
@@ -593,9 +450,9 @@ class JobStates:
         """
         settings = self._settings
         secret = state_secret(settings)
-        files = place_of_state(store, settings) if settings.resume else None
+        place = place_of_state(store, settings) if settings.resume else None
         max_bytes = MAX_STATE_BYTES + settings.max_result_bytes
-        state = TaskState(files, name, request, settings.resume_ttl_s, secret, max_bytes, logger)
+        state = TaskState(place, name, request, settings.resume_ttl_s, secret, max_bytes, logger)
         self._open.setdefault(job_id, []).append((state, store))
         return state
 
@@ -611,31 +468,31 @@ class JobStates:
 
 def _clean_up(opened: list[tuple[TaskState, Store]]) -> None:
     for state, store in opened:
-        if isinstance(store, S3Store):
-            store.guard.forget_stop()
+        if store.objects is not None:
+            store.objects.forget_stop()
         state.discard()
-        if isinstance(store, S3Store | VolumeStore):
-            state.remove_preview(store)
+        if store.objects is not None:
+            state.remove_preview(store.objects)
     # Items of a batch share their place as a rule.
     for state, _ in opened[:1]:
         state.sweep()
 
 
-def place_of_state(store: Store, settings: Settings) -> Files | None:
-    """Where state is kept: on the volume or in the bucket that the result goes to, where that is the worker's; else in
-    the worker's own place, where it has any; else in the bucket that the job names, if it can be signed."""
-    folder = f"{DEFAULT_PREFIX}/{FOLDER}"
-    match store:
-        case VolumeStore():
-            return VolumeFiles(store.root / folder, VolumeFiles(store.work_folder))
-        case S3Store() if store.is_own:
-            return BucketFiles(store, folder)
-    own_store = own_place(settings)
-    if own_store is not None:
-        return place_of_state(own_store, settings)
-    if isinstance(store, S3Store) and state_secret(settings) is not None:
-        return BucketFiles(store, f"{store.prefix}/{FOLDER}")
-    return None
+def place_of_state(store: Store, settings: Settings) -> ObjectStore | None:
+    """Where state is kept: in the place that the result goes to, where that is the worker's own; else in the worker's
+    own place, where it has any; else in the place that the job names, if the state can be signed."""
+    if store.objects is not None and store.objects.is_own:
+        return store.objects
+    own = own_place(settings)
+    if own is not None:
+        return own
+    return store.objects if state_secret(settings) is not None else None
+
+
+def folder_of_state(place: ObjectStore) -> ObjectStore:
+    """The folder for state in a place: the same one for all jobs in a place of the worker's own, so that each worker
+    finds it, whatever the jobs' prefixes."""
+    return place.at(f"{DEFAULT_PREFIX if place.is_own else place.prefix}/{FOLDER}")
 
 
 def state_secret(settings: Settings) -> bytes | None:
@@ -645,16 +502,6 @@ def state_secret(settings: Settings) -> bytes | None:
     if settings.s3_secret_key is None:
         return None
     return hmac.new(settings.s3_secret_key.get_secret_value().encode(), b"kept state", hashlib.sha256).digest()
-
-
-def own_place(settings: Settings) -> Store | None:
-    """The worker's network volume, else its bucket, as a store; None where it has neither."""
-    if settings.volume_dir.is_dir():
-        return make_store(OutputConfig(store="volume"), None, settings)
-    try:
-        return make_store(OutputConfig(store="s3"), None, settings)
-    except WorkerError:
-        return None
 
 
 def chunk_state_file(num_chunks: int) -> str:
@@ -690,6 +537,11 @@ def rendering_fingerprint(request: str, media: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """What a log says of an error."""
+    return error.message if isinstance(error, WorkerError) else type(error).__name__
 
 
 def _sha256(data: bytes) -> str:

@@ -6,23 +6,24 @@ for is looked up there, checked, and connected to; no proxy, cache or adapter co
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from ipaddress import ip_address, ip_network
-from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin
+from weakref import WeakKeyDictionary
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from runpod.serverless.utils.rp_ssrf import SSRFError, _ssrf_protection_enabled, is_safe_address
 from runpod.user_agent import USER_AGENT
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NewConnectionError
 from urllib3.util import Url, parse_url
 
@@ -53,52 +54,70 @@ _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 T = TypeVar("T")
 
+OnBytes = Callable[[int, int | None], None]
+"""Told how many bytes have been moved, and of how many where that is known."""
+
 
 class TimeIsOver(Exception):
     """A transfer took longer than it may."""
 
 
 class Watch:
-    """How long a transfer may take, and who may stop it before.
+    """How long transfers may take, and who may stop them before.
 
-    Entered, it looks ten times a second, and shuts the sockets given to it once the transfer has to end: whatever it
-    waits for, a connection, headers, trailers, a body that drips, then ends at once.
+    Inside `within` a thread looks ten times a second, and shuts the sockets given to it once a transfer has to end.
+    Whatever the transfer waits for then ends at once: a connection, headers, trailers, a body that drips. The timeout
+    of a socket does not end what drips.
 
     Args:
         time_limit_s: seconds from now on.
         should_stop: asked by a thread of its own.
+        clean_s: seconds after a stop for requests that remove things.
     """
 
-    def __init__(self, time_limit_s: float, should_stop: Callable[[], bool] = lambda: False) -> None:
-        self._end = time.monotonic() + time_limit_s
-        self._should_stop = should_stop
-        self._is_left = threading.Event()
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    def __init__(
+        self,
+        time_limit_s: float = math.inf,
+        should_stop: Callable[[], bool] = lambda: False,
+        clean_s: float = 0.0,
     ) -> None:
-        self._is_left.set()
-        self._thread.join()
-        for connection in self._sockets:
-            connection.close()
+        self._end = time.monotonic() + time_limit_s
+        self._end_of_cleaning = math.inf
+        self._should_stop = should_stop
+        self._clean_s = clean_s
+        self._is_watching = False
+        self._lock = threading.Lock()
+        self._open: WeakKeyDictionary[Any, socket.socket] = WeakKeyDictionary()
+        self._closed: list[socket.socket] = []
 
-    def check(self) -> None:
-        """Ends a transfer that has to.
+    @contextmanager
+    def within(self, seconds: float = math.inf) -> Iterator[Self]:
+        """Lets all transfers inside take so many seconds together, or fewer where the watch has fewer left."""
+        before = self._end
+        self._end = min(before, time.monotonic() + seconds)
+        try:
+            with nullcontext() if self._is_watching else self._watching():
+                yield self
+        finally:
+            self._end = before
+
+    def forget_stop(self) -> None:
+        """From now on nobody stops a transfer."""
+        self._should_stop = lambda: False
+
+    def check(self, removes: bool = False) -> None:
+        """Ends a transfer that has to end.
+
+        Args:
+            removes: whether the transfer removes something, as it may also after a stop.
 
         Raises:
             GenerationStopped: `should_stop` said so.
             TimeIsOver: it did not end in time.
         """
-        if self._should_stop():
+        if not removes and self._should_stop():
             raise GenerationStopped
-        if time.monotonic() > self._end:
+        if self._is_over():
             raise TimeIsOver
 
     def sleep(self, seconds: float) -> None:
@@ -112,10 +131,23 @@ class Watch:
             self.check()
             time.sleep(min(left, STOP_POLL_S))
 
-    def add(self, connection: socket.socket) -> None:
-        """Takes a socket to be shut; by a duplicate, which TLS does not take away."""
+    def keep(self, connection: Any, opened: socket.socket) -> None:
+        """Takes the socket of a connection to be shut: by a duplicate, since TLS takes the socket itself away."""
         with self._lock:
-            self._sockets.append(connection.dup())
+            before = self._open.pop(connection, None)
+            self._open[connection] = opened.dup()
+        if before is not None:
+            before.close()
+
+    def forget(self, connection: Any) -> None:
+        """The connection is closed; the body of its last answer may still be read."""
+        with self._lock:
+            handle = self._open.pop(connection, None)
+            if handle is not None and self._is_watching:
+                self._closed.append(handle)
+                return
+        if handle is not None:
+            handle.close()
 
     def wait_for(self, work: Callable[[], T]) -> T:
         """What `work` returns. It has a thread of its own, which is left behind where it does not end: nothing can
@@ -137,14 +169,44 @@ class Watch:
             self.check()
         return future.result()
 
-    def _look(self) -> None:
-        while not self._is_left.wait(STOP_POLL_S):
-            if self._should_stop() or time.monotonic() > self._end:
-                with self._lock:
-                    for connection in self._sockets:
-                        # One that the other side has closed.
-                        with suppress(OSError):
-                            connection.shutdown(socket.SHUT_RDWR)
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        ended = threading.Event()
+        # What begins after a stop removes things.
+        was_stopped = self._should_stop()
+        thread = threading.Thread(target=self._look, args=(ended, was_stopped), name="watch", daemon=True)
+        self._is_watching = True
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._end_of_cleaning = math.inf
+            with self._lock:
+                self._is_watching = False
+                handles, self._closed = self._closed, []
+            for handle in handles:
+                handle.close()
+
+    def _look(self, ended: threading.Event, was_stopped: bool) -> None:
+        while not ended.wait(STOP_POLL_S):
+            if not was_stopped and self._should_stop():
+                was_stopped = True
+                self._end_of_cleaning = time.monotonic() + self._clean_s
+                self._shut_down()
+            if self._is_over():
+                self._shut_down()
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > min(self._end, self._end_of_cleaning)
+
+    def _shut_down(self) -> None:
+        with self._lock:
+            for handle in (*self._open.values(), *self._closed):
+                # The other side may have closed it.
+                with suppress(OSError):
+                    handle.shutdown(socket.SHUT_RDWR)
 
 
 def is_public(address: str) -> bool:
@@ -185,13 +247,13 @@ def _port_of(url: Url) -> int:
     return url.port or (443 if url.scheme == "https" else 80)
 
 
-def open_public(
-    connection: HTTPConnection, watch: Watch, on_socket: Callable[[socket.socket], None] = lambda opened: None
-) -> socket.socket:
+def open_public(connection: Any, watch: Watch, on_socket: Callable[[socket.socket], None]) -> socket.socket:
     """A socket to a connection's host, at an address that is public: what was checked is what is connected to.
 
     Args:
-        on_socket: told of each before it is connected.
+        connection: one of urllib3's.
+        watch: ends the look-up of the host.
+        on_socket: told of each socket before it is connected.
 
     Raises:
         SSRFError: the host has no address, or one that is not public.
@@ -224,38 +286,31 @@ def open_public(
     raise NewConnectionError(connection, "the host did not take the connection") from failure
 
 
-class PublicConnection(HTTPConnection):
-    """A connection to a public address, which a watch may shut."""
+class PublicConnection:
+    """What makes one of urllib3's connections lead to public addresses only, and lets a watch shut its socket.
 
-    def __init__(self, *arguments: Any, watch: Watch, **options: Any) -> None:
-        self._watch = watch
-        super().__init__(*arguments, **options)
+    Attributes:
+        watch: of the connection, set by `public_class`.
+    """
 
-    def _new_conn(self) -> socket.socket:
-        return open_public(self, self._watch, self._watch.add)
-
-
-class PublicSecureConnection(HTTPSConnection):
-    """The same over TLS."""
-
-    def __init__(self, *arguments: Any, watch: Watch, **options: Any) -> None:
-        self._watch = watch
-        super().__init__(*arguments, **options)
+    watch: Watch
 
     def _new_conn(self) -> socket.socket:
-        return open_public(self, self._watch, self._watch.add)
+        return open_public(self, self.watch, partial(self.watch.keep, self))
+
+    def close(self) -> None:
+        """Closes the connection."""
+        super().close()  # type: ignore[misc]
+        self.watch.forget(self)
 
 
-class PublicPool(HTTPConnectionPool):
-    """Connections to public addresses; `watch` is among its options."""
+def public_class(kind: type[Any], watch: Watch, mixin: type[PublicConnection] = PublicConnection) -> type[Any]:
+    """A class of connections like `kind`, to public addresses only.
 
-    ConnectionCls = PublicConnection
-
-
-class PublicSecurePool(HTTPSConnectionPool):
-    """The same over TLS."""
-
-    ConnectionCls = PublicSecureConnection
+    Args:
+        watch: may shut their sockets.
+    """
+    return type(f"Public{kind.__name__}", (mixin, kind), {"watch": watch})
 
 
 @contextmanager
@@ -270,7 +325,7 @@ def send(
     """The answer to one request, whose body is not read yet; a redirect is not followed.
 
     Args:
-        watch: entered.
+        watch: inside its `within`.
         timeouts: seconds to connect, and seconds of silence.
         body: bytes, or what yields them.
 
@@ -285,9 +340,10 @@ def send(
     pool: HTTPConnectionPool
     if url.scheme == "https":
         certificates = os.environ.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH
-        pool = PublicSecurePool(url.host, _port_of(url), ca_certs=certificates, watch=watch)
+        pool = HTTPSConnectionPool(url.host, _port_of(url), ca_certs=certificates)
     else:
-        pool = PublicPool(url.host, _port_of(url), watch=watch)
+        pool = HTTPConnectionPool(url.host, _port_of(url))
+    pool.ConnectionCls = public_class(pool.ConnectionCls, watch)
     with pool:
         answer = pool.urlopen(
             method,

@@ -1,0 +1,63 @@
+"""The kinds of stores, by the words that a job names them with. A new store is a file here, and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stores.base import ObjectStore, Store, StoreRequest
+from infinitetalk.worker.stores.inline import open_inline
+from infinitetalk.worker.stores.put import open_put
+from infinitetalk.worker.stores.s3 import open_bucket, own_bucket
+from infinitetalk.worker.stores.volume import open_volume, own_volume
+from schemas import OutputConfig, S3Config
+
+
+@dataclass(frozen=True)
+class StoreKind:
+    """A kind of store.
+
+    Attributes:
+        open: makes the store of a job; raises `WorkerError` where the worker or the job lacks what it needs.
+        own: the place of this kind that is the worker's own, where it has one.
+    """
+
+    open: Callable[[StoreRequest], Store]
+    own: Callable[[Settings], ObjectStore | None] = lambda settings: None
+
+
+STORES = {
+    "volume": StoreKind(open_volume, own_volume),
+    "s3": StoreKind(open_bucket, own_bucket),
+    "inline": StoreKind(open_inline),
+    "put": StoreKind(open_put),
+}
+"""By `OutputConfig.store`. The worker keeps what is not a result in the first place of its own."""
+
+
+def make_store(
+    output_config: OutputConfig,
+    s3_config: S3Config | None,
+    settings: Settings,
+    num_inline: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Store:
+    """The store that a job asks for.
+
+    Args:
+        s3_config: the job's own bucket, where it names one.
+        num_inline: how many videos share the room of the job's result.
+        should_stop: asked while a store that the job names is spoken to.
+
+    Raises:
+        WorkerError: the worker has no settings for it, or no network volume.
+    """
+    request = StoreRequest(output_config, s3_config, settings, num_inline, should_stop)
+    return STORES[output_config.store].open(request)
+
+
+def own_place(settings: Settings) -> ObjectStore | None:
+    """A place for objects that is the worker's own: its network volume, else its bucket; None where it has neither."""
+    places = (kind.own(settings) for kind in STORES.values())
+    return next((place for place in places if place is not None), None)
