@@ -25,6 +25,7 @@ from infinitetalk.memory import (
     stream_blocks,
     stream_layers,
 )
+from infinitetalk.network.protocols import Denoiser
 from infinitetalk.parallel import LeadingTransformer, check_heads
 from infinitetalk.text import PromptEncoder
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
@@ -145,7 +146,7 @@ class TransformerLoader:
         self._adapter, self._loras, self._memory = choice.adapter, choice.loras, choice.memory
         return self._get()
 
-    def get(self) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
+    def get(self) -> Denoiser:
         """The transformer with what has been chosen.
 
         Raises:
@@ -362,7 +363,7 @@ class Models:
         self._speech_encoder = _lazy(speech_encoder)
 
     @property
-    def transformer(self) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
+    def transformer(self) -> Denoiser:
         """The network, with the adapter last chosen."""
         return self._transformer.get() if isinstance(self._transformer, TransformerLoader) else self._transformer
 
