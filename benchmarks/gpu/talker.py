@@ -12,11 +12,12 @@ from torch import Tensor
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
 from infinitetalk.memory import MemoryPlan
 from infinitetalk.models import load_models
-from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.pipeline import Chunk
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.tiny import talker_paths
 from infinitetalk.wav2vec2 import SpeechEmbeddings
+from tools.recording import RecordingPipeline
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "media" / "drawn_portrait.png"
 SETTINGS = GenerationSettings(
@@ -52,14 +53,15 @@ class Talker:
     source: Portrait
     waveform: np.ndarray
     speech: SpeechEmbeddings
-    expected: list[Chunk]
+    expected: list[tuple[Chunk, Tensor]]
     settings: GenerationSettings
 
-    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> list[Chunk]:
-        """The same on a device."""
+    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryPlan) -> list[tuple[Chunk, Tensor]]:
+        """The same on a device: chunks, each with its final latents."""
         models = load_models(talker_paths(), place, dtype, memory)
-        pipeline = InfiniteTalkPipeline(models)
-        return list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
+        pipeline = RecordingPipeline(models)
+        chunks = list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
+        return list(zip(chunks, pipeline.latents, strict=True))
 
 
 def prepare(small: bool) -> Talker:
@@ -89,8 +91,8 @@ def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryPlan) -
     """Final latents and frames against the CPU's in float32."""
     chunks = state.generate(device(), dtype, memory)
     latents, frames = [], []
-    for found, expected in zip(chunks, state.expected, strict=True):
-        latents.append(relative_error(found.latents.cpu(), expected.latents))
+    for (found, found_latents), (expected, expected_latents) in zip(chunks, state.expected, strict=True):
+        latents.append(relative_error(found_latents.cpu(), expected_latents))
         frames.append(np.abs(found.frames.astype(int) - expected.frames.astype(int)))
     levels = np.concatenate(frames)
     detail = (

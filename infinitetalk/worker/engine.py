@@ -20,7 +20,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from infinitetalk.chunks import count_chunks, usable_rows
+from infinitetalk.chunks import ChunkGrid
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError
 from infinitetalk.lora import find_lora
 from infinitetalk.lora_files import files_of, read_lora
@@ -41,7 +41,7 @@ from infinitetalk.models import Models, load_models
 from infinitetalk.parallel import ParallelError
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
-from infinitetalk.sampling import GenerationSettings, make_guidance
+from infinitetalk.sampling import GenerationSettings, make_sampler
 from infinitetalk.sizes import choose_bucket
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT, count_tokens
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
@@ -385,10 +385,8 @@ class Engine:
         models = wait_for(self._models, should_stop)
         workload = workload_of(job, source.info, models.size_scale)
         all_settings = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
-        num_chunks = sum(
-            count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame) for settings in all_settings
-        )
-        evaluations = num_chunks * job.sample_steps * len(make_guidance(all_settings[0]).branches)
+        num_chunks = sum(settings.grid.num_chunks(settings.max_frame_num) for settings in all_settings)
+        evaluations = num_chunks * make_sampler(all_settings[0]).num_evaluations
         seconds_per_flop = self._seconds_per_flop
         if seconds_per_flop is None and self.is_published:
             seconds_per_flop = 1 / (ASSUMED_FLOP_PER_S * self.num_gpus)
@@ -478,8 +476,7 @@ class Engine:
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = [0]
         for settings in all_settings:
-            num_chunks = count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame)
-            chunks_before.append(chunks_before[-1] + num_chunks)
+            chunks_before.append(chunks_before[-1] + settings.grid.num_chunks(settings.max_frame_num))
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -638,6 +635,11 @@ def negative_prompt_of(job: SingleJob) -> str:
     return DEFAULT_NEGATIVE_PROMPT if job.negative_prompt is None else job.negative_prompt
 
 
+def chunk_grid(job: SingleJob) -> ChunkGrid:
+    """How the job's video is divided into chunks."""
+    return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame)
+
+
 def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
     """A job's parameters as the pipeline takes them, for one scene."""
     return GenerationSettings(
@@ -690,16 +692,13 @@ def open_source(request: Request, scene: Scene, settings: GenerationSettings) ->
             return Picture.open(request.source.path)
         folder = request.folder / f"frames-{scene.start:06d}"
         folder.mkdir()
-        # A single chunk takes nothing over, and looks at the first frame alone.
-        is_single = scene.num_frames <= settings.frame_num
-        stride = settings.frame_num - (0 if is_single else settings.motion_frame)
+        stride = settings.grid.reference_stride(scene.num_frames)
         return extract_frames(request.source.path, folder, stride, scene.num_frames, scene.start)
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationSettings) -> SpeechEmbeddings:
     """The rows of a scene, and those after it that its last frames hear."""
-    usable = usable_rows(scene.num_frames, settings.frame_num, settings.motion_frame)
-    end = min(scene.start + usable, len(embeddings))
+    end = min(scene.start + settings.grid.usable_rows(scene.num_frames), len(embeddings))
     if (scene.start, end) == (0, len(embeddings)):
         return embeddings
     return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))
