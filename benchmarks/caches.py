@@ -8,27 +8,22 @@ evaluation, and the others where its output has moved; it counts for the blocks 
 
 import argparse
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from diffusers import FirstBlockCacheConfig
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import Tensor
 
 from benchmarks.measure import as_table, machine
-from infinitetalk import sampling
 from infinitetalk.models import Models
-from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.pipeline import Chunk
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel, InfiniteTalkTransformerBlock
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEmbeddings
+from tools.recording import RecordingPipeline
 
 #: Factor on the weights of the time projection.
 TIME_FACTOR = 0.03
@@ -51,40 +46,20 @@ class Portrait:
         return (soft[0] * 255).to(torch.uint8)
 
 
-def sample(pipeline: InfiniteTalkPipeline, settings: GenerationSettings) -> Chunk:
-    """One chunk."""
+def sample(pipeline: RecordingPipeline, settings: GenerationSettings) -> tuple[Chunk, Tensor]:
+    """One chunk, and its final latents."""
     generator = torch.Generator().manual_seed(1)
     speech = SpeechEmbeddings.from_tensor(torch.randn(settings.frame_num, 12, 32, generator=generator))
     (chunk,) = pipeline(Portrait(), [speech], "A woman talks", settings)
-    return chunk
+    return chunk, pipeline.latents.pop()
 
 
-@contextmanager
-def first_block_cache(transformer: InfiniteTalkTransformer3DModel, threshold: float) -> Iterator[list[int]]:
-    """diffusers' cache on our blocks, one state a guidance branch; yields the list of blocks that are computed."""
-    TransformerBlockRegistry.register(
-        InfiniteTalkTransformerBlock,
-        TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
-    )
-    predict = sampling.predict
+def count_blocks(transformer: InfiniteTalkTransformer3DModel) -> list[int]:
+    """A list that each block adds its number to whenever it is computed."""
     computed: list[int] = []
-    handles = [
+    for index, block in enumerate(transformer.blocks):
         block.attn1.register_forward_pre_hook(lambda *_, index=index: computed.append(index))
-        for index, block in enumerate(transformer.blocks)
-    ]
-
-    def predict_in_context(network: Any, latents: Tensor, timestep: Tensor, branch: Any, *more: Any) -> Tensor:
-        with network.cache_context(branch.name):
-            return predict(network, latents, timestep, branch, *more)
-
-    transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
-    try:
-        with patch.object(sampling, "predict", predict_in_context):
-            yield computed
-    finally:
-        transformer.disable_cache()
-        for handle in handles:
-            handle.remove()
+    return computed
 
 
 @torch.no_grad()
@@ -105,23 +80,22 @@ def measure(folder: Path) -> list[tuple[str, ...]]:
     """The table's rows: cache, threshold, evaluations saved, error."""
     networks = Models(ensure_tiny_model(folder), torch.device("cpu")).prepare(NetworkChoice(torch.float32))
     slow_down_time(networks.transformer)
-    pipeline = InfiniteTalkPipeline(networks)
-    exact = sample(pipeline, SETTINGS)
+    pipeline = RecordingPipeline(networks)
+    chunk, exact = sample(pipeline, SETTINGS)
+    evaluations = chunk.evaluations
     rows = [("none", "–", "0%", "0")]
     for threshold in TEACACHE_THRESHOLDS:
-        chunk = sample(pipeline, replace(SETTINGS, teacache_threshold=threshold))
-        saved = chunk.evaluations_skipped / exact.evaluations
-        rows.append(
-            ("TeaCache", f"{threshold:g}", f"{saved:.0%}", f"{relative_error(chunk.latents, exact.latents):.2g}")
-        )
-    blocks = len(networks.transformer.blocks)
+        chunk, latents = sample(pipeline, replace(SETTINGS, teacache_threshold=threshold))
+        saved = chunk.evaluations_skipped / evaluations
+        rows.append(("TeaCache", f"{threshold:g}", f"{saved:.0%}", f"{relative_error(latents, exact):.2g}"))
+    computed = count_blocks(networks.transformer)
     for threshold in FIRST_BLOCK_THRESHOLDS:
-        with first_block_cache(networks.transformer, threshold) as computed:
-            chunk = sample(pipeline, SETTINGS)
-        saved = 1 - len(computed) / (blocks * exact.evaluations)
-        rows.append(
-            ("first block", f"{threshold:g}", f"{saved:.0%}", f"{relative_error(chunk.latents, exact.latents):.2g}")
-        )
+        computed.clear()
+        networks.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        _, latents = sample(pipeline, SETTINGS)
+        networks.transformer.disable_cache()
+        saved = 1 - len(computed) / (len(networks.transformer.blocks) * evaluations)
+        rows.append(("first block", f"{threshold:g}", f"{saved:.0%}", f"{relative_error(latents, exact):.2g}"))
     return rows
 
 

@@ -11,21 +11,22 @@ from torch import Tensor, nn
 ROTARY_BASE = 10_000.0
 
 
-def group_windows(windows: Tensor, vae_scale: int) -> tuple[Tensor, Tensor]:
+def group_windows(windows: Tensor, vae_scale_factor_temporal: int) -> tuple[Tensor, Tensor]:
     """Pick, for every latent frame, the window slots it sees.
 
-    Latent frame 0 sees the whole window of video frame 0. Each later latent frame covers `vae_scale` video frames and
-    sees the first half of its first frame's window, the centres of the middle ones, the second half of the last one's.
+    Latent frame 0 sees the whole window of video frame 0. Each later latent frame covers
+    `vae_scale_factor_temporal` video frames and sees the first half of its first frame's window, the centres of the
+    middle ones, the second half of the last one's.
 
     Args:
-        windows: (speakers, num_frames, window, ...), num_frames = vae_scale·n + 1, window odd.
-        vae_scale: video frames per latent frame.
+        windows: (speakers, num_frames, window, ...), num_frames = vae_scale_factor_temporal·n + 1, window odd.
+        vae_scale_factor_temporal: video frames per latent frame.
 
     Returns:
-        (speakers, 1, window, ...) and (speakers, n, window + vae_scale - 1, ...).
+        (speakers, 1, window, ...) and (speakers, n, window + vae_scale_factor_temporal - 1, ...).
     """
     centre = windows.shape[2] // 2
-    groups = windows[:, 1:].unflatten(1, (-1, vae_scale))
+    groups = windows[:, 1:].unflatten(1, (-1, vae_scale_factor_temporal))
     later = torch.cat(
         [groups[:, :, 0, : centre + 1], groups[:, :, 1:-1, centre], groups[:, :, -1, centre:]],
         dim=2,
@@ -44,21 +45,21 @@ class AudioProj(nn.Module):
         intermediate_dim: int,
         output_dim: int,
         context_tokens: int,
-        vae_scale: int,
+        vae_scale_factor_temporal: int,
     ) -> None:
         super().__init__()
-        self.vae_scale = vae_scale
+        self.vae_scale_factor_temporal = vae_scale_factor_temporal
         self.context_tokens = context_tokens
         slot_dim = audio_layers * audio_channels
         self.proj1 = nn.Linear(audio_window * slot_dim, intermediate_dim)
-        self.proj1_vf = nn.Linear((audio_window + vae_scale - 1) * slot_dim, intermediate_dim)
+        self.proj1_vf = nn.Linear((audio_window + vae_scale_factor_temporal - 1) * slot_dim, intermediate_dim)
         self.proj2 = nn.Linear(intermediate_dim, intermediate_dim)
         self.proj3 = nn.Linear(intermediate_dim, context_tokens * output_dim)
         self.norm = FP32LayerNorm(output_dim)
 
     def forward(self, windows: Tensor) -> Tensor:
         """(speakers, num_frames, window, layers, channels) → (speakers, latent_frames, context_tokens, output_dim)."""
-        first, later = group_windows(windows, self.vae_scale)
+        first, later = group_windows(windows, self.vae_scale_factor_temporal)
         hidden_states = torch.cat([self.proj1(first.flatten(2)), self.proj1_vf(later.flatten(2))], dim=1).relu()
         hidden_states = self.proj2(hidden_states).relu()
         return self.norm(self.proj3(hidden_states).unflatten(-1, (self.context_tokens, -1)))

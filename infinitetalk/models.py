@@ -24,6 +24,7 @@ from infinitetalk.memory import (
     stream_blocks,
     stream_layers,
 )
+from infinitetalk.network.protocols import Denoiser
 from infinitetalk.parallel import LeadingTransformer, check_heads
 from infinitetalk.runtime.choice import DEFAULT_ATTENTION, NetworkChoice
 from infinitetalk.runtime.networks import Networks
@@ -374,7 +375,7 @@ class Models:
             size_scale=self.size_scale,
         )
 
-    def transformer(self, choice: NetworkChoice) -> InfiniteTalkTransformer3DModel | LeadingTransformer:
+    def transformer(self, choice: NetworkChoice) -> Denoiser:
         """The transformer alone, as `prepare` gives it, with the same errors."""
         return self._transformer.load(choice)
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.teacache import TeaCache
-
-if TYPE_CHECKING:
-    from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.protocols import StepCache
+from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 LEADER = 0
 LOST = "a process of the group has ended or does not answer"
@@ -164,7 +162,7 @@ def split_transformer(transformer: InfiniteTalkTransformer3DModel, group: Group)
     for module in transformer.modules():
         if isinstance(module, WanAttention):
             module.processor._parallel_config = config
-    transformer.picture_split = PictureSplit(group)
+    transformer.token_split = PictureSplit(group)
 
 
 @dataclass(frozen=True)
@@ -173,14 +171,18 @@ class Evaluation:
 
     Attributes:
         tensors: name, shape and dtype of each.
-        cache: number of the guidance branch's TeaCache; None without one.
+        branch: name of the guidance branch, for diffusers' caches; None outside of a branch.
+        resets_cache: whether diffusers' caches begin anew.
+        cache: number of the guidance branch's step cache; None without one.
         new_cache: the cache, where the number is new.
         live_caches: numbers of those that are still in use.
     """
 
     tensors: tuple[tuple[str, torch.Size, torch.dtype], ...]
+    branch: str | None
+    resets_cache: bool
     cache: int | None
-    new_cache: TeaCache | None
+    new_cache: StepCache | None
     live_caches: frozenset[int]
 
 
@@ -205,10 +207,25 @@ class LeadingTransformer:
         self._transformer = transformer
         self.is_lost = False
         self._followers = followers
+        self._branch: str | None = None
+        self._resets_cache = False
         self._numbers = itertools.count()
-        self._caches: weakref.WeakKeyDictionary[TeaCache, int] = weakref.WeakKeyDictionary()
+        self._caches: weakref.WeakKeyDictionary[StepCache, int] = weakref.WeakKeyDictionary()
 
-    def __call__(self, cache: TeaCache | None = None, return_dict: bool = True, **inputs: Tensor | None) -> Any:
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """As the transformer's: every process enters the context for the evaluations inside."""
+        self._branch = name
+        try:
+            yield
+        finally:
+            self._branch = None
+
+    def reset_cache(self) -> None:
+        """As the transformer's: every process does so before its next evaluation."""
+        self._resets_cache = True
+
+    def __call__(self, cache: StepCache | None = None, return_dict: bool = True, **inputs: Tensor | None) -> Any:
         """As the transformer's `forward`; its other arguments are tensors.
 
         Raises:
@@ -222,6 +239,8 @@ class LeadingTransformer:
             number = self._caches[cache]
         message = Evaluation(
             tensors=tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items()),
+            branch=self._branch,
+            resets_cache=self._resets_cache,
             cache=number,
             new_cache=new_cache,
             live_caches=frozenset(self._caches.values()),
@@ -233,11 +252,23 @@ class LeadingTransformer:
                     follower.send(message)
                 for tensor in given.values():
                     dist.broadcast(tensor.contiguous(), LEADER)
-                return self._transformer(**given, cache=cache, return_dict=return_dict)
+                prediction = evaluate(self._transformer, message, cache=cache, return_dict=return_dict, **given)
         except BaseException:
             # Whatever it was, the others are in the midst of the same evaluation.
             self.is_lost = True
             raise
+        self._resets_cache = False
+        return prediction
+
+
+def evaluate(transformer: InfiniteTalkTransformer3DModel, evaluation: Evaluation, **arguments: Any) -> Any:
+    """One process's share of an evaluation, in the cache context that it belongs to."""
+    if evaluation.resets_cache:
+        transformer.reset_cache()
+    if evaluation.branch is None:
+        return transformer(**arguments)
+    with transformer.cache_context(evaluation.branch):
+        return transformer(**arguments)
 
 
 def follow(transformer: InfiniteTalkTransformer3DModel, group: Group, leader: Connection) -> object:
@@ -250,7 +281,7 @@ def follow(transformer: InfiniteTalkTransformer3DModel, group: Group, leader: Co
         ParallelError: a process has ended, or does not answer.
     """
     split_transformer(transformer, group)
-    caches: dict[int, TeaCache] = {}
+    caches: dict[int, StepCache] = {}
     with lost_processes(), torch.no_grad():
         while isinstance(message := leader.recv(), Evaluation):
             caches = {number: cache for number, cache in caches.items() if number in message.live_caches}
@@ -261,7 +292,7 @@ def follow(transformer: InfiniteTalkTransformer3DModel, group: Group, leader: Co
             }
             for tensor in inputs.values():
                 dist.broadcast(tensor, LEADER)
-            transformer(**inputs, cache=None if message.cache is None else caches[message.cache])
+            evaluate(transformer, message, cache=None if message.cache is None else caches[message.cache], **inputs)
     return message
 
 

@@ -12,12 +12,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from infinitetalk.chunks import ChunkPlan, plan_chunks, window_rows
+from infinitetalk.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.color import match_color
 from infinitetalk.crossfade import cross_fade
+from infinitetalk.network.protocols import Denoiser
 from infinitetalk.regions import default_regions, latent_regions
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import ChunkConditions, GenerationSettings, chunk_noise, make_guidance, sample_chunk
+from infinitetalk.sampling import (
+    ChunkConditions,
+    GenerationSettings,
+    SampledChunk,
+    Sampler,
+    chunk_noise,
+    make_guidance,
+    make_sampler,
+    sample_chunk,
+)
 from infinitetalk.sizes import choose_bucket, resize_and_crop
 from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
@@ -74,16 +84,13 @@ class ChunkState:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One finished chunk.
+    """One finished chunk. It holds no decoded video: only what is shown, on the CPU, and what the next chunk needs.
 
     Attributes:
         plan: its place in the video.
         num_chunks: of the whole video.
-        video: float (3, num_new_frames, height, width) in [-1, 1], the frames this chunk adds.
         frames: uint8 (T, height, width, 3), what is shown next: the frames that were held for the fade into this chunk,
             faded, and the new ones, but for those that are held for the fade into the next.
-        latents: (1, 16, t, h, w), as handed to the VAE.
-        condition_latents: (1, 16, t, h, w), of the reference frame followed by grey.
         state: to go on from; None after the last chunk.
         evaluations, evaluations_skipped: of the network, made and saved by TeaCache.
         is_flat: whether most of the frames that the network made are one colour each, and the source is not.
@@ -91,10 +98,7 @@ class Chunk:
 
     plan: ChunkPlan
     num_chunks: int
-    video: Tensor
     frames: np.ndarray
-    latents: Tensor
-    condition_latents: Tensor
     state: ChunkState | None
     evaluations: int
     evaluations_skipped: int
@@ -107,7 +111,7 @@ class Conditions:
 
     Attributes:
         source: the picture or video.
-        speech: embeddings of each speaker.
+        speech: embeddings of each speaker, all equally long.
         prompt_embeds: (1, text_len, text_dim).
         negative_prompt_embeds: the same; None where the guidance does without.
         regions: bool (speakers, source.height, source.width), where each speaker is; None for the default columns.
@@ -136,6 +140,32 @@ class Reference:
     latents: Tensor
 
 
+@dataclass(frozen=True)
+class Video:
+    """What stays the same in all chunks of one video.
+
+    Attributes:
+        conditions, settings: as given.
+        grid, plans: the video's chunks.
+        height, width: in pixels.
+        regions: bool (speakers + 1, height / 8, width / 8) on the model's device; None for one speaker.
+        color_reference: float (1, 3, 1, height, width) in [-1, 1], the source's first frame.
+    """
+
+    conditions: Conditions
+    settings: GenerationSettings
+    grid: ChunkGrid
+    plans: list[ChunkPlan]
+    height: int
+    width: int
+    regions: Tensor | None
+    color_reference: Tensor
+
+    def num_held_frames(self, plan: ChunkPlan) -> int:
+        """How many frames of a chunk are not shown with it but held for the fade into the next chunk."""
+        return 0 if plan is self.plans[-1] else self.plans[plan.index + 1].num_held_frames
+
+
 class InfiniteTalkPipeline:
     """Generates video with the networks of one checkpoint."""
 
@@ -158,7 +188,7 @@ class InfiniteTalkPipeline:
 
         Args:
             source: the picture or video of the speakers.
-            speech: embeddings of each speaker, one row a video frame.
+            speech: embeddings of each speaker, one row a video frame, all equally long.
             prompt, negative_prompt: what the video shows, and what it does not.
             settings: how to generate.
             regions: bool (speakers, source.height, source.width), where each speaker is; by default, columns from left
@@ -171,7 +201,8 @@ class InfiniteTalkPipeline:
             GenerationStopped: `should_stop` said so.
             RegionError: a speaker's region is lost at the model's resolution.
             NotFiniteError: a step has made numbers that are not finite.
-            ValueError: `state` holds another number of frames for the fade than the settings ask for.
+            ValueError: `state` holds another number of frames for the fade than the settings ask for; the speakers'
+                embeddings differ in length.
         """
         needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
         conditions = Conditions(
@@ -193,72 +224,117 @@ class InfiniteTalkPipeline:
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> Iterator[Chunk]:
         """As `__call__`, from embedded prompts."""
-        source, speech = conditions.source, conditions.speech
-        height, width = self.choose_resolution(source, settings.size)
-        regions = self.place_speakers(conditions, height, width)
-        num_rows = [len(embeddings) for embeddings in speech]
-        plans = plan_chunks(
-            num_rows, settings.frame_num, settings.max_frame_num, settings.motion_frame, settings.crossfade_frame
-        )
-        first_frame = source.frame_at(0.0)
-        color_reference = self.to_pixels(first_frame, height, width)
+        source = conditions.source
+        video = self.set_up(conditions, settings)
         reference: Reference | None = None
-        motion_latents = None if state is None else state.motion_latents.to(self.networks.device)
-        held_frames = np.empty((0, height, width, 3), dtype=np.uint8) if state is None else state.held_frames
+        motion_latents, held_frames = None, np.empty((0, video.height, video.width, 3), dtype=np.uint8)
+        if state is not None:
+            check_state(state, video)
+            motion_latents, held_frames = state.motion_latents.to(self.networks.device), state.held_frames
 
-        if state is not None and len(held_frames) != plans[state.next_chunk].num_held_frames:
-            raise ValueError(
-                f"the state holds {len(held_frames)} frames for the fade into the next chunk, the settings ask for "
-                f"{plans[state.next_chunk].num_held_frames}: go on with the settings that it was made with"
-            )
-
-        for plan in plans[0 if state is None else state.next_chunk :]:
+        for plan in video.plans[0 if state is None else state.next_chunk :]:
             frame = source.frame_at(plan.start / VIDEO_FPS)
             if reference is None or reference.frame is not frame:
-                reference = self.encode_reference(frame, height, width, plan.num_frames)
+                reference = self.encode_reference(frame, video.height, video.width, plan.num_frames)
             if motion_latents is None:
                 motion_latents = reference.latents[:, :, :1]
-            windows = [embeddings.rows(window_rows(plan, len(embeddings))) for embeddings in speech]
-            chunk_conditions = ChunkConditions(
-                prompt_embeds=conditions.prompt_embeds,
-                negative_prompt_embeds=conditions.negative_prompt_embeds,
-                image_embeds=reference.image_embeds,
-                condition=torch.cat([first_frame_mask(reference.latents), reference.latents], dim=1),
-                motion_latents=motion_latents,
-                audio_windows=torch.stack(windows).to(self.networks.device),
-                regions=regions,
-            )
-            sampled = sample_chunk(
-                self.networks.transformer,
-                self.draw_noise(settings.seed, plan.index, tuple(reference.latents.shape)),
-                chunk_conditions,
-                settings,
-                should_stop,
-                partial(_report_step, on_step, plan.index + 1, len(plans), settings.num_inference_steps),
-            )
-            video = decode_latents(self.networks.vae, sampled.latents)
-            video = match_color(video, color_reference, settings.color_correction_strength)
-            is_last = plan.index == len(plans) - 1
-            if not is_last:
-                motion_latents = encode_frames(self.networks.vae, video[:, :, -settings.motion_frame :])
-            new_video = video[0, :, plan.num_motion_frames :][:, : plan.num_new_frames]
-            frames = join_frames(held_frames, video[0], plan)
-            num_shown_frames = len(frames) - (0 if is_last else plans[plan.index + 1].num_held_frames)
+            report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_inference_steps)
+            told = self.chunk_conditions(video, plan, reference, motion_latents)
+            sampled = self.sample(plan, told, settings, should_stop, report)
+            # Decoded frames are large, and must not stay on the GPU while the next chunk is sampled: only the call of
+            # `finish` holds them.
+            chunk = self.finish(video, plan, reference, sampled, held_frames)
+            if chunk.state is not None:
+                motion_latents, held_frames = chunk.state.motion_latents, chunk.state.held_frames
+            yield chunk
+
+    def set_up(self, conditions: Conditions, settings: GenerationSettings) -> Video:
+        """What all chunks of a video share.
+
+        Raises:
+            RegionError: a speaker's region is lost at the model's resolution.
+            ValueError: the speakers' embeddings differ in length.
+        """
+        num_rows = {len(embeddings) for embeddings in conditions.speech}
+        if len(num_rows) > 1:
+            raise ValueError(f"the speakers' embeddings have {sorted(num_rows)} rows; give each as many")
+        height, width = self.choose_resolution(conditions.source, settings.size)
+        return Video(
+            conditions=conditions,
+            settings=settings,
+            grid=settings.grid,
+            plans=settings.grid.plans(min(settings.max_frame_num, *num_rows)),
+            height=height,
+            width=width,
+            regions=self.place_speakers(conditions, height, width),
+            color_reference=self.to_pixels(conditions.source.frame_at(0.0), height, width),
+        )
+
+    def chunk_conditions(
+        self, video: Video, plan: ChunkPlan, reference: Reference, motion_latents: Tensor
+    ) -> ChunkConditions:
+        """What the network is told during one chunk."""
+        conditions = video.conditions
+        windows = [embeddings.rows(video.grid.window_rows(plan, len(embeddings))) for embeddings in conditions.speech]
+        return ChunkConditions(
+            prompt_embeds=conditions.prompt_embeds,
+            negative_prompt_embeds=conditions.negative_prompt_embeds,
+            image_embeds=reference.image_embeds,
+            condition=torch.cat([first_frame_mask(reference.latents), reference.latents], dim=1),
+            motion_latents=motion_latents,
+            audio_windows=torch.stack(windows).to(self.networks.device),
+            regions=video.regions,
+        )
+
+    def make_sampler(self, settings: GenerationSettings) -> Sampler:
+        """The stepper, guidance and caches of one chunk."""
+        return make_sampler(settings)
+
+    def sample(
+        self,
+        plan: ChunkPlan,
+        conditions: ChunkConditions,
+        settings: GenerationSettings,
+        should_stop: Callable[[], bool],
+        on_step: Callable[[int], None],
+    ) -> SampledChunk:
+        """A chunk from noise to latents."""
+        denoiser: Denoiser = self.networks.transformer
+        shape = tuple(conditions.condition[:, MASK_CHANNELS:].shape)
+        draw_noise = partial(self.draw_noise, settings.seed, plan.index, shape)
+        return sample_chunk(denoiser, draw_noise, conditions, self.make_sampler(settings), should_stop, on_step)
+
+    def decode(self, video: Video, sampled: SampledChunk) -> Tensor:
+        """A chunk's frames with the source's colours: float (1, 3, num_frames, height, width) in [-1, 1]."""
+        decoded = decode_latents(self.networks.vae, sampled.latents)
+        return match_color(decoded, video.color_reference, video.settings.color_correction_strength)
+
+    def finish(
+        self, video: Video, plan: ChunkPlan, reference: Reference, sampled: SampledChunk, held_frames: np.ndarray
+    ) -> Chunk:
+        """What is shown of a sampled chunk, and what the next one goes on from.
+
+        Args:
+            held_frames: uint8 (num_held_frames, height, width, 3), of the chunk before.
+        """
+        decoded = self.decode(video, sampled)
+        frames = join_frames(held_frames, decoded[0], plan)
+        num_shown_frames = len(frames) - video.num_held_frames(plan)
+        state = None
+        if plan is not video.plans[-1]:
+            motion_latents = encode_frames(self.networks.vae, decoded[:, :, -video.grid.motion_frame :])
             # A copy, so that a state does not hold a whole chunk.
-            held_frames = frames[num_shown_frames:].copy()
-            yield Chunk(
-                plan=plan,
-                num_chunks=len(plans),
-                video=new_video,
-                frames=frames[:num_shown_frames],
-                latents=sampled.latents,
-                condition_latents=reference.latents,
-                state=None if is_last else ChunkState(plan.index + 1, motion_latents, held_frames),
-                evaluations=sampled.evaluations,
-                evaluations_skipped=sampled.evaluations_skipped,
-                # A first chunk's first frame is the source's, whatever the network does.
-                is_flat=is_flat(frames[max(plan.num_held_frames, 1) :], frame),
-            )
+            state = ChunkState(plan.index + 1, motion_latents, frames[num_shown_frames:].copy())
+        return Chunk(
+            plan=plan,
+            num_chunks=len(video.plans),
+            frames=frames[:num_shown_frames],
+            state=state,
+            evaluations=sampled.evaluations,
+            evaluations_skipped=sampled.evaluations_skipped,
+            # A first chunk's first frame is the source's, whatever the network does.
+            is_flat=is_flat(frames[max(plan.num_held_frames, 1) :], reference.frame),
+        )
 
     def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
         """(height, width) in pixels of the video made from a source; `size` names the table."""
@@ -291,9 +367,23 @@ class InfiniteTalkPipeline:
             latents=encode_frames(self.networks.vae, torch.cat([pixels, grey], dim=2)),
         )
 
-    def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
-        """The noise a chunk starts from, on the model's device."""
-        return chunk_noise(seed, chunk, shape).to(self.networks.device)
+    def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...], draw: int) -> Tensor:
+        """One random draw of a chunk, on the model's device."""
+        return chunk_noise(seed, chunk, draw, shape).to(self.networks.device)
+
+
+def check_state(state: ChunkState, video: Video) -> None:
+    """Looks whether a video can go on from a state.
+
+    Raises:
+        ValueError: the state holds another number of frames for the fade than the settings ask for.
+    """
+    num_held_frames = video.plans[state.next_chunk].num_held_frames
+    if len(state.held_frames) != num_held_frames:
+        raise ValueError(
+            f"the state holds {len(state.held_frames)} frames for the fade into the next chunk, the settings ask for "
+            f"{num_held_frames}: go on with the settings that it was made with"
+        )
 
 
 def _report_step(on_step: Callable[[Step], None], chunk: int, num_chunks: int, num_steps: int, step: int) -> None:

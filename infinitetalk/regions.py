@@ -88,7 +88,7 @@ def check_boxes(boxes: Sequence[Sequence[float]], height: int, width: int, order
             )
 
 
-def latent_regions(regions: Tensor, height: int, width: int, vae_scale: int = 8) -> Tensor:
+def latent_regions(regions: Tensor, height: int, width: int, vae_scale_factor_spatial: int = 8) -> Tensor:
     """Bring regions to the latent grid and add the background, which is where no speaker is.
 
     One speaker has no background to tell apart: speaker and background are everywhere, as in the published model.
@@ -98,11 +98,12 @@ def latent_regions(regions: Tensor, height: int, width: int, vae_scale: int = 8)
         height, width: of the generated video, in pixels.
 
     Returns:
-        bool (speakers + 1, height / vae_scale, width / vae_scale), the background last.
+        bool (speakers + 1, height / vae_scale_factor_spatial, width / vae_scale_factor_spatial), the background last.
     """
     background = torch.ones_like(regions[:1]) if len(regions) == 1 else ~regions.any(dim=0, keepdim=True)
     masks = resize_and_crop_mask(torch.cat([regions, background]).float(), height, width)
-    return F.interpolate(masks[None], size=(height // vae_scale, width // vae_scale), mode="nearest")[0] > 0
+    size = (height // vae_scale_factor_spatial, width // vae_scale_factor_spatial)
+    return F.interpolate(masks[None], size=size, mode="nearest")[0] > 0
 
 
 def token_regions(regions: Tensor, height: int, width: int) -> Tensor:

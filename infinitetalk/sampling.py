@@ -1,19 +1,19 @@
 """From noise to the latents of one chunk: the schedule, the noise, and the sampling loop."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from infinitetalk.chunks import ChunkGrid
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.finite import check_finite
 from infinitetalk.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
-from infinitetalk.parallel import LeadingTransformer
+from infinitetalk.network.protocols import Denoiser, DrawNoise, StepCache, Stepper
 from infinitetalk.teacache import TeaCache
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 TRAIN_TIMESTEPS = 1000
 
@@ -54,6 +54,11 @@ class GenerationSettings:
     color_correction_strength: float = 1.0
     seed: int = 42
 
+    @property
+    def grid(self) -> ChunkGrid:
+        """How the video is divided into chunks."""
+        return ChunkGrid(self.frame_num, self.motion_frame, self.crossfade_frame)
+
 
 @dataclass(frozen=True)
 class ChunkConditions:
@@ -91,19 +96,61 @@ class ChunkConditions:
 
 
 @dataclass(frozen=True)
+class Sampler:
+    """The parts that one chunk is sampled by; they hold the chunk's state, so the next chunk gets new ones.
+
+    Attributes:
+        stepper: from one noise level to the next.
+        guidance: which evaluations a step needs, and how they combine.
+        caches: of the guidance branches; empty where every evaluation is computed.
+    """
+
+    stepper: Stepper
+    guidance: Guidance
+    caches: Mapping[Branch, StepCache] = field(default_factory=dict)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations of a chunk, those included that a cache skips."""
+        return len(self.stepper.timesteps) * len(self.guidance.branches)
+
+
+@dataclass(frozen=True)
 class SampledChunk:
-    """Latents (1, 16, t, h, w) of a chunk; network evaluations made for them, and skipped by TeaCache."""
+    """Latents (1, 16, t, h, w) of a chunk; network evaluations made for them, and skipped by the step caches."""
 
     latents: Tensor
     evaluations: int
     evaluations_skipped: int
 
 
-def make_scheduler(num_inference_steps: int, shift: float) -> FlowMatchEulerDiscreteScheduler:
-    """The published schedule: u = linspace(1000, 1)/1000, then 0, each moved to s·u / (1 + (s - 1)·u), s = `shift`."""
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / TRAIN_TIMESTEPS, num_inference_steps).tolist())
-    return scheduler
+class EulerStepper:
+    """Euler's method along the published schedule: u = linspace(1000, 1)/1000, then 0, each moved to
+    s·u / (1 + (s - 1)·u), s = `shift`.
+
+    Attributes:
+        sigmas: (num_steps + 1,), the noise levels, from 1 to 0.
+        timesteps: (num_steps,), those before each step times 1000.
+    """
+
+    def __init__(self, num_steps: int, shift: float) -> None:
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / TRAIN_TIMESTEPS, num_steps).tolist())
+        self.timesteps: Tensor = scheduler.timesteps
+        self.sigmas: Tensor = scheduler.sigmas
+
+    def step(self, index: int, velocity: Tensor, latents: Tensor, draw_noise: DrawNoise) -> Tensor:
+        """x + (σ' - σ)·v; draws no noise."""
+        return latents + (self.sigmas[index + 1] - self.sigmas[index]) * velocity
+
+
+def make_sampler(settings: GenerationSettings) -> Sampler:
+    """The parts that the settings ask for, for one chunk."""
+    guidance = make_guidance(settings)
+    caches: dict[Branch, StepCache] = {}
+    if settings.teacache_threshold is not None:
+        caches = {branch: TeaCache(settings.size, settings.teacache_threshold) for branch in guidance.branches}
+    return Sampler(EulerStepper(settings.num_inference_steps, settings.shift), guidance, caches)
 
 
 def make_guidance(settings: GenerationSettings) -> Guidance:
@@ -114,80 +161,81 @@ def make_guidance(settings: GenerationSettings) -> Guidance:
     return PlainGuidance(scales)
 
 
-def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise that depends on the seed and the chunk's index alone, not on device or chunks before."""
-    chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1, np.uint64)[0])
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(chunk_seed))
+def chunk_noise(seed: int, chunk: int, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise from the seed, the chunk's index and the draw's alone: the same on every device, and
+    whatever was drawn before. Draw 0 starts the chunk, draw n belongs to step n."""
+    draw_seed = int(np.random.SeedSequence([seed, chunk, draw]).generate_state(1, np.uint64)[0])
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(draw_seed))
 
 
 def sample_chunk(
-    transformer: InfiniteTalkTransformer3DModel | LeadingTransformer,
-    noise: Tensor,
+    denoiser: Denoiser,
+    draw_noise: DrawNoise,
     conditions: ChunkConditions,
-    settings: GenerationSettings,
+    sampler: Sampler,
     should_stop: Callable[[], bool],
     on_step: Callable[[int], None],
 ) -> SampledChunk:
-    """Integrate the flow from noise (1, 16, t, h, w) to latents by Euler's method.
+    """Take a chunk from noise to latents, step by step.
 
-    The motion latents are set before every step and after the last. `should_stop` is asked before every evaluation,
-    `on_step` told the number of finished steps after each.
+    Before the first step and after each, the first latent frames are set to the motion latents. `should_stop` is asked
+    before each evaluation; `on_step` gets the number of finished steps after each.
 
     Raises:
         GenerationStopped: `should_stop` said so.
         NotFiniteError: a step has made numbers that are not finite.
     """
-    scheduler = make_scheduler(settings.num_inference_steps, settings.shift)
-    guidance = make_guidance(settings)
-    caches: dict[Branch, TeaCache] = {}
-    if settings.teacache_threshold is not None:
-        caches = {branch: TeaCache(settings.size, settings.teacache_threshold) for branch in guidance.branches}
-    num_motion_latents = conditions.motion_latents.shape[2]
-
-    latents = noise
-    for step, timestep in enumerate(scheduler.timesteps, start=1):
-        latents[:, :, :num_motion_latents] = conditions.motion_latents
+    denoiser.reset_cache()
+    latents = pin_motion(draw_noise(0), conditions.motion_latents)
+    for index, timestep in enumerate(sampler.stepper.timesteps):
         predictions = {}
-        for branch in guidance.branches:
+        for branch in sampler.guidance.branches:
             if should_stop():
                 raise GenerationStopped
-            predictions[branch] = predict(transformer, latents, timestep, branch, conditions, caches.get(branch))
-        latents = scheduler.step(guidance(predictions), timestep, latents).prev_sample
-        # Once undefined, numbers stay so, and every further step is paid for nothing. This waits for the device, the
-        # loop's only wait but for TeaCache's: one a step, whose evaluations take seconds. It also keeps the CPU from
-        # queueing steps ahead, so that what `on_step` tells has happened and a stop need not wait for the queue.
-        check_finite(latents, f"the latents after step {step}")
-        on_step(step)
-    latents[:, :, :num_motion_latents] = conditions.motion_latents
+            predictions[branch] = predict(denoiser, latents, timestep, branch, conditions, sampler.caches.get(branch))
+        latents = sampler.stepper.step(index, sampler.guidance(predictions), latents, draw_noise)
+        # Numbers that are not finite stay so, and every further step would be paid for nothing. The check waits for
+        # the device, as little else in the loop does: once a step, whose evaluations take seconds. It also keeps the
+        # CPU from queueing steps ahead: `on_step` is told of what has happened, and a stop need not wait for a queue.
+        check_finite(latents, f"the latents after step {index + 1}")
+        latents = pin_motion(latents, conditions.motion_latents)
+        on_step(index + 1)
 
-    skipped = sum(cache.skipped for cache in caches.values())
-    return SampledChunk(latents, settings.num_inference_steps * len(guidance.branches) - skipped, skipped)
+    skipped = sum(cache.skipped for cache in sampler.caches.values())
+    return SampledChunk(latents, sampler.num_evaluations - skipped, skipped)
+
+
+def pin_motion(latents: Tensor, motion_latents: Tensor) -> Tensor:
+    """Latents (1, 16, t, h, w) whose first frames are the motion latents (1, 16, n, h, w); `latents` stays as it is."""
+    return torch.cat([motion_latents.to(latents), latents[:, :, motion_latents.shape[2] :]], dim=2)
 
 
 def predict(
-    transformer: InfiniteTalkTransformer3DModel | LeadingTransformer,
+    denoiser: Denoiser,
     latents: Tensor,
     timestep: Tensor,
     branch: Branch,
     conditions: ChunkConditions,
-    cache: TeaCache | None,
+    cache: StepCache | None,
 ) -> Tensor:
     """One network evaluation: the velocity (1, 16, t, h, w), float32, as one branch of guidance sees it.
 
     Without audio there is one speaker, whose embeddings are zero.
     """
-    dtype = transformer.dtype
+    dtype = denoiser.dtype
     if branch.has_audio:
         audio_windows, regions = conditions.audio_windows, conditions.regions
     else:
         audio_windows, regions = torch.zeros_like(conditions.audio_windows[:1]), None
-    return transformer(
-        hidden_states=torch.cat([latents, conditions.condition], dim=1).to(dtype),
-        timestep=timestep[None].to(latents.device),
-        encoder_hidden_states=conditions.text_embeds(branch).to(dtype),
-        encoder_hidden_states_image=conditions.image_embeds.to(dtype),
-        encoder_hidden_states_audio=audio_windows.to(dtype),
-        regions=regions,
-        cache=cache,
-        return_dict=False,
-    )[0].float()
+    with denoiser.cache_context(branch.name):
+        (velocity,) = denoiser(
+            hidden_states=torch.cat([latents, conditions.condition], dim=1).to(dtype),
+            timestep=timestep[None].to(latents.device),
+            encoder_hidden_states=conditions.text_embeds(branch).to(dtype),
+            encoder_hidden_states_image=conditions.image_embeds.to(dtype),
+            encoder_hidden_states_audio=audio_windows.to(dtype),
+            regions=regions,
+            cache=cache,
+            return_dict=False,
+        )
+    return velocity.float()

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+from diffusers.hooks import HookRegistry
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import FP32LayerNorm
@@ -21,9 +23,8 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 
 from infinitetalk.audio_attention import AudioAttention, AudioProj, rotate_pairs
-from infinitetalk.parallel import PictureSplit
+from infinitetalk.network.protocols import StepCache, TokenSplit
 from infinitetalk.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
-from infinitetalk.teacache import TeaCache
 
 #: What tells an adapter's parameter names from the base model's.
 ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
@@ -73,7 +74,7 @@ class SelfAttnProcessor(WanAttnProcessor):
         rotary_emb: Tensor,
         regions: Tensor | None,
         num_frames: int,
-        split: PictureSplit | None,
+        split: TokenSplit | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -146,7 +147,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         rotary_emb: Tensor,
         audio_tokens: Tensor,
         regions: Tensor | None = None,
-        split: PictureSplit | None = None,
+        split: TokenSplit | None = None,
     ) -> Tensor:
         """One block.
 
@@ -189,10 +190,10 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
     The constructor's arguments are those of `WanTransformer3DModel` for I2V, then the adapter's sizes.
 
     Attributes:
-        picture_split: of the tokens over several processes that call the network together; None for one process.
+        token_split: of the tokens over several processes that call the network together; None for one process.
     """
 
-    picture_split: PictureSplit | None = None
+    token_split: TokenSplit | None = None
 
     _no_split_modules: ClassVar = ["InfiniteTalkTransformerBlock"]
     _repeated_blocks: ClassVar = ["InfiniteTalkTransformerBlock"]
@@ -223,7 +224,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         audio_intermediate_dim: int = 512,
         audio_output_dim: int = 768,
         audio_context_tokens: int = 32,
-        vae_scale: int = 4,
+        vae_scale_factor_temporal: int = 4,
     ) -> None:
         super().__init__(
             patch_size=patch_size,
@@ -256,8 +257,24 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
             audio_intermediate_dim,
             audio_output_dim,
             audio_context_tokens,
-            vae_scale,
+            vae_scale_factor_temporal,
         )
+
+    def enable_cache(self, config: object) -> None:
+        """Turns on one of diffusers' caches, such as `FirstBlockCacheConfig`; `disable_cache` turns it off.
+
+        diffusers knows blocks by their class. Ours is registered here and not on import, because the first registration
+        imports a dozen of diffusers' models.
+        """
+        TransformerBlockRegistry.register(
+            InfiniteTalkTransformerBlock,
+            TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+        )
+        super().enable_cache(config)
+
+    def reset_cache(self) -> None:
+        """Clears what diffusers' caches have kept; each chunk begins so."""
+        HookRegistry.check_if_exists_or_initialize(self).reset_stateful_hooks()
 
     def embed_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Time embedding, float32 as in the published model: timestep (1,) in 0…1000 → (1, dim) and (1, 6, dim)."""
@@ -282,7 +299,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         encoder_hidden_states_image: Tensor,
         encoder_hidden_states_audio: Tensor,
         regions: Tensor | None = None,
-        cache: TeaCache | None = None,
+        cache: StepCache | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the velocity.
@@ -295,7 +312,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
             encoder_hidden_states_audio: speech windows (speakers, 4·(t - 1) + 1, window, layers, channels).
             regions: bool (speakers + 1, h, w), where each speaker is and the background; needed for several speakers,
                 None for one.
-            cache: TeaCache state of this guidance branch, or None to compute every block.
+            cache: state of this guidance branch, or None to compute every block.
 
         Returns:
             (1, 16, t, h, w), as diffusers' models return it.
@@ -314,9 +331,9 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         tokens = self.patch_embedding(hidden_states)
         grid = tokens.shape[2:]
         tokens = tokens.flatten(2).transpose(1, 2).contiguous()
-        if self.picture_split is not None:
-            tokens = self.picture_split.part(tokens, grid[0])
-            rotary_emb = self.picture_split.part(rotary_emb, grid[0])
+        if self.token_split is not None:
+            tokens = self.token_split.part(tokens, grid[0])
+            rotary_emb = self.token_split.part(rotary_emb, grid[0])
 
         if cache is None or cache.should_compute(timestep_proj):
             output = self._run_blocks(
@@ -337,8 +354,8 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
 
         shift, scale = (self.scale_shift_table.float() + temb[:, None]).chunk(2, dim=1)
         tokens = self.proj_out(modulated_norm(self.norm_out, tokens, shift, scale))
-        if self.picture_split is not None:
-            tokens = self.picture_split.whole(tokens, grid[0], grid[1] * grid[2])
+        if self.token_split is not None:
+            tokens = self.token_split.whole(tokens, grid[0], grid[1] * grid[2])
         sample = self._unpatchify(tokens, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -361,7 +378,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         reference_regions = None if regions is None else token_regions(regions, grid[1], grid[2])
         for block in self.blocks:
             tokens = block(
-                tokens, context, timestep_proj, rotary_emb, audio_tokens, reference_regions, self.picture_split
+                tokens, context, timestep_proj, rotary_emb, audio_tokens, reference_regions, self.token_split
             )
         return tokens
 

@@ -110,9 +110,11 @@ def check_equal_to_one_process(together: LeadingTransformer, heads: int) -> None
     for case in cases:
         torch.testing.assert_close(together(**case).sample, alone(**case).sample, atol=1e-5, rtol=1e-5)
     caches = [TeaCache("infinitetalk-480", threshold=1e9) for _ in range(2)]
+    together.reset_cache()
     for _ in range(6):
-        for cache in caches:
-            last = together(**cases[-1], cache=cache, return_dict=False)[0]
+        for name, cache in zip(("first", "second"), caches, strict=True):
+            with together.cache_context(name):
+                last = together(**cases[-1], cache=cache, return_dict=False)[0]
     torch.testing.assert_close(last, alone(**cases[-1]).sample, atol=1e-5, rtol=1e-5)
 
 

@@ -3,28 +3,32 @@
 Equality with the published model over several chunks is in test_golden.py.
 """
 
+import itertools
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from infinitetalk.chunks import plan_chunks
+from infinitetalk.chunks import ChunkGrid
 from infinitetalk.crossfade import cross_fade
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import Picture, Source, extract_frames
 from infinitetalk.models import Models
-from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, join_frames, to_frames
+from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, Video, join_frames, to_frames
 from infinitetalk.regions import RegionError, default_regions
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import GenerationSettings, chunk_noise
+from infinitetalk.sampling import GenerationSettings, SampledChunk, chunk_noise
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.vae import decode_latents, encode_frames
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 from tests.media_factory import make_numbered_video, read_number
+from tools.recording import RecordingPipeline
 
 SETTINGS = GenerationSettings(
     frame_num=9,
@@ -50,6 +54,11 @@ def networks(models: Models) -> Networks:
 @pytest.fixture
 def pipeline(networks: Networks) -> InfiniteTalkPipeline:
     return InfiniteTalkPipeline(networks)
+
+
+@pytest.fixture
+def recording(networks: Networks) -> RecordingPipeline:
+    return RecordingPipeline(networks)
 
 
 def picture(seed: int = 0) -> Picture:
@@ -88,20 +97,24 @@ def test_a_job_resumed_from_any_chunk_gives_the_same_frames(pipeline: InfiniteTa
             assert np.array_equal(chunk.frames, expected.frames)
 
 
-def test_the_next_chunk_goes_on_from_frames_with_the_references_colours(networks: Networks, whole: list[Chunk]) -> None:
-    first = whole[0]
+def test_the_next_chunk_goes_on_from_frames_with_the_references_colours(
+    networks: Networks, recording: RecordingPipeline
+) -> None:
+    first = next(recording(picture(), [speech(22)], PROMPT, SETTINGS))
     assert first.state is not None
-    shown = first.video[None, :, -SETTINGS.motion_frame :]
+    shown = recording.decoded[0][:, :, -SETTINGS.motion_frame :]
     torch.testing.assert_close(first.state.motion_latents, encode_frames(networks.vae, shown))
-    as_sampled = decode_latents(networks.vae, first.latents)[:, :, -SETTINGS.motion_frame :]
+    as_sampled = decode_latents(networks.vae, recording.latents[0])[:, :, -SETTINGS.motion_frame :]
     assert (shown - as_sampled).abs().mean() > 0.01, "the colours were corrected"
 
 
-def test_chunks_that_are_cut_show_their_new_frames(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
-    cut = list(pipeline(picture(), [speech(22)], PROMPT, replace(SETTINGS, crossfade_frame=0)))
-    for chunk, faded in zip(cut, whole, strict=True):
-        assert torch.equal(chunk.video, faded.video)
-        assert np.array_equal(chunk.frames, to_frames(chunk.video))
+def test_chunks_that_are_cut_show_their_new_frames(networks: Networks) -> None:
+    """What is sampled does not depend on the fade."""
+    cut, faded = RecordingPipeline(networks), RecordingPipeline(networks)
+    chunks = list(cut(picture(), [speech(22)], PROMPT, replace(SETTINGS, crossfade_frame=0)))
+    list(faded(picture(), [speech(22)], PROMPT, SETTINGS))
+    assert all(torch.equal(*pair) for pair in zip(cut.decoded, faded.decoded, strict=True))
+    assert np.array_equal(frames(iter(chunks)), to_frames(cut.new_video(chunks)))
 
 
 def test_a_chunk_fades_into_the_next_within_the_frames_that_both_have(pipeline: InfiniteTalkPipeline) -> None:
@@ -127,30 +140,30 @@ def levels_of(frames: np.ndarray) -> list[int]:
 
 def test_what_fades_is_of_the_same_instants() -> None:
     """The chunk before has level 10 t, this one 10 t + 5, at the video's frame t."""
-    _, plan = plan_chunks([25], 17, 25, 9, 4)
+    _, plan = ChunkGrid(17, 9, 4).plans(25)
     held = to_frames(flat_video(range(130, 170, 10)))
     shown = join_frames(held, flat_video(10 * t + 5 for t in range(8, 25)), plan)
     assert levels_of(shown) == [131, 142, 153, 164, *(10 * t + 5 for t in range(17, 25))]
 
 
 def test_what_the_motion_latents_leave_out_is_shown_of_the_new_chunk() -> None:
-    _, plan = plan_chunks([23], 17, 23, 11, 4)
+    _, plan = ChunkGrid(17, 11, 4).plans(23)
     held = to_frames(flat_video(range(110, 170, 10)))
     shown = join_frames(held, flat_video(10 * t + 5 for t in range(6, 23)), plan)
     assert levels_of(shown) == [111, 122, 133, 144, *(10 * t + 5 for t in range(15, 23))]
 
 
-def test_a_frame_that_several_chunks_have_fades_through_all_of_them(pipeline: InfiniteTalkPipeline) -> None:
+def test_a_frame_that_several_chunks_have_fades_through_all_of_them(recording: RecordingPipeline) -> None:
     settings = replace(SETTINGS, frame_num=13, motion_frame=9, crossfade_frame=9, color_correction_strength=0.0)
-    cut = list(pipeline(picture(), [speech(21)], PROMPT, replace(settings, crossfade_frame=0)))
-    made = [to_frames(decode_latents(pipeline.networks.vae, chunk.latents)[0]) for chunk in cut]
+    cut = list(recording(picture(), [speech(21)], PROMPT, replace(settings, crossfade_frame=0)))
+    made = [to_frames(decoded[0]) for decoded in recording.decoded]
     expected = made[0].copy()
     for chunk, of_chunk in enumerate(made[1:], start=1):
         begin = 4 * chunk
         faded = cross_fade(expected[begin:], of_chunk[:9])
         expected = np.concatenate([expected[:begin], faded, of_chunk[9:]])
     assert len(cut) == 3
-    assert np.array_equal(frames(pipeline(picture(), [speech(21)], PROMPT, settings)), expected)
+    assert np.array_equal(frames(recording(picture(), [speech(21)], PROMPT, settings)), expected)
 
 
 def test_a_state_of_another_fade_is_refused(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
@@ -170,11 +183,11 @@ def test_the_seed_decides(pipeline: InfiniteTalkPipeline) -> None:
     assert not np.array_equal(first, frames(pipeline(picture(), [speech(20)], PROMPT, replace(settings, seed=43))))
 
 
-def test_noise_depends_on_seed_and_chunk_alone() -> None:
+def test_noise_depends_on_seed_chunk_and_draw_alone() -> None:
     shape = (1, 16, 2, 4, 4)
-    assert torch.equal(chunk_noise(7, 3, shape), chunk_noise(7, 3, shape))
-    assert not torch.equal(chunk_noise(7, 3, shape), chunk_noise(7, 4, shape))
-    assert not torch.equal(chunk_noise(7, 3, shape), chunk_noise(8, 3, shape))
+    draws = [chunk_noise(seed, chunk, draw, shape) for seed in (7, 8) for chunk in (3, 4) for draw in (0, 1)]
+    assert all(not torch.equal(*pair) for pair in itertools.combinations(draws, 2))
+    assert torch.equal(draws[0], chunk_noise(7, 3, 0, shape))
 
 
 def test_prompt_and_speech_reach_the_picture(pipeline: InfiniteTalkPipeline) -> None:
@@ -216,12 +229,12 @@ class Clock:
         return torch.full((3, self.height, self.width), round(seconds * 25) * 10 % 256, dtype=torch.uint8)
 
 
-def test_each_chunk_takes_its_reference_frame_at_its_own_first_instant(pipeline: InfiniteTalkPipeline) -> None:
+def test_each_chunk_takes_its_reference_frame_at_its_own_first_instant(recording: RecordingPipeline) -> None:
     clock = Clock()
-    chunks = list(pipeline(clock, [speech(17)], PROMPT, SETTINGS))
+    chunks = list(recording(clock, [speech(17)], PROMPT, SETTINGS))
     assert clock.asked[-len(chunks) :] == [chunk.plan.start / 25 for chunk in chunks]
-    first_latents = [chunk.condition_latents for chunk in chunks]
-    assert all(not torch.equal(first_latents[0], latents) for latents in first_latents[1:])
+    assert len(recording.references) == len(chunks)
+    assert all(not torch.equal(recording.references[0], latents) for latents in recording.references[1:])
 
 
 @dataclass
@@ -260,8 +273,40 @@ def test_each_chunk_takes_the_source_videos_frame_that_is_shown_at_its_first_ins
     assert source.numbers[-len(chunks) :] == shown
 
 
-def test_a_picture_is_encoded_once_a_job(pipeline: InfiniteTalkPipeline, whole: list[Chunk]) -> None:
-    assert all(chunk.condition_latents is whole[0].condition_latents for chunk in whole)
+def test_a_picture_is_encoded_once_a_job(recording: RecordingPipeline) -> None:
+    assert len(list(recording(picture(), [speech(22)], PROMPT, SETTINGS))) == 5
+    assert len(recording.references) == 1
+
+
+class WatchfulPipeline(InfiniteTalkPipeline):
+    """Counts the decoded videos that are still in memory when a chunk is sampled."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__(networks)
+        self.decoded: list[weakref.ref[torch.Tensor]] = []
+        self.alive: list[int] = []
+
+    def sample(self, *arguments: Any) -> SampledChunk:
+        self.alive.append(sum(video() is not None for video in self.decoded))
+        return super().sample(*arguments)
+
+    def decode(self, video: Video, sampled: SampledChunk) -> torch.Tensor:
+        decoded = super().decode(video, sampled)
+        self.decoded.append(weakref.ref(decoded))
+        return decoded
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_decoded_chunk_is_gone_when_the_next_is_sampled(networks: Networks, strength: float) -> None:
+    watchful = WatchfulPipeline(networks)
+    kept = list(watchful(picture(), [speech(17)], PROMPT, replace(SETTINGS, color_correction_strength=strength)))
+    assert len(kept) == 3
+    assert watchful.alive == [0, 0, 0]
+
+
+def test_speakers_of_different_lengths_are_an_error(pipeline: InfiniteTalkPipeline) -> None:
+    with pytest.raises(ValueError, match=r"\[9, 10\] rows"):
+        list(pipeline(picture(), [speech(9), speech(10)], PROMPT, SETTINGS))
 
 
 @pytest.mark.parametrize("num_speakers", [2, 3])

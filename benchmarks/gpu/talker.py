@@ -12,12 +12,13 @@ from torch import Tensor
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
 from infinitetalk.memory import MemoryMode
 from infinitetalk.models import Models
-from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline
+from infinitetalk.pipeline import Chunk
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.tiny import talker_paths
 from infinitetalk.wav2vec2 import SpeechEmbeddings
+from tools.recording import RecordingPipeline
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "media" / "drawn_portrait.png"
 SETTINGS = GenerationSettings(
@@ -53,13 +54,15 @@ class Talker:
     source: Portrait
     waveform: np.ndarray
     speech: SpeechEmbeddings
-    expected: list[Chunk]
+    expected: list[tuple[Chunk, Tensor]]
     settings: GenerationSettings
 
-    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryMode) -> list[Chunk]:
-        """The same on a device."""
-        pipeline = InfiniteTalkPipeline(Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory)))
-        return list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
+    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryMode) -> list[tuple[Chunk, Tensor]]:
+        """The same on a device: chunks, each with its final latents."""
+        networks = Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory))
+        pipeline = RecordingPipeline(networks)
+        chunks = list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
+        return list(zip(chunks, pipeline.latents, strict=True))
 
 
 def prepare(small: bool) -> Talker:
@@ -88,8 +91,8 @@ def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryMode) -
     """Final latents and frames against the CPU's in float32."""
     chunks = state.generate(device(), dtype, memory)
     latents, frames = [], []
-    for found, expected in zip(chunks, state.expected, strict=True):
-        latents.append(relative_error(found.latents.cpu(), expected.latents))
+    for (found, found_latents), (expected, expected_latents) in zip(chunks, state.expected, strict=True):
+        latents.append(relative_error(found_latents.cpu(), expected_latents))
         frames.append(np.abs(found.frames.astype(int) - expected.frames.astype(int)))
     levels = np.concatenate(frames)
     detail = (

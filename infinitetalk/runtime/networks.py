@@ -8,10 +8,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from infinitetalk.image import ImageEncoder
-from infinitetalk.parallel import LeadingTransformer
+from infinitetalk.network.protocols import Denoiser
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.text import PromptEncoder
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.wav2vec2 import SpeechEncoder
 
 
@@ -37,7 +36,7 @@ class Networks:
     choice: NetworkChoice
     device: torch.device
     size_scale: float
-    transformer: InfiniteTalkTransformer3DModel | LeadingTransformer
+    transformer: Denoiser
     vae: AutoencoderKLWan
     prompt_encoder: PromptEncoder
     image_encoder: ImageEncoder

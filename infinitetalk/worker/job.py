@@ -19,7 +19,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from infinitetalk.ahead import run_ahead
-from infinitetalk.chunks import fade_length, usable_rows
 from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import read_sound, sound_seconds
@@ -40,6 +39,7 @@ from infinitetalk.worker.engine import (
     Engine,
     Overlap,
     Request,
+    chunk_grid,
     negative_prompt_of,
     region_overlaps,
     speaker_regions,
@@ -709,7 +709,7 @@ def speech_seconds(job: SingleJob, media: JobMedia, tracks: Sequence[np.ndarray]
 
 def usable_seconds(job: SingleJob) -> float:
     """Seconds of speech that a job's video can use: those it shows, and what its last frames hear."""
-    return usable_rows(job.frame_limit, job.frame_num, job.motion_frame) / VIDEO_FPS
+    return chunk_grid(job).usable_rows(job.frame_limit) / VIDEO_FPS
 
 
 def count_rows(tracks: Sequence[np.ndarray]) -> int:
@@ -808,7 +808,7 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
     output_config = job.output_config or OutputConfig()
     resolved = {
         "sample_shift": job.shift,
-        "crossfade_frame": fade_length(job.motion_frame, job.crossfade_frame),
+        "crossfade_frame": chunk_grid(job).fade_length,
         "base_seed": seed,
         "negative_prompt": negative_prompt_of(job),
         # Presigned addresses are credentials.

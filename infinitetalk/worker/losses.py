@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from infinitetalk.chunks import fade_length
 from infinitetalk.guidance import GuidanceScales
 from infinitetalk.sampling import make_guidance
 from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.teacache import WARM_UP_STEPS
 from infinitetalk.text import TEXT_LENGTH
 from infinitetalk.tts import split_turns
-from infinitetalk.worker.engine import Overlap, Scene, generation_settings, negative_prompt_of
+from infinitetalk.worker.engine import Overlap, Scene, chunk_grid, generation_settings, negative_prompt_of
 from schemas import OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
@@ -93,7 +92,7 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         ("apg_norm_threshold", not job.use_apg, "without use_apg"),
     ]
     found = [f"{field} has no effect {reason}" for field, unused, reason in rules if unused and _is_set(job, field)]
-    fade = fade_length(job.motion_frame, job.crossfade_frame)
+    fade = chunk_grid(job).fade_length
     if not one_chunk and _is_set(job, "crossfade_frame") and fade < job.crossfade_frame:
         found.append(
             f"crossfade_frame {job.crossfade_frame} is {fade} here: a fade is no longer than motion_frame "

@@ -1,7 +1,7 @@
 """Cases 12, 15, 16: TeaCache, and whole runs of the pipeline."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitetalk.pipeline import Chunk, Conditions, InfiniteTalkPipeline
+from infinitetalk.pipeline import Chunk, Conditions
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import GenerationSettings, make_scheduler
+from infinitetalk.sampling import EulerStepper, GenerationSettings
 from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.teacache import TeaCache
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
@@ -22,6 +22,7 @@ from tests.golden.formulas import formula_image, picture_size
 from tests.golden.network_cases import pad_prompt, speaker_inputs
 from tests.golden.picture_cases import source_regions
 from tests.golden.weights import build_transformer, build_vae
+from tools.recording import RecordingPipeline
 
 
 @dataclass
@@ -43,7 +44,7 @@ class FormulaSource:
         return torch.from_numpy(formula_image(self.height, self.width, frame)).permute(2, 0, 1)
 
 
-class FormulaPipeline(InfiniteTalkPipeline):
+class FormulaPipeline(RecordingPipeline):
     """The pipeline with a case's resolution, random draws and image features instead of its own."""
 
     def __init__(self, case: Case, transformer: InfiniteTalkTransformer3DModel, run: Mapping[str, Any]) -> None:
@@ -70,9 +71,9 @@ class FormulaPipeline(InfiniteTalkPipeline):
         height, width = self.run.get("target_h_w") or (source.height, source.width)
         return height, width
 
-    def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
-        draw = _noise_draws(self.run.get("draw_shapes", [list(shape[1:])]))[chunk]
-        return self.case.formula({"shape": shape[1:], **self.run["inputs"]["noise"]}, k=draw)[None]
+    def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...], draw: int) -> Tensor:
+        drawn = _noise_draws(self.run.get("draw_shapes", [list(shape[1:])]))[chunk]
+        return self.case.formula({"shape": shape[1:], **self.run["inputs"]["noise"]}, k=drawn)[None]
 
 
 def _noise_draws(shapes: list[list[int]]) -> list[int]:
@@ -84,11 +85,11 @@ def generation(case: Case) -> Outcome:
     """Cases 15 and 16: a run's latents and video."""
     settings = case.entry["settings"]
     run = {**case.entry, "target_h_w": settings["target_h_w"]}
-    chunks = list(_generate(case, build_transformer(case), run, settings))
+    pipeline, chunks = _generate(case, build_transformer(case), run, settings)
     tensors = {
-        "final_latent": torch.cat([chunk.latents for chunk in chunks]),
-        "cond_latent": torch.cat([chunk.condition_latents for chunk in chunks]),
-        "video": torch.cat([chunk.video for chunk in chunks], dim=1),
+        "final_latent": torch.cat(pipeline.latents),
+        "cond_latent": torch.cat(pipeline.references),
+        "video": pipeline.new_video(chunks),
     }
     states = [chunk.state for chunk in chunks if chunk.state is not None]
     if states:
@@ -127,8 +128,8 @@ def teacache(case: Case) -> Outcome:
             "people": loop["people"],
             "source": f"picture {loop['image']}",
         }
-        (chunk,) = _generate(case, transformer, loop, settings)
-        outcome.tensors |= {"final_latent": chunk.latents[0], "cond_latent": chunk.condition_latents[0]}
+        pipeline, _ = _generate(case, transformer, loop, settings)
+        outcome.tensors |= {"final_latent": pipeline.latents[0][0], "cond_latent": pipeline.references[0][0]}
     return outcome
 
 
@@ -136,7 +137,7 @@ def _decisions(transformer: InfiniteTalkTransformer3DModel, run: Mapping[str, An
     """Of three branches' caches: whether each call computes; of the first, the change and the distance at each step."""
     caches = [TeaCache(run["model_scale"], run["thresh"]) for _ in range(3)]
     decisions, changes, distances = [], [], []
-    for timestep in make_scheduler(run["steps"], run["shift"]).timesteps:
+    for timestep in EulerStepper(run["steps"], run["shift"]).timesteps:
         _, projection = transformer.embed_timestep(timestep[None])
         decisions += [cache.should_compute(projection) for cache in caches]
         changes.append(caches[0].relative_change)
@@ -146,12 +147,15 @@ def _decisions(transformer: InfiniteTalkTransformer3DModel, run: Mapping[str, An
 
 def _generate(
     case: Case, transformer: InfiniteTalkTransformer3DModel, run: Mapping[str, Any], given: Mapping[str, Any]
-) -> Iterator[Chunk]:
-    """Run the pipeline on a run's inputs with the index's settings."""
+) -> tuple[FormulaPipeline, list[Chunk]]:
+    """Run the pipeline on a run's inputs with the index's settings; it has recorded what its chunks went through."""
     inputs = run["inputs"]
     source = FormulaSource.parse(given["source"])
     text_length = case.manifest()["config"]["text_len"]
-    speakers = [SpeechEmbeddings.from_tensor(case.formula(inputs[name])) for name in speaker_inputs(inputs)]
+    embeddings = [case.formula(inputs[name]) for name in speaker_inputs(inputs)]
+    # The rows by which one speaker's outlast another's lie beyond what a case of several speakers reads.
+    num_rows = min(map(len, embeddings))
+    speakers = [SpeechEmbeddings.from_tensor(rows[:num_rows]) for rows in embeddings]
     boxes, face_scale = given.get("bbox"), given.get("face_scale", 0.05)
     conditions = Conditions(
         source=source,
@@ -175,4 +179,5 @@ def _generate(
         teacache_threshold=given.get("teacache_thresh", 0.2) if given.get("use_teacache") else None,
         color_correction_strength=given.get("color_correction_strength", 0.0),
     )
-    return FormulaPipeline(case, transformer, run).generate(conditions, settings)
+    pipeline = FormulaPipeline(case, transformer, run)
+    return pipeline, list(pipeline.generate(conditions, settings))

@@ -49,7 +49,7 @@ def audio_projection(case: Case) -> Outcome:
     windows = speech_windows(case)
     num_frames, window = windows.shape[1:3]
     slots = torch.arange(num_frames * window).view(1, num_frames, window)
-    first, later = group_windows(slots, transformer.config.vae_scale)
+    first, later = group_windows(slots, transformer.config.vae_scale_factor_temporal)
     tensors = {"slots_first": first[0], "slots_latter": later[0], "tokens_one": transformer.audio_proj(windows[:1])}
     if len(windows) > 1:
         tensors["tokens_two"] = transformer.audio_proj(windows[:2])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infinitetalk.guidance import AdaptiveProjectedGuidance, Branch
-from infinitetalk.sampling import GenerationSettings, make_guidance, make_scheduler
+from infinitetalk.sampling import TRAIN_TIMESTEPS, EulerStepper, GenerationSettings, make_guidance
 from tests.golden.folder import Case, Outcome
 from tests.golden.formulas import evaluate_sum, number_after
 
@@ -23,8 +23,8 @@ def timesteps(case: Case) -> Outcome:
     """Case 10: names say the number of steps and the shift."""
     outcome = Outcome()
     for name in case.tensors:
-        scheduler = make_scheduler(int(number_after("steps", name)), number_after("shift", name))
-        outcome.tensors[name] = scheduler.sigmas * scheduler.config.num_train_timesteps
+        stepper = EulerStepper(int(number_after("steps", name)), number_after("shift", name))
+        outcome.tensors[name] = stepper.sigmas * TRAIN_TIMESTEPS
     return outcome
 
 

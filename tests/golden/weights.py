@@ -41,7 +41,7 @@ def build_transformer(case: Case) -> InfiniteTalkTransformer3DModel:
         audio_intermediate_dim=config["intermediate_dim"],
         audio_output_dim=config["output_dim"],
         audio_context_tokens=config["context_tokens"],
-        vae_scale=config["vae_scale"],
+        vae_scale_factor_temporal=config["vae_scale"],
     )
     transformer.load_state_dict(convert_wan_transformer_to_diffusers(weights) | adapter)
     return transformer.eval()

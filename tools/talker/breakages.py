@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from infinitetalk import pipeline
-from infinitetalk.chunks import ChunkPlan
+from infinitetalk.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.sampling import ChunkConditions
 from infinitetalk.worker import job
 from tools.talker.data import MOTION_FRAMES
@@ -36,12 +36,12 @@ AFTER_BORDER = slice(81, 90)
 @contextmanager
 def shifted_audio() -> Iterator[None]:
     """Every frame hears what belongs two frames later."""
-    window_rows = pipeline.window_rows
+    window_rows = ChunkGrid.window_rows
 
-    def shifted(plan: ChunkPlan, num_rows: int) -> Tensor:
-        return (window_rows(plan, num_rows) + SHIFT_FRAMES).clamp(max=num_rows - 1)
+    def shifted(grid: ChunkGrid, plan: ChunkPlan, num_rows: int) -> Tensor:
+        return (window_rows(grid, plan, num_rows) + SHIFT_FRAMES).clamp(max=num_rows - 1)
 
-    with patch.object(pipeline, "window_rows", shifted):
+    with patch.object(ChunkGrid, "window_rows", shifted):
         yield
 
 
@@ -97,8 +97,8 @@ def moved_head() -> Iterator[None]:
 def _changed_conditions(change: Callable[[ChunkConditions], ChunkConditions]) -> Iterator[None]:
     sample_chunk = pipeline.sample_chunk
 
-    def changed(transformer: Any, noise: Tensor, conditions: ChunkConditions, *more: Any) -> Any:
-        return sample_chunk(transformer, noise, change(conditions), *more)
+    def changed(denoiser: Any, draw_noise: Any, conditions: ChunkConditions, *more: Any) -> Any:
+        return sample_chunk(denoiser, draw_noise, change(conditions), *more)
 
     with patch.object(pipeline, "sample_chunk", changed):
         yield

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from infinitetalk.chunks import ChunkPlan, window_rows
+from infinitetalk.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.color import match_color
 from infinitetalk.image import ImageEncoder
 from infinitetalk.pipeline import first_frame_mask
@@ -71,9 +71,8 @@ class Clip:
             num_new_frames=num_frames,
             num_held_frames=0,
             num_fade_frames=0,
-            extends_tail=False,
         )
-        return self.speech[:, window_rows(plan, SPEECH_FRAMES)].float()
+        return self.speech[:, ChunkGrid(num_frames, MOTION_FRAMES).window_rows(plan, SPEECH_FRAMES)].float()
 
     def condition(self) -> Tensor:
         """Float32 (1, 20, t, h, w): mask and reference latents."""

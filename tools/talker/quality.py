@@ -21,7 +21,7 @@ from statistics import median
 
 import numpy as np
 
-from infinitetalk.chunks import plan_chunks
+from infinitetalk.chunks import ChunkGrid
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.speech import VIDEO_FPS
 from infinitetalk.tiny import TALKER_FOLDER
@@ -145,8 +145,8 @@ class Bench:
             drawn = example.drawn(*frames.shape[1:3])[: len(frames)]
             for video, found in ((frames, psnrs), (drawn, drawn_psnrs)):
                 found.append(psnr_outside_mouths(video[1 : 1 + VIDEO_FPS], video[-VIDEO_FPS:]))
-            chunks = (PARAMETERS["frame_num"], len(frames), PARAMETERS["motion_frame"])
-            plans = plan_chunks([len(frames)], *chunks, GenerationSettings.crossfade_frame)[1:]
+            fade = GenerationSettings.crossfade_frame
+            plans = ChunkGrid(PARAMETERS["frame_num"], PARAMETERS["motion_frame"], fade).plans(len(frames))[1:]
             places = [plan.start + plan.num_motion_frames for plan in plans]
             begins = [place - plan.num_fade_frames for place, plan in zip(places, plans, strict=True)]
             joins = [frame for begin, place in zip(begins, places, strict=True) for frame in range(begin, place + 1)]

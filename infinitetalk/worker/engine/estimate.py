@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infinitetalk.chunks import count_chunks
 from infinitetalk.memory import PUBLISHED_SIZES, Workload
-from infinitetalk.sampling import GenerationSettings, make_guidance
+from infinitetalk.sampling import GenerationSettings, make_sampler
 
 EVALUATED_PARAMETERS = 14.05e9
 """Parameters of the published network whose products grow with the number of tokens."""
@@ -73,8 +72,7 @@ def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_
     """
     num_chunks = [number_of_chunks(settings) for settings in scenes]
     evaluations = sum(
-        chunks * settings.num_inference_steps * len(make_guidance(settings).branches)
-        for chunks, settings in zip(num_chunks, scenes, strict=True)
+        chunks * make_sampler(settings).num_evaluations for chunks, settings in zip(num_chunks, scenes, strict=True)
     )
     return VideoCost(
         width=workload.width,
@@ -90,7 +88,7 @@ def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_
 
 def number_of_chunks(settings: GenerationSettings) -> int:
     """How many chunks a scene of `settings.max_frame_num` frames has."""
-    return count_chunks(settings.max_frame_num, settings.frame_num, settings.motion_frame)
+    return settings.grid.num_chunks(settings.max_frame_num)
 
 
 def evaluation_flop(workload: Workload) -> float:

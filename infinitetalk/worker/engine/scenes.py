@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from infinitetalk.chunks import usable_rows
+from infinitetalk.chunks import ChunkGrid
 from infinitetalk.media import Picture, Source, detect_scenes, extract_frames
 from infinitetalk.sampling import GenerationSettings
 from infinitetalk.wav2vec2 import SpeechEmbeddings
@@ -41,6 +41,11 @@ def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
         starts = detect_scenes(source.path, num_frames)
     ends = [*starts[1:], num_frames]
     return [Scene(start, end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def chunk_grid(job: SingleJob) -> ChunkGrid:
+    """How the job's video is divided into chunks."""
+    return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame)
 
 
 def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
@@ -79,16 +84,13 @@ def open_source(source: Media, folder: Path, scene: Scene, settings: GenerationS
             return Picture.open(source.path)
         frames = folder / f"frames-{scene.start:06d}"
         frames.mkdir()
-        # A single chunk takes nothing over, and looks at the first frame alone.
-        is_single = scene.num_frames <= settings.frame_num
-        stride = settings.frame_num - (0 if is_single else settings.motion_frame)
+        stride = settings.grid.reference_stride(scene.num_frames)
         return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationSettings) -> SpeechEmbeddings:
     """The rows of a scene, and those after it that its last frames hear."""
-    usable = usable_rows(scene.num_frames, settings.frame_num, settings.motion_frame)
-    end = min(scene.start + usable, len(embeddings))
+    end = min(scene.start + settings.grid.usable_rows(scene.num_frames), len(embeddings))
     if (scene.start, end) == (0, len(embeddings)):
         return embeddings
     return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))
