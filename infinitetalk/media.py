@@ -39,6 +39,7 @@ from PIL import Image
 from torch import Tensor
 
 from infinitetalk import picture_child
+from infinitetalk.errors import DecoderError, MediaError
 from infinitetalk.sandbox import (
     MAX_CHILD_MEMORY_BYTES,
     child_environment,
@@ -179,17 +180,6 @@ UNREADABLE = (
 ANIMATED = "Animated WebP and AVIF are not supported: send a still picture, a GIF or an MP4 video"
 NO_FRAME = "The file has no frame that can be decoded: save it again as PNG, JPEG or H.264 MP4"
 TOO_LARGE = f"The picture is too large: at most {MAX_PIXELS // 2**20} million pixels can be read"
-
-
-class MediaError(ValueError):
-    """A file is no usable picture, sound or video. The message says what is wrong and what to send instead."""
-
-
-class DecoderError(RuntimeError):
-    """The decoder was ended from outside, for want of memory as a rule, or its disk is full.
-
-    The message can be shown to the client.
-    """
 
 
 class Source(Protocol):

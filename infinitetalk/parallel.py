@@ -27,7 +27,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from infinitetalk.errors import CheckpointError
+from infinitetalk.errors import CheckpointError, ParallelError
 from infinitetalk.teacache import TeaCache
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 LEADER = 0
 LOST = "a process of the group has ended or does not answer"
-
-
-class ParallelError(RuntimeError):
-    """A process of the group has ended or does not answer; the whole group has to be started anew."""
 
 
 @dataclass(frozen=True)

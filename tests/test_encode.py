@@ -14,7 +14,8 @@ from examples.tiny.faces import Place, random_background, random_face
 from examples.tiny.measure import border_change
 from examples.tiny.rule import MouthTrack
 from examples.tiny.scenes import Scene
-from infinitetalk.encode import EncodeError, PartEncoder, join_parts, write_thumbnail
+from infinitetalk.encode import PartEncoder, join_parts, write_thumbnail
+from infinitetalk.errors import EncodeError
 from infinitetalk.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 
 from infinitetalk import media, sandbox
+from infinitetalk.errors import MediaError
 from infinitetalk.media import (
-    MediaError,
     MediaInfo,
     Picture,
     VideoFrames,

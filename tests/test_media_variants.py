@@ -11,7 +11,8 @@ import soundfile
 from PIL import Image, ImageOps
 
 from infinitetalk import media, sandbox
-from infinitetalk.media import MediaError, extract_frames, probe, read_picture, read_region, read_sound, read_waveform
+from infinitetalk.errors import MediaError
+from infinitetalk.media import extract_frames, probe, read_picture, read_region, read_sound, read_waveform
 from tests.media_factory import (
     colour_profile,
     make_heic,

@@ -13,11 +13,11 @@ import torch
 
 from infinitetalk.chunks import plan_chunks
 from infinitetalk.crossfade import cross_fade
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import GenerationStopped, RegionError
 from infinitetalk.media import Picture, Source, extract_frames
 from infinitetalk.models import Models, load_models
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, join_frames, to_frames
-from infinitetalk.regions import RegionError, default_regions
+from infinitetalk.regions import default_regions
 from infinitetalk.sampling import GenerationSettings, chunk_noise
 from infinitetalk.tiny import ensure_tiny_model
 from infinitetalk.vae import decode_latents, encode_frames

@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from infinitetalk.encode import EncodeError
-from infinitetalk.errors import CheckpointError
-from infinitetalk.media import MediaError
-from infinitetalk.regions import RegionError
+from infinitetalk.errors import CheckpointError, EncodeError, MediaError, RegionError
+from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, job_error
+from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, is_device_error, job_error
 from infinitetalk.worker.job import StageClock, run_job
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.runner import checked_result
@@ -110,10 +108,33 @@ def test_an_unexpected_error_is_told_by_its_stage_and_leaks_nothing(stage):
     assert "host-7" not in told.message
 
 
-def test_exhausted_gpu_memory_has_its_own_code_wherever_it_happens():
-    told = job_error(torch.OutOfMemoryError("CUDA out of memory"), Stage.EMBEDDING)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+)
+def test_exhausted_memory_has_its_own_code_wherever_it_happens(error):
+    told = job_error(as_library_error(error), Stage.EMBEDDING)
     assert told.code == ErrorCode.OOM
     assert "smaller frame_num" in told.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+    ],
+)
+def test_a_gpu_that_failed_is_told_apart_from_other_errors(error):
+    told = as_library_error(error)
+    assert is_device_error(told) and told.__cause__ is error
+    assert "the GPU failed" in job_error(told, Stage.EMBEDDING).message
+    other = RuntimeError("shape '[2]' is invalid")
+    assert as_library_error(other) is other
 
 
 def test_every_code_says_what_to_do():

@@ -21,13 +21,19 @@ import torch
 from torch import Tensor
 
 from infinitetalk.chunks import count_chunks, usable_rows
-from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError
+from infinitetalk.errors import (
+    CheckpointError,
+    DoesNotFitError,
+    GenerationStopped,
+    NotFiniteError,
+    ParallelError,
+    RegionError,
+)
 from infinitetalk.lora import find_lora
 from infinitetalk.lora_files import files_of, read_lora
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_region, read_waveform
 from infinitetalk.memory import (
     PUBLISHED_SIZES,
-    DoesNotFitError,
     MemoryPlan,
     ModelSizes,
     Workload,
@@ -38,9 +44,9 @@ from infinitetalk.memory import (
     release_cached_memory,
 )
 from infinitetalk.models import Models, load_models
-from infinitetalk.parallel import ParallelError
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
-from infinitetalk.regions import RegionError, box_regions, check_boxes
+from infinitetalk.regions import box_regions, check_boxes
+from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.sampling import GenerationSettings, make_guidance
 from infinitetalk.sizes import choose_bucket
 from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT, count_tokens
@@ -439,8 +445,6 @@ class Engine:
                 f"the video could not be generated: {error}; {what_overflows(request.job)}",
                 retryable=False if request.job.loras else None,
             ) from error
-        except DoesNotFitError:
-            raise
         except torch.OutOfMemoryError as error:
             if self._budget is None:
                 raise
@@ -537,7 +541,7 @@ class Engine:
         except Exception as error:
             logger.error("model.not_loaded", exc_info=error)
             self.is_broken |= may_load_elsewhere(error)
-            waiting.set_exception(load_error(error))
+            waiting.set_exception(load_error(as_library_error(error)))
             return
         lat_ms = round((time.monotonic() - begin) * 1000)
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(self.dtype)}

@@ -24,6 +24,7 @@ from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thum
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import read_sound, sound_seconds
 from infinitetalk.pipeline import Chunk, Step
+from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.speech import (
     QUIET_LUFS,
     SAMPLING_RATE,
@@ -365,7 +366,7 @@ def run_single(context: JobContext, item_id: str | None, job: SingleJob, clock: 
         )
         failure = Failure(job_id=job_id, error=_failed(WorkerError(ErrorCode.TIMEOUT, message), clock, logger))
     except Exception as error:
-        cause = find_cause(error, engine, context.settings, logger)
+        cause = find_cause(as_library_error(error), engine, context.settings, logger)
         failure = Failure(job_id=job_id, error=_failed(cause, clock, logger))
     else:
         state.save_result(result)

@@ -34,7 +34,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, Field, ValidationError
 from urllib3.exceptions import HTTPError
 
-from infinitetalk.encode import EncodeError, check_parts, picture_bytes
+from infinitetalk.encode import check_parts, picture_bytes
+from infinitetalk.errors import EncodeError
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.guard import CLEAN_S
 from infinitetalk.worker.settings import MEGABYTE, Settings

@@ -1,0 +1,1 @@
+"""Networks at run time: what holds them, where they lie, and what their devices report."""
