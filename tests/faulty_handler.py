@@ -79,8 +79,8 @@ def main() -> None:
     # Imported here, since the SDK's ping process imports this file too.
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import handler
-    from infinitetalk.worker import job
     from infinitetalk.worker.engine import Engine
+    from infinitetalk.worker.job import video as job
 
     Engine.generate = with_faults(Engine.generate)  # type: ignore[method-assign]
     job.as_json = with_nan(job.as_json)

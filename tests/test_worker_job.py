@@ -10,7 +10,7 @@ from infinitetalk.errors import CheckpointError, EncodeError, MediaError, Region
 from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, is_device_error, job_error
-from infinitetalk.worker.job import StageClock, run_job
+from infinitetalk.worker.job.video import StageClock, run_job
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.runner import checked_result
 from infinitetalk.worker.settings import CHECKOUT, Settings
@@ -144,7 +144,7 @@ def test_every_code_says_what_to_do():
 
 def test_time_is_counted_for_each_stage_and_adds_up(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("infinitetalk.worker.job.time.monotonic", lambda: now)
+    monkeypatch.setattr("infinitetalk.worker.job.video.time.monotonic", lambda: now)
     clock = StageClock(lambda *arguments, **more: None)
     for seconds, stage in [(1, Stage.DOWNLOAD), (2, Stage.EMBEDDING), (3, Stage.LOAD)]:
         now += seconds

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.losses import (
+from infinitetalk.worker.job.advice import (
     LONGEST_VIDEO,
     cut_speech,
     flat_chunks,

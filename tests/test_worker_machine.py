@@ -108,7 +108,7 @@ def fail_unexpectedly(patch: pytest.MonkeyPatch, folder: Path) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyError("/weights/secret")
 
-    patch.setattr("infinitetalk.worker.job.fetch_all", fail)
+    patch.setattr("infinitetalk.worker.job.video.fetch_all", fail)
 
 
 MISSING_LIBRARY = 'echo "ffmpeg: error while loading shared libraries: libavdevice.so.60" >&2; exit 127'

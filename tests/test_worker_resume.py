@@ -23,9 +23,9 @@ from structlog import get_logger
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import job as worker_job
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.job import run_job
+from infinitetalk.worker.job import video as worker_job
+from infinitetalk.worker.job.video import run_job
 from infinitetalk.worker.resume import Part, Rendering, TaskState, VolumeFiles, part_file
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings

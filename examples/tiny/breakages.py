@@ -24,7 +24,7 @@ from examples.tiny.measure import best_lag, color_change, correlation, read_head
 from infinitetalk import pipeline
 from infinitetalk.chunks import ChunkPlan
 from infinitetalk.sampling import ChunkConditions
-from infinitetalk.worker import job
+from infinitetalk.worker.job import video as job
 
 SHIFT_FRAMES = 2
 #: How far a head is moved between two chunks, to see whether the second heeds where the first ended.

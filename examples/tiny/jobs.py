@@ -17,7 +17,7 @@ from examples.tiny.scenes import Scene
 from examples.tiny.voices import HELD_OUT_VOICES, random_speech
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.job import run_job
+from infinitetalk.worker.job.video import run_job
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop

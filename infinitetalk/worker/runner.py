@@ -15,7 +15,7 @@ from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.ending import end_process
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import CODES, WorkerError, is_machine_error, job_error
-from infinitetalk.worker.job import run_job
+from infinitetalk.worker.job.video import run_job
 from infinitetalk.worker.logs import job_logger, loggable
 from infinitetalk.worker.policy import timeout_s
 from infinitetalk.worker.progress import LogSender, ProgressReporter, QueueSender

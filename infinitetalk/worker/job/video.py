@@ -36,7 +36,6 @@ from infinitetalk.speech import (
     mix_tracks,
     normalise_loudness,
 )
-from infinitetalk.worker.batch import run_batch
 from infinitetalk.worker.engine import (
     Engine,
     Overlap,
@@ -57,8 +56,9 @@ from infinitetalk.worker.errors import (
 )
 from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.fitness import machine_problem
+from infinitetalk.worker.job.advice import cut_prompts, cut_speech, flat_chunks, shared_regions, unused_fields
+from infinitetalk.worker.job.batch import run_batch
 from infinitetalk.worker.logs import job_logger
-from infinitetalk.worker.losses import cut_prompts, cut_speech, flat_chunks, shared_regions, unused_fields
 from infinitetalk.worker.policy import policy_warnings
 from infinitetalk.worker.preview import HlsPreview, Preview
 from infinitetalk.worker.progress import Report
@@ -100,7 +100,7 @@ from schemas import (
 )
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
-PACKAGES = tuple(Path(__file__).parents[2] / name for name in ("infinitetalk", "schemas"))
+PACKAGES = tuple(Path(__file__).parents[3] / name for name in ("infinitetalk", "schemas"))
 VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "av", "runpod")
 AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
 """Stages short enough to report no time left."""
