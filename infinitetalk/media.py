@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import ffmpeg
-import imageio_ffmpeg
 import librosa
 import numpy as np
 import soundfile
@@ -45,6 +44,7 @@ from infinitetalk.sandbox import (
     child_environment,
     child_slots,
     confined,
+    ffmpeg_path,
     is_unprivileged,
     readable_by_others,
 )
@@ -271,11 +271,6 @@ class VideoFrames:
         path = self.paths[min(round(frame) // self.stride, len(self.paths) - 1)]
         with Image.open(path) as image:
             return _over_white(np.asarray(image))
-
-
-def ffmpeg_path() -> str:
-    """The ffmpeg binary: `FFMPEG_BINARY` from the environment, else the one on the PATH, else imageio-ffmpeg's."""
-    return os.environ.get("FFMPEG_BINARY") or shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
 
 
 def probe(path: Path) -> MediaInfo:

@@ -20,11 +20,11 @@ from infinitetalk.media import (
     VideoFrames,
     detect_scenes,
     extract_frames,
-    ffmpeg_path,
     probe,
     read_picture,
     read_waveform,
 )
+from infinitetalk.sandbox import ffmpeg_path
 from tests.media_factory import (
     HEIGHT,
     WIDTH,

@@ -4,7 +4,7 @@ import pytest
 
 from infinitetalk.memory import GIB, PUBLISHED_SIZES, Workload
 from infinitetalk.worker.engine import ASSUMED_FLOP_PER_S, Engine, MemoryBudget, evaluation_flop
-from infinitetalk.worker.job.video import step_warnings
+from infinitetalk.worker.job.advice import step_warnings
 from infinitetalk.worker.settings import Settings
 from schemas import BatchResult, Plan, SingleJob, Stage, Success
 from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri

@@ -24,7 +24,7 @@ from examples.tiny.measure import best_lag, color_change, correlation, read_head
 from infinitetalk import pipeline
 from infinitetalk.chunks import ChunkPlan
 from infinitetalk.sampling import ChunkConditions
-from infinitetalk.worker.job import video as job
+from infinitetalk.worker.job import video
 
 SHIFT_FRAMES = 2
 #: How far a head is moved between two chunks, to see whether the second heeds where the first ended.
@@ -67,7 +67,7 @@ def ignored_masks() -> Iterator[None]:
 @contextmanager
 def ignored_boxes() -> Iterator[None]:
     """Boxes are dropped on their way to the pipeline, which takes columns from left to right."""
-    with patch.object(job, "speaker_regions", lambda *arguments: None):
+    with patch.object(video, "speaker_regions", lambda *arguments: None):
         yield
 
 

@@ -7,12 +7,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, TimeoutError
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -60,9 +59,9 @@ from infinitetalk.weights.locate import locate
 from infinitetalk.worker.errors import WorkerError, failed_to_read, load_error, may_load_elsewhere
 from infinitetalk.worker.fetch import Media, naming
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import wait_for
 from schemas import ErrorCode, SingleJob
 
-POLL_S = 0.1
 EVALUATED_PARAMETERS = 14.05e9
 """Of the published network, those whose products grow with the number of tokens."""
 
@@ -73,7 +72,6 @@ SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
 """What the mode is chosen for while no job has come: a chunk of the default length at the lower resolution."""
 
 Speech = list[SpeechEmbeddings]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -599,21 +597,6 @@ def warm_up_sound() -> None:
         file = Path(folder) / "silence.wav"
         soundfile.write(file, np.zeros(4800, dtype=np.float32), 48_000)
         read_waveform(file)
-
-
-def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
-    """The future's result.
-
-    Raises:
-        GenerationStopped: `should_stop` said so first.
-        Exception: what the future ended with.
-    """
-    while True:
-        try:
-            return future.result(timeout=POLL_S)
-        except TimeoutError:
-            if should_stop():
-                raise GenerationStopped from None
 
 
 def checkpoint_paths(settings: Settings) -> CheckpointPaths | None:
