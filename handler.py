@@ -10,7 +10,7 @@ from contextlib import nullcontext, redirect_stdout
 
 
 def main() -> None:
-    """Loads the model in the background and hands jobs over as they come."""
+    """Takes jobs at once, while libraries and model are loaded in a thread."""
     # Imported here, since the SDK's ping process imports this file too and must stay small.
     from infinitetalk.worker.logs import configure_logs
     from infinitetalk.worker.settings import Settings, default_environment
@@ -22,37 +22,33 @@ def main() -> None:
     configure_logs(settings)
     import runpod
 
-    from infinitetalk.errors import CheckpointError
     from infinitetalk.worker import delivery, ping, taking
-    from infinitetalk.worker.engine import Engine
-    from infinitetalk.worker.fitness import fitness_checks
+    from infinitetalk.worker.fitness import register_checks
+    from infinitetalk.worker.queue.startup import Startup
     from infinitetalk.worker.runner import Handler, Runner, printing, with_error_as_text
 
     # A forked ping process would inherit locks held by the thread that loads the model.
     multiprocessing.set_start_method("spawn")
-    try:
-        engine = Engine(settings)
-    except CheckpointError as error:
-        sys.exit(str(error))
-    engine.start()
-    runner = Runner(settings, engine)
+    runs_one_job = any(argument.startswith("--test_input") for argument in sys.argv)
+    serves_api = "--rp_serve_api" in sys.argv
+    has_queue = settings.webhook_get_job is not None and not runs_one_job and not serves_api
+    startup = Startup(settings, register_checks(settings) if has_queue else None)
+    runner = Runner(settings, startup.resources)
     taking.install(runner.drain, runner.is_unfit, settings.shutdown_grace_s)
     ping.install(runner.end)
     delivery.install(settings.delivery_timeout_s, runner.after_delivery)
-    for check in fitness_checks(settings, engine):
-        runpod.serverless.register_fitness_check(check)
+    startup.start()
     handler: Handler = runner
-    runs_one_job = any(argument.startswith("--test_input") for argument in sys.argv)
     if runs_one_job:
         handler = printing(handler, result_output)
-    if "--rp_serve_api" in sys.argv:
+    if serves_api:
         handler = with_error_as_text(handler)
     # The SDK prints its own lines on stdout, which belongs to the result.
     with redirect_stdout(sys.stderr) if runs_one_job else nullcontext():
         try:
             runpod.serverless.start({"handler": handler})
         finally:
-            engine.finish_loading()
+            startup.finish()
 
 
 if __name__ == "__main__":

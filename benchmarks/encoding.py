@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks.measure import Comparison, Goal, Measurement, compare, peak_memory_bytes
 from benchmarks.reference import UNSET, import_reference, reference_folder
 from infinitetalk.encode import PartEncoder, join_parts
-from infinitetalk.media import Picture, ffmpeg_path
+from infinitetalk.media import Picture
 from infinitetalk.pipeline import to_frames
+from infinitetalk.sandbox import ffmpeg_path
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 
 CHECKOUT = Path(__file__).parents[1]

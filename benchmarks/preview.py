@@ -15,11 +15,12 @@ import soundfile
 
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.job import run_job
+from infinitetalk.worker.job.run import run_job
+from infinitetalk.worker.progress import ProgressEvent
+from infinitetalk.worker.resources import Resources
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
-from schemas import Stage
 
 
 def first_preview(engine: Engine, settings: Settings, seconds: float) -> tuple[float, float, int]:
@@ -41,13 +42,14 @@ def first_preview(engine: Engine, settings: Settings, seconds: float) -> tuple[f
     published: list[float] = []
     chunks: set[int] = set()
 
-    def report(stage: Stage, *arguments: object, **_: object) -> None:
-        if len(arguments) > 3 and arguments[3]:
+    def report(event: ProgressEvent) -> None:
+        if event.preview:
             published.append(time.perf_counter() - begin)
-        if len(arguments) > 2 and isinstance(arguments[2], dict):
-            chunks.update({arguments[2].get("chunk", 1)})
+        if "chunk" in event.details:
+            chunks.add(event.details["chunk"])
 
-    result = run_job({"id": "preview", "input": job}, settings, engine, JobStates(settings), report, Stop())
+    resources = Resources(settings, engine, JobStates(settings))
+    result = run_job({"id": "preview", "input": job}, settings, lambda: resources, report, Stop())
     if result["status"] != "success":
         raise RuntimeError(result["error"]["message"])
     return published[0], time.perf_counter() - begin, len(chunks)

@@ -16,6 +16,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from PIL import Image
 
+from infinitetalk.errors import EncodeError
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 
 H264_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
@@ -39,10 +40,6 @@ SOUND_BIT_RATE = 128_000
 SAMPLES_PER_FRAME = SAMPLING_RATE // VIDEO_FPS
 
 THUMBNAIL_QUALITY = 90
-
-
-class EncodeError(RuntimeError):
-    """A video, its sound or a thumbnail could not be written. The message can be shown to the client."""
 
 
 def because(error: BaseException) -> str:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import torch
 
-from infinitetalk.errors import CheckpointError
-from infinitetalk.parallel import LOST, Group, ParallelError, follow, join, leave, lost_processes
+from infinitetalk.errors import CheckpointError, ParallelError
+from infinitetalk.parallel import LOST, Group, follow, join, leave, lost_processes
 
 if TYPE_CHECKING:
     from infinitetalk.transformer import InfiniteTalkTransformer3DModel

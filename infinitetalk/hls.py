@@ -14,14 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from infinitetalk.encode import (
-    SOUND_BIT_RATE,
-    SOUND_RATE,
-    EncodeError,
-    because,
-    joined_packets,
-    sound_of_frame,
-)
+from infinitetalk.encode import SOUND_BIT_RATE, SOUND_RATE, because, joined_packets, sound_of_frame
+from infinitetalk.errors import EncodeError
 from infinitetalk.speech import VIDEO_FPS
 
 PLAYLIST_TYPE = "application/vnd.apple.mpegurl"

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import ffmpeg
-import imageio_ffmpeg
 import librosa
 import numpy as np
 import soundfile
@@ -39,11 +38,13 @@ from PIL import Image
 from torch import Tensor
 
 from infinitetalk import picture_child
+from infinitetalk.errors import DecoderError, MediaError
 from infinitetalk.sandbox import (
     MAX_CHILD_MEMORY_BYTES,
     child_environment,
     child_slots,
     confined,
+    ffmpeg_path,
     is_unprivileged,
     readable_by_others,
 )
@@ -183,17 +184,6 @@ NO_FRAME = "The file has no frame that can be decoded: save it again as PNG, JPE
 TOO_LARGE = f"The picture is too large: at most {MAX_PIXELS // 2**20} million pixels can be read"
 
 
-class MediaError(ValueError):
-    """A file is no usable picture, sound or video. The message says what is wrong and what to send instead."""
-
-
-class DecoderError(RuntimeError):
-    """The decoder was ended from outside, for want of memory as a rule, or its disk is full.
-
-    The message can be shown to the client.
-    """
-
-
 class Source(Protocol):
     """Where reference frames come from. `height` and `width` are in pixels, upright, of square pixels."""
 
@@ -283,11 +273,6 @@ class VideoFrames:
         path = self.paths[min(round(frame) // self.stride, len(self.paths) - 1)]
         with Image.open(path) as image:
             return _over_white(np.asarray(image))
-
-
-def ffmpeg_path() -> str:
-    """The ffmpeg binary: `FFMPEG_BINARY` from the environment, else the one on the PATH, else imageio-ffmpeg's."""
-    return os.environ.get("FFMPEG_BINARY") or shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
 
 
 def probe(path: Path) -> MediaInfo:

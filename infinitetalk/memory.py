@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import nn
 
+from infinitetalk.errors import DoesNotFitError
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import (
     CheckpointPaths,
@@ -41,18 +42,6 @@ VAE_TILE_PIXELS = 256 * 256
 STREAMED_BLOCKS_HELD = 2
 
 _HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker")
-
-
-class DoesNotFitError(torch.OutOfMemoryError):
-    """No mode fits the free memory, or the one in use did not. The message says what would.
-
-    Attributes:
-        fits_next_time: whether the same job is expected to fit when it is run again.
-    """
-
-    def __init__(self, message: str, fits_next_time: bool = False) -> None:
-        super().__init__(message)
-        self.fits_next_time = fits_next_time
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,12 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from infinitetalk.errors import CheckpointError
+from infinitetalk.errors import CheckpointError, ParallelError
 from infinitetalk.network.protocols import StepCache
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 
 LEADER = 0
 LOST = "a process of the group has ended or does not answer"
-
-
-class ParallelError(RuntimeError):
-    """A process of the group has ended or does not answer; the whole group has to be started anew."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
+from infinitetalk.errors import RegionError
 from infinitetalk.sizes import resize_and_crop_mask
 
 #: Places on the line of L-RoPE: each speaker's range is this long, the last one starts here, the background is there.
@@ -21,10 +22,6 @@ BACKGROUND_POSITION = 12.0
 FACE_SCALE = 0.05
 #: Video tokens whose attention to the reference frame is held at a time.
 QUERY_SLICE = 8192
-
-
-class RegionError(ValueError):
-    """A speaker's region cannot be served. The message is fit for a client."""
 
 
 def default_regions(num_speakers: int, height: int, width: int, face_scale: float = FACE_SCALE) -> Tensor:

@@ -8,6 +8,8 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
+import imageio_ffmpeg
+
 MAX_CHILD_MEMORY_BYTES = 3 * 2**30
 """Address space of a child: the largest picture that is decoded takes half of it."""
 
@@ -32,6 +34,11 @@ child_slots = threading.BoundedSemaphore(MAX_CHILDREN)
 # without CAP_SYS_RESOURCE, such as a container's. POSIX counts files in blocks of 512 bytes.
 # A limit that cannot be set is tighter already.
 _LIMITS = '{ ulimit -c 0; ulimit -v "$1"; ulimit -f "$2"; } 2>/dev/null; shift 2; exec "$@"'
+
+
+def ffmpeg_path() -> str:
+    """The ffmpeg binary: `FFMPEG_BINARY` from the environment, else the one on the PATH, else imageio-ffmpeg's."""
+    return os.environ.get("FFMPEG_BINARY") or shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
 
 
 def confined(command: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infinitetalk.errors import CheckpointError, GenerationStopped
+from infinitetalk.errors import GenerationStopped, SynthesisError, SynthesisSetupError
 from infinitetalk.speech import SAMPLING_RATE
 
 #: Samples of Kokoro's own waveforms in a second.
@@ -92,14 +92,6 @@ TINY_CONFIG = {
 
 _MARKER = re.compile(r"\(s(\d+)\)", re.IGNORECASE)
 _VOICE = re.compile(r"(?:(?:.*/)?voices/)?([A-Za-z0-9][A-Za-z0-9_-]*?)(?:\.pt)?")
-
-
-class SynthesisError(ValueError):
-    """A text or voice that cannot be spoken. The message says what to change and can be shown to the client."""
-
-
-class SynthesisSetupError(CheckpointError):
-    """Kokoro's weights, or what its pronunciation needs, are missing or broken. The message says what to install."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from schemas import BatchResult, Failure, Plan, Success
 from tests.hostile_network import SITE, HostileNetwork
-from tests.local_jobs import LocalWorker
+from tests.local_jobs import LocalWorker, ready
 
 SECRET = "zq7canary4kd"
 """Where a job, or the worker's settings, hold a secret: in no log line and no answer."""
@@ -189,7 +189,7 @@ class Campaign:
             self._log = stack.enter_context(LogFile(self.settings))
             self._loop = stack.enter_context(asyncio.Runner())
             tempfile.tempdir = str(self._temporary)
-            self._runner = Runner(self.settings, self.engine)
+            self._runner = Runner(self.settings, ready(self.settings, self.engine))
             self._stack = stack.pop_all()
         return self
 

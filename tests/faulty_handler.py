@@ -79,11 +79,11 @@ def main() -> None:
     # Imported here, since the SDK's ping process imports this file too.
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import handler
-    from infinitetalk.worker import job
     from infinitetalk.worker.engine import Engine
+    from infinitetalk.worker.job import run
 
     Engine.generate = with_faults(Engine.generate)  # type: ignore[method-assign]
-    job.as_json = with_nan(job.as_json)
+    run.as_json = with_nan(run.as_json)
     handler.main()
 
 

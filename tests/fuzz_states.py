@@ -177,7 +177,7 @@ class Forger:
             # It is a template only if the job goes on from it.
             put_files(self.templates["begun"], self.worker.volume)
             self.worker.run(self.job)
-            sampled = [arguments[2] for arguments in self._reports() if len(arguments) > 2 and arguments[2]]
+            sampled = [event.details for event in self.worker.events if event.details]
             assert next(details["chunk"] for details in sampled if "chunk" in details) == 2
             put_files(self.templates["ended"], self.worker.volume)
             self.worker.run(self.job)
@@ -217,9 +217,6 @@ class Forger:
     def _video(self) -> Path:
         return self.worker.volume / "infinitetalk/jobs" / f"{JOB_ID}.mp4"
 
-    def _reports(self) -> list[tuple[Any, ...]]:
-        return [message["arguments"] for message in self.worker.messages]
-
     def _template(self, job: dict[str, Any], is_whole: bool) -> Kept:
         put_files({}, self.worker.volume)
         try:
@@ -229,7 +226,7 @@ class Forger:
         return kept_files(self.worker.volume, everything=is_whole)
 
     def _has_begun_second_chunk(self) -> bool:
-        return any(len(report) > 2 and (report[2] or {}).get("chunk") == 2 for report in self._reports())
+        return any(event.details.get("chunk") == 2 for event in self.worker.events)
 
 
 def renamed(files: Kept) -> Kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,24 @@ from typing import Any
 import pytest
 
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.job import run_job
+from infinitetalk.worker.job.run import run_job
+from infinitetalk.worker.progress import ProgressEvent
+from infinitetalk.worker.resources import Resources
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from schemas import Stage
+
+
+class StopOrCancel(Stop):
+    """A stop that also asks whether the job is cancelled."""
+
+    def __init__(self, time_limit_s: float | None, is_cancelled: Callable[[], bool]) -> None:
+        super().__init__(time_limit_s)
+        self._is_cancelled = is_cancelled
+
+    def __call__(self) -> bool:
+        return super().__call__() or self._is_cancelled()
 
 
 @dataclass
@@ -23,15 +37,18 @@ class LocalWorker:
 
     Attributes:
         volume: folder of the store "volume".
-        stages: that the last job reported.
-        messages: that the last job reported, as they were given.
+        events: that the last job reported.
     """
 
     settings: Settings
     engine: Engine
     volume: Path
-    stages: list[Stage] = field(default_factory=list)
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    events: list[ProgressEvent] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages that the last job reported."""
+        return [event.stage for event in self.events]
 
     def run(
         self, job: dict[str, Any], should_stop: Callable[[], bool] = lambda: False, keep: bool = False
@@ -42,17 +59,20 @@ class LocalWorker:
             should_stop: whether the job is cancelled.
             keep: whether what is stored of it stays, as it does when its worker is lost.
         """
-        self.stages, self.messages = [], []
-        states = JobStates(self.settings)
-        stop = Stop(self.settings.job_timeout_s, should_stop)
+        self.events = []
+        resources = Resources(self.settings, self.engine, JobStates(self.settings))
+        stop = StopOrCancel(self.settings.job_timeout_s, should_stop)
         try:
-            return run_job(job, self.settings, self.engine, states, self._report, stop)
+            return run_job(job, self.settings, lambda: resources, self.events.append, stop)
         finally:
-            states.close(job["id"], keep)
+            resources.states.close(job["id"], keep)
 
-    def _report(self, stage: Stage, *arguments: Any, **more: Any) -> None:
-        self.stages.append(stage)
-        self.messages.append({"stage": stage, "arguments": arguments, **more})
+
+def ready(settings: Settings, engine: Engine) -> Future[Resources]:
+    """What a worker's jobs need, as it is once the worker has started."""
+    resources: Future[Resources] = Future()
+    resources.set_result(Resources(settings, engine, JobStates(settings)))
+    return resources
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infinitetalk.encode import EncodeError, PartEncoder, join_parts, write_thumbnail
+from infinitetalk.encode import PartEncoder, join_parts, write_thumbnail
+from infinitetalk.errors import EncodeError
 from infinitetalk.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
 from tools.talker.faces import Place, random_background, random_face

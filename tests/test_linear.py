@@ -33,7 +33,7 @@ from infinitetalk.worker.logs import loggable, shorten
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.streams import redacted
 from tests.job_inputs import small_job
-from tests.local_jobs import LocalWorker
+from tests.local_jobs import LocalWorker, ready
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 MOST = 12.0
@@ -183,7 +183,7 @@ def test_a_job_is_refused_in_linear_time(kind: str, text: str, local_worker: Loc
         # The worker puts its own in their place, over the same file descriptors.
         monkeypatch.setattr(sys, name, getattr(sys, name))
     logs.configure_logs(local_worker.settings)
-    runner = Runner(local_worker.settings, local_worker.engine)
+    runner = Runner(local_worker.settings, ready(local_worker.settings, local_worker.engine))
 
     def run(job: dict[str, Any]) -> None:
         result = asyncio.run(runner(job))

@@ -13,18 +13,18 @@ import torch
 from PIL import Image, ImageOps
 
 from infinitetalk import media, sandbox
+from infinitetalk.errors import MediaError
 from infinitetalk.media import (
-    MediaError,
     MediaInfo,
     Picture,
     VideoFrames,
     detect_scenes,
     extract_frames,
-    ffmpeg_path,
     probe,
     read_picture,
     read_waveform,
 )
+from infinitetalk.sandbox import ffmpeg_path
 from tests.media_factory import (
     HEIGHT,
     WIDTH,

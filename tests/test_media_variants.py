@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from structlog.testing import capture_logs
 
 from infinitetalk import media, sandbox
-from infinitetalk.media import MediaError, extract_frames, probe, read_picture, read_region, read_sound, read_waveform
+from infinitetalk.errors import MediaError
+from infinitetalk.media import extract_frames, probe, read_picture, read_region, read_sound, read_waveform
 from infinitetalk.worker.fitness import look_at_privileges
 from tests.media_factory import (
     colour_profile,

@@ -11,13 +11,12 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from infinitetalk import models as loaders
-from infinitetalk.errors import CheckpointError
+from infinitetalk.errors import CheckpointError, DoesNotFitError
 from infinitetalk.memory import (
     GIB,
     PUBLISHED_SIZES,
     TOKEN_CHANNEL_BYTES,
     VAE_PIXEL_BYTES,
-    DoesNotFitError,
     MemoryMode,
     Workload,
     candidate_modes,
@@ -276,7 +275,6 @@ def test_a_job_that_fits_no_mode_is_told_what_would() -> None:
         choose_mode(14 * GIB, PUBLISHED_SIZES, Workload(201, 704, 1280))
     with pytest.raises(DoesNotFitError, match=r"Use a smaller size, or a GPU with more memory"):
         choose_mode(2 * GIB, PUBLISHED_SIZES, LARGE)
-    assert issubclass(DoesNotFitError, torch.OutOfMemoryError)
 
 
 def test_the_next_job_runs_after_one_that_ran_out_of_memory(models: Models) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from infinitetalk import parallel
-from infinitetalk.errors import CheckpointError
+from infinitetalk.errors import CheckpointError, ParallelError
 from infinitetalk.followers import TIMEOUT_S, Followers
 from infinitetalk.models import Models
-from infinitetalk.parallel import LeadingTransformer, ParallelError
+from infinitetalk.parallel import LeadingTransformer
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.teacache import TeaCache
 from infinitetalk.tiny import ensure_tiny_model

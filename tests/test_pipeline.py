@@ -16,11 +16,11 @@ import torch
 
 from infinitetalk.chunks import ChunkGrid
 from infinitetalk.crossfade import cross_fade
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import GenerationStopped, RegionError
 from infinitetalk.media import Picture, Source, extract_frames
 from infinitetalk.models import Models
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, Video, join_frames, to_frames
-from infinitetalk.regions import RegionError, default_regions
+from infinitetalk.regions import default_regions
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.sampling import GenerationSettings, SampledChunk, chunk_noise

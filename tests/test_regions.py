@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from infinitetalk.errors import RegionError
 from infinitetalk.regions import (
     BACKGROUND_POSITION,
-    RegionError,
     audio_token_positions,
     box_regions,
     check_boxes,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infinitetalk.audio_attention import rotary_embedding, rotate_pairs
-from infinitetalk.regions import RegionError
+from infinitetalk.errors import RegionError
 from infinitetalk.teacache import TeaCache
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from infinitetalk.errors import CheckpointError, GenerationStopped
+from infinitetalk.errors import CheckpointError, GenerationStopped, SynthesisError, SynthesisSetupError
 from infinitetalk.speech import SAMPLING_RATE
 from infinitetalk.tts import (
     MAX_PHONEMES,
@@ -18,8 +18,6 @@ from infinitetalk.tts import (
     TINY_VOICES,
     WEIGHTS_FILE,
     SpeechSynthesiser,
-    SynthesisError,
-    SynthesisSetupError,
     Turn,
     make_tiny_kokoro,
     split_phonemes,

@@ -74,9 +74,8 @@ async def progress_of(worker: LocalWorker) -> list[dict[str, Any]]:
         has_sent.set()
 
     async with ProgressReporter("job-1", send, interval_s=0) as reporter:
-        for given in worker.messages:
-            message = dict(given)
-            reporter.report(message.pop("stage"), *message.pop("arguments"), **message)
+        for event in worker.events:
+            reporter.report(event)
             await has_sent.wait()
             has_sent.clear()
     return sent
@@ -102,7 +101,7 @@ def test_a_stop_ends_the_whole_batch(local_worker: LocalWorker) -> None:
 
     with pytest.raises(GenerationStopped):
         local_worker.run(batch(item("a"), item("b")), in_sampling)
-    assert {message["item"].item_id for message in local_worker.messages if "item" in message} == {"a"}
+    assert {event.item.item_id for event in local_worker.events if event.item is not None} == {"a"}
 
 
 @pytest.mark.parametrize(

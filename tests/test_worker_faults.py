@@ -15,8 +15,7 @@ from infinitetalk.memory import GIB, model_sizes
 from infinitetalk.models import Models
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
-from infinitetalk.worker.policy import TIMEOUT_MARGIN_S
-from infinitetalk.worker.runner import time_limit
+from infinitetalk.worker.policy import TIMEOUT_MARGIN_S, time_limit
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from schemas import Stage

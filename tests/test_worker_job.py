@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from infinitetalk.encode import EncodeError
-from infinitetalk.errors import CheckpointError
-from infinitetalk.media import MediaError
-from infinitetalk.regions import RegionError
+from infinitetalk.errors import CheckpointError, EncodeError, MediaError, RegionError
+from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, job_error
-from infinitetalk.worker.job import StageClock, run_job
+from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, is_device_error, job_error
+from infinitetalk.worker.job.clock import StageClock
+from infinitetalk.worker.job.run import run_job
+from infinitetalk.worker.queue.checked import checked_result
+from infinitetalk.worker.resources import Resources
 from infinitetalk.worker.resume import JobStates
-from infinitetalk.worker.runner import checked_result
 from infinitetalk.worker.settings import CHECKOUT, Settings
 from infinitetalk.worker.stop import Stop
 from schemas import ErrorCode, Failure, Stage
@@ -27,8 +27,8 @@ def failure_of(job_input: Any, tmp_path: Path, job_id: str = "job-1", **envelope
     volume.mkdir(exist_ok=True)
     settings = Settings(output_dir=volume, volume_dir=volume, webhook_get_job="set")
     job = {"id": job_id, "input": job_input, **envelope}
-    states = JobStates(settings)
-    result = run_job(job, settings, Engine(settings), states, lambda *arguments, **more: None, Stop())
+    resources = Resources(settings, Engine(settings), JobStates(settings))
+    result = run_job(job, settings, lambda: resources, lambda event: None, Stop())
     return Failure.model_validate(result, strict=False)
 
 
@@ -110,10 +110,33 @@ def test_an_unexpected_error_is_told_by_its_stage_and_leaks_nothing(stage):
     assert "host-7" not in told.message
 
 
-def test_exhausted_gpu_memory_has_its_own_code_wherever_it_happens():
-    told = job_error(torch.OutOfMemoryError("CUDA out of memory"), Stage.EMBEDDING)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+)
+def test_exhausted_memory_has_its_own_code_wherever_it_happens(error):
+    told = job_error(as_library_error(error), Stage.EMBEDDING)
     assert told.code == ErrorCode.OOM
     assert "smaller frame_num" in told.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+    ],
+)
+def test_a_gpu_that_failed_is_told_apart_from_other_errors(error):
+    told = as_library_error(error)
+    assert is_device_error(told) and told.__cause__ is error
+    assert "the GPU failed" in job_error(told, Stage.EMBEDDING).message
+    other = RuntimeError("shape '[2]' is invalid")
+    assert as_library_error(other) is other
 
 
 def test_every_code_says_what_to_do():
@@ -123,15 +146,15 @@ def test_every_code_says_what_to_do():
 
 def test_time_is_counted_for_each_stage_and_adds_up(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("infinitetalk.worker.job.time.monotonic", lambda: now)
-    clock = StageClock(lambda *arguments, **more: None)
+    monkeypatch.setattr("infinitetalk.worker.job.clock.time.monotonic", lambda: now)
+    clock = StageClock(lambda event: None)
     for seconds, stage in [(1, Stage.DOWNLOAD), (2, Stage.EMBEDDING), (3, Stage.LOAD)]:
         now += seconds
         clock.enter(stage)
     now += 4
-    clock.count_towards(Stage.EMBEDDING)
+    clock.enter(Stage.EMBEDDING)
     now += 5
-    clock.enter(Stage.UPLOAD)
+    # The stage that it is in counts as well: a job that fails or is stopped says how far it came.
     timings = clock.timings()
     assert timings == {
         "validation_ms": 1000, "download_ms": 2000, "embedding_ms": 8000, "load_ms": 4000, "sampling_ms": 0,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infinitetalk.models import Models
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.losses import (
+from infinitetalk.worker.job.advice import (
     LONGEST_VIDEO,
     cut_speech,
     flat_chunks,
@@ -108,7 +108,7 @@ def test_a_lora_of_numbers_that_are_none_ends_its_job_after_the_first_step_and_l
     assert "after step 1" in error["message"]
     assert "nan.safetensors" in error["message"]
     assert error["retryable"] is False
-    steps = [message for message in worker.messages if message["stage"] == Stage.SAMPLING and message["arguments"][2]]
+    steps = [event for event in worker.events if event.stage == Stage.SAMPLING and event.details]
     assert steps == []
     assert list(worker.volume.rglob("*.mp4")) == [worker.volume / "infinitetalk/jobs/job-1.mp4"]
     assert np.array_equal(frames_of(worker), before)

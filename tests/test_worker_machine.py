@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from infinitetalk.media import ENDED_FROM_OUTSIDE, UNREADABLE, ffmpeg_path
+from infinitetalk.media import ENDED_FROM_OUTSIDE, UNREADABLE
+from infinitetalk.sandbox import ffmpeg_path
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.loading import Health
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings
 from schemas import Failure
 from tests.job_inputs import data_uri, scenes_bytes, small_job
+from tests.local_jobs import ready
 from tests.worker_process import START_TIMEOUT_S, running_worker
 
 VIDEO = data_uri(scenes_bytes([8]), "video/mp4")
@@ -109,7 +111,7 @@ def fail_unexpectedly(patch: pytest.MonkeyPatch, folder: Path) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyError("/weights/secret")
 
-    patch.setattr("infinitetalk.worker.job.fetch_all", fail)
+    patch.setattr("infinitetalk.worker.job.inputs.fetch_all", fail)
 
 
 MISSING_LIBRARY = 'echo "ffmpeg: error while loading shared libraries: libavdevice.so.60" >&2; exit 127'
@@ -200,7 +202,7 @@ def test_the_cause_decides_who_is_to_blame(
     # Loaded by then: what is imported at first use is not of the cause.
     tiny_engine.finish_loading()
     monkeypatch.setattr(tiny_engine, "health", Health())
-    runner = Runner(settings, tiny_engine)
+    runner = Runner(settings, ready(settings, tiny_engine))
     with limits_kept(), monkeypatch.context() as patch:
         cause.bring_about(patch, tmp_path)
         result = asyncio.run(runner({"id": "job-1", "input": small_job(**cause.changes)}))

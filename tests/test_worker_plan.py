@@ -6,7 +6,7 @@ from infinitetalk.memory import GIB, PUBLISHED_SIZES, Workload
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, evaluation_flop
 from infinitetalk.worker.engine.placement import MemoryBudget
-from infinitetalk.worker.job import step_warnings
+from infinitetalk.worker.job.advice import step_warnings
 from infinitetalk.worker.settings import Settings
 from schemas import BatchResult, Plan, SingleJob, Stage, Success
 from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri

@@ -39,7 +39,7 @@ def in_chunk(worker: LocalWorker, number: int) -> Callable[[], bool]:
     """Whether the worker's job has begun a chunk, counted from 1."""
 
     def has_begun() -> bool:
-        steps = [message["arguments"][2] for message in worker.messages if message["arguments"]]
+        steps = [event.details for event in worker.events]
         return any(step and step.get("chunk") == number for step in steps)
 
     return has_begun
@@ -87,7 +87,7 @@ def test_a_player_shows_the_beginning_while_the_job_is_in_progress(tmp_path: Pat
 def test_a_bucket_serves_it_to_anyone_who_has_the_address(local_worker: LocalWorker, s3_server: S3Server):
     local_worker.settings = with_bucket(local_worker.settings, s3_server)
     local_worker.run(job("s3"))
-    addresses = [message["arguments"][3] for message in local_worker.messages if message["arguments"]]
+    addresses = [event.preview for event in local_worker.events]
     assert addresses[0] == {}
     address = addresses[-1]["preview_url"]
     whole, _ = decoded(address, protocol_whitelist="http,tcp,crypto", allowed_segment_extensions="ALL")
@@ -104,7 +104,7 @@ def test_a_job_that_does_not_end_well_leaves_none(store, local_worker: LocalWork
 
     with pytest.raises(GenerationStopped):
         local_worker.run(job(store), in_chunk(local_worker, 3))
-    assert any(message["arguments"] and message["arguments"][3] for message in local_worker.messages)
+    assert any(event.preview for event in local_worker.events)
     assert list(local_worker.volume.rglob("*.preview")) == []
     assert s3_server.keys() == []
 
@@ -175,8 +175,8 @@ def test_a_job_that_goes_on_publishes_what_was_there_at_once(local_worker: Local
     with pytest.raises(GenerationStopped):
         local_worker.run(job(), in_chunk(local_worker, 4), keep=True)
     result = local_worker.run(job())
-    sampling = [message for message in local_worker.messages if message["stage"] is Stage.SAMPLING]
-    path = sampling[1]["arguments"][3]["preview_path"]
+    sampling = [event for event in local_worker.events if event.stage is Stage.SAMPLING]
+    path = sampling[1].preview["preview_path"]
     assert re.fullmatch(r"infinitetalk/jobs/job-1\.preview/[0-9a-f]{12}-index\.m3u8", path)
     whole, _ = decoded(str(local_worker.volume / path))
     assert len(whole) == result["video"]["num_frames"] == NUM_FRAMES

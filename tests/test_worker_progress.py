@@ -5,7 +5,7 @@ import itertools
 import threading
 import time
 
-from infinitetalk.worker.progress import CLOSE_TIMEOUT_S, STAGE_PERCENTAGES, ProgressReporter
+from infinitetalk.worker.progress import CLOSE_TIMEOUT_S, STAGE_PERCENTAGES, ProgressEvent, ProgressReporter
 from schemas import Progress, Stage
 
 
@@ -48,9 +48,9 @@ def test_messages_keep_their_order_and_never_go_back():
 
     def work(report):
         for stage in Stage:
-            report(stage, 0.5)
+            report(ProgressEvent(stage, 0.5))
             time.sleep(0.02)
-        report(Stage.SAMPLING, 0.1)
+        report(ProgressEvent(Stage.SAMPLING, 0.1))
 
     report_from_a_thread(recorder, 0.0, work)
     percentages = [message.pct for message in recorder.messages]
@@ -65,7 +65,7 @@ def test_the_latest_message_wins_and_one_request_is_in_flight():
 
     def work(report):
         for step in range(1, 101):
-            report(Stage.SAMPLING, step / 100, details={"step": step})
+            report(ProgressEvent(Stage.SAMPLING, step / 100, details={"step": step}))
             time.sleep(0.002)
 
     report_from_a_thread(recorder, 0.0, work)
@@ -79,7 +79,7 @@ def test_messages_keep_the_interval_apart():
 
     def work(report):
         for step in range(50):
-            report(Stage.SAMPLING, step / 50)
+            report(ProgressEvent(Stage.SAMPLING, step / 50))
             time.sleep(0.01)
 
     report_from_a_thread(recorder, 0.1, work)
@@ -93,9 +93,9 @@ def test_nothing_is_sent_after_the_end_without_a_flush():
     recorder = Recorder(seconds=0.5)
 
     def work(report):
-        report(Stage.SAMPLING, 0.5)
+        report(ProgressEvent(Stage.SAMPLING, 0.5))
         time.sleep(0.1)
-        report(Stage.SAMPLING, 0.6)
+        report(ProgressEvent(Stage.SAMPLING, 0.6))
 
     begin = time.monotonic()
     report_from_a_thread(recorder, 0.0, work, flush=False)
@@ -107,7 +107,7 @@ def test_nothing_is_sent_after_the_end_without_a_flush():
 def test_a_queue_that_hangs_holds_the_result_up_for_a_limited_time():
     recorder = Recorder(seconds=3600)
     begin = time.monotonic()
-    report_from_a_thread(recorder, 0.0, lambda report: report(Stage.COMPLETED))
+    report_from_a_thread(recorder, 0.0, lambda report: report(ProgressEvent(Stage.COMPLETED)))
     assert time.monotonic() - begin < CLOSE_TIMEOUT_S + 2
     assert recorder.in_flight == 0
 
@@ -117,7 +117,7 @@ def test_a_message_holds_what_was_true_when_it_was_reported():
     done = threading.Event()
 
     def work(report):
-        report(Stage.SAMPLING, 0.5, eta_s=3.0, details={"step": 1})
+        report(ProgressEvent(Stage.SAMPLING, 0.5, eta_s=3.0, details={"step": 1}))
         done.set()
 
     report_from_a_thread(recorder, 0.0, work)

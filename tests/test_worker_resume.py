@@ -24,17 +24,17 @@ from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.memory import GIB, PUBLISHED_SIZES
-from infinitetalk.worker import job as worker_job
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
-from infinitetalk.worker.job import run_job
+from infinitetalk.worker.job import result as job_result
+from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.resume import Part, Rendering, TaskState, part_file, request_fingerprint
 from infinitetalk.worker.runner import Runner
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stores.volume import VolumeObjects
 from schemas import SingleJob, Stage, Success
 from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
-from tests.local_jobs import LocalWorker
+from tests.local_jobs import LocalWorker, ready
 from tests.queue_server import LocalQueue
 from tests.s3_server import S3Server
 from tests.worker_process import JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, worker_of
@@ -112,7 +112,7 @@ class Interrupted:
 
 def first_chunk_and_last(worker: LocalWorker) -> tuple[int, int]:
     """Of those that the last job has sampled, counted from 1; zeros where there are none."""
-    details = [message["arguments"][2] for message in worker.messages if message["arguments"]]
+    details = [event.details for event in worker.events]
     chunks = [chunk["chunk"] for chunk in details if chunk and "chunk" in chunk]
     return (chunks[0], chunks[-1]) if chunks else (0, 0)
 
@@ -189,7 +189,7 @@ def test_a_finished_job_whose_result_was_lost_returns_it_at_once(local_worker):
 
 
 def test_what_was_made_before_an_unexpected_error_stays_for_another_try(local_worker, monkeypatch):
-    runner = Runner(local_worker.settings, local_worker.engine)
+    runner = Runner(local_worker.settings, ready(local_worker.settings, local_worker.engine))
 
     def run_and_fail(*arguments: Any) -> dict[str, Any]:
         run_job(*arguments)
@@ -247,12 +247,12 @@ def test_of_a_batch_only_what_is_missing_is_made(local_worker):
     batch = {"id": "job-1", "input": {"batch": items}}
 
     def in_second_item() -> bool:
-        return any(message.get("item") and message["item"].item_id == "b" for message in local_worker.messages)
+        return any(event.item is not None and event.item.item_id == "b" for event in local_worker.events)
 
     with pytest.raises(GenerationStopped):
         local_worker.run(batch, in_second_item, keep=True)
     result = local_worker.run(batch)
-    sampled = {message["item"].item_id for message in local_worker.messages if message["stage"] == Stage.SAMPLING}
+    sampled = {event.item.item_id for event in local_worker.events if event.stage == Stage.SAMPLING}
     assert sampled == {"b"}
     assert (result["status"], len(result["items"])) == ("success", 2)
     assert kept(local_worker) == []
@@ -273,8 +273,8 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
     for package in packages:
         package.mkdir()
         (package / "module.py").write_text("VALUE = 1")
-    monkeypatch.setattr(worker_job, "PACKAGES", packages)
-    worker_job.versions.cache_clear()
+    monkeypatch.setattr(job_result, "PACKAGES", packages)
+    job_result.versions.cache_clear()
     interrupt(local_worker, job(**changes), 1)
     (folder,) = local_worker.volume.rglob(".resume/*")
     match difference:
@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
             (local_worker.volume / "picture.png").write_bytes(picture_bytes(white=slice(0, 30)))
         case "code":
             (packages[1] / "module.py").write_text("VALUE = 2")
-            worker_job.versions.cache_clear()
+            job_result.versions.cache_clear()
         case "stale":
             local_worker.settings = local_worker.settings.model_copy(update={"resume_ttl_s": 0.0})
         case "damaged":

@@ -585,7 +585,7 @@ def test_a_job_that_names_addresses_to_put_to_does_not_repeat_their_signatures(
     with capture_logs() as logs:
         result = local_worker.run({"id": "job-1", "input": small_job(output_config=config)})
     assert result["video"]["url"].endswith("/results/theirs/video.mp4")
-    assert "Signature" not in str(result) + str(logs) + str(local_worker.messages)
+    assert "Signature" not in str(result) + str(logs) + str(local_worker.events)
     assert len(s3_server.keys()) == 2
 
 
@@ -806,7 +806,7 @@ def test_the_addresses_of_a_jobs_own_store_in_another_region_serve_its_files(
     assert len(requests.get(video.url, timeout=10).content) == video.bytes
     assert requests.get(video.thumbnail_url, timeout=10).content[:2] == b"\xff\xd8"
     assert requests.get(video.metadata_url, timeout=10).json()["job_id"] == "job-1"
-    previews = [message["arguments"][3] for message in local_worker.messages if message["arguments"]]
+    previews = [event.preview for event in local_worker.events]
     playlist = requests.get(previews[-1]["preview_url"], timeout=10).text
     segments = [line for line in playlist.splitlines() if line.startswith("http")]
     assert len(segments) == 2

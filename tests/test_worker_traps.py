@@ -228,3 +228,24 @@ def test_an_unfit_worker_ends_before_it_takes_a_job(tmp_path):
         assert worker.process.wait(START_TIMEOUT_S) != 0
         assert "MIN_TEMPORARY_BYTES" in worker.log.read_text()
         assert queue.jobs[job_id].status == "IN_QUEUE"
+
+
+def test_a_job_is_refused_while_torch_is_still_being_imported(tmp_path):
+    with LocalQueue() as queue, worker_of(queue, tmp_path) as worker:
+        job_id = queue.post({"frames": 81})
+        assert queue.wait(job_id, START_TIMEOUT_S).status == "FAILED"
+        worker.wait_for_event("model.loaded")
+        events = [line["event"] for line in worker.events()]
+        assert events.index("result.delivered") < events.index("libraries.imported") < events.index("model.loaded")
+        assert worker.events("job.failed", job_id=job_id)[0]["details"]["code"] == "E_INPUT_VALIDATION"
+
+
+def test_a_worker_without_weights_ends_and_leaves_its_job_to_the_queue(tmp_path):
+    with LocalQueue() as queue, worker_of(queue, tmp_path, INFINITETALK_MODEL="published") as worker:
+        job_id = queue.post(small_job())
+        assert worker.process.wait(START_TIMEOUT_S) == 1
+        (unfit,) = worker.events("worker.unfit")
+        assert "CKPT_DIR is not set" in unfit["details"]["reason"]
+        queue.lose_worker()
+        assert queue.jobs[job_id].status == "IN_QUEUE"
+        assert queue.endpoint.results[job_id] == []

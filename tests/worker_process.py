@@ -68,8 +68,9 @@ class Worker:
             )
 
     def wait_until_ready(self) -> None:
-        """Waits until it has taken its first job, an empty one."""
-        self.queue.wait(self.queue.post({}), START_TIMEOUT_S)
+        """Waits until it has answered its first job, whose picture it looks for once all libraries are imported."""
+        unreadable = {"prompt": "none", "cond_video": "nowhere.png", "cond_audio": {"person1": "nowhere.wav"}}
+        self.queue.wait(self.queue.post(unreadable), START_TIMEOUT_S)
 
     def wait_for_event(self, event: str, **fields: object) -> dict[str, Any]:
         """The first line of the log with that event and those fields."""

@@ -1,1 +1,1 @@
-"""Networks in memory: which ones are wanted, in which form, and those that are there."""
+"""Networks at run time: which ones are wanted and in which form, those there are, what devices report."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from typing import NoReturn
 
 is_ending = threading.Event()
 """Set once the worker ends, whichever way: its child processes end with it."""
@@ -14,7 +15,7 @@ is_ending = threading.Event()
 atexit.register(is_ending.set)
 
 
-def end_process() -> None:
+def end_process() -> NoReturn:
     """Ends the worker at once: a thread that cannot be stopped would keep an orderly end waiting."""
     is_ending.set()
     for process in multiprocessing.active_children():

@@ -7,14 +7,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from infinitetalk.encode import EncodeError
-from infinitetalk.errors import CheckpointError
-from infinitetalk.media import DecoderError, MediaError
-from infinitetalk.memory import DoesNotFitError
-from infinitetalk.parallel import ParallelError
-from infinitetalk.regions import RegionError
+from infinitetalk.errors import Cause, DeviceError, LibraryError, ParallelError
 from schemas import ErrorCode, JobError, Stage
 
 
@@ -70,6 +63,22 @@ STAGE_CODES: dict[Stage, ErrorCode] = {
 }
 """The code of an exception that nobody expects. None is a client's mistake, wherever it comes up."""
 
+CAUSE_CODES: dict[Cause, ErrorCode] = {
+    Cause.INPUT: ErrorCode.INPUT_VALIDATION,
+    Cause.CODEC: ErrorCode.FFMPEG,
+    Cause.WEIGHTS: ErrorCode.PIPELINE_LOAD,
+    Cause.MEMORY: ErrorCode.OOM,
+    Cause.DEVICE: ErrorCode.GENERATION_RUNTIME,
+    Cause.GROUP: ErrorCode.GENERATION_RUNTIME,
+}
+"""The code of an error of the library, whatever stage it comes up at."""
+
+CAUSE_WORDS: dict[Cause, str] = {
+    Cause.DEVICE: "the GPU failed, and this worker is being replaced; send the job again",
+    Cause.GROUP: f"one of the worker's GPUs does not answer; {CODES[ErrorCode.GENERATION_RUNTIME].hint}",
+}
+"""What a client is told in the place of a message that is not for it."""
+
 TELLS_OF_WORKER = (ErrorCode.PIPELINE_LOAD, ErrorCode.FFMPEG)
 """Codes that lay nothing at the client's door, its input, its address or its store."""
 
@@ -105,16 +114,12 @@ class MachineError(Exception):
 
 def is_expected(error: BaseException) -> bool:
     """Whether an exception's own message is meant for the client."""
-    expected = WorkerError | MediaError | DecoderError | RegionError | EncodeError | CheckpointError | DoesNotFitError
-    return isinstance(error, expected)
+    return isinstance(error, WorkerError) or (isinstance(error, LibraryError) and error.for_client)
 
 
 def is_device_error(error: BaseException) -> bool:
     """Whether the GPU has failed in a way that it does not recover from within this process."""
-    is_error = isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and "CUDA error" in str(error)
-    )
-    return is_error and not _is_out_of_memory(error)
+    return isinstance(error, DeviceError)
 
 
 def is_machine_error(error: BaseException) -> bool:
@@ -156,15 +161,10 @@ def _own_words(error: Exception, stage: Stage) -> JobError:
     if code is ErrorCode.PIPELINE_LOAD and may_load_elsewhere(error):
         reason = "the worker's disk is full; send the job again" if is_disk_full(error) else "send the job again"
         return JobError(code=code, message=f"{facts.message}: {reason}", retryable=True, at_stage=stage)
-    if is_expected(error):
-        message = str(error)
-    elif isinstance(error, ParallelError):
-        message = f"{facts.message}: one of the worker's GPUs does not answer; {facts.hint}"
-    elif is_device_error(error):
-        message = f"{facts.message}: the GPU failed, and this worker is being replaced; send the job again"
-    else:
-        message = f"{facts.message}: {facts.hint}"
-    retryable = error.fits_next_time if isinstance(error, DoesNotFitError) else facts.retryable
+    if not isinstance(error, LibraryError):
+        return JobError(code=code, message=f"{facts.message}: {facts.hint}", retryable=facts.retryable, at_stage=stage)
+    message = str(error) if error.for_client else f"{facts.message}: {CAUSE_WORDS.get(error.cause, facts.hint)}"
+    retryable = facts.retryable if error.retryable is None else error.retryable
     return JobError(code=code, message=message, retryable=retryable, at_stage=stage)
 
 
@@ -192,26 +192,9 @@ def failed_to_read(error: BaseException | None) -> bool:
 
 
 def _code_of(error: Exception, stage: Stage) -> ErrorCode:
-    match error:
-        case MediaError() | RegionError():
-            return ErrorCode.INPUT_VALIDATION
-        case EncodeError() | DecoderError():
-            return ErrorCode.FFMPEG
-        case CheckpointError():
-            return ErrorCode.PIPELINE_LOAD
-        case _ if _is_out_of_memory(error):
-            return ErrorCode.OOM
-        case ParallelError():
-            return ErrorCode.GENERATION_RUNTIME
-        case _ if is_device_error(error):
-            return ErrorCode.GENERATION_RUNTIME
-        case _:
-            return STAGE_CODES[stage]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    is_cuda = isinstance(error, torch.AcceleratorError) and "out of memory" in str(error)
-    return is_cuda or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if isinstance(error, LibraryError):
+        return CAUSE_CODES[error.cause]
+    return ErrorCode.OOM if isinstance(error, MemoryError) else STAGE_CODES[stage]
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -19,9 +19,8 @@ from runpod.serverless.utils.rp_ssrf import SSRFError
 from urllib3 import BaseHTTPResponse, HTTPResponse
 from urllib3.exceptions import HTTPError
 
-from infinitetalk.errors import GenerationStopped
-from infinitetalk.media import MediaError, MediaInfo, probe
-from infinitetalk.tts import SynthesisError
+from infinitetalk.errors import GenerationStopped, MediaError, SynthesisError
+from infinitetalk.media import MediaInfo, probe
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.retry import TRANSIENT_STATUSES, Transient, with_retries
 from infinitetalk.worker.settings import MEGABYTE, Settings

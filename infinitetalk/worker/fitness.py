@@ -1,42 +1,41 @@
-"""Checks at the worker's start, one that fails ends the worker before it takes a job, and after a job has failed.
+"""Checks before the worker takes its first job; one that fails ends the worker.
 
-What may pass by itself ends no worker: a store that does not answer is logged, and the check before each job decides.
+They need none of the large libraries. `infinitetalk.worker.queue.machine` checks what does, once those are imported.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import structlog
-import torch
-from PIL import Image
+from runpod.serverless.modules import rp_fitness
 
-from infinitetalk.media import ffmpeg_path, probe
-from infinitetalk.sandbox import keeps_root
-from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.errors import WorkerError
+from infinitetalk.sandbox import ffmpeg_path, keeps_root
 from infinitetalk.worker.settings import MEGABYTE, Settings
-from infinitetalk.worker.stores.registry import make_store
-from schemas import OutputConfig
 
 FFMPEG_TIMEOUT_S = 60.0
-DESCRIPTORS_OF_JOB = 64
-"""Eight downloads at once, each with its socket, its file and its decoder's pipes."""
+IMPORT_TORCH = ("_cuda_init_check", "_benchmark_check")
+"""Names of the SDK's own checks that import torch, and would keep the first job waiting for it."""
+
+Check = Callable[[], Coroutine[Any, Any, None]]
 
 
 class UnfitError(RuntimeError):
     """The worker cannot serve jobs. The message is for its operator."""
 
 
-def fitness_checks(settings: Settings, engine: Engine) -> list[Callable[[], None]]:
-    """The checks, as the SDK takes them: each raises what ends the worker, and is named in its log."""
+def register_checks(settings: Settings) -> list[Check]:
+    """Lets the SDK run the checks of this module before it takes a job.
+
+    Returns:
+        The SDK's own checks that import torch. They are taken out of the SDK's list, and have to be run by the caller.
+    """
 
     def ffmpeg() -> None:
         check_ffmpeg()
@@ -47,19 +46,14 @@ def fitness_checks(settings: Settings, engine: Engine) -> list[Callable[[], None
     def temporary_space() -> None:
         check_temporary_space(settings.min_temporary_bytes)
 
-    def weights() -> None:
-        engine.checkpoint.check()
-
-    def gpus() -> None:
-        check_gpus(engine.devices.first, engine.devices.count)
-
-    def gpu_memory() -> None:
-        engine.check_memory()
-
-    def store() -> None:
-        look_at_store(settings)
-
-    return [ffmpeg, privileges, temporary_space, weights, gpus, gpu_memory, store]
+    # The SDK logs the name of a check that fails.
+    for check in (ffmpeg, privileges, temporary_space):
+        rp_fitness.register_fitness_check(check)
+    rp_fitness._ensure_system_checks_registered()
+    checks = rp_fitness._fitness_checks
+    later = [check for check in checks if check.__name__ in IMPORT_TORCH]
+    checks[:] = [check for check in checks if check not in later]
+    return later
 
 
 def check_ffmpeg() -> None:
@@ -96,60 +90,3 @@ def check_temporary_space(min_bytes: int) -> None:
             f"{folder} has {free / MEGABYTE:.0f} MB free, fewer than MIN_TEMPORARY_BYTES ({min_bytes / MEGABYTE:.0f} "
             "MB): give the container a larger disk, or set TMPDIR"
         )
-
-
-def machine_problem(min_temporary_bytes: int) -> Exception | None:
-    """What the machine lacks that every job needs; None where it has all.
-
-    Asked after a job has failed: whatever its error says of the job's input, a machine on which a picture of our own
-    cannot be written and read back, by the same decoder, would say it of any.
-    """
-    try:
-        check_temporary_space(min_temporary_bytes)
-        check_descriptors()
-        read_own_picture()
-    except Exception as error:
-        return error
-    return None
-
-
-def read_own_picture() -> None:
-    """Writes a picture to a temporary folder and looks at it as at those that jobs name."""
-    with tempfile.TemporaryDirectory(prefix="infinitetalk-") as folder:
-        file = Path(folder) / "grey.png"
-        Image.new("RGB", (16, 16), "grey").save(file)
-        probe(file)
-
-
-def check_descriptors() -> None:
-    """Opens as many files as a job may need at once.
-
-    Raises:
-        OSError: the process may not.
-    """
-    with ExitStack() as opened:
-        for _ in range(DESCRIPTORS_OF_JOB):
-            opened.enter_context(open(os.devnull, "rb"))  # noqa: PTH123
-
-
-def check_gpus(device: torch.device, num_gpus: int) -> None:
-    """Looks whether there are as many GPUs as are to make a video together.
-
-    Raises:
-        UnfitError: there are fewer.
-    """
-    if device.type == "cuda" and num_gpus > torch.cuda.device_count():
-        raise UnfitError(
-            f"GPUS_PER_JOB is {num_gpus}, and the worker has {torch.cuda.device_count()}: choose more GPUs per worker "
-            "in the endpoint's settings, or leave GPUS_PER_JOB out"
-        )
-
-
-def look_at_store(settings: Settings) -> None:
-    """Logs whether the worker's own bucket answers, if it has one."""
-    if settings.s3_bucket is None:
-        return
-    try:
-        make_store(OutputConfig(store="s3"), None, settings).check()
-    except WorkerError as error:
-        structlog.get_logger().warning("store.unreachable", details={"message": error.message})

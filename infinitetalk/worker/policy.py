@@ -38,6 +38,13 @@ def timeout_s(policy: Any) -> float | None:
     return max(seconds - TIMEOUT_MARGIN_S, TIMEOUT_MARGIN_S)
 
 
+def time_limit(policy: Any, job_timeout_s: float | None) -> float | None:
+    """Seconds that a job may take: the worker's JOB_TIMEOUT_S or those of the job's policy, whichever is less; None
+    where neither is set."""
+    limits = [job_timeout_s, timeout_s(policy)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def policy_warnings(policy: Any) -> list[str]:
     """What a job's result says of its policy."""
     if not is_in_seconds(policy):

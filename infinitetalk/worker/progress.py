@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
@@ -49,18 +49,29 @@ class ItemPosition:
     num_items: int
 
 
-class Report(Protocol):
-    """Takes a job's progress: see `ProgressReporter.report`."""
+@dataclass(frozen=True)
+class ProgressEvent:
+    """Where a job is.
 
-    def __call__(
-        self,
-        stage: Stage,
-        fraction: float = 0.0,
-        eta_s: float | None = None,
-        details: dict[str, Any] | None = None,
-        preview: dict[str, str] | None = None,
-        item: ItemPosition | None = None,
-    ) -> None: ...
+    Attributes:
+        stage: the current stage.
+        fraction: 0 to 1, the part of the stage that is done.
+        eta_s: seconds left, where known.
+        details: more about the stage, fit for JSON.
+        preview: the preview's address, as fields of `schemas.Progress`.
+        item: for a batch, the item in progress; items have equal shares of the percentage.
+    """
+
+    stage: Stage
+    fraction: float = 0.0
+    eta_s: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    preview: Mapping[str, str] = field(default_factory=dict)
+    item: ItemPosition | None = None
+
+
+Report = Callable[[ProgressEvent], None]
+"""Takes a job's progress, from any thread."""
 
 
 class ProgressReporter:
@@ -93,30 +104,14 @@ class ProgressReporter:
     ) -> None:
         await self.close(flush=error is None)
 
-    def report(
-        self,
-        stage: Stage,
-        fraction: float = 0.0,
-        eta_s: float | None = None,
-        details: dict[str, Any] | None = None,
-        preview: dict[str, str] | None = None,
-        item: ItemPosition | None = None,
-    ) -> None:
-        """Says where the job is.
-
-        Args:
-            fraction: 0 to 1, the share of the stage that is done.
-            eta_s: seconds left, where known.
-            details: more on the stage, fit for JSON.
-            preview: where the preview is, as fields of `schemas.Progress`.
-            item: of a batch, whose items have equal shares of `pct`.
-        """
-        begin, end = STAGE_PERCENTAGES[stage]
-        pct = begin + (end - begin) * fraction
-        message: dict[str, Any] = {"stage": stage, "eta_s": eta_s, "details": details or {}} | (preview or {})
-        if item is not None:
-            pct = (100 * item.index + pct) / item.num_items
-            message |= {"item_id": item.item_id, "item_index": item.index}
+    def report(self, event: ProgressEvent) -> None:
+        """Takes an event; the next message tells the latest one."""
+        begin, end = STAGE_PERCENTAGES[event.stage]
+        pct = begin + (end - begin) * event.fraction
+        message = {"stage": event.stage, "eta_s": event.eta_s, "details": dict(event.details), **event.preview}
+        if event.item is not None:
+            pct = (100 * event.item.index + pct) / event.item.num_items
+            message |= {"item_id": event.item.item_id, "item_index": event.item.index}
         with self._lock:
             self._pct = max(self._pct, round(pct, 1))
             self._latest = message | {"pct": self._pct}

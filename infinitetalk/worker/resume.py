@@ -30,7 +30,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel, Field, ValidationError
 
-from infinitetalk.encode import EncodeError, check_parts, picture_bytes
+from infinitetalk.encode import check_parts, picture_bytes
+from infinitetalk.errors import EncodeError
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.preview import remove_lost_preview
 from infinitetalk.worker.settings import MEGABYTE, Settings

@@ -5,6 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, TimeoutError
+from typing import TypeVar
+
+from infinitetalk.errors import GenerationStopped
+
+POLL_S = 0.1
+
+T = TypeVar("T")
 
 
 class Stop:
@@ -12,19 +20,17 @@ class Stop:
 
     Args:
         time_limit_s: seconds that the job may take from now on; None: as many as it needs.
-        is_cancelled: also says whether the job was cancelled.
     """
 
-    def __init__(self, time_limit_s: float | None = None, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, time_limit_s: float | None = None) -> None:
         self.time_limit_s = time_limit_s
         self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
-        self._is_cancelled = is_cancelled
         self._cancelled = threading.Event()
         self._gone_at: float | None = None
 
     def __call__(self) -> bool:
         """Whether the job has to end now."""
-        return self._cancelled.is_set() or self.timed_out or self._is_cancelled()
+        return self._cancelled.is_set() or self.timed_out
 
     @property
     def timed_out(self) -> bool:
@@ -48,3 +54,18 @@ class Stop:
     def leaves_time_for(self, seconds: float) -> bool:
         """Whether the worker stays for as long as that."""
         return self._gone_at is None or time.monotonic() + seconds <= self._gone_at
+
+
+def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
+    """The future's result.
+
+    Raises:
+        GenerationStopped: `should_stop` said so first.
+        Exception: what the future ended with.
+    """
+    while True:
+        try:
+            return future.result(timeout=POLL_S)
+        except TimeoutError:
+            if should_stop():
+                raise GenerationStopped from None

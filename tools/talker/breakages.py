@@ -21,7 +21,7 @@ from torch import Tensor
 from infinitetalk import pipeline
 from infinitetalk.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.sampling import ChunkConditions
-from infinitetalk.worker import job
+from infinitetalk.worker.job import video
 from tools.talker.data import MOTION_FRAMES
 from tools.talker.jobs import CROSSED_BOXES, ExampleMaker, TalkerWorker
 from tools.talker.measure import best_lag, color_change, correlation, read_head_places, read_openings
@@ -67,7 +67,7 @@ def ignored_masks() -> Iterator[None]:
 @contextmanager
 def ignored_boxes() -> Iterator[None]:
     """Boxes are dropped on their way to the pipeline, which takes columns from left to right."""
-    with patch.object(job, "speaker_regions", lambda *arguments: None):
+    with patch.object(video, "speaker_regions", lambda *arguments: None):
         yield
 
 

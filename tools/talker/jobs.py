@@ -12,7 +12,8 @@ from PIL import Image
 
 from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.job import run_job
+from infinitetalk.worker.job.run import run_job
+from infinitetalk.worker.resources import Resources
 from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
@@ -118,13 +119,11 @@ class TalkerWorker:
             "id": f"quality-{self._num_jobs}",
             "input": job_input(example, self.folder, **parameters),
         }
-        states = JobStates(self.settings)
+        resources = Resources(self.settings, self.engine, JobStates(self.settings))
         try:
-            result = run_job(
-                job, self.settings, self.engine, states, lambda *args, **more: None, Stop(None, lambda: False)
-            )
+            result = run_job(job, self.settings, lambda: resources, lambda event: None, Stop())
         finally:
-            states.close(job["id"], keep=False)
+            resources.states.close(job["id"], keep=False)
         if result.get("status") != "success":
             raise RuntimeError(f"the worker refused: {result}")
         return read_frames(self.folder / result["video"]["path"])

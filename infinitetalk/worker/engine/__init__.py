@@ -6,6 +6,7 @@ modes, `estimate` tells a video's cost, `scenes` and `conditions` read a job's f
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
+from infinitetalk.worker.engine.estimate import VideoCost
 from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Overlap",
     "Request",
     "Scene",
+    "VideoCost",
     "chunk_grid",
     "generation_settings",
     "negative_prompt_of",

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError
+from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
 from infinitetalk.lora import find_lora, find_loras
 from infinitetalk.lora_files import files_of, read_lora
 from infinitetalk.media import MediaInfo
-from infinitetalk.memory import DoesNotFitError, free_bytes, release_cached_memory
-from infinitetalk.parallel import ParallelError
+from infinitetalk.memory import free_bytes, release_cached_memory
 from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
 from infinitetalk.runtime.networks import Networks
@@ -273,8 +272,6 @@ class Engine:
                 f"the video could not be generated: {error}; {what_overflows(request.job)}",
                 retryable=False if request.job.loras else None,
             ) from error
-        except DoesNotFitError:
-            raise
         except torch.OutOfMemoryError as error:
             choice, job = request.networks.choice, request.job
             workload = workload_of(job, request.source.info, request.networks.size_scale)

@@ -6,27 +6,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, TimeoutError
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import soundfile
 import structlog
 
-from infinitetalk.errors import GenerationStopped
 from infinitetalk.media import read_waveform
 from infinitetalk.models import Models
 from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.worker.engine.checkpoint import Checkpoint
 from infinitetalk.worker.engine.placement import Devices, MeasureMemory, Placement
 from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
-
-POLL_S = 0.1
-
-T = TypeVar("T")
+from infinitetalk.worker.stop import wait_for
 
 
 class Health:
@@ -139,7 +135,7 @@ class Loading:
             logger.error("model.not_loaded", exc_info=error)
             if may_load_elsewhere(error):
                 self._health.mark_broken()
-            waiting.set_exception(load_error(error))
+            waiting.set_exception(load_error(as_library_error(error)))
             return
         lat_ms = round((time.monotonic() - begin) * 1000)
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(dtype)}
@@ -153,18 +149,3 @@ def warm_up_sound() -> None:
         file = Path(folder) / "silence.wav"
         soundfile.write(file, np.zeros(4800, dtype=np.float32), 48_000)
         read_waveform(file)
-
-
-def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
-    """The future's result.
-
-    Raises:
-        GenerationStopped: `should_stop` said so first.
-        Exception: what the future ended with.
-    """
-    while True:
-        try:
-            return future.result(timeout=POLL_S)
-        except TimeoutError:
-            if should_stop():
-                raise GenerationStopped from None

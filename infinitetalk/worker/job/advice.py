@@ -1,4 +1,4 @@
-"""What is lost of a job's input, in words: speech and prompts that are cut, fields without effect, shared regions."""
+"""A job's warnings: what of its input is lost, which fields have no effect, and what may disappoint in the result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from typing import Any
 
 from infinitetalk.guidance import GuidanceScales
 from infinitetalk.sampling import make_guidance
-from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VIDEO_FPS
 from infinitetalk.teacache import WARM_UP_STEPS
 from infinitetalk.text import TEXT_LENGTH
 from infinitetalk.tts import split_turns
-from infinitetalk.worker.engine import Overlap, Scene, chunk_grid, generation_settings, negative_prompt_of
+from infinitetalk.worker.engine import Engine, Overlap, Scene, chunk_grid, generation_settings, negative_prompt_of
 from schemas import OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
 """Of the smaller of two regions; edges that touch share less."""
+
+STEP_DISTILLED = ("fusionx", "lightx2v")
+"""In the names of LoRAs that make few steps enough, and guidance too much."""
+
+FEW_STEPS = 12
+"""Too few for the model as it was trained."""
+
+TRAINED_SPEAKERS = 2
 
 LONGEST_VIDEO = 90_000
 """Frames; `max_frame_num` takes no more."""
@@ -189,3 +197,43 @@ def flat_chunks(are_flat: list[bool]) -> list[str]:
         f"{chunks}: nothing but one colour, which the source is not. Look at the video: a source whose first frame is "
         "one colour needs a lower color_correction_strength; guidance scales and scales of LoRAs may be too high"
     ]
+
+
+def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
+    """What may disappoint in the result."""
+    warnings = [] if job.tts_audio is None else list(engine.synthesiser.warnings)
+    warnings += engine.check_loras(job)
+    if len(job.speakers) > TRAINED_SPEAKERS:
+        warnings.append(
+            f"{len(job.speakers)} speakers: no checkpoint is trained for more than {TRAINED_SPEAKERS}; "
+            "lips may follow the wrong speaker"
+        )
+    return warnings + (step_warnings(job) if engine.checkpoint.is_published else [])
+
+
+def step_warnings(job: SingleJob) -> list[str]:
+    """Whether the published model's steps and guidance go with the job's LoRAs."""
+    is_distilled = any(name in lora.name.lower() for lora in job.loras for name in STEP_DISTILLED)
+    if not is_distilled and job.sample_steps <= FEW_STEPS:
+        return [
+            f"{job.sample_steps} steps without a step-distilled LoRA: the video will lack detail; use 40 steps, or "
+            'such a LoRA (FusionX, lightx2v) in "loras"'
+        ]
+    if is_distilled and job.sample_text_guide_scale > 1:
+        return [
+            f"sample_text_guide_scale {job.sample_text_guide_scale:g} with a step-distilled LoRA: colours will be "
+            "harsh, and each step takes an evaluation more; use 1"
+        ]
+    return []
+
+
+def loudness_warnings(loudness: float) -> list[str]:
+    """What to say of speech of so many LUFS."""
+    if abs(loudness) > SILENCE_LUFS:
+        return ["is silent where it is used: the mouth stays closed; send a recording in which speech is heard"]
+    if loudness < QUIET_LUFS:
+        return [
+            f"is very quiet ({loudness:.0f} LUFS): it was made {TARGET_LUFS - loudness:.0f} dB louder, and its noise "
+            "with it"
+        ]
+    return []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Protocol
 
-from infinitetalk.worker.progress import ItemPosition, Report
+from infinitetalk.worker.progress import ItemPosition, ProgressEvent, Report
 from schemas import BatchItem, BatchJob, BatchResult, ItemFailure, ItemPlan, ItemSuccess, JobError, Stage
 
 
@@ -39,8 +39,8 @@ def run_batch(
     results = []
     for index, item in enumerate(batch.batch):
         position = ItemPosition(item.id, index, len(batch.batch))
-        results.append(run_item(item, partial(report, item=position)))
-    report(Stage.COMPLETED)
+        results.append(run_item(item, reporting_item(report, position)))
+    report(ProgressEvent(Stage.COMPLETED))
     failures = [result for result in results if isinstance(result, ItemFailure)]
     is_unused = batch.output_config is not None and all(item.output_config is not None for item in batch.batch)
     none_succeeded = len(failures) == len(results)
@@ -52,6 +52,11 @@ def run_batch(
         warnings=["output_config of the batch has no effect: every item has its own"] if is_unused else [],
         error=_error_of_all(failures) if none_succeeded else None,
     )
+
+
+def reporting_item(report: Report, position: ItemPosition) -> Report:
+    """Takes an item's progress as its batch's."""
+    return lambda event: report(replace(event, item=position))
 
 
 def _error_of_all(failures: list[ItemFailure]) -> JobError:

@@ -1,0 +1,51 @@
+"""A job's payload as the interface's models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from infinitetalk.worker.errors import WorkerError
+from schemas import BatchJob, ErrorCode, OutputConfig, S3Config, SingleJob, check_safe_name, explain, parse_input
+
+
+def parse_payload(
+    job_id: str, payload: dict[str, Any], max_batch_items: int
+) -> tuple[SingleJob | BatchJob, S3Config | None]:
+    """The job that a payload holds, and the store that it names itself.
+
+    Args:
+        payload: `input` and, where the job names its own store, `s3Config`.
+        max_batch_items: items that a batch may have.
+
+    Raises:
+        WorkerError: the payload breaks the interface.
+    """
+    try:
+        check_safe_name(job_id)
+    except ValueError as error:
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, f"id {error}") from None
+    try:
+        job = parse_input(payload.get("input"))
+    except ValidationError as error:
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error)) from None
+    try:
+        s3_config = S3Config.model_validate(payload["s3Config"]) if payload.get("s3Config") else None
+    except ValidationError as error:
+        raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error, "s3Config", shows_values=False)) from None
+    if isinstance(job, BatchJob) and len(job.batch) > max_batch_items:
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"batch has {len(job.batch)} items; this worker takes at most {max_batch_items}, send the rest as another "
+            "job",
+        )
+    return job, s3_config
+
+
+def count_inline(job: SingleJob | BatchJob) -> int:
+    """How many videos are returned inside the job's result, at least 1."""
+    if isinstance(job, SingleJob):
+        return 1
+    stores = [(item.output_config or job.output_config or OutputConfig()).store for item in job.batch]
+    return max(stores.count("inline"), 1)

@@ -1,0 +1,71 @@
+"""What a job's result says of how the video was made."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.worker.engine import VideoCost, chunk_grid, negative_prompt_of
+from infinitetalk.worker.resume import Rendering
+from schemas import OutputConfig, SingleJob
+
+MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
+PACKAGES = tuple(Path(__file__).parents[3] / name for name in ("infinitetalk", "schemas"))
+VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "av", "runpod")
+
+
+def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
+    """The parameters as used, without media."""
+    params = job.model_dump(mode="json", exclude={*MEDIA_FIELDS, "dry_run", "output_config", "id"})
+    output_config = job.output_config or OutputConfig()
+    resolved = {
+        "sample_shift": job.shift,
+        "crossfade_frame": chunk_grid(job).fade_length,
+        "base_seed": seed,
+        "negative_prompt": negative_prompt_of(job),
+        # Presigned addresses are credentials.
+        "output_config": output_config.model_dump(mode="json", exclude={"video_url", "thumbnail_url"}),
+    }
+    return params | resolved
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of Python, the libraries that decide how a video looks, and this worker's own code, by its SHA-256."""
+    code = hashlib.sha256()
+    for file in sorted(file for package in PACKAGES for file in package.rglob("*.py")):
+        code.update(file.read_bytes())
+    found = {"python": platform.python_version(), "worker": code.hexdigest()[:12]}
+    return found | {name: version(name) for name in VERSIONED}
+
+
+def video_facts(video: Path, rendering: Rendering) -> dict[str, Any]:
+    """A finished video as the fields of `schemas.Video`, without its addresses."""
+    return {
+        "bytes": video.stat().st_size,
+        "width": rendering.width,
+        "height": rendering.height,
+        "fps": float(VIDEO_FPS),
+        "num_frames": rendering.num_frames,
+        "duration_s": rendering.num_frames / VIDEO_FPS,
+    }
+
+
+def plan_facts(video: VideoCost) -> dict[str, Any]:
+    """A planned video as fields of `schemas.Plan`."""
+    return {
+        "width": video.width,
+        "height": video.height,
+        "num_frames": video.num_frames,
+        "duration_s": video.num_frames / VIDEO_FPS,
+        "num_chunks": video.num_chunks,
+        "evaluations": video.evaluations,
+        "memory_mode": video.memory_mode,
+        "estimate_s": None if video.seconds is None else round(video.seconds, 1),
+        "estimate_from": None if video.seconds is None else "this worker" if video.is_measured else "table",
+    }

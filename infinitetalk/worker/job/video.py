@@ -1,0 +1,466 @@
+"""One video from a job's parameters to its result, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from infinitetalk.ahead import run_ahead
+from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.pipeline import Chunk
+from infinitetalk.runtime.device_errors import as_library_error
+from infinitetalk.runtime.networks import Networks
+from infinitetalk.speech import VIDEO_FPS, mix_tracks
+from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.worker.engine import Engine, Overlap, Request, region_overlaps, speaker_regions
+from infinitetalk.worker.errors import (
+    TELLS_OF_WORKER,
+    MachineError,
+    is_device_error,
+    is_disk_full,
+    is_machine_error,
+    job_error,
+)
+from infinitetalk.worker.fetch import naming
+from infinitetalk.worker.job.advice import (
+    cut_prompts,
+    cut_speech,
+    flat_chunks,
+    mixed_arithmetic,
+    shared_regions,
+    unused_fields,
+    warnings_of,
+)
+from infinitetalk.worker.job.clock import StageClock
+from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
+from infinitetalk.worker.job.inputs import (
+    MIN_SPEECH_FRAMES,
+    SPOKEN_CHARACTERS_PER_S,
+    JobMedia,
+    count_rows,
+    download,
+    make_tracks,
+    speech_seconds,
+)
+from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts
+from infinitetalk.worker.job.run import JobContext
+from infinitetalk.worker.logs import job_logger
+from infinitetalk.worker.preview import HlsPreview, Preview
+from infinitetalk.worker.queue.machine import machine_problem
+from infinitetalk.worker.resume import (
+    THUMBNAIL_FILE,
+    Part,
+    Rendering,
+    TaskState,
+    part_file,
+    rendering_fingerprint,
+    request_fingerprint,
+    seed_of,
+)
+from infinitetalk.worker.stores.base import Artifacts, Store
+from infinitetalk.worker.stores.registry import make_store
+from schemas import Failure, OutputConfig, Plan, SingleJob, Stage, Success, Video
+
+
+def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: StageClock) -> Success | Plan | Failure:
+    """Makes one video, or plans it; every error becomes a coded failure.
+
+    Args:
+        item_id: of a batch, the item; None for a job of its own.
+
+    Raises:
+        GenerationStopped: the job was cancelled, or is left to the next worker.
+    """
+    job_id, engine, stop = context.job_id, context.resources.engine, context.stop
+    logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
+    try:
+        output_config = job.output_config or OutputConfig()
+        store = make_store(output_config, context.s3_config, context.resources.settings, context.num_inline, stop)
+        # Nothing of a job stays on this machine but what is in its store.
+        with TemporaryDirectory(prefix="infinitetalk-") as folder:
+            return VideoJob(context, item_id, job, store, Path(folder), clock, logger).run()
+    except GenerationStopped:
+        if not stop.timed_out:
+            log_stop(stop, clock, logger)
+            raise
+        failure = Failure(job_id=job_id, error=log_failure(timeout_error(stop.time_limit_s), clock, logger))
+    except Exception as error:
+        cause = find_cause(as_library_error(error), context, logger)
+        failure = Failure(job_id=job_id, error=log_failure(cause, clock, logger))
+    # Outside the except clause, so that the exception and the tensors of its frames are gone. Before the model is used
+    # there are none, and recovering takes half a second.
+    if clock.stage not in (Stage.VALIDATION, Stage.DOWNLOAD):
+        engine.recover()
+    return failure
+
+
+def find_cause(error: Exception, context: JobContext, logger: Any) -> Exception:
+    """Why a job failed: its own error, or the machine, which may have made it look like the job's own.
+
+    A machine that has failed is marked as broken, so that it takes no other job.
+    """
+    engine = context.resources.engine
+    if is_device_error(error) or (is_machine_error(error) and not is_disk_full(error)):
+        engine.health.mark_broken()
+        return error
+    problem = machine_problem(context.resources.settings.min_temporary_bytes)
+    if problem is None:
+        return error
+    engine.health.mark_broken()
+    logger.error("machine.failed", exc_info=problem)
+    if job_error(error, Stage.SAMPLING).code in TELLS_OF_WORKER:
+        return error
+    machine_error = MachineError()
+    machine_error.__cause__ = error
+    return machine_error
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a video is generated from.
+
+    Attributes:
+        media: the job's media as local files.
+        regions: where each speaker is, bool (speakers, height, width) of the source; None: side by side.
+        tracks: of each speaker, float32 (samples,) at 16 kHz.
+        sound: of the video, float32 (samples,) at 16 kHz.
+        count_sound_bytes: returns the size of the sound as it is encoded.
+        speech: embeddings of each speaker.
+        networks: prepared for the job.
+    """
+
+    media: JobMedia
+    regions: Tensor | None
+    tracks: list[np.ndarray]
+    sound: np.ndarray
+    count_sound_bytes: Callable[[], int]
+    speech: list[SpeechEmbeddings]
+    networks: Networks
+
+
+class VideoJob:
+    """One video in the making.
+
+    Args:
+        context: of the job that it belongs to.
+        item_id: of a batch, which of its items; None for a job of its own.
+        job: the parameters.
+        store: where the result goes.
+        folder: for temporary files.
+        clock: told of each stage.
+        logger: carries the ids of job and item.
+    """
+
+    def __init__(
+        self,
+        context: JobContext,
+        item_id: str | None,
+        job: SingleJob,
+        store: Store,
+        folder: Path,
+        clock: StageClock,
+        logger: Any,
+    ) -> None:
+        self.context = context
+        self.item_id = item_id
+        self.job = job
+        self.store = store
+        self.folder = folder
+        self.clock = clock
+        self.logger = logger
+
+    @property
+    def engine(self) -> Engine:
+        """The worker's engine."""
+        return self.context.resources.engine
+
+    @property
+    def name(self) -> str:
+        """Name of the video's files, without extension."""
+        job_id = self.context.job_id
+        return job_id if self.item_id is None else f"{job_id}-{self.item_id}"
+
+    @cached_property
+    def request(self) -> str:
+        """Fingerprint of what is asked for: parameters, weights and versions.
+
+        Raises:
+            CheckpointError: a file of the weights is damaged.
+        """
+        return request_fingerprint(self.context.job_id, self.job, self.engine.weights_for(self.job), versions())
+
+    def run(self) -> Success | Plan:
+        """Makes the video, or plans it.
+
+        Raises:
+            WorkerError, LibraryError: something is wrong with the job, its store, or the worker.
+            GenerationStopped: the job was cancelled or is out of time, or is left to the next worker.
+        """
+        with self._open_preview() as preview:
+            self._check()
+            if self.job.dry_run:
+                return self._plan()
+            states, stop = self.context.resources.states, self.context.stop
+            state = states.open(self.context.job_id, self.name, self.request, self.store, self.logger)
+            if (earlier := self._earlier_result(state)) is not None:
+                self.logger.info("job.was_completed")
+                return earlier
+            self.store.remember(self.name)
+            if self.item_id is not None and stop.is_draining and state.objects is not None:
+                raise GenerationStopped
+            result = self._make(state, preview)
+        state.save_result(result)
+        details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
+        self.logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
+        return result
+
+    def _open_preview(self) -> Preview:
+        """The preview that the job asks for, which may be none. Events name it from its first chunk on."""
+        objects, job = self.store.objects, self.job
+        if job.dry_run or job.output_config is None or not job.output_config.preview:
+            return Preview()
+        assert objects is not None
+        return HlsPreview(objects, self.name, job.frame_num, self.folder, self.clock.has_preview, self.logger)
+
+    def _check(self) -> None:
+        """Checks, before anything is downloaded, whatever needs no download.
+
+        Raises:
+            WorkerError: a LoRA is missing or unfit, the job's text cannot be spoken, or the store would refuse the
+                result.
+            CheckpointError: the worker cannot speak.
+            GenerationStopped: the job was cancelled.
+        """
+        job, engine = self.job, self.engine
+        engine.check_loras(job, self.context.stop)
+        if job.tts_audio is not None:
+            with naming("tts_audio"), engine.reading_weights():
+                engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
+        self.store.check()
+
+    def _earlier_result(self, state: TaskState) -> Success | None:
+        """The result that an earlier run has ended with, with new addresses; None if there is none, or if the store no
+        longer has its files."""
+        result = state.result
+        if result is None or result.job_id != self.context.job_id:
+            return None
+        places = self.store.places(self.name, result.video.bytes)
+        if places is None:
+            return None
+        return result.model_copy(update={"video": result.video.model_copy(update=places)})
+
+    def _plan(self) -> Plan:
+        """What the job would do: its media are downloaded and looked at, its text is not spoken.
+
+        Raises:
+            WorkerError: a medium cannot be downloaded or decoded, or does not suit the job.
+            RegionError: a box or mask does not fit the source.
+            CheckpointError: the model could not be found.
+            DoesNotFitError: no mode fits the GPU's memory.
+            GenerationStopped: the job was cancelled.
+        """
+        job, engine, stop = self.job, self.engine, self.context.stop
+        media, regions = self._download()
+        if job.tts_audio is None:
+            tracks = make_tracks(job, media, engine, stop)
+            num_rows, speech_s = count_rows(tracks), speech_seconds(job, media, tracks)
+            self.store.check_size(lambda: sound_bytes(mix_tracks(tracks), min(job.frame_limit, num_rows)))
+        else:
+            num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
+            speech_s = num_rows / VIDEO_FPS
+        self.clock.enter(Stage.LOAD)
+        video = engine.plan(job, media.source, num_rows, stop)
+        warnings = warnings_of(job, engine) + media.warnings
+        warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
+        if job.tts_audio is not None:
+            warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
+        self.clock.enter(Stage.COMPLETED)
+        return Plan(
+            job_id=self.context.job_id,
+            params=resolved_parameters(job, job.base_seed),
+            model=engine.model_name,
+            warnings=warnings,
+            **plan_facts(video),
+        )
+
+    def _make(self, state: TaskState, preview: Preview) -> Success:
+        inputs = self._prepare()
+        fingerprint = rendering_fingerprint(self.request, inputs.media.paths)
+        rendering = self._restore(state, fingerprint)
+
+        def keep() -> bool:
+            self.store.check_size(lambda: inputs.count_sound_bytes() + rendering.picture_bytes)
+            return state.save_rendering(rendering, fingerprint)
+
+        preview.begin(inputs.sound)
+        # Before rendering, so that a LoRA which is taken away meanwhile does not fail the job.
+        warnings = warnings_of(self.job, self.engine) + inputs.media.warnings
+        self._render(inputs, rendering, preview, keep)
+        overlaps = region_overlaps(self.job, inputs.regions)
+        speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
+        warnings += self._losses(inputs.media, overlaps, speech_s, len(rendering.parts))
+        warnings += flat_chunks([part.is_flat for part in rendering.parts])
+        warnings += mixed_arithmetic([part.arithmetic for part in rendering.parts])
+        return self._finish(inputs, rendering, warnings)
+
+    def _download(self) -> tuple[JobMedia, Tensor | None]:
+        """The job's media, and the speakers' regions, bool (speakers, height, width) of the source."""
+        job, clock = self.job, self.clock
+        clock.enter(Stage.DOWNLOAD)
+        media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
+        return media, speaker_regions(job, media.source.info, media.masks, media.warnings)
+
+    def _prepare(self) -> Inputs:
+        """Downloads the media, embeds the speech, and loads the networks as the job needs them.
+
+        Raises:
+            WorkerError: a medium cannot be downloaded or decoded, or does not suit the job or its store.
+            RegionError: a box or mask does not fit the source.
+            CheckpointError: a network or a LoRA cannot be loaded.
+            DoesNotFitError: no mode fits the GPU's memory.
+            GenerationStopped: the job was cancelled.
+        """
+        job, engine, stop = self.job, self.engine, self.context.stop
+        media, regions = self._download()
+        self.clock.enter(Stage.EMBEDDING)
+        tracks = make_tracks(job, media, engine, stop)
+        sound = mix_tracks(tracks)
+        count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
+        self.store.check_size(count_sound_bytes)
+        speech = engine.embed(tracks, stop)
+        self.clock.enter(Stage.LOAD)
+        networks = engine.prepare(job, media.source.info, stop)
+        return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
+
+    def _restore(self, state: TaskState, fingerprint: str) -> Rendering:
+        """The video as far as another worker has made it; else one to begin. Enters sampling."""
+        rendering = state.restore(fingerprint, self.folder)
+        if rendering is None:
+            seed = seed_of(self.name) if self.job.base_seed == -1 else self.job.base_seed
+            rendering = Rendering(seed, self.folder / THUMBNAIL_FILE)
+        num_done = len(rendering.parts)
+        self.clock.begin_sampling(num_done)
+        if num_done:
+            self.logger.info("job.resumed", details={"chunks": num_done})
+        return rendering
+
+    def _render(self, inputs: Inputs, rendering: Rendering, preview: Preview, keep: Callable[[], bool]) -> None:
+        """Generates what is missing of the video. Each chunk is encoded, published and saved while the next is made.
+
+        Args:
+            rendering: as far as it is made; complete at the end.
+            preview: gets each chunk as it ends.
+            keep: stores the rendering for another worker, after each chunk; returns whether it did.
+
+        Raises:
+            GenerationStopped: the job was cancelled, or the worker ends before the job would.
+            RegionError: a speaker's region cannot be served.
+            EncodeError: a chunk could not be encoded.
+            WorkerError: `keep` raised it.
+        """
+        stop, clock = self.context.stop, self.clock
+        source, speech, regions, networks = inputs.media.source, inputs.speech, inputs.regions, inputs.networks
+        request = Request(self.job, rendering.seed, source, speech, regions, self.folder, networks)
+        arithmetic = str(self.engine.arithmetic(networks.choice))
+        num_done, chunk_state = len(rendering.parts), rendering.chunk_state
+
+        def generate(should_stop: Callable[[], bool]) -> Iterator[Chunk]:
+            for chunk in self.engine.generate(request, should_stop, clock.end_step, num_done, chunk_state):
+                clock.next_chunk()
+                yield chunk
+
+        preview.publish(rendering.parts)
+        with closing(run_ahead(generate, stop)) as chunks:
+            for chunk in chunks:
+                self._add(rendering, chunk, arithmetic)
+                preview.publish(rendering.parts)
+                if keep() and not stop.leaves_time_for(clock.eta_s):
+                    raise GenerationStopped
+        preview.publish(rendering.parts, is_complete=True)
+
+    def _add(self, rendering: Rendering, chunk: Chunk, arithmetic: str) -> None:
+        """Encodes a chunk and adds it to the rendering; the first one gives the thumbnail.
+
+        Args:
+            arithmetic: how this worker computed the chunk.
+        """
+        frames = chunk.frames
+        file = self.folder / part_file(len(rendering.parts))
+        encoder = PartEncoder(file, *frames.shape[1:3])
+        encoder.write(frames)
+        num_frames = encoder.close()
+        if not rendering.parts:
+            write_thumbnail(frames[0], rendering.thumbnail)
+            rendering.height, rendering.width = frames.shape[1:3]
+        part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
+        rendering.parts.append(part)
+        rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
+
+    def _finish(self, inputs: Inputs, rendering: Rendering, warnings: list[str]) -> Success:
+        """Joins the video's parts and sound, stores it, and describes it.
+
+        Args:
+            warnings: for the client.
+
+        Raises:
+            EncodeError: the parts could not be joined.
+            WorkerError: the store did not take the result.
+            GenerationStopped: the job was cancelled.
+        """
+        clock, folder = self.clock, self.folder
+        clock.enter(Stage.MUX)
+        artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
+        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video)
+        facts = video_facts(artifacts.video, rendering)
+        about: dict[str, Any] = {
+            "params": resolved_parameters(self.job, rendering.seed),
+            "model": self.engine.model_name,
+            "memory_mode": self.engine.memory_mode(inputs.networks.choice),
+            "evaluations": rendering.evaluations,
+            "evaluations_skipped": rendering.evaluations_skipped,
+            "warnings": warnings,
+        }
+
+        clock.enter(Stage.UPLOAD)
+        metadata = {
+            "job_id": self.context.job_id,
+            "item_id": self.item_id,
+            **about,
+            "request": self.request,
+            "seed": rendering.seed,
+            "video": facts,
+            "timings": clock.timings(),
+            "versions": versions(),
+        }
+        artifacts.metadata.write_text(json.dumps(metadata, indent=2, ensure_ascii=False), encoding="utf-8")
+        places = self.store.save(self.name, artifacts, clock.count_bytes, self.context.stop)
+        clock.enter(Stage.COMPLETED)
+        about["warnings"] += self.store.warnings
+        video = Video.model_validate(facts | places)
+        return Success(job_id=self.context.job_id, video=video, timings=clock.timings(), **about)
+
+    def _losses(self, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:
+        """What of the job's input its video does without.
+
+        Args:
+            overlaps: of every two speakers' regions.
+            speech_s: seconds of all of the speech.
+            num_chunks: of the video.
+        """
+        job, engine, stop = self.job, self.engine, self.context.stop
+        return [
+            *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
+            *cut_prompts(job, lambda prompt: engine.count_tokens(prompt, stop)),
+            *shared_regions(overlaps),
+            *unused_fields(job, media.source.info.kind == "image", num_chunks, self.context.s3_config),
+        ]
