@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.followers import Followers
 from infinitetalk.image import ImageEncoder
 from infinitetalk.lora import Lora, LoraStack, find_lora
@@ -47,7 +48,6 @@ from infinitetalk.weights.networks import (
 )
 from infinitetalk.weights.sources import Source
 
-PUBLISHED_NAME = "InfiniteTalk-14B"
 DESCRIPTION_FILE = "infinitetalk.json"
 #: Everything on the device, weights in 16 bits.
 DEFAULT_PLAN = MemoryPlan()
@@ -338,6 +338,7 @@ class Models:
         size_scale: factor on the published resolutions, 1 for the published model.
         device: where the networks run.
         memory: the mode they run in.
+        family: of the checkpoint.
     """
 
     def __init__(
@@ -351,8 +352,10 @@ class Models:
         speech_encoder: SpeechEncoder | Lazy[SpeechEncoder],
         device: torch.device,
         memory: MemoryPlan = DEFAULT_PLAN,
+        family: Family = INFINITETALK,
     ) -> None:
         self.name = name
+        self.family = family
         self.memory = memory
         self.size_scale = size_scale
         self.device = device
@@ -476,7 +479,7 @@ def load_models(
     if other_devices:
         transformer = GroupTransformerLoader(paths, device, dtype, memory, other_devices)
     return Models(
-        name=description.get("name", PUBLISHED_NAME),
+        name=description.get("name", paths.family.model_name),
         size_scale=description.get("size_scale", 1.0),
         transformer=transformer,
         vae=Lazy(lambda: load_vae(paths.base, device)),
@@ -485,4 +488,5 @@ def load_models(
         speech_encoder=Lazy(lambda: SpeechEncoder(*load_speech_encoder(paths.wav2vec2, device))),
         device=device,
         memory=memory,
+        family=paths.family,
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from infinitetalk import models as loaders
+from infinitetalk.family import INFINITETALK
 from infinitetalk.memory import (
     GIB,
-    PUBLISHED_SIZES,
     TOKEN_CHANNEL_BYTES,
     VAE_PIXEL_BYTES,
     DoesNotFitError,
@@ -195,7 +195,9 @@ def test_sizes_come_from_the_files_headers(paths: CheckpointPaths) -> None:
 
 
 def test_modes_go_from_the_fastest_to_the_most_frugal() -> None:
-    estimates = [estimate_bytes(plan, PUBLISHED_SIZES, LARGE) for plan in candidate_plans(PUBLISHED_SIZES)]
+    estimates = [
+        estimate_bytes(plan, INFINITETALK.model_sizes, LARGE) for plan in candidate_plans(INFINITETALK.model_sizes)
+    ]
     assert estimates == sorted(estimates, reverse=True)
 
 
@@ -203,9 +205,9 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     """docs/measurements/h200.json: a chunk of 81 frames at 640x640, without the text encoder and CUDA's context."""
     figures = json.loads((Path(__file__).parents[1] / "docs" / "measurements" / "h200.json").read_text())["figures"]
     measured = {figure["name"]: figure["value"] for figure in figures}
-    estimated = estimate_bytes(MemoryPlan(stream_text_encoder=True), PUBLISHED_SIZES, SMALL) / GIB
+    estimated = estimate_bytes(MemoryPlan(stream_text_encoder=True), INFINITETALK.model_sizes, SMALL) / GIB
     assert 1.0 <= estimated / measured["chunk of 81 frames, audio guidance: peak memory"] <= 1.1
-    tokens = SMALL.num_tokens * PUBLISHED_SIZES.dim * TOKEN_CHANNEL_BYTES / GIB
+    tokens = SMALL.num_tokens * INFINITETALK.model_sizes.dim * TOKEN_CHANNEL_BYTES / GIB
     for speakers in ("1 speaker", "2 speakers"):
         name = f"one evaluation, 640x640, 81 frames, {speakers}: memory beside weights"
         assert 1.0 <= tokens / measured[name] <= 1.1
@@ -228,20 +230,20 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     ],
 )
 def test_auto_takes_the_fastest_mode_that_fits(free_gib: float, workload: Workload, name: str) -> None:
-    assert choose_plan(int(free_gib * GIB), PUBLISHED_SIZES, workload).name == name
+    assert choose_plan(int(free_gib * GIB), INFINITETALK.model_sizes, workload).name == name
 
 
 def test_a_quantisation_or_number_of_parameters_that_is_asked_for_is_kept() -> None:
-    assert choose_plan(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryPlan("int8")).quantisation == "int8"
-    kept = choose_plan(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryPlan(persistent_parameters=10**9))
+    assert choose_plan(79 * GIB, INFINITETALK.model_sizes, LARGE, MemoryPlan("int8")).quantisation == "int8"
+    kept = choose_plan(79 * GIB, INFINITETALK.model_sizes, LARGE, MemoryPlan(persistent_parameters=10**9))
     assert (kept.quantisation, kept.persistent_parameters) == (None, 10**9)
 
 
 def test_a_job_that_fits_no_mode_is_told_what_would() -> None:
     with pytest.raises(DoesNotFitError, match=r"201 frames of 1280x704 .* Use frame_num \d+ or less"):
-        choose_plan(14 * GIB, PUBLISHED_SIZES, Workload(201, 704, 1280))
+        choose_plan(14 * GIB, INFINITETALK.model_sizes, Workload(201, 704, 1280))
     with pytest.raises(DoesNotFitError, match=r"Use a smaller size, or a GPU with more memory"):
-        choose_plan(2 * GIB, PUBLISHED_SIZES, LARGE)
+        choose_plan(2 * GIB, INFINITETALK.model_sizes, LARGE)
     assert issubclass(DoesNotFitError, torch.OutOfMemoryError)
 
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 from torch import Tensor
 
+from infinitetalk.family import INFINITETALK
 from infinitetalk.media import Picture
 from infinitetalk.models import Models, load_models
 from infinitetalk.network.protocols import DrawNoise
@@ -85,7 +86,7 @@ class RenoisingPipeline(InfiniteTalkPipeline):
     """The pipeline with that stepper."""
 
     def make_sampler(self, settings: GenerationSettings) -> Sampler:
-        return replace(make_sampler(settings), stepper=Renoising())
+        return replace(make_sampler(settings, INFINITETALK), stepper=Renoising())
 
 
 def test_a_stochastic_stepper_makes_a_video_and_resumes_with_the_same_frames(
@@ -166,7 +167,7 @@ def test_a_chunk_is_sampled_without_writing_into_the_noise_it_begins_from() -> N
         recording_denoiser(seen),
         lambda draw: noise,
         conditions,
-        make_sampler(SETTINGS),
+        make_sampler(SETTINGS, INFINITETALK),
         should_stop=lambda: False,
         on_step=lambda step: None,
     )
@@ -184,6 +185,6 @@ def test_the_first_draw_is_what_a_chunk_began_from_before_there_were_others() ->
 
 
 def test_euler_takes_as_many_steps_as_it_has_timesteps() -> None:
-    sampler = make_sampler(SETTINGS)
+    sampler = make_sampler(SETTINGS, INFINITETALK)
     assert isinstance(sampler.stepper, EulerStepper)
     assert sampler.num_evaluations == 8

@@ -2,7 +2,8 @@
 
 import pytest
 
-from infinitetalk.memory import GIB, PUBLISHED_SIZES, Workload
+from infinitetalk.family import INFINITETALK
+from infinitetalk.memory import GIB, Workload
 from infinitetalk.worker.engine import ASSUMED_FLOP_PER_S, Engine, MemoryBudget, evaluation_flop
 from infinitetalk.worker.job import step_warnings
 from infinitetalk.worker.settings import Settings
@@ -86,7 +87,7 @@ def test_a_plan_that_does_not_fit_is_told_what_would(tmp_path):
     settings = Settings(output_dir=tmp_path, infinitetalk_model="tiny")
     engine = Engine(settings)
     engine.start()
-    engine._budget = MemoryBudget(1 * GIB, PUBLISHED_SIZES)
+    engine._budget = MemoryBudget(1 * GIB, INFINITETALK.model_sizes)
     error = LocalWorker(settings, engine, tmp_path).run({"id": "job-1", "input": small_job(dry_run=True)})["error"]
     assert error["code"] == "E_OOM"
     assert "GPU with more memory" in error["message"]

@@ -115,6 +115,7 @@ def convert(
         wav2vec2=paths.wav2vec2,
         loras=paths.loras,
         kokoro=paths.kokoro,
+        family=paths.family,
     )
     base, single = transformer_parts(paths, "single", None)
     multi = adapter_part(paths.adapter_multi)
@@ -144,7 +145,7 @@ def convert(
     write_safetensors(file, _entries(part.sources, order, torch.float32))
 
     on_part("transformer")
-    sizes = transformer_config(paths.base, base, single)
+    sizes = transformer_config(paths, base, single)
     base_sizes = {name: value for name, value in sizes.items() if not name.startswith("audio_")}
     _write_config(folder / "transformer", {"_class_name": "WanTransformer3DModel", **base_sizes})
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"

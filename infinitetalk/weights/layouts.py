@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import INFINITETALK, AdapterKind, Family
 from infinitetalk.weights.files import is_tensor_file, open_file, open_shards, read_json
 from infinitetalk.weights.loading import Quantisation
 from infinitetalk.weights.names import (
@@ -20,8 +21,6 @@ from infinitetalk.weights.names import (
 )
 from infinitetalk.weights.sources import Files, Source, join_scales, merge
 
-AdapterKind = Literal["single", "multi"]
-
 #: Files of the original Wan 2.1 I2V release.
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 IMAGE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
@@ -30,8 +29,6 @@ TOKENIZER_FOLDER = "google/umt5-xxl"
 
 #: Heads of the original CLIP's vision tower, which its file does not tell.
 IMAGE_ENCODER_HEADS = 16
-#: Windows of 5 video frames, 12 layers of wav2vec2: fixed in the published network, told by no file.
-AUDIO_WINDOW, AUDIO_LAYERS = 5, 12
 #: What optimum-quanto calls the kinds of weights that are served.
 _QUANTO_TYPES = ("qint8", "qfloat8", "qfloat8_e4m3fn")
 
@@ -49,6 +46,7 @@ class CheckpointPaths:
         quantised: folder of the published quantised files, which serve where int8 or fp8 is asked for.
         loras: folder of LoRA files.
         kokoro: folder of the text-to-speech model.
+        family: that the checkpoint belongs to.
     """
 
     base: Path
@@ -59,10 +57,7 @@ class CheckpointPaths:
     quantised: Path | None = None
     loras: Path | None = None
     kokoro: Path | None = None
-
-    def adapter(self, num_speakers: int) -> Path:
-        """The adapter that serves this many speakers."""
-        return self.adapter_single if adapter_kind(num_speakers) == "single" else self.adapter_multi
+    family: Family = INFINITETALK
 
     def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:
         """The published quantised file with this adapter, if it is there."""
@@ -175,14 +170,15 @@ def _transformer_folder(base: Path) -> Path:
     return base / "transformer" if is_diffusers(base) else base
 
 
-def transformer_config(base: Path, base_part: Part, adapter: Part) -> dict[str, Any]:
+def transformer_config(paths: CheckpointPaths, base_part: Part, adapter: Part) -> dict[str, Any]:
     """Arguments of our transformer's constructor: from `config.json`, and sizes it does not tell from the tensors.
 
     Raises:
         CheckpointError: the model is not I2V, or a tensor that tells a size is missing.
     """
+    base, family = paths.base, paths.family
     config = read_json(_transformer_folder(base) / "config.json")
-    sizes = _adapter_sizes(adapter)
+    sizes = _adapter_sizes(adapter, family)
     if is_diffusers(base):
         return {name: value for name, value in config.items() if not name.startswith("_")} | sizes
     if config["model_type"] != "i2v":
@@ -204,13 +200,14 @@ def transformer_config(base: Path, base_part: Part, adapter: Part) -> dict[str, 
     }
 
 
-def _adapter_sizes(adapter: Part) -> dict[str, int]:
+def _adapter_sizes(adapter: Part, family: Family) -> dict[str, int]:
     intermediate_dim, first_dim = _shape(adapter, "audio_proj.proj1.weight")
     output_dim = _shape(adapter, "audio_proj.norm.weight")[0]
     return {
-        "audio_window": AUDIO_WINDOW,
-        "audio_layers": AUDIO_LAYERS,
-        "audio_channels": first_dim // (AUDIO_WINDOW * AUDIO_LAYERS),
+        # No file tells these two.
+        "audio_window": family.audio_window,
+        "audio_layers": family.audio_layers,
+        "audio_channels": first_dim // (family.audio_window * family.audio_layers),
         "audio_intermediate_dim": intermediate_dim,
         "audio_output_dim": output_dim,
         "audio_context_tokens": _shape(adapter, "audio_proj.proj3.weight")[0] // output_dim,

@@ -57,7 +57,7 @@ def empty_transformer(paths: CheckpointPaths, base: Part, adapter: Part) -> Infi
         CheckpointError: a tensor is missing, left over or misshapen.
     """
     with torch.device("meta"):
-        transformer = InfiniteTalkTransformer3DModel(**transformer_config(paths.base, base, adapter))
+        transformer = InfiniteTalkTransformer3DModel(**transformer_config(paths, base, adapter))
     config = transformer.config
     transformer.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
     shapes = parameter_shapes(transformer)

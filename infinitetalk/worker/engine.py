@@ -22,11 +22,11 @@ from torch import Tensor
 
 from infinitetalk.chunks import ChunkGrid
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError
+from infinitetalk.family import Family
 from infinitetalk.lora import find_lora
 from infinitetalk.lora_files import files_of, read_lora
 from infinitetalk.media import MediaInfo, Picture, Source, detect_scenes, extract_frames, read_region, read_waveform
 from infinitetalk.memory import (
-    PUBLISHED_SIZES,
     DoesNotFitError,
     MemoryPlan,
     ModelSizes,
@@ -43,7 +43,7 @@ from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sampling import GenerationSettings, make_sampler
 from infinitetalk.sizes import choose_bucket
-from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT, count_tokens
+from infinitetalk.text import count_tokens
 from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.tts import SpeechSynthesiser
 from infinitetalk.wav2vec2 import SpeechEmbeddings
@@ -57,14 +57,8 @@ from infinitetalk.worker.settings import Settings
 from schemas import ErrorCode, SingleJob
 
 POLL_S = 0.1
-EVALUATED_PARAMETERS = 14.05e9
-"""Of the published network, those whose products grow with the number of tokens."""
-
 ASSUMED_FLOP_PER_S = 400e12
 """Of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
-
-SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
-"""What the mode is chosen for while no job has come: a chunk of the default length at the lower resolution."""
 
 Speech = list[SpeechEmbeddings]
 T = TypeVar("T")
@@ -281,7 +275,7 @@ class Engine:
         """
         if self._paths is not None and self.device.type == "cuda":
             free = free_bytes(self.device) + torch.cuda.memory_reserved(self.device)
-            choose_plan(free, model_sizes(self._paths), SMALLEST_USUAL_WORKLOAD)
+            choose_plan(free, model_sizes(self._paths), usual_workload(self._paths.family))
 
     def embed(self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False) -> Speech:
         """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, one row a video frame.
@@ -385,8 +379,8 @@ class Engine:
         models = wait_for(self._models, should_stop)
         workload = workload_of(job, source.info, models.size_scale)
         all_settings = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
-        num_chunks = sum(settings.grid.num_chunks(settings.max_frame_num) for settings in all_settings)
-        evaluations = num_chunks * make_sampler(all_settings[0]).num_evaluations
+        num_chunks = sum(settings.grid(job.family).num_chunks(settings.max_frame_num) for settings in all_settings)
+        evaluations = num_chunks * make_sampler(all_settings[0], job.family).num_evaluations
         seconds_per_flop = self._seconds_per_flop
         if seconds_per_flop is None and self.is_published:
             seconds_per_flop = 1 / (ASSUMED_FLOP_PER_S * self.num_gpus)
@@ -476,7 +470,7 @@ class Engine:
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = [0]
         for settings in all_settings:
-            chunks_before.append(chunks_before[-1] + settings.grid.num_chunks(settings.max_frame_num))
+            chunks_before.append(chunks_before[-1] + settings.grid(job.family).num_chunks(settings.max_frame_num))
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -488,7 +482,7 @@ class Engine:
 
             chunks = pipeline(
                 source=open_source(request, scene, settings),
-                speech=[stretch_of(embeddings, scene, settings) for embeddings in request.speech],
+                speech=[stretch_of(embeddings, scene, settings.grid(job.family)) for embeddings in request.speech],
                 prompt=job.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
@@ -526,7 +520,7 @@ class Engine:
             memory = MemoryPlan()
             if device.type == "cuda":
                 self._budget = MemoryBudget(free_bytes(device), model_sizes(paths))
-                memory = choose_plan(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
+                memory = choose_plan(self._budget.free_bytes, self._budget.sizes, usual_workload(paths.family))
             models = load_models(paths, device, self.dtype, memory, self.other_devices)
             self._models.set_result(models)
             waiting = self._preloaded
@@ -572,18 +566,20 @@ def naming_loras() -> Iterator[None]:
 
 
 def evaluation_flop(workload: Workload) -> float:
-    """Floating-point operations of one evaluation of the published network: its linear layers and self-attention.
+    """Floating-point operations of one evaluation of the published network."""
+    return workload.family.evaluation_flop(workload.num_tokens)
 
-    2 · parameters · tokens + 4 · tokens² · width · layers; see docs/deploy.md.
-    """
-    tokens, sizes = workload.num_tokens, PUBLISHED_SIZES
-    return 2.0 * EVALUATED_PARAMETERS * tokens + 4.0 * tokens**2 * sizes.dim * sizes.num_blocks
+
+def usual_workload(family: Family) -> Workload:
+    """What the mode is chosen for while no job has come: a chunk of the default length at the default size."""
+    defaults = family.defaults
+    return Workload(defaults.frame_num, *family.sizes[defaults.size].usual_resolution, family)
 
 
 def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
     """What decides the memory that a job takes beside its weights."""
-    height, width = choose_bucket(job.size, source.height, source.width, size_scale)
-    return Workload(job.frame_num, height, width)
+    height, width = choose_bucket(job.family, job.size, source.height, source.width, size_scale)
+    return Workload(job.frame_num, height, width, job.family)
 
 
 def warm_up_sound() -> None:
@@ -631,13 +627,13 @@ def requested_memory(job: SingleJob) -> MemoryPlan:
 
 
 def negative_prompt_of(job: SingleJob) -> str:
-    """The job's negative prompt, or the published default."""
-    return DEFAULT_NEGATIVE_PROMPT if job.negative_prompt is None else job.negative_prompt
+    """The job's negative prompt, or the family's default."""
+    return job.family.defaults.negative_prompt if job.negative_prompt is None else job.negative_prompt
 
 
 def chunk_grid(job: SingleJob) -> ChunkGrid:
     """How the job's video is divided into chunks."""
-    return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame)
+    return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame, job.family)
 
 
 def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
@@ -692,13 +688,13 @@ def open_source(request: Request, scene: Scene, settings: GenerationSettings) ->
             return Picture.open(request.source.path)
         folder = request.folder / f"frames-{scene.start:06d}"
         folder.mkdir()
-        stride = settings.grid.reference_stride(scene.num_frames)
+        stride = settings.grid(request.job.family).reference_stride(scene.num_frames)
         return extract_frames(request.source.path, folder, stride, scene.num_frames, scene.start)
 
 
-def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationSettings) -> SpeechEmbeddings:
+def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:
     """The rows of a scene, and those after it that its last frames hear."""
-    end = min(scene.start + settings.grid.usable_rows(scene.num_frames), len(embeddings))
+    end = min(scene.start + grid.usable_rows(scene.num_frames), len(embeddings))
     if (scene.start, end) == (0, len(embeddings)):
         return embeddings
     return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))
