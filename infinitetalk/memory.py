@@ -18,7 +18,7 @@ from infinitetalk.family import INFINITETALK, Family, ModelSizes
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import (
     CheckpointPaths,
-    Part,
+    NetworkPart,
     image_encoder_part,
     text_encoder_part,
     transformer_parts,
@@ -129,7 +129,7 @@ def model_sizes(paths: CheckpointPaths) -> ModelSizes:
     )
 
 
-def _num_parameters(part: Part) -> int:
+def _num_parameters(part: NetworkPart) -> int:
     return sum(torch.Size(source.shape).numel() for source in part.sources.values())
 
 

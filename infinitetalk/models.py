@@ -46,7 +46,7 @@ from infinitetalk.weights.networks import (
     load_vae,
     text_encoder_form,
 )
-from infinitetalk.weights.sources import Source
+from infinitetalk.weights.sources import TensorSource
 
 DESCRIPTION_FILE = "infinitetalk.json"
 #: Everything on the device, weights in 16 bits.
@@ -111,7 +111,7 @@ class TransformerLoader:
         self._loras: tuple[Lora, ...] = ()
         self._loaded = Lazy(self._load)
         self._loaded_adapter: AdapterKind | None = "single"
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, TensorSource] = {}
         self._stack: LoraStack | None = None
         self._lock = threading.Lock()
 
@@ -207,7 +207,9 @@ class TransformerLoader:
             stream_blocks(transformer, self._memory.persistent_parameters, self._device)
         self._loaded_memory = self._memory
 
-    def _load_parameters(self, transformer: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source]) -> None:
+    def _load_parameters(
+        self, transformer: InfiniteTalkTransformer3DModel, sources: Mapping[str, TensorSource]
+    ) -> None:
         streamed = self._memory.persistent_parameters is not None
         device = torch.device("cpu") if streamed else self._device
         load_transformer_parameters(transformer, sources, device, self._dtype, self._loaded_memory.quantisation)

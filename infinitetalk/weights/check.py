@@ -13,7 +13,7 @@ from infinitetalk.memory import GIB, ModelSizes, Workload, candidate_plans, esti
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import (
     CheckpointPaths,
-    Part,
+    NetworkPart,
     image_encoder_part,
     text_encoder_part,
     tokenizer_folder,
@@ -104,7 +104,7 @@ def _kokoro(paths: CheckpointPaths) -> int:
     return sum(header.num_bytes for header in file.headers.values())
 
 
-def _bytes(*parts: Part) -> int:
+def _bytes(*parts: NetworkPart) -> int:
     return sum(source.num_bytes for part in parts for source in part.sources.values())
 
 
