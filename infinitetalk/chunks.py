@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-AUDIO_WINDOW = 5
+from infinitetalk.family import INFINITETALK, Family
+
 #: Rows beyond the missing ones that the reversed tail adds.
 TAIL_MARGIN = 3
 
@@ -47,15 +48,13 @@ class ChunkGrid:
             chunks.
         crossfade_frame: at most so many of the motion frames in which the video fades from one chunk to the next
             (`fade_length`); 0 cuts after the motion frames.
-        vae_scale_factor_temporal: video frames per latent frame, the first of which holds one.
-        audio_window: rows of speech that each frame reads, an odd number.
+        family: whose latent frames hold so many video frames, and whose frames read so many rows of speech.
     """
 
     frame_num: int
     motion_frame: int
     crossfade_frame: int = 0
-    vae_scale_factor_temporal: int = 4
-    audio_window: int = AUDIO_WINDOW
+    family: Family = INFINITETALK
 
     @property
     def stride(self) -> int:
@@ -65,7 +64,7 @@ class ChunkGrid:
     @property
     def num_given_frames(self) -> int:
         """How many motion frames the motion latents hold: the VAE leaves out what is over 4n + 1."""
-        factor = self.vae_scale_factor_temporal
+        factor = self.family.vae_scale_factor_temporal
         return (self.motion_frame - 1) // factor * factor + 1
 
     @property
@@ -101,7 +100,7 @@ class ChunkGrid:
 
         Longer speech can be cut to this without changing which rows any frame reads.
         """
-        return self.frame_num + (self.num_chunks(num_frames) - 1) * self.stride + self.audio_window // 2
+        return self.frame_num + (self.num_chunks(num_frames) - 1) * self.stride + self.family.audio_window // 2
 
     def plans(self, num_frames: int) -> list[ChunkPlan]:
         """The chunks of a video of `num_frames` frames.
@@ -140,5 +139,6 @@ class ChunkGrid:
         if missing >= 0:
             order = torch.cat([order, order[-(missing + TAIL_MARGIN) :].flip(0)])
         centres = torch.arange(plan.start, end)
-        offsets = torch.arange(self.audio_window) - self.audio_window // 2
+        window = self.family.audio_window
+        offsets = torch.arange(window) - window // 2
         return order[(centres[:, None] + offsets).clamp(0, len(order) - 1)]

@@ -15,10 +15,11 @@ from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import nn
 
 from infinitetalk.errors import DoesNotFitError
+from infinitetalk.family import INFINITETALK, Family, ModelSizes
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import (
     CheckpointPaths,
-    Part,
+    NetworkPart,
     image_encoder_part,
     text_encoder_part,
     transformer_parts,
@@ -89,46 +90,12 @@ class Workload:
     num_frames: int
     height: int
     width: int
+    family: Family = INFINITETALK
 
     @property
     def num_tokens(self) -> int:
-        """Video tokens that the transformer sees: patches of 1 x 2 x 2 latents, of 4 frames and 8 x 8 pixels."""
-        return ((self.num_frames - 1) // 4 + 1) * (self.height // 16) * (self.width // 16)
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """A checkpoint's numbers of parameters, from its files' headers.
-
-    Attributes:
-        blocks: those of linear layers in the transformer's blocks, which quantising and streaming are about.
-        num_blocks: number of the transformer's blocks.
-        outer: the transformer's others.
-        dim: the transformer's width.
-        text_encoder, image_encoder, vae: of those networks.
-        lora_bytes: of LoRAs that stay beside quantised weights.
-    """
-
-    blocks: int
-    num_blocks: int
-    outer: int
-    dim: int
-    text_encoder: int
-    image_encoder: int
-    vae: int
-    lora_bytes: int = 0
-
-
-#: The published model's.
-PUBLISHED_SIZES = ModelSizes(
-    blocks=18_559_795_200,
-    num_blocks=40,
-    outer=322_251_584,
-    dim=5120,
-    text_encoder=5_680_910_336,
-    image_encoder=630_766_080,
-    vae=126_892_531,
-)
+        """Video tokens that the transformer sees."""
+        return self.family.num_tokens(self.num_frames, self.height, self.width)
 
 
 def model_sizes(paths: CheckpointPaths) -> ModelSizes:
@@ -154,7 +121,7 @@ def model_sizes(paths: CheckpointPaths) -> ModelSizes:
     )
 
 
-def _num_parameters(part: Part) -> int:
+def _num_parameters(part: NetworkPart) -> int:
     return sum(torch.Size(source.shape).numel() for source in part.sources.values())
 
 
@@ -225,7 +192,8 @@ def what_would_fit(free_bytes: int, sizes: ModelSizes, workload: Workload) -> st
         f"{workload.num_frames} frames of {workload.width}x{workload.height} need about {needed / GIB:.0f} GiB of GPU "
         f"memory in the most frugal mode; {free_bytes / GIB:.0f} GiB are free"
     )
-    for num_frames in range(workload.num_frames - 4, 0, -4):
+    factor = workload.family.vae_scale_factor_temporal
+    for num_frames in range(workload.num_frames - factor, 0, -factor):
         if estimate_bytes(frugal, sizes, replace(workload, num_frames=num_frames)) <= free_bytes:
             return f"{message}. Use frame_num {num_frames} or less, or a smaller size"
     return f"{message}. Use a smaller size, or a GPU with more memory"

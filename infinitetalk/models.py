@@ -45,9 +45,7 @@ from infinitetalk.weights.networks import (
     load_vae,
     text_encoder_form,
 )
-from infinitetalk.weights.sources import Source
-
-PUBLISHED_NAME = "InfiniteTalk-14B"
+from infinitetalk.weights.sources import TensorSource
 
 T = TypeVar("T")
 
@@ -84,7 +82,7 @@ class LoadedTransformer:
     """
 
     network: InfiniteTalkTransformer3DModel
-    sources: dict[str, Source]
+    sources: dict[str, TensorSource]
     loras: LoraStack
     dtype: torch.dtype
     quantisation: Quantisation | None
@@ -148,7 +146,7 @@ class TransformerLoader:
         loaded.adapter = choice.adapter
 
     def _read_parameters(
-        self, network: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source], choice: NetworkChoice
+        self, network: InfiniteTalkTransformer3DModel, sources: Mapping[str, TensorSource], choice: NetworkChoice
     ) -> None:
         is_streamed = choice.memory.resident_parameters is not None
         device = torch.device("cpu") if is_streamed else self._device
@@ -175,7 +173,7 @@ class TransformerLoader:
         return {name: source.shape for part in parts for name, source in part.sources.items()}
 
 
-def read_base(sources: Mapping[str, Source], device: torch.device, name: str) -> Tensor:
+def read_base(sources: Mapping[str, TensorSource], device: torch.device, name: str) -> Tensor:
     """A parameter of plain numbers as it is without LoRAs."""
     return sources[name].load(device, torch.float32)
 
@@ -343,7 +341,8 @@ class Models:
             raise CheckpointError(f"there is no folder {paths.base.name}; put the base model there or set its path")
         description_file = paths.base / DESCRIPTION_FILE
         description = read_json(description_file) if description_file.exists() else {}
-        self.name: str = description.get("name", PUBLISHED_NAME)
+        self.name: str = description.get("name", paths.family.model_name)
+        self.family = paths.family
         self.size_scale: float = description.get("size_scale", 1.0)
         self.device = device
         self._transformer = (
@@ -372,6 +371,7 @@ class Models:
             transformer=self.transformer(choice),
             choice=choice,
             device=self.device,
+            family=self.family,
             size_scale=self.size_scale,
         )
 

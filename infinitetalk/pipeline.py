@@ -30,14 +30,12 @@ from infinitetalk.sampling import (
 )
 from infinitetalk.sizes import choose_bucket, resize_and_crop
 from infinitetalk.speech import VIDEO_FPS
-from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.vae import decode_latents, encode_frames
 from infinitetalk.wav2vec2 import SpeechEmbeddings
 
 if TYPE_CHECKING:
     from infinitetalk.media import Source
 
-MASK_CHANNELS = 4
 #: Levels by which the pixels of one colour may differ, and the stride in which they are looked at.
 FLAT_DEVIATION, FLAT_STRIDE = 2.0, 4
 
@@ -178,7 +176,7 @@ class InfiniteTalkPipeline:
         speech: Sequence[SpeechEmbeddings],
         prompt: str,
         settings: GenerationSettings,
-        negative_prompt: str = DEFAULT_NEGATIVE_PROMPT,
+        negative_prompt: str | None = None,
         regions: Tensor | None = None,
         state: ChunkState | None = None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -189,7 +187,8 @@ class InfiniteTalkPipeline:
         Args:
             source: the picture or video of the speakers.
             speech: embeddings of each speaker, one row a video frame, all equally long.
-            prompt, negative_prompt: what the video shows, and what it does not.
+            prompt: what the video shows.
+            negative_prompt: what it does not show; None: the family's default.
             settings: how to generate.
             regions: bool (speakers, source.height, source.width), where each speaker is; by default, columns from left
                 to right.
@@ -204,6 +203,8 @@ class InfiniteTalkPipeline:
             ValueError: `state` holds another number of frames for the fade than the settings ask for; the speakers'
                 embeddings differ in length.
         """
+        if negative_prompt is None:
+            negative_prompt = self.networks.family.defaults.negative_prompt
         needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
         conditions = Conditions(
             source=source,
@@ -259,11 +260,12 @@ class InfiniteTalkPipeline:
         if len(num_rows) > 1:
             raise ValueError(f"the speakers' embeddings have {sorted(num_rows)} rows; give each as many")
         height, width = self.choose_resolution(conditions.source, settings.size)
+        grid = settings.grid(self.networks.family)
         return Video(
             conditions=conditions,
             settings=settings,
-            grid=settings.grid,
-            plans=settings.grid.plans(min(settings.max_frame_num, *num_rows)),
+            grid=grid,
+            plans=grid.plans(min(settings.max_frame_num, *num_rows)),
             height=height,
             width=width,
             regions=self.place_speakers(conditions, height, width),
@@ -276,11 +278,12 @@ class InfiniteTalkPipeline:
         """What the network is told during one chunk."""
         conditions = video.conditions
         windows = [embeddings.rows(video.grid.window_rows(plan, len(embeddings))) for embeddings in conditions.speech]
+        mask = first_frame_mask(reference.latents, self.networks.family.vae_scale_factor_temporal)
         return ChunkConditions(
             prompt_embeds=conditions.prompt_embeds,
             negative_prompt_embeds=conditions.negative_prompt_embeds,
             image_embeds=reference.image_embeds,
-            condition=torch.cat([first_frame_mask(reference.latents), reference.latents], dim=1),
+            condition=torch.cat([mask, reference.latents], dim=1),
             motion_latents=motion_latents,
             audio_windows=torch.stack(windows).to(self.networks.device),
             regions=video.regions,
@@ -288,7 +291,7 @@ class InfiniteTalkPipeline:
 
     def make_sampler(self, settings: GenerationSettings) -> Sampler:
         """The stepper, guidance and caches of one chunk."""
-        return make_sampler(settings)
+        return make_sampler(settings, self.networks.family)
 
     def sample(
         self,
@@ -300,7 +303,7 @@ class InfiniteTalkPipeline:
     ) -> SampledChunk:
         """A chunk from noise to latents."""
         denoiser: Denoiser = self.networks.transformer
-        shape = tuple(conditions.condition[:, MASK_CHANNELS:].shape)
+        shape = (1, self.networks.family.latent_channels, *conditions.condition.shape[2:])
         draw_noise = partial(self.draw_noise, settings.seed, plan.index, shape)
         return sample_chunk(denoiser, draw_noise, conditions, self.make_sampler(settings), should_stop, on_step)
 
@@ -338,7 +341,7 @@ class InfiniteTalkPipeline:
 
     def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
         """(height, width) in pixels of the video made from a source; `size` names the table."""
-        return choose_bucket(size, source.height, source.width, self.networks.size_scale)
+        return choose_bucket(self.networks.family, size, source.height, source.width, self.networks.size_scale)
 
     def place_speakers(self, conditions: Conditions, height: int, width: int) -> Tensor | None:
         """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker, who needs none."""
@@ -349,7 +352,8 @@ class InfiniteTalkPipeline:
         regions = conditions.regions
         if regions is None:
             regions = default_regions(num_speakers, source.height, source.width)
-        return latent_regions(regions, height, width).to(self.networks.device)
+        factor = self.networks.family.vae_scale_factor_spatial
+        return latent_regions(regions, height, width, factor).to(self.networks.device)
 
     def to_pixels(self, frame: Tensor, height: int, width: int) -> Tensor:
         """uint8 (3, h, w) → float (1, 3, 1, height, width) in [-1, 1] on the model's device."""
@@ -429,8 +433,16 @@ def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.n
     return frames
 
 
-def first_frame_mask(latents: Tensor) -> Tensor:
-    """Mask channels that say which video frames are given: ones at latent frame 0, else zeros: (1, 4, t, h, w)."""
-    mask = torch.zeros_like(latents[:, :MASK_CHANNELS])
+def first_frame_mask(latents: Tensor, num_channels: int) -> Tensor:
+    """Mask channels that say which video frames are given: ones at latent frame 0, else zeros.
+
+    Args:
+        latents: (1, 16, t, h, w).
+        num_channels: one for each video frame of a latent frame.
+
+    Returns:
+        (1, num_channels, t, h, w).
+    """
+    mask = latents.new_zeros(1, num_channels, *latents.shape[2:])
     mask[:, :, 0] = 1.0
     return mask

@@ -85,7 +85,7 @@ def check_boxes(boxes: Sequence[Sequence[float]], height: int, width: int, order
             )
 
 
-def latent_regions(regions: Tensor, height: int, width: int, vae_scale_factor_spatial: int = 8) -> Tensor:
+def latent_regions(regions: Tensor, height: int, width: int, vae_scale_factor_spatial: int) -> Tensor:
     """Bring regions to the latent grid and add the background, which is where no speaker is.
 
     One speaker has no background to tell apart: speaker and background are everywhere, as in the published model.
@@ -93,6 +93,7 @@ def latent_regions(regions: Tensor, height: int, width: int, vae_scale_factor_sp
     Args:
         regions: bool (speakers, source_height, source_width).
         height, width: of the generated video, in pixels.
+        vae_scale_factor_spatial: pixels per latent, in each direction.
 
     Returns:
         bool (speakers + 1, height / vae_scale_factor_spatial, width / vae_scale_factor_spatial), the background last.

@@ -10,20 +10,22 @@ from torch import Tensor
 
 from infinitetalk.chunks import ChunkGrid
 from infinitetalk.errors import GenerationStopped
+from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.finite import check_finite
 from infinitetalk.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
 from infinitetalk.network.protocols import Denoiser, DrawNoise, StepCache, Stepper
 from infinitetalk.teacache import TeaCache
 
 TRAIN_TIMESTEPS = 1000
+_DEFAULTS = INFINITETALK.defaults
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a video is generated.
+    """How a video is generated. What is left out is as published for InfiniteTalk.
 
     Attributes:
-        size: "infinitetalk-480" or "infinitetalk-720", the table of resolutions and of TeaCache's coefficients.
+        size: name of one of the family's tables of resolutions.
         frame_num: frames of a chunk, 4n + 1.
         max_frame_num: frames of the video at most; `frame_num` for a single chunk.
         motion_frame: frames a chunk takes over from the one before, 1…frame_num - 1.
@@ -38,26 +40,25 @@ class GenerationSettings:
         seed: of the noise, together with the chunk's index.
     """
 
-    size: str = "infinitetalk-480"
-    frame_num: int = 81
-    max_frame_num: int = 81
-    motion_frame: int = 9
-    crossfade_frame: int = 4
-    num_inference_steps: int = 40
-    shift: float = 7.0
-    text_guide_scale: float = 5.0
-    audio_guide_scale: float = 4.0
+    size: str = _DEFAULTS.size
+    frame_num: int = _DEFAULTS.frame_num
+    max_frame_num: int = _DEFAULTS.frame_num
+    motion_frame: int = _DEFAULTS.motion_frame
+    crossfade_frame: int = _DEFAULTS.crossfade_frame
+    num_inference_steps: int = _DEFAULTS.num_inference_steps
+    shift: float = INFINITETALK.sizes[_DEFAULTS.size].shift
+    text_guide_scale: float = _DEFAULTS.text_guide_scale
+    audio_guide_scale: float = _DEFAULTS.audio_guide_scale
     use_apg: bool = False
-    apg_momentum: float = -0.75
-    apg_norm_threshold: float = 55.0
+    apg_momentum: float = _DEFAULTS.apg_momentum
+    apg_norm_threshold: float = _DEFAULTS.apg_norm_threshold
     teacache_threshold: float | None = None
-    color_correction_strength: float = 1.0
+    color_correction_strength: float = _DEFAULTS.color_correction_strength
     seed: int = 42
 
-    @property
-    def grid(self) -> ChunkGrid:
-        """How the video is divided into chunks."""
-        return ChunkGrid(self.frame_num, self.motion_frame, self.crossfade_frame)
+    def grid(self, family: Family) -> ChunkGrid:
+        """How a video of this family is divided into chunks."""
+        return ChunkGrid(self.frame_num, self.motion_frame, self.crossfade_frame, family)
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,17 @@ class EulerStepper:
         return latents + (self.sigmas[index + 1] - self.sigmas[index]) * velocity
 
 
-def make_sampler(settings: GenerationSettings) -> Sampler:
-    """The parts that the settings ask for, for one chunk."""
+def make_sampler(settings: GenerationSettings, family: Family) -> Sampler:
+    """The parts that the settings ask for, for one chunk.
+
+    Raises:
+        ValueError: TeaCache is asked for, and the family has no size of the settings' name.
+    """
     guidance = make_guidance(settings)
     caches: dict[Branch, StepCache] = {}
     if settings.teacache_threshold is not None:
-        caches = {branch: TeaCache(settings.size, settings.teacache_threshold) for branch in guidance.branches}
+        polynomial = family.size(settings.size).teacache_polynomial
+        caches = {branch: TeaCache(polynomial, settings.teacache_threshold) for branch in guidance.branches}
     return Sampler(EulerStepper(settings.num_inference_steps, settings.shift), guidance, caches)
 
 

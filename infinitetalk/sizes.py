@@ -1,4 +1,4 @@
-"""Sizes of the video: resolution buckets, and bringing pictures and masks to the chosen one."""
+"""Sizes of the video: the bucket that fits a source, and bringing pictures and masks to the chosen one."""
 
 import math
 
@@ -7,68 +7,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-#: For each published size: height/width of the source -> (height, width) of the video in pixels, in table order.
-BUCKETS: dict[str, dict[float, tuple[int, int]]] = {
-    "infinitetalk-480": {
-        0.26: (320, 1216),
-        0.38: (384, 1024),
-        0.50: (448, 896),
-        0.67: (512, 768),
-        0.82: (576, 704),
-        1.00: (640, 640),
-        1.22: (704, 576),
-        1.50: (768, 512),
-        1.86: (832, 448),
-        2.00: (896, 448),
-        2.50: (960, 384),
-        2.83: (1088, 384),
-        3.60: (1152, 320),
-        3.80: (1216, 320),
-        4.00: (1280, 320),
-    },
-    "infinitetalk-720": {
-        0.22: (448, 2048),
-        0.29: (512, 1792),
-        0.36: (576, 1600),
-        0.45: (640, 1408),
-        0.55: (704, 1280),
-        0.63: (768, 1216),
-        0.76: (832, 1088),
-        0.88: (896, 1024),
-        1.00: (960, 960),
-        1.14: (1024, 896),
-        1.31: (1088, 832),
-        1.50: (1152, 768),
-        1.58: (1216, 768),
-        1.82: (1280, 704),
-        1.91: (1344, 704),
-        2.20: (1408, 640),
-        2.30: (1472, 640),
-        2.67: (1536, 576),
-        2.89: (1664, 576),
-        3.62: (1856, 512),
-        3.75: (1920, 512),
-    },
-}
-
-#: Sides are multiples of this many pixels: the VAE's 8 times the transformer's patch of 2.
-SIDE_MULTIPLE = 16
+from infinitetalk.family import Family
 
 
-def choose_bucket(size: str, source_height: int, source_width: int, scale: float = 1.0) -> tuple[int, int]:
+def choose_bucket(
+    family: Family, size: str, source_height: int, source_width: int, scale: float = 1.0
+) -> tuple[int, int]:
     """(height, width) in pixels of the video for a source picture of `source_height` x `source_width` pixels.
 
     The bucket of `size` whose key is nearest to height/width, the first one on a tie. `scale` shrinks it for small
-    models: each side times `scale`, rounded to a multiple of 16 and at least 16.
+    models: each side times `scale`, rounded to a multiple of the family's `side_multiple`, of which it is at least one.
 
-    Raises `ValueError` for a size that has no table.
+    Raises:
+        ValueError: the family has no size of this name.
     """
-    if size not in BUCKETS:
-        raise ValueError(f"size is {size!r}; use one of {', '.join(BUCKETS)}")
-    buckets = BUCKETS[size]
+    buckets = family.size(size).buckets
     nearest = min(buckets, key=lambda ratio: abs(ratio - source_height / source_width))
     height, width = buckets[nearest]
-    return _scale_side(height, scale), _scale_side(width, scale)
+    return _scale_side(height, scale, family.side_multiple), _scale_side(width, scale, family.side_multiple)
 
 
 def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:
@@ -93,8 +49,8 @@ def resize_and_crop_mask(masks: Tensor, height: int, width: int) -> Tensor:
     return _crop_centre(resized, height, width)
 
 
-def _scale_side(side: int, scale: float) -> int:
-    return max(SIDE_MULTIPLE, round(side * scale / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+def _scale_side(side: int, scale: float, multiple: int) -> int:
+    return max(multiple, round(side * scale / multiple) * multiple)
 
 
 def _covering_size(source_height: int, source_width: int, height: int, width: int) -> tuple[int, int]:

@@ -1,14 +1,11 @@
 """TeaCache (arXiv 2411.19108): skip the blocks of an evaluation when the time embedding has hardly moved."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-#: Polynomials, highest power first, that turn a change of the time embedding into an expected change of the output.
-COEFFICIENTS = {
-    "infinitetalk-480": (2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
-    "infinitetalk-720": (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
-}
 #: A branch's first steps, which are always computed.
 WARM_UP_STEPS = 5
 
@@ -22,9 +19,9 @@ class TeaCache:
         skipped: evaluations whose blocks were skipped.
     """
 
-    def __init__(self, size: str, threshold: float) -> None:
-        """`size` ("infinitetalk-480" or "-720") names the polynomial; a step is skipped while distance < threshold."""
-        self.polynomial = np.poly1d(COEFFICIENTS[size])
+    def __init__(self, polynomial: Sequence[float], threshold: float) -> None:
+        """Coefficients as a family's `Size` has them; a step is skipped while distance < threshold."""
+        self.polynomial = np.poly1d(polynomial)
         self.threshold = threshold
         self.step = 0
         self.relative_change = 0.0

@@ -11,13 +11,6 @@ TEXT_LENGTH = 512
 #: Prompts whose embeddings are kept; one is 8 MB for the published model in float32.
 KEPT_PROMPTS = 32
 
-DEFAULT_NEGATIVE_PROMPT = (
-    "bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, "
-    "overall gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, "
-    "poorly drawn hands, poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, "
-    "messy background, three legs, many people in the background, walking backwards"
-)
-
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
     """Tokens of a prompt, its end included; `PromptEncoder` cuts it after `TEXT_LENGTH`."""

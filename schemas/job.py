@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from infinitetalk.family import INFINITETALK, Family
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import StrictModel
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
-DEFAULT_SAMPLE_SHIFT = {"infinitetalk-480": 7.0, "infinitetalk-720": 11.0}
+_DEFAULTS = INFINITETALK.defaults
 MAX_SPEAKERS = 8
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON client carries exactly."""
@@ -218,57 +219,57 @@ class SingleJob(StrictModel):
     dry_run: bool = False
     """Only say what the job would do."""
 
-    size: Literal["infinitetalk-480", "infinitetalk-720"] = "infinitetalk-480"
+    size: Literal["infinitetalk-480", "infinitetalk-720"] = Field(_DEFAULTS.size, validate_default=True)
     """Table of resolutions; the one nearest to the source's shape is used."""
 
     mode: Literal["clip", "streaming"] = "clip"
     """"clip": one chunk, at most frame_num frames. "streaming": as many chunks as the speech needs, at most
     max_frame_num frames."""
 
-    frame_num: Annotated[int, Field(ge=5, le=401), AfterValidator(check_frame_num)] = 81
+    frame_num: Annotated[int, Field(ge=5, le=401), AfterValidator(check_frame_num)] = _DEFAULTS.frame_num
     """Video frames of a chunk, 4n+1, at 25 frames a second."""
 
-    max_frame_num: Annotated[int, Field(ge=1, le=90_000)] = 1000
+    max_frame_num: Annotated[int, Field(ge=1, le=90_000)] = _DEFAULTS.max_frame_num
     """Video frames at most in streaming mode, at 25 frames a second (90,000 are an hour)."""
 
-    sample_steps: Annotated[int, Field(ge=1, le=200)] = 40
+    sample_steps: Annotated[int, Field(ge=1, le=200)] = _DEFAULTS.num_inference_steps
     """Sampling steps of a chunk."""
 
     sample_shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Shift of the noise schedule; null: 7 for infinitetalk-480, 11 for infinitetalk-720."""
 
-    sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = 5.0
+    sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.text_guide_scale
     """How strongly the prompt guides; 1 saves a third of the work and turns the negative prompt off."""
 
-    sample_audio_guide_scale: Annotated[float, Field(ge=0, le=50)] = 4.0
+    sample_audio_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.audio_guide_scale
     """How strongly the speech guides."""
 
-    motion_frame: Annotated[int, Field(ge=1, le=400)] = 9
+    motion_frame: Annotated[int, Field(ge=1, le=400)] = _DEFAULTS.motion_frame
     """Video frames of one chunk that the next one continues from (streaming); fewer than frame_num."""
 
-    crossfade_frame: Annotated[int, Field(ge=0, le=25)] = 4
+    crossfade_frame: Annotated[int, Field(ge=0, le=25)] = _DEFAULTS.crossfade_frame
     """Video frames in which one chunk fades into the next (streaming), at most motion_frame rounded down to 4n+1;
     0 cuts, as published."""
 
     negative_prompt: Annotated[str, StringConstraints(max_length=5000)] | None = None
     """What the picture should not show; null: the published model's default."""
 
-    color_correction_strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    color_correction_strength: Annotated[float, Field(ge=0, le=1)] = _DEFAULTS.color_correction_strength
     """How far each frame's colours are brought to the reference frame's, 0 to 1."""
 
     use_teacache: bool = False
     """Reuse the network's last output where it would hardly change."""
 
-    teacache_thresh: Annotated[float, Field(gt=0, le=10)] = 0.2
+    teacache_thresh: Annotated[float, Field(gt=0, le=10)] = _DEFAULTS.teacache_threshold
     """TeaCache: the accumulated relative change above which the network runs again."""
 
     use_apg: bool = False
     """Adaptive projected guidance instead of plain guidance."""
 
-    apg_momentum: Annotated[float, Field(ge=-1, le=1)] = -0.75
+    apg_momentum: Annotated[float, Field(ge=-1, le=1)] = _DEFAULTS.apg_momentum
     """APG: momentum of the running average of the guidance."""
 
-    apg_norm_threshold: Annotated[float, Field(gt=0, le=10_000)] = 55.0
+    apg_norm_threshold: Annotated[float, Field(gt=0, le=10_000)] = _DEFAULTS.apg_norm_threshold
     """APG: largest norm of the guidance."""
 
     base_seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED)] = 42
@@ -327,7 +328,12 @@ class SingleJob(StrictModel):
     @property
     def shift(self) -> float:
         """`sample_shift`, or the size's default."""
-        return DEFAULT_SAMPLE_SHIFT[self.size] if self.sample_shift is None else self.sample_shift
+        return self.family.size(self.size).shift if self.sample_shift is None else self.sample_shift
+
+    @property
+    def family(self) -> Family:
+        """The model family that makes the job's video."""
+        return INFINITETALK
 
 
 class BatchItem(SingleJob):

@@ -12,9 +12,9 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from infinitetalk import models as loaders
 from infinitetalk.errors import CheckpointError, DoesNotFitError
+from infinitetalk.family import INFINITETALK
 from infinitetalk.memory import (
     GIB,
-    PUBLISHED_SIZES,
     TOKEN_CHANNEL_BYTES,
     VAE_PIXEL_BYTES,
     MemoryMode,
@@ -228,7 +228,9 @@ def test_sizes_come_from_the_files_headers(paths: CheckpointPaths) -> None:
 
 
 def test_modes_go_from_the_fastest_to_the_most_frugal() -> None:
-    estimates = [estimate_bytes(mode, PUBLISHED_SIZES, LARGE) for mode in candidate_modes(PUBLISHED_SIZES)]
+    estimates = [
+        estimate_bytes(mode, INFINITETALK.model_sizes, LARGE) for mode in candidate_modes(INFINITETALK.model_sizes)
+    ]
     assert estimates == sorted(estimates, reverse=True)
 
 
@@ -236,9 +238,9 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     """docs/measurements/h200.json: a chunk of 81 frames at 640x640, without the text encoder and CUDA's context."""
     figures = json.loads((Path(__file__).parents[1] / "docs" / "measurements" / "h200.json").read_text())["figures"]
     measured = {figure["name"]: figure["value"] for figure in figures}
-    estimated = estimate_bytes(MemoryMode(stream_text_encoder=True), PUBLISHED_SIZES, SMALL) / GIB
+    estimated = estimate_bytes(MemoryMode(stream_text_encoder=True), INFINITETALK.model_sizes, SMALL) / GIB
     assert 1.0 <= estimated / measured["chunk of 81 frames, audio guidance: peak memory"] <= 1.1
-    tokens = SMALL.num_tokens * PUBLISHED_SIZES.dim * TOKEN_CHANNEL_BYTES / GIB
+    tokens = SMALL.num_tokens * INFINITETALK.model_sizes.dim * TOKEN_CHANNEL_BYTES / GIB
     for speakers in ("1 speaker", "2 speakers"):
         name = f"one evaluation, 640x640, 81 frames, {speakers}: memory beside weights"
         assert 1.0 <= tokens / measured[name] <= 1.1
@@ -261,20 +263,20 @@ def test_the_estimate_is_above_what_an_h200_measured_and_not_far() -> None:
     ],
 )
 def test_auto_takes_the_fastest_mode_that_fits(free_gib: float, workload: Workload, name: str) -> None:
-    assert choose_mode(int(free_gib * GIB), PUBLISHED_SIZES, workload).name == name
+    assert choose_mode(int(free_gib * GIB), INFINITETALK.model_sizes, workload).name == name
 
 
 def test_a_quantisation_or_number_of_parameters_that_is_asked_for_is_kept() -> None:
-    assert choose_mode(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryMode("int8")).quantisation == "int8"
-    kept = choose_mode(79 * GIB, PUBLISHED_SIZES, LARGE, MemoryMode(resident_parameters=10**9))
+    assert choose_mode(79 * GIB, INFINITETALK.model_sizes, LARGE, MemoryMode("int8")).quantisation == "int8"
+    kept = choose_mode(79 * GIB, INFINITETALK.model_sizes, LARGE, MemoryMode(resident_parameters=10**9))
     assert (kept.quantisation, kept.resident_parameters) == (None, 10**9)
 
 
 def test_a_job_that_fits_no_mode_is_told_what_would() -> None:
     with pytest.raises(DoesNotFitError, match=r"201 frames of 1280x704 .* Use frame_num \d+ or less"):
-        choose_mode(14 * GIB, PUBLISHED_SIZES, Workload(201, 704, 1280))
+        choose_mode(14 * GIB, INFINITETALK.model_sizes, Workload(201, 704, 1280))
     with pytest.raises(DoesNotFitError, match=r"Use a smaller size, or a GPU with more memory"):
-        choose_mode(2 * GIB, PUBLISHED_SIZES, LARGE)
+        choose_mode(2 * GIB, INFINITETALK.model_sizes, LARGE)
 
 
 def test_the_next_job_runs_after_one_that_ran_out_of_memory(models: Models) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from infinitetalk import parallel
 from infinitetalk.errors import CheckpointError, ParallelError
+from infinitetalk.family import INFINITETALK
 from infinitetalk.followers import TIMEOUT_S, Followers
 from infinitetalk.models import Models
 from infinitetalk.parallel import LeadingTransformer
@@ -109,7 +110,7 @@ def check_equal_to_one_process(together: LeadingTransformer, heads: int) -> None
     alone = make_transformer(heads)
     for case in cases:
         torch.testing.assert_close(together(**case).sample, alone(**case).sample, atol=1e-5, rtol=1e-5)
-    caches = [TeaCache("infinitetalk-480", threshold=1e9) for _ in range(2)]
+    caches = [TeaCache(INFINITETALK.sizes["infinitetalk-480"].teacache_polynomial, threshold=1e9) for _ in range(2)]
     together.reset_cache()
     for _ in range(6):
         for name, cache in zip(("first", "second"), caches, strict=True):

@@ -44,7 +44,7 @@ def test_a_box_without_a_pixel_is_an_error_that_names_the_speaker(box: list[floa
 
 
 def test_background_is_where_no_speaker_is() -> None:
-    regions = latent_regions(default_regions(2, 640, 448), 768, 512)
+    regions = latent_regions(default_regions(2, 640, 448), 768, 512, 8)
     assert regions.shape == (3, 96, 64)
     assert torch.equal(regions[2], ~(regions[0] | regions[1]))
 
@@ -67,7 +67,7 @@ def attention_inputs(heads: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 def test_reference_map_equals_the_softmax_taken_the_long_way(heads: int) -> None:
     """An odd number of heads included, of which the published code drops the last."""
     query, key = attention_inputs(heads)
-    regions = token_regions(latent_regions(default_regions(2, 96, 64), 96, 64), 6, 4)
+    regions = token_regions(latent_regions(default_regions(2, 96, 64), 96, 64, 8), 6, 4)
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / 16**0.5
     probabilities = scores.softmax(dim=-1)[0]
     expected = torch.stack([probabilities[..., region].mean(dim=-1).mean(dim=0) for region in regions])
@@ -76,7 +76,7 @@ def test_reference_map_equals_the_softmax_taken_the_long_way(heads: int) -> None
 
 def test_reference_map_does_not_depend_on_how_the_queries_are_sliced(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key = attention_inputs()
-    regions = token_regions(latent_regions(default_regions(2, 96, 64), 96, 64), 6, 4)
+    regions = token_regions(latent_regions(default_regions(2, 96, 64), 96, 64, 8), 6, 4)
     whole = reference_attention_map(query, key, regions)
     monkeypatch.setattr("infinitetalk.regions.QUERY_SLICE", 7)
     torch.testing.assert_close(reference_attention_map(query, key, regions), whole)

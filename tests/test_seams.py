@@ -9,10 +9,13 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 from torch import Tensor
 
+from infinitetalk.family import INFINITETALK
 from infinitetalk.media import Picture
-from infinitetalk.models import Models, load_models
+from infinitetalk.models import Models
 from infinitetalk.network.protocols import DrawNoise
 from infinitetalk.pipeline import ChunkState, InfiniteTalkPipeline
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.networks import Networks
 from infinitetalk.sampling import (
     ChunkConditions,
     EulerStepper,
@@ -36,21 +39,18 @@ SETTINGS = GenerationSettings(
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    models = load_models(
-        ensure_tiny_model(tmp_path_factory.mktemp("tiny") / "model"), torch.device("cpu"), torch.float32
-    )
-    models.size_scale = 0.1
-    return models
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    models = Models(ensure_tiny_model(tmp_path_factory.mktemp("tiny") / "model"), torch.device("cpu"))
+    return models.prepare(NetworkChoice(torch.float32))
 
 
 @pytest.fixture
-def evaluated(models: Models) -> Iterator[list[int]]:
+def evaluated(networks: Networks) -> Iterator[list[int]]:
     """Numbers of the transformer's blocks, in the order in which they are computed."""
     computed: list[int] = []
     handles = [
         block.attn1.register_forward_pre_hook(lambda *_, index=index: computed.append(index))
-        for index, block in enumerate(models.transformer.blocks)
+        for index, block in enumerate(networks.transformer.blocks)
     ]
     yield computed
     for handle in handles:
@@ -85,21 +85,21 @@ class RenoisingPipeline(InfiniteTalkPipeline):
     """The pipeline with that stepper."""
 
     def make_sampler(self, settings: GenerationSettings) -> Sampler:
-        return replace(make_sampler(settings), stepper=Renoising())
+        return replace(make_sampler(settings, INFINITETALK), stepper=Renoising())
 
 
 def test_a_stochastic_stepper_makes_a_video_and_resumes_with_the_same_frames(
-    models: Models, evaluated: list[int]
+    networks: Networks, evaluated: list[int]
 ) -> None:
-    pipeline = RenoisingPipeline(models)
+    pipeline = RenoisingPipeline(networks)
     first, second = pipeline(picture(), [speech()], "A woman talks", SETTINGS)
-    assert len(evaluated) == 2 * 2 * 2 * len(models.transformer.blocks)
+    assert len(evaluated) == 2 * 2 * 2 * len(networks.transformer.blocks)
     assert first.evaluations == pipeline.make_sampler(SETTINGS).num_evaluations == 4
     assert first.state is not None
     state = ChunkState.from_bytes(first.state.to_bytes())
     (resumed,) = pipeline(picture(), [speech()], "A woman talks", SETTINGS, state=state)
     assert np.array_equal(resumed.frames, second.frames)
-    assert not np.array_equal(generate(pipeline), generate(InfiniteTalkPipeline(models)))
+    assert not np.array_equal(generate(pipeline), generate(InfiniteTalkPipeline(networks)))
 
 
 @pytest.mark.parametrize(
@@ -110,23 +110,23 @@ def test_a_stochastic_stepper_makes_a_video_and_resumes_with_the_same_frames(
     ],
 )
 def test_a_cache_of_diffusers_saves_blocks_and_begins_anew_in_each_chunk(
-    models: Models, evaluated: list[int], config: object
+    networks: Networks, evaluated: list[int], config: object
 ) -> None:
-    pipeline = InfiniteTalkPipeline(models)
+    pipeline = InfiniteTalkPipeline(networks)
     exact = generate(pipeline)
     every_block = len(evaluated)
     evaluated.clear()
-    models.transformer.enable_cache(config)
+    networks.transformer.enable_cache(config)
     try:
         cached = generate(pipeline)
         first_time = list(evaluated)
         evaluated.clear()
         assert np.array_equal(generate(pipeline), cached)
     finally:
-        models.transformer.disable_cache()
+        networks.transformer.disable_cache()
     assert evaluated == first_time
     # The last block is computed once for each of two branches in each of two chunks.
-    assert first_time.count(len(models.transformer.blocks) - 1) == 4 < every_block
+    assert first_time.count(len(networks.transformer.blocks) - 1) == 4 < every_block
     assert not np.array_equal(cached, exact)
     assert np.array_equal(generate(pipeline), exact)
 
@@ -166,7 +166,7 @@ def test_a_chunk_is_sampled_without_writing_into_the_noise_it_begins_from() -> N
         recording_denoiser(seen),
         lambda draw: noise,
         conditions,
-        make_sampler(SETTINGS),
+        make_sampler(SETTINGS, INFINITETALK),
         should_stop=lambda: False,
         on_step=lambda step: None,
     )
@@ -184,6 +184,6 @@ def test_the_first_draw_is_what_a_chunk_began_from_before_there_were_others() ->
 
 
 def test_euler_takes_as_many_steps_as_it_has_timesteps() -> None:
-    sampler = make_sampler(SETTINGS)
+    sampler = make_sampler(SETTINGS, INFINITETALK)
     assert isinstance(sampler.stepper, EulerStepper)
     assert sampler.num_evaluations == 8

@@ -3,31 +3,35 @@
 import pytest
 import torch
 
-from infinitetalk.sizes import BUCKETS, choose_bucket, resize_and_crop, resize_and_crop_mask
+from infinitetalk.family import INFINITETALK
+from infinitetalk.sizes import choose_bucket, resize_and_crop, resize_and_crop_mask
 
 
 def test_the_first_bucket_wins_a_tie() -> None:
     # 0.25 apart from both 2.50 and 2.00, which a double holds exactly.
-    assert choose_bucket("infinitetalk-480", 2250, 1000) == BUCKETS["infinitetalk-480"][2.00]
+    assert (
+        choose_bucket(INFINITETALK, "infinitetalk-480", 2250, 1000)
+        == INFINITETALK.sizes["infinitetalk-480"].buckets[2.00]
+    )
 
 
-@pytest.mark.parametrize("size", BUCKETS)
+@pytest.mark.parametrize("size", INFINITETALK.sizes)
 def test_scale_one_leaves_every_bucket_as_published(size: str) -> None:
-    for height, width in BUCKETS[size].values():
-        assert choose_bucket(size, height, width, scale=1.0) in BUCKETS[size].values()
+    for height, width in INFINITETALK.sizes[size].buckets.values():
+        assert choose_bucket(INFINITETALK, size, height, width, scale=1.0) in INFINITETALK.sizes[size].buckets.values()
 
 
-@pytest.mark.parametrize("size", BUCKETS)
+@pytest.mark.parametrize("size", INFINITETALK.sizes)
 @pytest.mark.parametrize("scale", [0.01, 0.125, 0.2])
 def test_scaled_sides_are_multiples_of_sixteen_and_never_zero(size: str, scale: float) -> None:
-    for height, width in BUCKETS[size].values():
-        sides = choose_bucket(size, height, width, scale)
+    for height, width in INFINITETALK.sizes[size].buckets.values():
+        sides = choose_bucket(INFINITETALK, size, height, width, scale)
         assert all(side >= 16 and side % 16 == 0 for side in sides)
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"infinitetalk-1080.*infinitetalk-480, infinitetalk-720"):
-        choose_bucket("infinitetalk-1080", 100, 100)
+        choose_bucket(INFINITETALK, "infinitetalk-1080", 100, 100)
 
 
 def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:

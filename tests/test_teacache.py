@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from infinitetalk.family import INFINITETALK
 from infinitetalk.teacache import WARM_UP_STEPS, TeaCache
+
+POLYNOMIAL = INFINITETALK.sizes["infinitetalk-480"].teacache_polynomial
 
 
 def embeddings(num_steps: int) -> list[torch.Tensor]:
@@ -12,19 +15,19 @@ def embeddings(num_steps: int) -> list[torch.Tensor]:
 
 
 def test_first_steps_are_always_computed() -> None:
-    cache = TeaCache("infinitetalk-480", threshold=1e9)
+    cache = TeaCache(POLYNOMIAL, threshold=1e9)
     decisions = [cache.should_compute(embedding) for embedding in embeddings(10)]
     assert decisions == [True] * WARM_UP_STEPS + [False] * 5
     assert cache.skipped == 5
 
 
 def test_a_threshold_of_zero_skips_nothing() -> None:
-    cache = TeaCache("infinitetalk-480", threshold=0.0)
+    cache = TeaCache(POLYNOMIAL, threshold=0.0)
     assert all(cache.should_compute(embedding) for embedding in embeddings(10))
 
 
 def test_computing_starts_the_accumulation_anew() -> None:
-    cache = TeaCache("infinitetalk-480", threshold=0.2)
+    cache = TeaCache(POLYNOMIAL, threshold=0.2)
     distances, decisions = [], []
     for embedding in embeddings(20):
         decisions.append(cache.should_compute(embedding))
@@ -36,7 +39,7 @@ def test_computing_starts_the_accumulation_anew() -> None:
 
 def test_branches_do_not_share_what_they_skip() -> None:
     """The published code counts three branches a step whatever the guidance; two then read one another's residual."""
-    first, second = TeaCache("infinitetalk-480", 1e9), TeaCache("infinitetalk-480", 1e9)
+    first, second = TeaCache(POLYNOMIAL, 1e9), TeaCache(POLYNOMIAL, 1e9)
     for embedding in embeddings(WARM_UP_STEPS):
         assert first.should_compute(embedding) and second.should_compute(embedding)
         first.store(torch.full((1, 4, 8), 1.0))

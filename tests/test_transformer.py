@@ -8,6 +8,7 @@ import torch
 
 from infinitetalk.audio_attention import rotary_embedding, rotate_pairs
 from infinitetalk.errors import RegionError
+from infinitetalk.family import INFINITETALK
 from infinitetalk.teacache import TeaCache
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
 
@@ -106,7 +107,7 @@ def test_a_skipped_evaluation_adds_the_residual_of_the_last_computed_one(
     transformer: InfiniteTalkTransformer3DModel,
 ) -> None:
     given = inputs()
-    cache = TeaCache("infinitetalk-480", threshold=1e9)
+    cache = TeaCache(INFINITETALK.sizes["infinitetalk-480"].teacache_polynomial, threshold=1e9)
     computed = [transformer(**given, cache=cache).sample for _ in range(5)][-1]
     reused = transformer(**given, cache=cache).sample
     assert cache.skipped == 1

@@ -18,11 +18,11 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import REPOSITORIES
 from infinitetalk.tiny import _speech_encoder
 from infinitetalk.weights.__main__ import main
 from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.convert import Entry, convert, write_safetensors
-from infinitetalk.weights.download import REPOSITORIES
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate

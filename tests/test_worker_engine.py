@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from infinitetalk.family import INFINITETALK
 from infinitetalk.media import MediaInfo
-from infinitetalk.memory import GIB, PUBLISHED_SIZES, DoesNotFitError, MemoryMode, Workload
+from infinitetalk.memory import GIB, DoesNotFitError, MemoryMode, Workload
 from infinitetalk.tiny import TALKER_FOLDER
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.checkpoint import (
@@ -50,7 +51,7 @@ def job(**changes: object) -> SingleJob:
 
 def started(settings: Settings, free_gib: float) -> Engine:
     """An engine that has loaded its networks as on a GPU of so much memory, with the published model's sizes."""
-    engine = Engine(settings, lambda *_: MemoryBudget(int(free_gib * GIB), PUBLISHED_SIZES))
+    engine = Engine(settings, lambda *_: MemoryBudget(int(free_gib * GIB), INFINITETALK.model_sizes))
     engine.start()
     engine.finish_loading()
     return engine
@@ -95,7 +96,7 @@ def test_settings_name_the_checkpoint(published: Settings, tmp_path: Path) -> No
 
 
 def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> None:
-    placement = Placement(MemoryBudget(79 * GIB, PUBLISHED_SIZES))
+    placement = Placement(MemoryBudget(79 * GIB, INFINITETALK.model_sizes))
     taken = placement.choose(job(), SMALL)
     assert taken == placement.choose_at_start() == MemoryMode()
     lesson = placement.learn(job(), SMALL, taken, torch.bfloat16)
@@ -105,12 +106,12 @@ def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> N
 
 
 def test_where_no_mode_fits_a_job_is_told_what_would() -> None:
-    placement = Placement(MemoryBudget(1 * GIB, PUBLISHED_SIZES))
+    placement = Placement(MemoryBudget(1 * GIB, INFINITETALK.model_sizes))
     with pytest.raises(DoesNotFitError, match="GPU with more memory"):
         placement.choose(job(), SMALL)
-    roomier = Placement(MemoryBudget(30 * GIB, PUBLISHED_SIZES))
+    roomier = Placement(MemoryBudget(30 * GIB, INFINITETALK.model_sizes))
     with pytest.raises(DoesNotFitError, match="offload_model false"):
-        Placement(MemoryBudget(20 * GIB, PUBLISHED_SIZES)).choose(job(offload_model=False), SMALL)
+        Placement(MemoryBudget(20 * GIB, INFINITETALK.model_sizes)).choose(job(offload_model=False), SMALL)
     assert roomier.choose(job(offload_model=False), SMALL).resident_parameters is None
 
 

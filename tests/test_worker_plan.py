@@ -2,9 +2,10 @@
 
 import pytest
 
-from infinitetalk.memory import GIB, PUBLISHED_SIZES, Workload
+from infinitetalk.family import INFINITETALK
+from infinitetalk.memory import GIB, Workload
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, evaluation_flop
+from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job.advice import step_warnings
 from infinitetalk.worker.settings import Settings
@@ -59,9 +60,9 @@ def test_the_estimate_comes_from_what_the_worker_has_done(tmp_path):
 
 
 def test_before_anything_is_measured_the_published_models_estimate_is_that_of_the_document():
-    minute = 40 * 3 * 21 * evaluation_flop(Workload(81, 640, 640)) / ASSUMED_FLOP_PER_S
+    minute = 40 * 3 * 21 * INFINITETALK.evaluation_flop(Workload(81, 640, 640).num_tokens) / ASSUMED_FLOP_PER_S
     assert minute / 3600 == pytest.approx(3.3, abs=0.05)
-    minute = 8 * 2 * 21 * evaluation_flop(Workload(81, 704, 1280)) / ASSUMED_FLOP_PER_S
+    minute = 8 * 2 * 21 * INFINITETALK.evaluation_flop(Workload(81, 704, 1280).num_tokens) / ASSUMED_FLOP_PER_S
     assert minute / 60 == pytest.approx(91, abs=1)
 
 
@@ -86,7 +87,7 @@ def test_items_of_a_batch_are_planned_one_by_one(local_worker: LocalWorker):
 
 def test_a_plan_that_does_not_fit_is_told_what_would(tmp_path):
     settings = Settings(output_dir=tmp_path, infinitetalk_model="tiny")
-    engine = Engine(settings, lambda *_: MemoryBudget(1 * GIB, PUBLISHED_SIZES))
+    engine = Engine(settings, lambda *_: MemoryBudget(1 * GIB, INFINITETALK.model_sizes))
     engine.start()
     error = LocalWorker(settings, engine, tmp_path).run({"id": "job-1", "input": small_job(dry_run=True)})["error"]
     assert error["code"] == "E_OOM"

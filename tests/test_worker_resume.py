@@ -23,7 +23,8 @@ from structlog import get_logger
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.memory import GIB, PUBLISHED_SIZES
+from infinitetalk.family import INFINITETALK
+from infinitetalk.memory import GIB
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import result as job_result
@@ -303,7 +304,7 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
 def worker_with(free_gib: float, tmp_path: Path) -> LocalWorker:
     """A worker as on a GPU of so much memory, by the published model's sizes."""
     settings = Settings(output_dir=tmp_path, volume_dir=tmp_path, infinitetalk_model="tiny")
-    engine = Engine(settings, lambda *_: MemoryBudget(int(free_gib * GIB), PUBLISHED_SIZES))
+    engine = Engine(settings, lambda *_: MemoryBudget(int(free_gib * GIB), INFINITETALK.model_sizes))
     engine.start()
     engine.finish_loading()
     return LocalWorker(settings, engine, tmp_path)

@@ -20,6 +20,7 @@ from benchmarks.gpu.networks import (
     working_dtype,
 )
 from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, release, seconds, timed
+from infinitetalk.family import INFINITETALK
 from infinitetalk.lora import Lora, LoraStack
 from infinitetalk.memory import TOKEN_CHANNEL_BYTES
 from infinitetalk.teacache import TeaCache
@@ -129,7 +130,7 @@ def attention_backends(state: Evaluations) -> Iterator[Figure]:
 def skipped(state: Evaluations) -> Iterator[Figure]:
     """An evaluation that TeaCache skips, and what its residual takes."""
     given = inputs(state.shape.chunk, working_dtype())
-    cache = TeaCache("infinitetalk-480", threshold=1e9)
+    cache = TeaCache(INFINITETALK.sizes["infinitetalk-480"].teacache_polynomial, threshold=1e9)
     for _ in range(6):
         took = seconds(lambda: state.transformer(**given, cache=cache))
     yield Figure("an evaluation that TeaCache skips", took, "s", f"{cache.skipped} of 6 skipped")

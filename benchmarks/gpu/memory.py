@@ -15,7 +15,7 @@ from infinitetalk.memory import stop_streaming, stream_blocks
 from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.loading import load_parameters, quantised
-from infinitetalk.weights.sources import Source
+from infinitetalk.weights.sources import TensorSource
 
 #: Of the published 40.
 NUM_LAYERS = 8
@@ -74,7 +74,7 @@ def from_disk(state: Part) -> Iterator[Figure]:
 
         def ours() -> None:
             opened = open_file(path)
-            sources = {name: Source(opened, name, header.shape) for name, header in opened.headers.items()}
+            sources = {name: TensorSource(opened, name, header.shape) for name, header in opened.headers.items()}
             load_parameters(empty, sources, device(), working_dtype(), empty._keep_in_fp32_modules)
 
         for what, load in (

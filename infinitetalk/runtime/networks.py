@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKLWan
 
+from infinitetalk.family import Family
 from infinitetalk.image import ImageEncoder
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.runtime.choice import NetworkChoice
@@ -25,6 +26,7 @@ class Networks:
     Attributes:
         choice: what they were prepared by.
         device: where they run.
+        family: of the checkpoint.
         size_scale: factor on the published resolutions, 1 for the published model.
         transformer: predicts the velocity of latents.
         vae: frames to latents and back.
@@ -35,6 +37,7 @@ class Networks:
 
     choice: NetworkChoice
     device: torch.device
+    family: Family
     size_scale: float
     transformer: Denoiser
     vae: AutoencoderKLWan

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import INFINITETALK, REPOSITORIES
 from infinitetalk.weights.check import report
 from infinitetalk.weights.convert import convert
-from infinitetalk.weights.download import DEFAULT_NAMES, REPOSITORIES, download
+from infinitetalk.weights.download import download
 from infinitetalk.weights.locate import WEIGHTS_FOLDER, locate
 from infinitetalk.weights.settings import WeightsSettings
 
@@ -39,8 +40,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    for name in options.names or DEFAULT_NAMES:
-        print(f"{REPOSITORIES[name].setting}={download(name, options.folder).resolve()}")
+    for name in options.names or INFINITETALK.default_repositories:
+        repository = REPOSITORIES[name]
+        print(f"{repository.setting}={download(repository, options.folder).resolve()}")
     return 0
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import AdapterKind, Family
 from infinitetalk.lora import lora_names
 from infinitetalk.memory import GIB, ModelSizes, Workload, candidate_modes, estimate_bytes, model_sizes
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import (
-    AdapterKind,
     CheckpointPaths,
-    Part,
+    NetworkPart,
     image_encoder_part,
     text_encoder_part,
     tokenizer_folder,
@@ -23,8 +23,6 @@ from infinitetalk.weights.layouts import (
 from infinitetalk.weights.loading import Quantisation
 from infinitetalk.weights.networks import empty_transformer
 
-#: The largest chunks of the two published sizes.
-LARGEST_CHUNKS = {"infinitetalk-480": Workload(81, 640, 640), "infinitetalk-720": Workload(81, 704, 1280)}
 QUANTISATIONS: tuple[Quantisation, ...] = ("int8", "fp8")
 
 
@@ -48,7 +46,10 @@ class Finding:
 def check_checkpoint(paths: CheckpointPaths) -> list[Finding]:
     """Every part of a checkpoint, held against the networks that it is for."""
     findings = [
-        *(_find(f"transformer, adapter {kind!r}", kind == "single", _transformer(paths, kind)) for kind in ADAPTERS),
+        *(
+            _find(f"transformer, adapter {kind!r}", kind == "single", _transformer(paths, kind))
+            for kind in paths.family.adapters
+        ),
         _find("text encoder", True, lambda: _bytes(text_encoder_part(paths, None))),
         _find("tokenizer", True, lambda: _folder_bytes(tokenizer_folder(paths.base))),
         _find("image encoder", True, lambda: _bytes(image_encoder_part(paths.base))),
@@ -58,16 +59,13 @@ def check_checkpoint(paths: CheckpointPaths) -> list[Finding]:
     if paths.kokoro is not None:
         findings.append(_find("text to speech", False, lambda: _kokoro(paths)))
     for quantisation in QUANTISATIONS:
-        for kind in ADAPTERS:
+        for kind in paths.family.adapters:
             if paths.quantised_transformer(kind, quantisation) is not None:
                 name = f"transformer in {quantisation}, adapter {kind!r}"
                 findings.append(_find(name, False, _transformer(paths, kind, quantisation)))
         if paths.quantised_text_encoder(quantisation) is not None:
             findings.append(_quantised_text_encoder(paths, quantisation))
     return findings
-
-
-ADAPTERS: tuple[AdapterKind, ...] = ("single", "multi")
 
 
 def _find(part: str, needed: bool, measure: Callable[[], int]) -> Finding:
@@ -106,7 +104,7 @@ def _kokoro(paths: CheckpointPaths) -> int:
     return sum(header.num_bytes for header in file.headers.values())
 
 
-def _bytes(*parts: Part) -> int:
+def _bytes(*parts: NetworkPart) -> int:
     return sum(source.num_bytes for part in parts for source in part.sources.values())
 
 
@@ -116,11 +114,12 @@ def _folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def modes(sizes: ModelSizes) -> Iterable[tuple[str, str, int]]:
+def modes(sizes: ModelSizes, family: Family) -> Iterable[tuple[str, str, int]]:
     """Mode, size of the video and estimated bytes of GPU memory, for each mode and size."""
     for mode in candidate_modes(sizes):
-        for size, workload in LARGEST_CHUNKS.items():
-            yield mode.name, size, estimate_bytes(mode, sizes, workload)
+        for name, size in family.sizes.items():
+            workload = Workload(family.defaults.frame_num, *size.usual_resolution, family)
+            yield mode.name, name, estimate_bytes(mode, sizes, workload)
 
 
 def report(paths: CheckpointPaths) -> tuple[str, bool]:
@@ -135,7 +134,7 @@ def report(paths: CheckpointPaths) -> tuple[str, bool]:
     complete = all(finding.problem is None for finding in findings if finding.needed)
     if complete:
         lines += ["", "GPU memory by the estimate of docs/memory.md:"]
-        for mode, size, num_bytes in modes(model_sizes(paths)):
+        for mode, size, num_bytes in modes(model_sizes(paths), paths.family):
             lines.append(f"  {num_bytes / GIB:5.1f} GiB  {size}  {mode}")
     if paths.loras is not None:
         lines += ["", "LoRAs: " + (", ".join(lora_names(paths.loras)) or "none")]

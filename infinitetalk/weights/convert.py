@@ -42,7 +42,7 @@ from infinitetalk.weights.networks import (
     empty_transformer,
     empty_vae,
 )
-from infinitetalk.weights.sources import Source
+from infinitetalk.weights.sources import TensorSource
 
 CPU = torch.device("cpu")
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
@@ -115,6 +115,7 @@ def convert(
         wav2vec2=paths.wav2vec2,
         loras=paths.loras,
         kokoro=paths.kokoro,
+        family=paths.family,
     )
     base, single = transformer_parts(paths, "single", None)
     multi = adapter_part(paths.adapter_multi)
@@ -144,7 +145,7 @@ def convert(
     write_safetensors(file, _entries(part.sources, order, torch.float32))
 
     on_part("transformer")
-    sizes = transformer_config(paths.base, base, single)
+    sizes = transformer_config(paths, base, single)
     base_sizes = {name: value for name, value in sizes.items() if not name.startswith("audio_")}
     _write_config(folder / "transformer", {"_class_name": "WanTransformer3DModel", **base_sizes})
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -160,13 +161,13 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def _entries(sources: Mapping[str, Source], order: Iterable[str], dtype: torch.dtype) -> Iterable[Entry]:
+def _entries(sources: Mapping[str, TensorSource], order: Iterable[str], dtype: torch.dtype) -> Iterable[Entry]:
     for name in order:
         yield Entry(name, dtype, sources[name].shape, partial(sources[name].load, CPU, dtype))
 
 
 def _transformer_entries(
-    transformer: InfiniteTalkTransformer3DModel, sources: Mapping[str, Source], fp8: bool
+    transformer: InfiniteTalkTransformer3DModel, sources: Mapping[str, TensorSource], fp8: bool
 ) -> Iterable[Entry]:
     names = [name for prefix in _ORDER_OF_USE for name in parameter_shapes(transformer) if name.startswith(prefix)]
     float32_parts = set(transformer._keep_in_fp32_modules)
@@ -180,7 +181,7 @@ def _transformer_entries(
             yield from _entries(sources, [name], dtype)
 
 
-def _fp8_entries(name: str, source: Source) -> Iterable[Entry]:
+def _fp8_entries(name: str, source: TensorSource) -> Iterable[Entry]:
     def quantise() -> Float8Tensor:
         weight = quantised(source.load(CPU, torch.float32), "fp8")
         assert isinstance(weight, Float8Tensor)

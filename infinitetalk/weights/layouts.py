@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import INFINITETALK, AdapterKind, Family
 from infinitetalk.weights.files import is_tensor_file, open_file, open_shards, read_json
 from infinitetalk.weights.loading import Quantisation
 from infinitetalk.weights.names import (
@@ -18,9 +19,7 @@ from infinitetalk.weights.names import (
     transformers_vision_names,
     vae_names,
 )
-from infinitetalk.weights.sources import Files, Source, join_scales, merge
-
-AdapterKind = Literal["single", "multi"]
+from infinitetalk.weights.sources import TensorFiles, TensorSource, join_scales, merge
 
 #: Files of the original Wan 2.1 I2V release.
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -32,8 +31,6 @@ DESCRIPTION_FILE = "infinitetalk.json"
 
 #: Heads of the original CLIP's vision tower, which its file does not tell.
 IMAGE_ENCODER_HEADS = 16
-#: Windows of 5 video frames, 12 layers of wav2vec2: fixed in the published network, told by no file.
-AUDIO_WINDOW, AUDIO_LAYERS = 5, 12
 #: What optimum-quanto calls the kinds of weights that are served.
 _QUANTO_TYPES = ("qint8", "qfloat8", "qfloat8_e4m3fn")
 
@@ -51,6 +48,7 @@ class CheckpointPaths:
         quantised: folder of the published quantised files, which serve where int8 or fp8 is asked for.
         loras: folder of LoRA files.
         kokoro: folder of the text-to-speech model.
+        family: that the checkpoint belongs to.
     """
 
     base: Path
@@ -61,6 +59,7 @@ class CheckpointPaths:
     quantised: Path | None = None
     loras: Path | None = None
     kokoro: Path | None = None
+    family: Family = INFINITETALK
 
     def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:
         """The published quantised file with this adapter, if it is there."""
@@ -98,14 +97,14 @@ def is_diffusers(base: Path) -> bool:
     return (base / "transformer").is_dir()
 
 
-def tensor_files(folder: Path) -> Files:
+def tensor_files(folder: Path) -> TensorFiles:
     """The safetensors files of a folder: those of its index, or the only one.
 
     Raises:
         CheckpointError: there is none, or several without an index; a file is damaged.
     """
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        return Files(index.name, tuple(open_shards(index)))
+        return TensorFiles(index.name, tuple(open_shards(index)))
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
@@ -115,17 +114,17 @@ def tensor_files(folder: Path) -> Files:
     return single_file(files[0])
 
 
-def single_file(path: Path) -> Files:
+def single_file(path: Path) -> TensorFiles:
     """One file as the whole of a part.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    return Files(path.name, (open_file(path),))
+    return TensorFiles(path.name, (open_file(path),))
 
 
 @dataclass(frozen=True)
-class Part:
+class NetworkPart:
     """One part of a network and the files it comes from.
 
     Attributes:
@@ -134,12 +133,12 @@ class Part:
     """
 
     label: str
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TensorSource]
 
 
 def transformer_parts(
     paths: CheckpointPaths, kind: AdapterKind, quantisation: Quantisation | None
-) -> tuple[Part, Part]:
+) -> tuple[NetworkPart, NetworkPart]:
     """The transformer's base model and adapter.
 
     Raises:
@@ -151,36 +150,39 @@ def transformer_parts(
     if whole is not None:
         check_quanto_map(whole.with_suffix(".json"), stored)
     sources = join_scales(transformer_names(stored))
-    base = Part(base_files.label, {name: source for name, source in sources.items() if not is_adapter_name(name)})
-    adapter = Part(base_files.label, {name: source for name, source in sources.items() if is_adapter_name(name)})
+    base = NetworkPart(
+        base_files.label, {name: source for name, source in sources.items() if not is_adapter_name(name)}
+    )
+    adapter = NetworkPart(base_files.label, {name: source for name, source in sources.items() if is_adapter_name(name)})
     if not adapter.sources:
         adapter = adapter_part(paths.adapter_single if kind == "single" else paths.adapter_multi)
     merge((base.sources, adapter.sources))
     return base, adapter
 
 
-def adapter_part(path: Path) -> Part:
+def adapter_part(path: Path) -> NetworkPart:
     """The adapter of one file.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     files = single_file(path)
-    return Part(files.label, join_scales(transformer_names(files.sources())))
+    return NetworkPart(files.label, join_scales(transformer_names(files.sources())))
 
 
 def _transformer_folder(base: Path) -> Path:
     return base / "transformer" if is_diffusers(base) else base
 
 
-def transformer_config(base: Path, base_part: Part, adapter: Part) -> dict[str, Any]:
+def transformer_config(paths: CheckpointPaths, base_part: NetworkPart, adapter: NetworkPart) -> dict[str, Any]:
     """Arguments of our transformer's constructor: from `config.json`, and sizes it does not tell from the tensors.
 
     Raises:
         CheckpointError: the model is not I2V, or a tensor that tells a size is missing.
     """
+    base, family = paths.base, paths.family
     config = read_json(_transformer_folder(base) / "config.json")
-    sizes = _adapter_sizes(adapter)
+    sizes = _adapter_sizes(adapter, family)
     if is_diffusers(base):
         return {name: value for name, value in config.items() if not name.startswith("_")} | sizes
     if config["model_type"] != "i2v":
@@ -202,26 +204,27 @@ def transformer_config(base: Path, base_part: Part, adapter: Part) -> dict[str, 
     }
 
 
-def _adapter_sizes(adapter: Part) -> dict[str, int]:
+def _adapter_sizes(adapter: NetworkPart, family: Family) -> dict[str, int]:
     intermediate_dim, first_dim = _shape(adapter, "audio_proj.proj1.weight")
     output_dim = _shape(adapter, "audio_proj.norm.weight")[0]
     return {
-        "audio_window": AUDIO_WINDOW,
-        "audio_layers": AUDIO_LAYERS,
-        "audio_channels": first_dim // (AUDIO_WINDOW * AUDIO_LAYERS),
+        # No file tells these two.
+        "audio_window": family.audio_window,
+        "audio_layers": family.audio_layers,
+        "audio_channels": first_dim // (family.audio_window * family.audio_layers),
         "audio_intermediate_dim": intermediate_dim,
         "audio_output_dim": output_dim,
         "audio_context_tokens": _shape(adapter, "audio_proj.proj3.weight")[0] // output_dim,
     }
 
 
-def _shape(part: Part, name: str) -> tuple[int, ...]:
+def _shape(part: NetworkPart, name: str) -> tuple[int, ...]:
     if name not in part.sources:
         raise CheckpointError(f"{part.label} lacks the tensor {name}; check that it is the right file")
     return part.sources[name].shape
 
 
-def check_quanto_map(map_path: Path, stored: Mapping[str, Source]) -> None:
+def check_quanto_map(map_path: Path, stored: Mapping[str, TensorSource]) -> None:
     """Holds optimum-quanto's map of quantised modules against the tensors of its file.
 
     Raises:
@@ -248,7 +251,7 @@ def check_quanto_map(map_path: Path, stored: Mapping[str, Source]) -> None:
         )
 
 
-def text_encoder_part(paths: CheckpointPaths, quantisation: Quantisation | None) -> Part:
+def text_encoder_part(paths: CheckpointPaths, quantisation: Quantisation | None) -> NetworkPart:
     """The text encoder under the names of `UMT5EncoderModel`.
 
     Raises:
@@ -262,15 +265,15 @@ def text_encoder_part(paths: CheckpointPaths, quantisation: Quantisation | None)
         tied = sources.pop("encoder.embed_tokens.weight", None)
         if tied is not None:
             sources.setdefault("shared.weight", tied)
-        return Part(files.label, join_scales(sources))
+        return NetworkPart(files.label, join_scales(sources))
     files = single_file(whole or paths.base / TEXT_ENCODER_FILE)
     stored = files.sources()
     if whole is not None:
         check_quanto_map(whole.with_name(whole.name.replace("t5_", "t5_map_")).with_suffix(".json"), stored)
-    return Part(files.label, join_scales(text_encoder_names(stored)))
+    return NetworkPart(files.label, join_scales(text_encoder_names(stored)))
 
 
-def text_encoder_config(paths: CheckpointPaths, part: Part) -> dict[str, Any]:
+def text_encoder_config(paths: CheckpointPaths, part: NetworkPart) -> dict[str, Any]:
     """Arguments of `UMT5Config`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
     if is_diffusers(paths.base):
         return read_json(paths.base / "text_encoder" / "config.json")
@@ -288,7 +291,7 @@ def text_encoder_config(paths: CheckpointPaths, part: Part) -> dict[str, Any]:
     }
 
 
-def image_encoder_part(base: Path) -> Part:
+def image_encoder_part(base: Path) -> NetworkPart:
     """The image encoder under the names of `CLIPVisionModel`.
 
     Raises:
@@ -296,12 +299,12 @@ def image_encoder_part(base: Path) -> Part:
     """
     if is_diffusers(base):
         files = tensor_files(base / "image_encoder")
-        return Part(files.label, transformers_vision_names(files.sources()))
+        return NetworkPart(files.label, transformers_vision_names(files.sources()))
     files = single_file(base / IMAGE_ENCODER_FILE)
-    return Part(files.label, image_encoder_names(files.sources()))
+    return NetworkPart(files.label, image_encoder_names(files.sources()))
 
 
-def image_encoder_config(base: Path, part: Part) -> dict[str, Any]:
+def image_encoder_config(base: Path, part: NetworkPart) -> dict[str, Any]:
     """Arguments of `CLIPVisionConfig`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
     if is_diffusers(base):
         return read_json(base / "image_encoder" / "config.json")
@@ -319,11 +322,11 @@ def image_encoder_config(base: Path, part: Part) -> dict[str, Any]:
     }
 
 
-def _num_layers(part: Part, prefix: str) -> int:
+def _num_layers(part: NetworkPart, prefix: str) -> int:
     return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in part.sources if name.startswith(prefix))
 
 
-def vae_part(base: Path) -> Part:
+def vae_part(base: Path) -> NetworkPart:
     """The VAE under the names of `AutoencoderKLWan`.
 
     Raises:
@@ -331,12 +334,12 @@ def vae_part(base: Path) -> Part:
     """
     if is_diffusers(base):
         files = tensor_files(base / "vae")
-        return Part(files.label, files.sources())
+        return NetworkPart(files.label, files.sources())
     files = single_file(base / VAE_FILE)
-    return Part(files.label, vae_names(files.sources()))
+    return NetworkPart(files.label, vae_names(files.sources()))
 
 
-def vae_config(base: Path, part: Part) -> dict[str, Any]:
+def vae_config(base: Path, part: NetworkPart) -> dict[str, Any]:
     """Arguments of `AutoencoderKLWan`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
     if is_diffusers(base):
         config = read_json(base / "vae" / "config.json")

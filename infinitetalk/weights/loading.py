@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchao.quantization import Float8Tensor, Int8Tensor, PerRow
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.weights.sources import Source
+from infinitetalk.weights.sources import TensorSource
 
 Quantisation = Literal["fp8", "int8"]
 
@@ -26,7 +26,7 @@ _TENSORS_AHEAD, _READERS = 16, 4
 _NAMES_IN_MESSAGE = 3
 
 
-def check_match(shapes: Mapping[str, tuple[int, ...]], sources: Mapping[str, Source], label: str) -> None:
+def check_match(shapes: Mapping[str, tuple[int, ...]], sources: Mapping[str, TensorSource], label: str) -> None:
     """Holds what a network needs against what files have.
 
     Args:
@@ -67,7 +67,7 @@ def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def load_parameters(
     module: nn.Module,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, TensorSource],
     device: torch.device,
     dtype: torch.dtype,
     float32_modules: Iterable[str] = (),
@@ -101,7 +101,7 @@ def load_parameters(
         setattr(owner, leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False))
 
 
-def _in_file_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, Source]]:
+def _in_file_order(sources: Mapping[str, TensorSource]) -> Iterator[tuple[str, TensorSource]]:
     """Names and sources as they lie on the disk, each once it is in the page cache; others are read meanwhile."""
     order = {}
     for source in sources.values():

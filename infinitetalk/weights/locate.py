@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.weights.download import REPOSITORIES, cached_folder
+from infinitetalk.family import INFINITETALK, Family
+from infinitetalk.weights.download import cached_folder
 from infinitetalk.weights.layouts import CheckpointPaths, find_adapter
 from infinitetalk.weights.settings import WeightsSettings
 
@@ -15,16 +16,16 @@ WEIGHTS_FOLDER = "weights"
 CHECKOUT = Path(__file__).parents[2]
 
 
-def locate(settings: WeightsSettings) -> CheckpointPaths:
-    """The parts of the published checkpoint: each where its setting says, else the first place that has it.
+def locate(settings: WeightsSettings, family: Family = INFINITETALK) -> CheckpointPaths:
+    """The parts of a family's published checkpoint: each where its setting says, else the first place that has it.
 
     Places are `weights/NAME` on the network volume and in the image, and the Hugging Face cache on the volume.
 
     Raises:
         CheckpointError: a part that every job needs is nowhere; a folder that is set does not exist.
     """
-    base = _needed("CKPT_DIR", settings.ckpt_dir, _places(settings, "base-480", "base-720"))
-    adapters = _needed("INFINITETALK_DIR", settings.infinitetalk_dir, _places(settings, "adapter"))
+    base = _needed("CKPT_DIR", settings.ckpt_dir, _places(settings, family, "base-480", "base-720"))
+    adapters = _needed("INFINITETALK_DIR", settings.infinitetalk_dir, _places(settings, family, "adapter"))
     quantised = _given("QUANT_DIR", settings.quant_dir)
     if quantised is None and (adapters / "quant_models").is_dir():
         quantised = adapters / "quant_models"
@@ -32,17 +33,18 @@ def locate(settings: WeightsSettings) -> CheckpointPaths:
         base=base,
         adapter_single=find_adapter(adapters, "single"),
         adapter_multi=find_adapter(adapters, "multi"),
-        wav2vec2=_needed("WAV2VEC_DIR", settings.wav2vec_dir, _places(settings, "wav2vec2")),
+        wav2vec2=_needed("WAV2VEC_DIR", settings.wav2vec_dir, _places(settings, family, "wav2vec2")),
         transformer=settings.transformer_file,
         quantised=quantised,
         loras=_given("LORA_DIR", settings.lora_dir),
-        kokoro=_given("KOKORO_DIR", settings.kokoro_dir) or next(_places(settings, "kokoro"), None),
+        kokoro=_given("KOKORO_DIR", settings.kokoro_dir) or next(_places(settings, family, "kokoro"), None),
+        family=family,
     )
 
 
-def _places(settings: WeightsSettings, *names: str) -> Iterator[Path]:
+def _places(settings: WeightsSettings, family: Family, *names: str) -> Iterator[Path]:
     for name in names:
-        repo_id = REPOSITORIES[name].repo_id
+        repo_id = family.repositories[name].repo_id
         for root in (settings.volume_dir, CHECKOUT):
             folder = root / WEIGHTS_FOLDER / repo_id.rpartition("/")[2]
             if folder.is_dir():

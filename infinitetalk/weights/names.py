@@ -10,7 +10,7 @@ from dataclasses import replace
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 
 from infinitetalk.transformer import ADAPTER_PATTERNS
-from infinitetalk.weights.sources import Source
+from infinitetalk.weights.sources import TensorSource
 
 #: Prefixes under which single files keep the network.
 _WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
@@ -21,7 +21,7 @@ def is_adapter_name(name: str) -> bool:
     return any(pattern in name for pattern in ADAPTER_PATTERNS)
 
 
-def transformer_names(sources: Mapping[str, Source]) -> dict[str, Source]:
+def transformer_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Tensors of a base model, an adapter or both, original or Diffusers, under our transformer's names."""
     unwrapped = {_without_wrapper(name): source for name, source in sources.items()}
     # diffusers renames by substring, so that "cross_attn" in "audio_cross_attn" would be caught too.
@@ -46,7 +46,7 @@ def _without_wrapper(name: str) -> str:
     return name
 
 
-def vae_names(sources: Mapping[str, Source]) -> dict[str, Source]:
+def vae_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Tensors of `Wan2.1_VAE.pth` under the names of `AutoencoderKLWan`."""
     return convert_wan_vae_to_diffusers(dict(sources))
 
@@ -66,7 +66,7 @@ _TEXT_ENCODER_MODULES = {
 _TEXT_ENCODER_ENDS = {"token_embedding.": "shared.", "norm.": "encoder.final_layer_norm."}
 
 
-def text_encoder_names(sources: Mapping[str, Source]) -> dict[str, Source]:
+def text_encoder_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Tensors of the original UMT5 encoder, quantised or not, under the names of `UMT5EncoderModel`."""
     return {_text_encoder_name(name): source for name, source in sources.items()}
 
@@ -98,13 +98,13 @@ _IMAGE_ENCODER_LAYER_MODULES = {
 }
 
 
-def image_encoder_names(sources: Mapping[str, Source]) -> dict[str, Source]:
+def image_encoder_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """The picture's half of the original CLIP under the names of `CLIPVisionModel`.
 
     The text's half and the projection into the space that both share are left out: the network sees the layer before
     the last.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, TensorSource] = {}
     for name, source in sources.items():
         if name.startswith("textual.") or name in ("log_scale", "visual.head"):
             continue
@@ -112,7 +112,7 @@ def image_encoder_names(sources: Mapping[str, Source]) -> dict[str, Source]:
     return found
 
 
-def _image_encoder_sources(name: str, source: Source) -> dict[str, Source]:
+def _image_encoder_sources(name: str, source: TensorSource) -> dict[str, TensorSource]:
     match name:
         case "cls_embedding":
             return {"embeddings.class_embedding": replace(source, shape=source.shape[-1:])}
@@ -136,7 +136,7 @@ def _image_encoder_sources(name: str, source: Source) -> dict[str, Source]:
     return {f"{prefix}.{_IMAGE_ENCODER_LAYER_MODULES.get(module, module)}.{leaf}": source}
 
 
-def transformers_vision_names(sources: Mapping[str, Source]) -> dict[str, Source]:
+def transformers_vision_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Tensors of a Diffusers `image_encoder/`, whose prefix and extras depend on the version that saved it."""
     return {
         name.removeprefix("vision_model."): source

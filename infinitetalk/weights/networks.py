@@ -26,7 +26,7 @@ from infinitetalk.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import (
     CheckpointPaths,
-    Part,
+    NetworkPart,
     image_encoder_config,
     image_encoder_part,
     text_encoder_config,
@@ -38,20 +38,22 @@ from infinitetalk.weights.layouts import (
 )
 from infinitetalk.weights.loading import Quantisation, check_match, load_parameters, parameter_shapes
 from infinitetalk.weights.names import is_adapter_name
-from infinitetalk.weights.sources import Source
+from infinitetalk.weights.sources import TensorSource
 
 #: What the pretraining of wav2vec2 leaves in its file.
 _WAV2VEC2_PRETRAINING = ("quantizer.", "project_q.", "project_hid.")
 
 
-def empty_transformer(paths: CheckpointPaths, base: Part, adapter: Part) -> InfiniteTalkTransformer3DModel:
+def empty_transformer(
+    paths: CheckpointPaths, base: NetworkPart, adapter: NetworkPart
+) -> InfiniteTalkTransformer3DModel:
     """The transformer on the meta device, held against its files.
 
     Raises:
         CheckpointError: a tensor is missing, left over or misshapen.
     """
     with torch.device("meta"):
-        transformer = InfiniteTalkTransformer3DModel(**transformer_config(paths.base, base, adapter))
+        transformer = InfiniteTalkTransformer3DModel(**transformer_config(paths, base, adapter))
     config = transformer.config
     transformer.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
     shapes = parameter_shapes(transformer)
@@ -60,7 +62,7 @@ def empty_transformer(paths: CheckpointPaths, base: Part, adapter: Part) -> Infi
     return transformer.eval().requires_grad_(False)
 
 
-def check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Part) -> None:
+def check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: NetworkPart) -> None:
     """Holds an adapter against the transformer's parameters.
 
     Raises:
@@ -72,7 +74,7 @@ def check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Part) -> None:
 
 def load_transformer_parameters(
     transformer: InfiniteTalkTransformer3DModel,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, TensorSource],
     device: torch.device,
     dtype: torch.dtype,
     quantisation: Quantisation | None,
@@ -90,7 +92,7 @@ def load_transformer_parameters(
     )
 
 
-def empty_text_encoder(paths: CheckpointPaths, part: Part) -> UMT5EncoderModel:
+def empty_text_encoder(paths: CheckpointPaths, part: NetworkPart) -> UMT5EncoderModel:
     """UMT5 on the meta device, held against its files.
 
     Raises:
@@ -145,7 +147,7 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"the tokenizer in {folder.name} cannot be read; fetch it again") from error
 
 
-def empty_image_encoder(base: Path, part: Part) -> CLIPVisionModel:
+def empty_image_encoder(base: Path, part: NetworkPart) -> CLIPVisionModel:
     """The vision tower of CLIP on the meta device, held against its files.
 
     Raises:
@@ -172,7 +174,7 @@ def load_image_encoder(base: Path, device: torch.device, dtype: torch.dtype = to
     return image_encoder
 
 
-def empty_vae(base: Path, part: Part) -> AutoencoderKLWan:
+def empty_vae(base: Path, part: NetworkPart) -> AutoencoderKLWan:
     """The VAE on the meta device, held against its files.
 
     Raises:
@@ -197,7 +199,7 @@ def load_vae(base: Path, device: torch.device, dtype: torch.dtype = torch.float3
 
 
 def _fill(
-    module: nn.Module, part: Part, device: torch.device, dtype: torch.dtype, keep_quantised: bool = False
+    module: nn.Module, part: NetworkPart, device: torch.device, dtype: torch.dtype, keep_quantised: bool = False
 ) -> None:
     load_parameters(module, part.sources, device, dtype, keep_quantised=keep_quantised)
     module.eval().requires_grad_(False)

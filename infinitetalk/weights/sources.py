@@ -17,7 +17,7 @@ FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorSource:
     """A tensor of a file, as a parameter sees it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Source:
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
-    scale: Source | None = None
+    scale: TensorSource | None = None
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
@@ -110,7 +110,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Files:
+class TensorFiles:
     """Files that together hold one part of a checkpoint.
 
     Attributes:
@@ -121,28 +121,28 @@ class Files:
     label: str
     files: tuple[TensorFile, ...]
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, TensorSource]:
         """Every tensor under its own name.
 
         Raises:
             CheckpointError: two of the files hold the same tensor.
         """
-        found: dict[str, Source] = {}
+        found: dict[str, TensorSource] = {}
         for file in self.files:
             for name, header in file.headers.items():
                 if name in found:
                     raise CheckpointError(f"tensor {name} is in {found[name].file.path.name} and in {file.path.name}")
-                found[name] = Source(file, name, header.shape)
+                found[name] = TensorSource(file, name, header.shape)
         return found
 
 
-def merge(parts: Iterable[Mapping[str, Source]]) -> dict[str, Source]:
+def merge(parts: Iterable[Mapping[str, TensorSource]]) -> dict[str, TensorSource]:
     """Sources of several parts in one.
 
     Raises:
         CheckpointError: two parts hold the same tensor.
     """
-    merged: dict[str, Source] = {}
+    merged: dict[str, TensorSource] = {}
     for part in parts:
         for name in merged.keys() & part.keys():
             raise CheckpointError(
@@ -161,13 +161,13 @@ _ACTIVATION_SUFFIXES = ("input_scale", "output_scale", "scale_input")
 _SCALED_MARKER = "scaled_fp8"
 
 
-def join_scales(sources: Mapping[str, Source]) -> dict[str, Source]:
+def join_scales(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Puts each quantised weight and its scale together, under the name of the weight.
 
     Raises:
         CheckpointError: a scale fits no weight, or a weight of int8 has no scale.
     """
-    joined: dict[str, Source] = {}
+    joined: dict[str, TensorSource] = {}
     used: set[str] = set()
     for name, source in sources.items():
         module, leaf = _split(name)
@@ -195,7 +195,7 @@ def _split(name: str) -> tuple[str, str]:
     return module, leaf
 
 
-def _check_scale(source: Source, scale: Source) -> None:
+def _check_scale(source: TensorSource, scale: TensorSource) -> None:
     length = torch.Size(scale.shape).numel()
     if length not in (1, source.shape[0]):
         raise CheckpointError(

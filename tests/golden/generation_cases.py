@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infinitetalk.family import INFINITETALK
 from infinitetalk.pipeline import Chunk, Conditions
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
@@ -135,7 +136,7 @@ def teacache(case: Case) -> Outcome:
 
 def _decisions(transformer: InfiniteTalkTransformer3DModel, run: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Of three branches' caches: whether each call computes; of the first, the change and the distance at each step."""
-    caches = [TeaCache(run["model_scale"], run["thresh"]) for _ in range(3)]
+    caches = [TeaCache(INFINITETALK.sizes[run["model_scale"]].teacache_polynomial, run["thresh"]) for _ in range(3)]
     decisions, changes, distances = [], [], []
     for timestep in EulerStepper(run["steps"], run["shift"]).timesteps:
         _, projection = transformer.embed_timestep(timestep[None])

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from infinitetalk.color import match_color
+from infinitetalk.family import INFINITETALK
 from infinitetalk.regions import box_regions, default_regions, latent_regions
-from infinitetalk.sizes import BUCKETS, choose_bucket, resize_and_crop, resize_and_crop_mask
+from infinitetalk.sizes import choose_bucket, resize_and_crop, resize_and_crop_mask
 from infinitetalk.vae import decode_latents, encode_frames
 from tests.golden.folder import Case, Outcome
 from tests.golden.formulas import formula_image, number_after, picture_size
@@ -20,7 +21,7 @@ def region_masks(case: Case) -> Outcome:
     outcome = Outcome()
     for run in case.runs:
         regions = source_regions(run["people"], run["bbox"], run["face_scale"], *run["source_h_w"])
-        masks = latent_regions(regions, *run["target_h_w"])
+        masks = latent_regions(regions, *run["target_h_w"], INFINITETALK.vae_scale_factor_spatial)
         if run["people"] == 1:
             # The reference carries a second speaker's mask, all ones, beside that of a single one.
             masks = masks[[0, 0, 1]]
@@ -43,11 +44,15 @@ def sizes(case: Case) -> Outcome:
     outcome = Outcome()
     for size, table in case.entry["buckets"].items():
         outcome.facts.append(
-            (size, list(BUCKETS[size].items()), [(float(ratio), tuple(bucket)) for ratio, bucket in table])
+            (
+                size,
+                list(INFINITETALK.sizes[size].buckets.items()),
+                [(float(ratio), tuple(bucket)) for ratio, bucket in table],
+            )
         )
     for row in case.entry["table"]:
         for size in case.entry["buckets"]:
-            chosen = choose_bucket(size, row["h"], row["w"])
+            chosen = choose_bucket(INFINITETALK, size, row["h"], row["w"])
             outcome.facts.append((f"{size} of {row['h']}x{row['w']}", chosen, tuple(row[size])))
     for name in case.tensors:
         *source, height, width = [int(number) for number in re.findall(r"\d+", name)]

@@ -1,11 +1,13 @@
 """Cases 03 and 04: loudness, speech embeddings and the windows that chunks read."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from infinitetalk.chunks import ChunkGrid
+from infinitetalk.family import INFINITETALK
 from infinitetalk.speech import measure_loudness, normalise_loudness
 from infinitetalk.wav2vec2 import resample_features
 from tests.golden.folder import Case, Outcome
@@ -77,7 +79,9 @@ def windows(case: Case) -> Outcome:
     for run in case.runs:
         given = case.inputs | run
         num_rows = run["audio_lengths"]
-        grid = ChunkGrid(given["frame_num"], given["motion_frame"], audio_window=given["window"])
+        grid = ChunkGrid(
+            given["frame_num"], given["motion_frame"], family=replace(INFINITETALK, audio_window=given["window"])
+        )
         # Where speakers differ in length, the published video ends with the last one; ours are brought to one length.
         plans = grid.plans(min(run["max_frames_num"], num_rows[-1]))
         rows = [torch.stack([grid.window_rows(plan, rows) for rows in num_rows]) for plan in plans]

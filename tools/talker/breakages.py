@@ -75,7 +75,9 @@ def ignored_boxes() -> Iterator[None]:
 def dropped_motion_frames() -> Iterator[None]:
     """Every chunk begins from the portrait alone."""
     with _changed_conditions(
-        lambda conditions: replace(conditions, motion_latents=conditions.condition[:, pipeline.MASK_CHANNELS :, :1])
+        lambda conditions: replace(
+            conditions, motion_latents=conditions.condition[:, -conditions.motion_latents.shape[1] :, :1]
+        )
     ):
         yield
 

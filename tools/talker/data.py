@@ -12,6 +12,7 @@ from torch import Tensor
 
 from infinitetalk.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.color import match_color
+from infinitetalk.family import INFINITETALK
 from infinitetalk.image import ImageEncoder
 from infinitetalk.pipeline import first_frame_mask
 from infinitetalk.regions import default_regions, latent_regions
@@ -77,14 +78,15 @@ class Clip:
     def condition(self) -> Tensor:
         """Float32 (1, 20, t, h, w): mask and reference latents."""
         reference = self.reference.float()[None]
-        return torch.cat([first_frame_mask(reference), reference], dim=1)
+        return torch.cat([first_frame_mask(reference, INFINITETALK.vae_scale_factor_temporal), reference], dim=1)
 
     def regions(self) -> Tensor | None:
         """Where the people are, at latent size; None for one."""
         if len(self.speech) == 1:
             return None
-        height, width = (8 * side for side in self.latents.shape[-2:])
-        return latent_regions(default_regions(len(self.speech), height, width), height, width)
+        factor = INFINITETALK.vae_scale_factor_spatial
+        height, width = (factor * side for side in self.latents.shape[-2:])
+        return latent_regions(default_regions(len(self.speech), height, width), height, width, factor)
 
 
 class ClipMaker:

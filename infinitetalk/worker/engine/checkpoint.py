@@ -15,7 +15,7 @@ from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
-from infinitetalk.worker.engine.placement import SMALLEST_USUAL_WORKLOAD
+from infinitetalk.worker.engine.placement import usual_workload
 from infinitetalk.worker.settings import Settings
 
 
@@ -72,7 +72,8 @@ class Checkpoint(ABC):
         Raises:
             DoesNotFitError: none does.
         """
-        choose_mode(free_bytes, model_sizes(self.files()), SMALLEST_USUAL_WORKLOAD)
+        paths = self.files()
+        choose_mode(free_bytes, model_sizes(paths), usual_workload(paths.family))
 
 
 class PublishedCheckpoint(Checkpoint):

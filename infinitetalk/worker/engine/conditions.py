@@ -14,20 +14,19 @@ from infinitetalk.media import MediaInfo, read_region
 from infinitetalk.memory import Workload
 from infinitetalk.regions import RegionError, box_regions, check_boxes
 from infinitetalk.sizes import choose_bucket
-from infinitetalk.text import DEFAULT_NEGATIVE_PROMPT
 from infinitetalk.worker.fetch import Media, naming
 from schemas import SingleJob
 
 
 def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
     """What decides the memory that a job takes beside its weights."""
-    height, width = choose_bucket(job.size, source.height, source.width, size_scale)
-    return Workload(job.frame_num, height, width)
+    height, width = choose_bucket(job.family, job.size, source.height, source.width, size_scale)
+    return Workload(job.frame_num, height, width, job.family)
 
 
 def negative_prompt_of(job: SingleJob) -> str:
-    """The job's negative prompt, or the published default."""
-    return DEFAULT_NEGATIVE_PROMPT if job.negative_prompt is None else job.negative_prompt
+    """The job's negative prompt, or the family's default."""
+    return job.family.defaults.negative_prompt if job.negative_prompt is None else job.negative_prompt
 
 
 def speaker_regions(

@@ -294,7 +294,7 @@ class Engine:
         workload = workload_of(job, request.source.info, request.networks.size_scale)
         scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
-        chunks_before = list(accumulate(map(number_of_chunks, all_settings), initial=0))
+        chunks_before = list(accumulate((number_of_chunks(each, job.family) for each in all_settings), initial=0))
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -305,8 +305,8 @@ class Engine:
                 on_step(Step(before + step.chunk, chunks_before[-1], step.step, step.num_steps))
 
             chunks = pipeline(
-                source=open_source(request.source, request.folder, scene, settings),
-                speech=[stretch_of(embeddings, scene, settings) for embeddings in request.speech],
+                source=open_source(request.source, request.folder, scene, settings.grid(job.family)),
+                speech=[stretch_of(embeddings, scene, settings.grid(job.family)) for embeddings in request.speech],
                 prompt=job.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infinitetalk.memory import PUBLISHED_SIZES, Workload
+from infinitetalk.family import Family
+from infinitetalk.memory import Workload
 from infinitetalk.sampling import GenerationSettings, make_sampler
 
-EVALUATED_PARAMETERS = 14.05e9
-"""Parameters of the published network whose products grow with the number of tokens."""
-
 ASSUMED_FLOP_PER_S = 400e12
-"""Speed of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
+"""The rate of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,14 @@ class Speed:
 
     def record(self, seconds: float, evaluations: int, workload: Workload) -> None:
         """Takes the speed from a chunk that took so many seconds."""
-        self._seconds_per_flop = seconds / (max(evaluations, 1) * evaluation_flop(workload))
+        self._seconds_per_flop = seconds / (max(evaluations, 1) * workload.family.evaluation_flop(workload.num_tokens))
         self.is_measured = True
 
     def seconds(self, evaluations: int, workload: Workload) -> float | None:
         """The time of so many evaluations; None where nothing is known."""
         if self._seconds_per_flop is None:
             return None
-        return self._seconds_per_flop * evaluations * evaluation_flop(workload)
+        return self._seconds_per_flop * evaluations * workload.family.evaluation_flop(workload.num_tokens)
 
 
 def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_mode: str, speed: Speed) -> VideoCost:
@@ -70,9 +68,10 @@ def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_
         memory_mode: name of the mode that the job will run in.
         speed: of this worker.
     """
-    num_chunks = [number_of_chunks(settings) for settings in scenes]
+    num_chunks = [number_of_chunks(settings, workload.family) for settings in scenes]
     evaluations = sum(
-        chunks * make_sampler(settings).num_evaluations for chunks, settings in zip(num_chunks, scenes, strict=True)
+        chunks * make_sampler(settings, workload.family).num_evaluations
+        for chunks, settings in zip(num_chunks, scenes, strict=True)
     )
     return VideoCost(
         width=workload.width,
@@ -86,15 +85,6 @@ def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_
     )
 
 
-def number_of_chunks(settings: GenerationSettings) -> int:
+def number_of_chunks(settings: GenerationSettings, family: Family) -> int:
     """How many chunks a scene of `settings.max_frame_num` frames has."""
-    return settings.grid.num_chunks(settings.max_frame_num)
-
-
-def evaluation_flop(workload: Workload) -> float:
-    """Floating-point operations of one evaluation of the published network: its linear layers and self-attention.
-
-    2 · parameters · tokens + 4 · tokens² · width · layers; see docs/deploy.md.
-    """
-    tokens, sizes = workload.num_tokens, PUBLISHED_SIZES
-    return 2.0 * EVALUATED_PARAMETERS * tokens + 4.0 * tokens**2 * sizes.dim * sizes.num_blocks
+    return settings.grid(family).num_chunks(settings.max_frame_num)

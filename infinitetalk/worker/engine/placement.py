@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from infinitetalk.family import Family, ModelSizes
 from infinitetalk.memory import (
     DoesNotFitError,
     MemoryMode,
-    ModelSizes,
     Workload,
     choose_mode,
     estimate_bytes,
@@ -20,10 +20,6 @@ from infinitetalk.memory import (
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
-
-SMALLEST_USUAL_WORKLOAD = Workload(num_frames=81, height=640, width=640)
-"""The workload that the mode is chosen for while no job has come: a chunk of the default length at the lower
-resolution."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +83,12 @@ class Placement:
 
     Args:
         budget: the memory that there is; None where memory is not counted, and each job gets what it asks for.
+        family: of the checkpoint.
     """
 
-    def __init__(self, budget: MemoryBudget | None) -> None:
+    def __init__(self, budget: MemoryBudget | None, family: Family) -> None:
         self._budget = budget
+        self._family = family
 
     def choose_at_start(self) -> MemoryMode:
         """The mode that networks are loaded in while no job has come.
@@ -100,7 +98,7 @@ class Placement:
         """
         if self._budget is None:
             return MemoryMode()
-        return choose_mode(self._budget.free_bytes, self._budget.sizes, SMALLEST_USUAL_WORKLOAD)
+        return choose_mode(self._budget.free_bytes, self._budget.sizes, usual_workload(self._family))
 
     def choose(self, job: SingleJob, workload: Workload) -> MemoryMode:
         """The mode that a job asks for; where memory is counted, completed to the fastest mode that fits.
@@ -142,6 +140,12 @@ class Placement:
             f"this worker will run it in the mode {mode.describe(dtype)}",
             fits_next_time=True,
         )
+
+
+def usual_workload(family: Family) -> Workload:
+    """The workload that the mode is chosen for while no job has come: a chunk of the default length and size."""
+    defaults = family.defaults
+    return Workload(defaults.frame_num, *family.sizes[defaults.size].usual_resolution, family)
 
 
 def requested_memory(job: SingleJob) -> MemoryMode:

@@ -45,7 +45,7 @@ def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
 
 def chunk_grid(job: SingleJob) -> ChunkGrid:
     """How the job's video is divided into chunks."""
-    return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame)
+    return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame, job.family)
 
 
 def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
@@ -69,7 +69,7 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
     )
 
 
-def open_source(source: Media, folder: Path, scene: Scene, settings: GenerationSettings) -> Source:
+def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> Source:
     """The reference frames of a scene, whose time begins with the scene.
 
     Args:
@@ -84,13 +84,13 @@ def open_source(source: Media, folder: Path, scene: Scene, settings: GenerationS
             return Picture.open(source.path)
         frames = folder / f"frames-{scene.start:06d}"
         frames.mkdir()
-        stride = settings.grid.reference_stride(scene.num_frames)
+        stride = grid.reference_stride(scene.num_frames)
         return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
 
 
-def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, settings: GenerationSettings) -> SpeechEmbeddings:
+def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:
     """The rows of a scene, and those after it that its last frames hear."""
-    end = min(scene.start + settings.grid.usable_rows(scene.num_frames), len(embeddings))
+    end = min(scene.start + grid.usable_rows(scene.num_frames), len(embeddings))
     if (scene.start, end) == (0, len(embeddings)):
         return embeddings
     return SpeechEmbeddings.from_tensor(embeddings.rows(torch.arange(scene.start, end)))

@@ -1,0 +1,300 @@
+"""What a model family is: everything that differs from one published model to another without being code.
+
+Modules take a family, or the few facts of it that they need, as an argument. Another family is another row of
+`FAMILIES`. This module imports nothing heavy, so that a job can be validated before torch is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+#: Adapters of a family whose base model drives no lips by itself: one for one speaker, one for several.
+AdapterKind = Literal["single", "multi"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A table of resolutions that jobs ask for by name, and what was tuned for it.
+
+    Attributes:
+        buckets: height/width of the source -> (height, width) of the video in pixels, in table order.
+        shift: default shift of the noise schedule.
+        teacache_polynomial: coefficients, highest power first, that turn a change of the time embedding into an
+            expected change of the network's output.
+        usual_resolution: (height, width) in pixels that estimates of memory are given for.
+    """
+
+    buckets: Mapping[float, tuple[int, int]]
+    shift: float
+    teacache_polynomial: tuple[float, ...]
+    usual_resolution: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values of what a job leaves out.
+
+    Attributes:
+        size: name of a `Size`.
+        frame_num: video frames of a chunk.
+        max_frame_num: video frames at most, in several chunks.
+        motion_frame: frames that a chunk takes over from the one before.
+        crossfade_frame: of these at most so many, in which the video fades from one chunk to the next.
+        num_inference_steps: sampling steps.
+        text_guide_scale, audio_guide_scale: guidance.
+        apg_momentum, apg_norm_threshold: adaptive projected guidance, where it is asked for.
+        teacache_threshold: TeaCache, where it is asked for.
+        color_correction_strength: 0 (off) … 1.
+        negative_prompt: what the video should not show.
+    """
+
+    size: str
+    frame_num: int
+    max_frame_num: int
+    motion_frame: int
+    crossfade_frame: int
+    num_inference_steps: int
+    text_guide_scale: float
+    audio_guide_scale: float
+    apg_momentum: float
+    apg_norm_threshold: float
+    teacache_threshold: float
+    color_correction_strength: float
+    negative_prompt: str
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A checkpoint's numbers of parameters, from its files' headers.
+
+    Attributes:
+        blocks: those of linear layers in the transformer's blocks, which quantising and streaming are about.
+        num_blocks: number of the transformer's blocks.
+        outer: the transformer's others.
+        dim: the transformer's width.
+        text_encoder, image_encoder, vae: of those networks.
+        lora_bytes: of LoRAs that stay beside quantised weights.
+    """
+
+    blocks: int
+    num_blocks: int
+    outer: int
+    dim: int
+    text_encoder: int
+    image_encoder: int
+    vae: int
+    lora_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository and the files of it that are needed.
+
+    Attributes:
+        repo_id: on Hugging Face.
+        setting: the setting that its folder goes into.
+        patterns: of files.
+    """
+
+    repo_id: str
+    setting: str
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: in settings and tables.
+        model_name: of its published checkpoint, in results and logs.
+        sizes: tables of resolutions by name.
+        defaults: values of what a job leaves out.
+        patch_size: latents that become one token: frames, rows, columns.
+        vae_scale_factor_temporal: video frames per latent frame, the first of which holds one; also the number of mask
+            channels that tell the network which of these frames are given.
+        vae_scale_factor_spatial: pixels per latent, in each direction.
+        latent_channels: of the VAE.
+        audio_window: rows of speech embeddings that each video frame reads, an odd number.
+        audio_layers: layers of the audio encoder whose outputs are in a row.
+        model_sizes: numbers of parameters of the published checkpoint.
+        evaluated_parameters: of the transformer, those whose products grow with the number of tokens.
+        adapters: that the family has beside its base model.
+        repositories: what can be downloaded, by name.
+        default_repositories: names of those that a worker needs.
+    """
+
+    name: str
+    model_name: str
+    sizes: Mapping[str, Size]
+    defaults: Defaults
+    patch_size: tuple[int, int, int]
+    vae_scale_factor_temporal: int
+    vae_scale_factor_spatial: int
+    latent_channels: int
+    audio_window: int
+    audio_layers: int
+    model_sizes: ModelSizes
+    evaluated_parameters: float
+    adapters: tuple[AdapterKind, ...]
+    repositories: Mapping[str, Repository]
+    default_repositories: tuple[str, ...]
+
+    def size(self, name: str) -> Size:
+        """The table of resolutions of this name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self.sizes:
+            raise ValueError(f"size is {name!r}; use one of {', '.join(self.sizes)}")
+        return self.sizes[name]
+
+    @property
+    def side_multiple(self) -> int:
+        """A video's sides are multiples of this many pixels: a token's."""
+        return self.vae_scale_factor_spatial * self.patch_size[1]
+
+    def num_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """Video tokens of a chunk of `num_frames` frames of `height` by `width` pixels."""
+        latent_frames = (num_frames - 1) // self.vae_scale_factor_temporal + 1
+        columns = width // (self.vae_scale_factor_spatial * self.patch_size[2])
+        return latent_frames // self.patch_size[0] * (height // self.side_multiple) * columns
+
+    def evaluation_flop(self, num_tokens: int) -> float:
+        """Floating-point operations of one evaluation of the published network: its linear layers and self-attention.
+
+        2 · parameters · tokens + 4 · tokens² · width · layers; see docs/deploy.md.
+        """
+        attention = 4.0 * num_tokens**2 * self.model_sizes.dim * self.model_sizes.num_blocks
+        return 2.0 * self.evaluated_parameters * num_tokens + attention
+
+
+_WAN_FILES = ("config.json", "diffusion_pytorch_model*", "models_*.pth", "Wan2.1_VAE.pth", "google/umt5-xxl/*")
+
+INFINITETALK = Family(
+    name="infinitetalk",
+    model_name="InfiniteTalk-14B",
+    sizes={
+        "infinitetalk-480": Size(
+            buckets={
+                0.26: (320, 1216),
+                0.38: (384, 1024),
+                0.50: (448, 896),
+                0.67: (512, 768),
+                0.82: (576, 704),
+                1.00: (640, 640),
+                1.22: (704, 576),
+                1.50: (768, 512),
+                1.86: (832, 448),
+                2.00: (896, 448),
+                2.50: (960, 384),
+                2.83: (1088, 384),
+                3.60: (1152, 320),
+                3.80: (1216, 320),
+                4.00: (1280, 320),
+            },
+            shift=7.0,
+            teacache_polynomial=(2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
+            usual_resolution=(640, 640),
+        ),
+        "infinitetalk-720": Size(
+            buckets={
+                0.22: (448, 2048),
+                0.29: (512, 1792),
+                0.36: (576, 1600),
+                0.45: (640, 1408),
+                0.55: (704, 1280),
+                0.63: (768, 1216),
+                0.76: (832, 1088),
+                0.88: (896, 1024),
+                1.00: (960, 960),
+                1.14: (1024, 896),
+                1.31: (1088, 832),
+                1.50: (1152, 768),
+                1.58: (1216, 768),
+                1.82: (1280, 704),
+                1.91: (1344, 704),
+                2.20: (1408, 640),
+                2.30: (1472, 640),
+                2.67: (1536, 576),
+                2.89: (1664, 576),
+                3.62: (1856, 512),
+                3.75: (1920, 512),
+            },
+            shift=11.0,
+            teacache_polynomial=(8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
+            usual_resolution=(704, 1280),
+        ),
+    },
+    defaults=Defaults(
+        size="infinitetalk-480",
+        frame_num=81,
+        max_frame_num=1000,
+        motion_frame=9,
+        crossfade_frame=4,
+        num_inference_steps=40,
+        text_guide_scale=5.0,
+        audio_guide_scale=4.0,
+        apg_momentum=-0.75,
+        apg_norm_threshold=55.0,
+        teacache_threshold=0.2,
+        color_correction_strength=1.0,
+        negative_prompt=(
+            "bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, "
+            "overall gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, "
+            "poorly drawn hands, poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, "
+            "still picture, messy background, three legs, many people in the background, walking backwards"
+        ),
+    ),
+    patch_size=(1, 2, 2),
+    vae_scale_factor_temporal=4,
+    vae_scale_factor_spatial=8,
+    latent_channels=16,
+    audio_window=5,
+    audio_layers=12,
+    model_sizes=ModelSizes(
+        blocks=18_559_795_200,
+        num_blocks=40,
+        outer=322_251_584,
+        dim=5120,
+        text_encoder=5_680_910_336,
+        image_encoder=630_766_080,
+        vae=126_892_531,
+    ),
+    evaluated_parameters=14.05e9,
+    adapters=("single", "multi"),
+    repositories={
+        "base-480": Repository(
+            "Wan-AI/Wan2.1-I2V-14B-480P",
+            "CKPT_DIR",
+            _WAN_FILES,
+        ),
+        "base-720": Repository(
+            "Wan-AI/Wan2.1-I2V-14B-720P",
+            "CKPT_DIR",
+            _WAN_FILES,
+        ),
+        "adapter": Repository(
+            "MeiGen-AI/InfiniteTalk",
+            "INFINITETALK_DIR",
+            ("single/infinitetalk.safetensors", "multi/infinitetalk.safetensors"),
+        ),
+        "int8": Repository("MeiGen-AI/InfiniteTalk", "QUANT_DIR", ("quant_models/*int8*",)),
+        "fp8": Repository("MeiGen-AI/InfiniteTalk", "QUANT_DIR", ("quant_models/*fp8*",)),
+        "wav2vec2": Repository(
+            "TencentGameMate/chinese-wav2vec2-base",
+            "WAV2VEC_DIR",
+            ("config.json", "preprocessor_config.json", "pytorch_model.bin"),
+        ),
+        "kokoro": Repository("hexgrad/Kokoro-82M", "KOKORO_DIR", ("config.json", "kokoro-v1_0.pth", "voices/*.pt")),
+    },
+    default_repositories=("base-480", "adapter", "wav2vec2"),
+)
+
+FAMILIES = {family.name: family for family in (INFINITETALK,)}
+
+#: What can be downloaded for any family, by name.
+REPOSITORIES = {name: repository for family in FAMILIES.values() for name, repository in family.repositories.items()}
