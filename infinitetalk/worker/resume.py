@@ -42,11 +42,11 @@ FOLDER = ".resume"
 STATE_FILE = "state.json"
 THUMBNAIL_FILE = "thumbnail.jpg"
 FORMAT = 3
-"""Of what is stored; another one is ignored."""
+"""Version of the stored format; other versions are ignored."""
 
 MAX_FILE_BYTES = 500 * MEGABYTE
 MAX_STATE_BYTES = 10 * MEGABYTE
-"""Beside a result, which may hold a video."""
+"""Largest `state.json` without the result that it may hold, which may hold a video."""
 
 AFTER_JOB_S = 30.0
 """Seconds that cleaning up after a job may keep the next one waiting; what remains is done beside it."""
