@@ -4,6 +4,7 @@ from schemas.addresses import check_address
 from schemas.base import explain, sendable
 from schemas.job import (
     DEFAULT_PREFIX,
+    STORES,
     BatchItem,
     BatchJob,
     Lora,
@@ -30,6 +31,7 @@ from schemas.result import (
 
 __all__ = [
     "DEFAULT_PREFIX",
+    "STORES",
     "BatchItem",
     "BatchJob",
     "BatchResult",

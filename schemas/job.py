@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
+from pydantic_core import PydanticKnownError
 
 from infinitetalk.family import INFINITETALK, Family
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
@@ -19,6 +20,9 @@ LARGEST_SEED = 2**53 - 1
 
 OWN_ENDINGS = (".mp4", ".jpg", ".json", ".preview")
 """Of the files and folders that jobs leave."""
+
+STORES = {"s3": True, "volume": True, "inline": False, "put": False}
+"""The words that name a store, and whether it keeps files below a prefix, where a preview can lie too."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -51,6 +55,18 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def check_store(name: Any) -> str:
+    """A word that names a store.
+
+    Raises:
+        PydanticKnownError: it is none of `STORES`.
+    """
+    if isinstance(name, str) and name in STORES:
+        return name
+    *others, last = map(repr, STORES)
+    raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+
+
 def check_frame_num(frame_num: int) -> int:
     """The number of frames of a chunk, whose first latent frame holds one video frame and every other one four.
 
@@ -79,13 +95,14 @@ Media = Annotated[str, StringConstraints(min_length=1)]
 Address = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
 ]
+StoreName = Annotated[str, PlainValidator(check_store), WithJsonSchema({"enum": list(STORES), "type": "string"})]
 BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
 class OutputConfig(StrictModel):
     """Where the video and its thumbnail go."""
 
-    store: Literal["s3", "volume", "inline", "put"] = "s3"
+    store: StoreName = "s3"
     """"s3": an S3-compatible store (the job's s3Config, else the worker's settings). "volume": the worker's output
     folder, the network volume on Runpod. "inline": base64 in the result, for small videos only. "put": the addresses
     video_url and thumbnail_url."""
@@ -113,8 +130,9 @@ class OutputConfig(StrictModel):
         Raises:
             ValueError: the store has none.
         """
-        if self.preview and self.store not in ("s3", "volume"):
-            raise ValueError(f'preview needs store "s3" or "volume"; with store "{self.store}" leave it out')
+        if self.preview and not STORES[self.store]:
+            fit = " or ".join(f'"{name}"' for name, has_prefix in STORES.items() if has_prefix)
+            raise ValueError(f'preview needs store {fit}; with store "{self.store}" leave it out')
         return self
 
     @model_validator(mode="after")

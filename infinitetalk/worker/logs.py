@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.streams import LONGEST_HOST, LONGEST_LINE, keep_streams_writable, redacted
@@ -28,8 +28,7 @@ SPEAKER_FIELDS = ("cond_audio", "mask", "bbox")
 
 def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
-    hidden = (settings.s3_secret_key, settings.resume_secret)
-    secrets = [secret.get_secret_value() for secret in hidden if secret is not None]
+    secrets = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
     keep_streams_writable(secrets)
 
     def redact(logger: Any, method: str, line: Any) -> str:

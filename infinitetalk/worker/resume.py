@@ -43,11 +43,11 @@ FOLDER = ".resume"
 STATE_FILE = "state.json"
 THUMBNAIL_FILE = "thumbnail.jpg"
 FORMAT = 4
-"""Of what is stored; another one is ignored."""
+"""Version of the stored format; other versions are ignored."""
 
 MAX_FILE_BYTES = 500 * MEGABYTE
 MAX_STATE_BYTES = 10 * MEGABYTE
-"""Beside a result, which may hold a video."""
+"""Largest `state.json` without the result that it may hold, which may hold a video."""
 
 CHANGES_NO_NUMBER = {"num_persistent_param_in_dit", "offload_model"}
 """Fields of a job that decide where weights are, and no number of the video."""

@@ -14,7 +14,7 @@ from infinitetalk.teacache import WARM_UP_STEPS
 from infinitetalk.text import TEXT_LENGTH
 from infinitetalk.tts import split_turns
 from infinitetalk.worker.engine import Engine, Overlap, Scene, chunk_grid, generation_settings, negative_prompt_of
-from schemas import OutputConfig, S3Config, SingleJob
+from schemas import STORES, OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
 """Of the smaller of two regions; edges that touch share less."""
@@ -143,7 +143,7 @@ def _unused_places(output_config: OutputConfig, s3_config: S3Config | None) -> l
     """What is said of a store that the result does not go to."""
     store = output_config.store
     found = []
-    if store in ("inline", "put") and _is_set(output_config, "prefix"):
+    if not STORES[store] and _is_set(output_config, "prefix"):
         found.append(f'output_config.prefix has no effect with store "{store}"')
     if store != "s3" and s3_config is not None:
         found.append(f's3Config has no effect with store "{store}"')

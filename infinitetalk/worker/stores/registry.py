@@ -1,4 +1,7 @@
-"""The kinds of stores, by the words that a job names them with. A new store is a file here, and a line below."""
+"""The kinds of stores, by the words that a job names them with.
+
+A new store is a file, a line in `STORES`, and its word in `schemas.STORES`.
+"""
 
 from __future__ import annotations
 
