@@ -22,10 +22,10 @@ def main() -> None:
     configure_logs(settings)
     import runpod
 
-    from infinitetalk.worker import delivery, ping, taking
-    from infinitetalk.worker.fitness import register_checks
+    from infinitetalk.worker.machine.fitness import register_checks
+    from infinitetalk.worker.queue import delivery, ping, taking
+    from infinitetalk.worker.queue.runner import Handler, Runner, printing, with_error_as_text
     from infinitetalk.worker.queue.startup import Startup
-    from infinitetalk.worker.runner import Handler, Runner, printing, with_error_as_text
 
     # A forked ping process would inherit locks held by the thread that loads the model.
     multiprocessing.set_start_method("spawn")

@@ -16,13 +16,13 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
 from benchmarks.measure import as_table, machine
-from infinitetalk.models import Models
-from infinitetalk.pipeline import Chunk
+from infinitetalk.embedded.tiny import DEFAULT_FOLDER, ensure_tiny_model
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.generation.pipeline import Chunk
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_model
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.runtime.models import Models
 from tools.recording import RecordingPipeline
 
 #: Factor on the weights of the time projection.

@@ -39,7 +39,7 @@ def make_checkpoint(folder: Path, num_layers: int) -> None:
     """A transformer of random numbers: `base/` and `adapter.safetensors` in running dtypes, `whole/` for diffusers."""
     import torch
 
-    from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+    from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
     from infinitetalk.weights.convert import Entry, write_safetensors
     from infinitetalk.weights.names import is_adapter_name
 
@@ -75,9 +75,9 @@ def load(way: str, folder: Path) -> None:
     """Loads in this process and prints seconds, peak bytes and a checksum as JSON."""
     import torch
 
-    from infinitetalk.models import TransformerLoader
+    from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
     from infinitetalk.runtime.choice import NetworkChoice
-    from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+    from infinitetalk.runtime.models import TransformerLoader
     from infinitetalk.weights.layouts import CheckpointPaths
 
     torch.set_num_threads(os.cpu_count() or 1)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmarks.measure import EVALUATION_S, NO_GPU, Comparison, Goal, Measurement, compare, seconds_of
 from benchmarks.reference import UNSET, import_reference, reference_folder
-from infinitetalk.color import match_color
+from infinitetalk.generation.color import match_color
 
 NUM_FRAMES, SIDE = 81, 640
 #: Between two neighbouring values of a pixel, in the range [-1, 1].

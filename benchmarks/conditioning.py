@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Goal, Measurement
-from infinitetalk.ahead import run_ahead
-from infinitetalk.encode import PartEncoder
-from infinitetalk.models import Models
-from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Reference
+from infinitetalk.embedded.tiny import ensure_tiny_model
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.generation.ahead import run_ahead
+from infinitetalk.generation.pipeline import Chunk, InfiniteTalkPipeline, Reference
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.media.encode import PartEncoder
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.runtime.models import Models
 
 NUM_CHUNKS = 4
 SETTINGS = GenerationSettings(

@@ -18,13 +18,13 @@ import torch
 from benchmarks.conditioning import Clip
 from benchmarks.evaluation import EvaluationSize, make_inputs, make_transformer
 from benchmarks.measure import machine, peak_memory_bytes, processor_seconds_of
-from infinitetalk.models import Models
-from infinitetalk.pipeline import InfiniteTalkPipeline
+from infinitetalk.embedded.tiny import ensure_tiny_model
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.generation.pipeline import InfiniteTalkPipeline
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.runtime.models import Models
 
 SIZE = EvaluationSize(dim=256, num_layers=2, latent_frames=5, height=24, width=32)
 HEIGHTS = (24, 48, 96, 144)

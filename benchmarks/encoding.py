@@ -15,11 +15,11 @@ from torch import Tensor
 
 from benchmarks.measure import Comparison, Goal, Measurement, compare, peak_memory_bytes
 from benchmarks.reference import UNSET, import_reference, reference_folder
-from infinitetalk.encode import PartEncoder, join_parts
-from infinitetalk.media import Picture
-from infinitetalk.pipeline import to_frames
-from infinitetalk.sandbox import ffmpeg_path
-from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.generation.pipeline import to_frames
+from infinitetalk.media.decode import Picture
+from infinitetalk.media.encode import PartEncoder, join_parts
+from infinitetalk.media.sandbox import ffmpeg_path
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 
 CHECKOUT = Path(__file__).parents[1]
 NUM_FRAMES, SIDE = 250, 640

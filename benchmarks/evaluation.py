@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure import Comparison, Goal, Measurement, compare
 from benchmarks.reference import UNSET, build_reference, reference_folder, reference_inputs
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 #: The published network's proportions.
 HEAD_DIM = 128

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import EVALUATION_S, Goal, Measurement
-from tests.worker_process import Worker, running_worker
+from tools.worker_process import Worker, running_worker
 
 MEDIA = Path(__file__).parents[1] / "examples" / "media"
 SCRIPT = Path(__file__).parent / "timed_worker.py"

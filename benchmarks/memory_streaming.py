@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 
 CHECKOUT = Path(__file__).parents[1]
 DURATIONS_S = (10, 120)

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from infinitetalk.speech import SAMPLING_RATE
-from infinitetalk.wav2vec2 import SpeechEncoder
+from infinitetalk.encoders.wav2vec2 import SpeechEncoder
+from infinitetalk.media.speech import SAMPLING_RATE
 
 DURATIONS_S = (10, 120)
 

@@ -33,7 +33,7 @@ def main() -> None:
     sys.path[0] = str(Path(__file__).parents[1])
     import handler
     from benchmarks.waiting import replace_evaluations
-    from infinitetalk import pipeline
+    from infinitetalk.generation import pipeline
 
     for name in TIMED:
         setattr(pipeline, name, timed(getattr(pipeline, name), Path(os.environ["TIMES_FILE"])))

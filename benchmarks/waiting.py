@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 
 def replace_evaluations(seconds: float) -> None:

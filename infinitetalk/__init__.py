@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infinitetalk.media import Picture, read_waveform
-    from infinitetalk.models import Models
-    from infinitetalk.pipeline import InfiniteTalkPipeline
+    from infinitetalk.embedded.tiny import talker_paths
+    from infinitetalk.generation.pipeline import InfiniteTalkPipeline
+    from infinitetalk.generation.sampling import GenerationSettings
+    from infinitetalk.media.decode import Picture, read_waveform
+    from infinitetalk.media.speech import normalise_loudness
     from infinitetalk.runtime.choice import NetworkChoice
-    from infinitetalk.sampling import GenerationSettings
-    from infinitetalk.speech import normalise_loudness
-    from infinitetalk.tiny import talker_paths
+    from infinitetalk.runtime.models import Models
 
 __version__ = "0.1.0"
 
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "GenerationSettings": "sampling",
-    "InfiniteTalkPipeline": "pipeline",
-    "Models": "models",
+    "GenerationSettings": "generation.sampling",
+    "InfiniteTalkPipeline": "generation.pipeline",
+    "Models": "runtime.models",
     "NetworkChoice": "runtime.choice",
-    "Picture": "media",
-    "normalise_loudness": "speech",
-    "read_waveform": "media",
-    "talker_paths": "tiny",
+    "Picture": "media.decode",
+    "normalise_loudness": "media.speech",
+    "read_waveform": "media.decode",
+    "talker_paths": "embedded.tiny",
 }
 
 

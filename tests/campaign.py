@@ -27,7 +27,7 @@ import structlog
 
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.logs import configure_logs
-from infinitetalk.worker.runner import Runner
+from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from schemas import BatchResult, Failure, Plan, Success
 from tests.hostile_network import SITE, HostileNetwork

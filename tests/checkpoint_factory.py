@@ -18,11 +18,11 @@ from optimum.quanto import freeze, qfloat8, qint8, quantization_map, quantize
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from infinitetalk.memory import MemoryMode
-from infinitetalk.models import TransformerLoader
+from infinitetalk.embedded.tiny import _tokenizer
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.tiny import _tokenizer
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.memory import MemoryMode
+from infinitetalk.runtime.models import TransformerLoader
 from infinitetalk.weights.layouts import IMAGE_ENCODER_FILE, TEXT_ENCODER_FILE, VAE_FILE, AdapterKind, CheckpointPaths
 from infinitetalk.weights.loading import Quantisation
 

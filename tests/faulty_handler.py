@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infinitetalk.pipeline import Chunk
+    from infinitetalk.generation.pipeline import Chunk
     from infinitetalk.worker.engine import Engine, Request
 
 

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.tts import SpeechSynthesiser
+from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.settings import Settings
 from tests.campaign import LOG_SECRET, SECRET, WHOLE_LIMIT_S, Campaign

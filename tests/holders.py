@@ -26,9 +26,9 @@ import requests
 
 from schemas import Stage, Success
 from tests.job_inputs import small_job, speech_uri
-from tests.queue_server import LocalQueue
 from tests.s3_server import S3Server
-from tests.worker_process import HANDLER, JOB_TIMEOUT_S, Worker
+from tools.queue_server import LocalQueue
+from tools.worker_process import HANDLER, JOB_TIMEOUT_S, Worker
 
 NUM_FRAMES = 13
 JOB = small_job(mode="streaming", base_seed=-1, cond_audio={"person1": speech_uri(0.52)}, sample_steps=4)

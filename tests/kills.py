@@ -18,8 +18,8 @@ import numpy as np
 
 from schemas import Success
 from tests.job_inputs import small_job, speech_uri
-from tests.queue_server import LocalQueue
-from tests.worker_process import JOB_TIMEOUT_S, Worker, worker_of
+from tools.queue_server import LocalQueue
+from tools.worker_process import JOB_TIMEOUT_S, Worker, worker_of
 
 LIFETIME_S = 3600
 NUM_CHUNKS = 6

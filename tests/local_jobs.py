@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.job.resources import Resources
+from infinitetalk.worker.job.resume import JobStates
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.progress import ProgressEvent
-from infinitetalk.worker.resources import Resources
-from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from schemas import Stage

@@ -22,10 +22,10 @@ from typing import Any
 
 from schemas import ErrorCode
 from tests.job_inputs import data_uri, picture_bytes, scenes_bytes, small_job, speech_uri
-from tests.queue_server import LocalQueue
 from tests.s3_server import S3Server
 from tests.weighing_handler import HELD_FILE
-from tests.worker_process import CHECKOUT, JOB_TIMEOUT_S, Worker, worker_of
+from tools.queue_server import LocalQueue
+from tools.worker_process import CHECKOUT, JOB_TIMEOUT_S, Worker, worker_of
 
 WEIGHING_HANDLER = CHECKOUT / "tests" / "weighing_handler.py"
 

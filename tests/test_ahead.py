@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from infinitetalk.ahead import run_ahead
 from infinitetalk.errors import GenerationStopped
+from infinitetalk.generation.ahead import run_ahead
 
 PATIENCE_S = 10.0
 

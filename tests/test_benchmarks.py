@@ -15,7 +15,7 @@ from benchmarks.gpu.networks import evaluation_operations
 from benchmarks.gpu.rows import Figure, Group, Row
 from benchmarks.measure import Goal, Measurement, as_table, compare
 from benchmarks.reference import UNSET, VARIABLE, import_reference, reference_folder
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 SMALL_SIZE = EvaluationSize(dim=128, num_layers=2, latent_frames=2, height=4, width=6)
 

@@ -15,7 +15,7 @@ import structlog
 from hypothesis import find
 
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.runner import Runner
+from infinitetalk.worker.queue.runner import Runner
 from tests.campaign import LOG_SECRET, SECRET, Campaign
 from tests.fuzz_states import ALIKE, FOLDER, Forgery, set_file, with_field, with_forgeries
 from tests.hostile_network import DRIP_S, REBINDING, SITE, Behaviour, HostileNetwork, behaviours

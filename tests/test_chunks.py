@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infinitetalk.chunks import ChunkGrid
+from infinitetalk.generation.chunks import ChunkGrid
 
 GRID = ChunkGrid(frame_num=17, motion_frame=9)
 FADING = ChunkGrid(frame_num=17, motion_frame=9, crossfade_frame=4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infinitetalk.color import _LabConversion, match_color
+from infinitetalk.generation.color import _LabConversion, match_color
 
 XYZ_FROM_RGB = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from infinitetalk.crossfade import cross_fade
+from infinitetalk.generation.crossfade import cross_fade
 
 
 def test_shares_grow_by_the_same_from_frame_to_frame() -> None:

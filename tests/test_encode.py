@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infinitetalk.encode import PartEncoder, join_parts, write_thumbnail
 from infinitetalk.errors import EncodeError
-from infinitetalk.speech import SAMPLING_RATE
+from infinitetalk.media.encode import PartEncoder, join_parts, write_thumbnail
+from infinitetalk.media.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
 from tools.talker.faces import Place, random_background, random_face
 from tools.talker.measure import border_change

@@ -10,17 +10,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from infinitetalk.embedded.tiny import ensure_tiny_model
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.family import FAMILIES, INFINITETALK, Family, Size
-from infinitetalk.media import Picture
-from infinitetalk.memory import Workload
-from infinitetalk.models import Models
-from infinitetalk.pipeline import InfiniteTalkPipeline
+from infinitetalk.generation.pipeline import InfiniteTalkPipeline
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.media.decode import Picture
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.memory import Workload
+from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.layouts import CheckpointPaths
 from schemas import SingleJob
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infinitetalk.guidance import AdaptiveProjectedGuidance, Branch, GuidanceScales, PlainGuidance
+from infinitetalk.generation.guidance import AdaptiveProjectedGuidance, Branch, GuidanceScales, PlainGuidance
 
 A, B, D, C = Branch.CONDITIONAL, Branch.NEGATIVE_TEXT, Branch.NO_AUDIO, Branch.UNCONDITIONAL
 

@@ -8,12 +8,12 @@ import pytest
 
 VALIDATION = ("infinitetalk", "schemas", "infinitetalk.worker.errors", "infinitetalk.worker.job.payload")
 QUEUE = (
-    "infinitetalk.worker.delivery",
-    "infinitetalk.worker.fitness",
-    "infinitetalk.worker.ping",
+    "infinitetalk.worker.queue.delivery",
+    "infinitetalk.worker.machine.fitness",
+    "infinitetalk.worker.queue.ping",
     "infinitetalk.worker.queue.startup",
-    "infinitetalk.worker.runner",
-    "infinitetalk.worker.taking",
+    "infinitetalk.worker.queue.runner",
+    "infinitetalk.worker.queue.taking",
 )
 HEAVY = {"torch", "numpy", "librosa", "diffusers", "transformers", "av", "PIL", "boto3"}
 LIMIT_S = 1.0

@@ -26,11 +26,11 @@ from botocore.session import get_session
 
 import infinitetalk
 import schemas
-from infinitetalk.media import _parse_packets
-from infinitetalk.tts import MAX_PHONEMES, split_phonemes
+from infinitetalk.media.decode import _parse_packets
+from infinitetalk.media.tts import MAX_PHONEMES, split_phonemes
 from infinitetalk.worker import logs
 from infinitetalk.worker.logs import loggable, shorten
-from infinitetalk.worker.runner import Runner
+from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.streams import redacted
 from tests.job_inputs import small_job
 from tests.local_jobs import LocalWorker, ready

@@ -14,8 +14,8 @@ from botocore.httpsession import URLLib3Session
 from examples import infinitetalk_client as client_module
 from examples.infinitetalk_client import InfiniteTalkClient, JobError
 from infinitetalk.worker import policy
-from tests.queue_server import API_KEY, LocalQueue
 from tools import local_endpoint
+from tools.queue_server import API_KEY, LocalQueue
 
 DONE = {"output": {"status": "success", "video": {"path": "made/talk.mp4"}}}
 

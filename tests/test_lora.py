@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.lora import Delta, Lora, LoraStack, find_lora, find_loras
-from infinitetalk.models import Models
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.lora import Delta, Lora, LoraStack, find_lora, find_loras
+from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
 from tests import checkpoint_factory as factory
 

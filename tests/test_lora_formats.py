@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.lora import Lora, LoraStack
-from infinitetalk.lora_files import ALPHA_UNKNOWN, CONFIG_VARIANTS, read_lora
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.lora import Lora, LoraStack
+from infinitetalk.weights.lora_files import ALPHA_UNKNOWN, CONFIG_VARIANTS, read_lora
 from tests import checkpoint_factory as factory
 
 CPU = torch.device("cpu")

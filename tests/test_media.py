@@ -12,9 +12,10 @@ import soundfile
 import torch
 from PIL import Image, ImageOps
 
-from infinitetalk import media, sandbox
 from infinitetalk.errors import MediaError
-from infinitetalk.media import (
+from infinitetalk.media import decode as media
+from infinitetalk.media import sandbox
+from infinitetalk.media.decode import (
     MediaInfo,
     Picture,
     VideoFrames,
@@ -24,7 +25,7 @@ from infinitetalk.media import (
     read_picture,
     read_waveform,
 )
-from infinitetalk.sandbox import ffmpeg_path
+from infinitetalk.media.sandbox import ffmpeg_path
 from tests.media_factory import (
     HEIGHT,
     WIDTH,

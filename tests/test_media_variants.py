@@ -11,10 +11,11 @@ import soundfile
 from PIL import Image, ImageOps
 from structlog.testing import capture_logs
 
-from infinitetalk import media, sandbox
 from infinitetalk.errors import MediaError
-from infinitetalk.media import extract_frames, probe, read_picture, read_region, read_sound, read_waveform
-from infinitetalk.worker.fitness import look_at_privileges
+from infinitetalk.media import decode as media
+from infinitetalk.media import sandbox
+from infinitetalk.media.decode import extract_frames, probe, read_picture, read_region, read_sound, read_waveform
+from infinitetalk.worker.machine.fitness import look_at_privileges
 from tests.media_factory import (
     colour_profile,
     make_heic,

@@ -10,10 +10,12 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from infinitetalk import models as loaders
+from infinitetalk.encoders.vae import decode_latents
 from infinitetalk.errors import CheckpointError, DoesNotFitError
 from infinitetalk.family import INFINITETALK
-from infinitetalk.memory import (
+from infinitetalk.runtime import models as loaders
+from infinitetalk.runtime.choice import NetworkChoice, arithmetic_of
+from infinitetalk.runtime.memory import (
     GIB,
     TOKEN_CHANNEL_BYTES,
     VAE_PIXEL_BYTES,
@@ -29,9 +31,7 @@ from infinitetalk.memory import (
     stop_streaming,
     stream_blocks,
 )
-from infinitetalk.models import Models
-from infinitetalk.runtime.choice import NetworkChoice, arithmetic_of
-from infinitetalk.vae import decode_latents
+from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.loading import Quantisation, quantised
 from tests import checkpoint_factory as factory

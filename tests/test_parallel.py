@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from infinitetalk import parallel
+from infinitetalk.embedded.tiny import ensure_tiny_model
 from infinitetalk.errors import CheckpointError, ParallelError
 from infinitetalk.family import INFINITETALK
-from infinitetalk.followers import TIMEOUT_S, Followers
-from infinitetalk.models import Models
-from infinitetalk.parallel import LeadingTransformer
+from infinitetalk.network import parallel
+from infinitetalk.network.parallel import LeadingTransformer
+from infinitetalk.network.teacache import TeaCache
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.teacache import TeaCache
-from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.followers import TIMEOUT_S, Followers
+from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import adapter_kind
 
 CPU = torch.device("cpu")

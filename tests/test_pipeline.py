@@ -14,19 +14,27 @@ import numpy as np
 import pytest
 import torch
 
-from infinitetalk.chunks import ChunkGrid
-from infinitetalk.crossfade import cross_fade
+from infinitetalk.embedded.tiny import ensure_tiny_model
+from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import GenerationStopped, RegionError
-from infinitetalk.media import Picture, Source, extract_frames
-from infinitetalk.models import Models
-from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step, Video, join_frames, to_frames
-from infinitetalk.regions import default_regions
+from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.generation.crossfade import cross_fade
+from infinitetalk.generation.pipeline import (
+    Chunk,
+    ChunkState,
+    InfiniteTalkPipeline,
+    Step,
+    Video,
+    join_frames,
+    to_frames,
+)
+from infinitetalk.generation.sampling import GenerationSettings, SampledChunk, chunk_noise
+from infinitetalk.media.decode import Picture, Source, extract_frames
+from infinitetalk.network.regions import default_regions
 from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import GenerationSettings, SampledChunk, chunk_noise
-from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.vae import decode_latents, encode_frames
-from infinitetalk.wav2vec2 import SpeechEmbeddings
 from tests.media_factory import make_numbered_video, read_number
 from tools.recording import RecordingPipeline
 

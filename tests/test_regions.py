@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from infinitetalk.errors import RegionError
-from infinitetalk.regions import (
+from infinitetalk.network.regions import (
     BACKGROUND_POSITION,
     audio_token_positions,
     box_regions,
@@ -78,7 +78,7 @@ def test_reference_map_does_not_depend_on_how_the_queries_are_sliced(monkeypatch
     query, key = attention_inputs()
     regions = token_regions(latent_regions(default_regions(2, 96, 64), 96, 64, 8), 6, 4)
     whole = reference_attention_map(query, key, regions)
-    monkeypatch.setattr("infinitetalk.regions.QUERY_SLICE", 7)
+    monkeypatch.setattr("infinitetalk.network.regions.QUERY_SLICE", 7)
     torch.testing.assert_close(reference_attention_map(query, key, regions), whole)
 
 

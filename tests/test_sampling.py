@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infinitetalk.sampling import EulerStepper
+from infinitetalk.generation.sampling import EulerStepper
 
 
 def no_draws(draw: int) -> torch.Tensor:

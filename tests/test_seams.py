@@ -9,14 +9,11 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 from torch import Tensor
 
+from infinitetalk.embedded.tiny import ensure_tiny_model
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.family import INFINITETALK
-from infinitetalk.media import Picture
-from infinitetalk.models import Models
-from infinitetalk.network.protocols import DrawNoise
-from infinitetalk.pipeline import ChunkState, InfiniteTalkPipeline
-from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import (
+from infinitetalk.generation.pipeline import ChunkState, InfiniteTalkPipeline
+from infinitetalk.generation.sampling import (
     ChunkConditions,
     EulerStepper,
     GenerationSettings,
@@ -25,8 +22,11 @@ from infinitetalk.sampling import (
     make_sampler,
     sample_chunk,
 )
-from infinitetalk.tiny import ensure_tiny_model
-from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.media.decode import Picture
+from infinitetalk.network.protocols import DrawNoise
+from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.models import Models
+from infinitetalk.runtime.networks import Networks
 
 SETTINGS = GenerationSettings(
     frame_num=9,

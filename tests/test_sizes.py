@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from infinitetalk.family import INFINITETALK
-from infinitetalk.sizes import choose_bucket, resize_and_crop, resize_and_crop_mask
+from infinitetalk.media.sizes import choose_bucket, resize_and_crop, resize_and_crop_mask
 
 
 def test_the_first_bucket_wins_a_tie() -> None:

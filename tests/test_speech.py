@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infinitetalk.speech import (
+from infinitetalk.media.speech import (
     SAMPLING_RATE,
     TARGET_LUFS,
     arrange_tracks,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infinitetalk.color import match_color
-from infinitetalk.pipeline import to_frames
-from infinitetalk.tiny import TALKER_FOLDER
+from infinitetalk.embedded.tiny import TALKER_FOLDER
+from infinitetalk.generation.color import match_color
+from infinitetalk.generation.pipeline import to_frames
 from tools.talker.breakages import (
     AFTER_BORDER,
     color_correction_off,

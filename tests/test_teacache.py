@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from infinitetalk.family import INFINITETALK
-from infinitetalk.teacache import WARM_UP_STEPS, TeaCache
+from infinitetalk.network.teacache import WARM_UP_STEPS, TeaCache
 
 POLYNOMIAL = INFINITETALK.sizes["infinitetalk-480"].teacache_polynomial
 

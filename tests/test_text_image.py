@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from infinitetalk.image import ImageEncoder
-from infinitetalk.models import Models
+from infinitetalk.embedded.tiny import ensure_tiny_model
+from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.text import KEPT_PROMPTS, PromptEncoder
 from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.text import KEPT_PROMPTS, PromptEncoder
-from infinitetalk.tiny import ensure_tiny_model
 
 
 @pytest.fixture(scope="module")

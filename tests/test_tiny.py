@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from infinitetalk.models import Models
+from infinitetalk.embedded.tiny import ensure_tiny_model, make_tiny_model
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.tiny import ensure_tiny_model, make_tiny_model
+from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import adapter_kind
 
 

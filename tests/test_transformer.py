@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-from infinitetalk.audio_attention import rotary_embedding, rotate_pairs
 from infinitetalk.errors import RegionError
 from infinitetalk.family import INFINITETALK
-from infinitetalk.teacache import TeaCache
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
+from infinitetalk.network.audio_attention import rotary_embedding, rotate_pairs
+from infinitetalk.network.teacache import TeaCache
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
 
 
 @pytest.fixture(scope="module")

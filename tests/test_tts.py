@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from infinitetalk.errors import CheckpointError, GenerationStopped, SynthesisError, SynthesisSetupError
-from infinitetalk.speech import SAMPLING_RATE
-from infinitetalk.tts import (
+from infinitetalk.media.speech import SAMPLING_RATE
+from infinitetalk.media.tts import (
     MAX_PHONEMES,
     SEED_KEY,
     TINY_VOICES,

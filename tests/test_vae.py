@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from infinitetalk.vae import decode_latents, encode_frames
+from infinitetalk.encoders.vae import decode_latents, encode_frames
 
 
 @pytest.fixture(scope="module")

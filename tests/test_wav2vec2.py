@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from infinitetalk import wav2vec2
-from infinitetalk.speech import SAMPLING_RATE
-from infinitetalk.wav2vec2 import SpeechEmbeddings, SpeechEncoder, resample_features
+from infinitetalk.encoders import wav2vec2
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings, SpeechEncoder, resample_features
+from infinitetalk.media.speech import SAMPLING_RATE
 
 
 @pytest.fixture(scope="module", params=["group", "layer"])

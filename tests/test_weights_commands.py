@@ -17,11 +17,11 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
+from infinitetalk.embedded.tiny import _speech_encoder
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import REPOSITORIES
-from infinitetalk.tiny import _speech_encoder
+from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.weights.__main__ import main
-from infinitetalk.weights.check import check_checkpoint
 from infinitetalk.weights.convert import Entry, convert, write_safetensors
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import CheckpointPaths

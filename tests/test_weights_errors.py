@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import TEXT_ENCODER_FILE, CheckpointPaths, find_adapter
 from infinitetalk.weights.loading import parameter_shapes

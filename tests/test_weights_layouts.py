@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
-from infinitetalk import models as loaders
-from infinitetalk.memory import MemoryMode
-from infinitetalk.models import Models
+from infinitetalk.embedded.tiny import _image_encoder, _speech_encoder, _text_encoder, ensure_tiny_model
+from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime import models as loaders
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.tiny import _image_encoder, _speech_encoder, _text_encoder, ensure_tiny_model
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.vae import decode_latents, encode_frames
+from infinitetalk.runtime.memory import MemoryMode
+from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.networks import (
     load_audio_encoder,
@@ -153,7 +153,7 @@ def test_an_adapter_whose_loading_is_broken_off_serves_no_job(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("infinitetalk.models.load_transformer_parameters", load_half)
+        patched.setattr("infinitetalk.runtime.models.load_transformer_parameters", load_half)
         with pytest.raises(OSError):
             models.transformer(MULTI)
     assert_same(models.transformer(SINGLE), factory.plain_transformer())

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from infinitetalk.worker import transport
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.transport import is_public
+from infinitetalk.worker.traffic import transport
+from infinitetalk.worker.traffic.fetch import Wanted, fetch_all
+from infinitetalk.worker.traffic.transport import is_public
 from schemas import ErrorCode, OutputConfig
 from tests.job_inputs import data_uri, picture_bytes, small_job
 from tests.local_jobs import LocalWorker

@@ -16,9 +16,9 @@ import pytest
 
 from schemas import Failure
 from tests.job_inputs import small_job, speech_uri
-from tests.queue_server import LocalQueue
-from tests.worker_process import HANDLER, JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, running_worker
 from tools import local_endpoint
+from tools.queue_server import LocalQueue
+from tools.worker_process import HANDLER, JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, running_worker
 
 FAULTY_HANDLER = Path(__file__).with_name("faulty_handler.py")
 DEEP = 5_000

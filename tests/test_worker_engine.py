@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from infinitetalk.embedded.tiny import TALKER_FOLDER
 from infinitetalk.family import INFINITETALK
-from infinitetalk.media import MediaInfo
-from infinitetalk.memory import GIB, DoesNotFitError, MemoryMode, Workload
-from infinitetalk.tiny import TALKER_FOLDER
+from infinitetalk.media.decode import MediaInfo
+from infinitetalk.runtime.memory import GIB, DoesNotFitError, MemoryMode, Workload
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.checkpoint import (
     PublishedCheckpoint,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.memory import GIB, model_sizes
-from infinitetalk.models import Models
+from infinitetalk.runtime.memory import GIB, model_sizes
+from infinitetalk.runtime.models import Models
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.policy import TIMEOUT_MARGIN_S, time_limit
@@ -21,8 +21,8 @@ from infinitetalk.worker.stop import Stop
 from schemas import Stage
 from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tests.queue_server import LocalQueue
-from tests.worker_process import HANDLER, START_TIMEOUT_S, worker_of
+from tools.queue_server import LocalQueue
+from tools.worker_process import HANDLER, START_TIMEOUT_S, worker_of
 
 JOB = {"id": "job-1", "input": small_job()}
 
@@ -67,11 +67,11 @@ def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_s
 @pytest.mark.parametrize(
     "reader",
     [
-        "infinitetalk.models.read_json",
+        "infinitetalk.runtime.models.read_json",
         "infinitetalk.weights.networks.open_file",
         "infinitetalk.weights.networks.Wav2Vec2Model.from_pretrained",
         "infinitetalk.weights.networks.AutoTokenizer.from_pretrained",
-        "infinitetalk.models.Models.prepare",
+        "infinitetalk.runtime.models.Models.prepare",
     ],
 )
 def test_a_model_that_could_not_be_read_is_another_workers_chance(
@@ -90,7 +90,7 @@ def test_a_model_that_could_not_be_read_is_another_workers_chance(
 
 
 @pytest.mark.parametrize(
-    "reader", ["infinitetalk.weights.fingerprint.content_of", "infinitetalk.models.load_transformer_parameters"]
+    "reader", ["infinitetalk.weights.fingerprint.content_of", "infinitetalk.runtime.models.load_transformer_parameters"]
 )
 def test_a_disk_that_fails_while_the_worker_serves_is_no_mistake_of_the_client(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

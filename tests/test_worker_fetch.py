@@ -15,10 +15,10 @@ from typing import ClassVar
 import pytest
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import retry, transport
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.traffic import retry, transport
+from infinitetalk.worker.traffic.fetch import Wanted, fetch_all
 from schemas import ErrorCode
 from tests.hostile import REDIRECT_TARGETS
 from tests.job_inputs import data_uri, picture_bytes, speech_bytes

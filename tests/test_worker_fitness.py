@@ -3,7 +3,7 @@
 import pytest
 from runpod.serverless.modules import rp_fitness, rp_system_fitness
 
-from infinitetalk.worker.fitness import IMPORT_TORCH, register_checks
+from infinitetalk.worker.machine.fitness import IMPORT_TORCH, register_checks
 from infinitetalk.worker.settings import Settings
 
 

@@ -5,7 +5,7 @@ import psutil
 import pytest
 
 from tests.job_inputs import small_job, speech_uri
-from tests.worker_process import JOB_TIMEOUT_S, running_worker
+from tools.worker_process import JOB_TIMEOUT_S, running_worker
 
 VOICES = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
 

@@ -11,10 +11,10 @@ from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.errors import CODES, STAGE_CODES, WorkerError, is_device_error, job_error
 from infinitetalk.worker.job.clock import StageClock
+from infinitetalk.worker.job.resources import Resources
+from infinitetalk.worker.job.resume import JobStates
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.queue.checked import checked_result
-from infinitetalk.worker.resources import Resources
-from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import CHECKOUT, Settings
 from infinitetalk.worker.stop import Stop
 from schemas import ErrorCode, Failure, Stage

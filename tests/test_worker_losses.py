@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from infinitetalk.models import Models
+from infinitetalk.runtime.models import Models
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job.advice import (
     LONGEST_VIDEO,

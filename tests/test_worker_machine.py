@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from infinitetalk.media import ENDED_FROM_OUTSIDE, UNREADABLE
-from infinitetalk.sandbox import ffmpeg_path
+from infinitetalk.media.decode import ENDED_FROM_OUTSIDE, UNREADABLE
+from infinitetalk.media.sandbox import ffmpeg_path
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.loading import Health
-from infinitetalk.worker.runner import Runner
+from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.settings import Settings
 from schemas import Failure
 from tests.job_inputs import data_uri, scenes_bytes, small_job
 from tests.local_jobs import ready
-from tests.worker_process import START_TIMEOUT_S, running_worker
+from tools.worker_process import START_TIMEOUT_S, running_worker
 
 VIDEO = data_uri(scenes_bytes([8]), "video/mp4")
 DAMAGED = data_uri(b"only words, which are neither a picture nor a video", "image/png")
@@ -102,7 +102,7 @@ def start_no_thread(patch: pytest.MonkeyPatch, folder: Path) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    patch.setattr("infinitetalk.worker.fetch.ThreadPoolExecutor.submit", fail)
+    patch.setattr("infinitetalk.worker.traffic.fetch.ThreadPoolExecutor.submit", fail)
 
 
 def fail_unexpectedly(patch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from infinitetalk.family import INFINITETALK
-from infinitetalk.memory import GIB, Workload
+from infinitetalk.runtime.memory import GIB, Workload
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S
 from infinitetalk.worker.engine.placement import MemoryBudget

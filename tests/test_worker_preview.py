@@ -16,9 +16,9 @@ from infinitetalk.worker.settings import Settings
 from schemas import Stage, Success
 from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tests.queue_server import API_KEY, LocalQueue
 from tests.s3_server import S3Server
-from tests.worker_process import JOB_TIMEOUT_S, worker_of
+from tools.queue_server import API_KEY, LocalQueue
+from tools.worker_process import JOB_TIMEOUT_S, worker_of
 
 NUM_FRAMES = 17
 # Each chunk but the last holds a frame back, which fades into the next.

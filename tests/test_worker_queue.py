@@ -9,7 +9,7 @@ import pytest
 from schemas import Progress, Stage
 from tests.hostile import nested
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
-from tests.worker_process import JOB_TIMEOUT_S, Worker, running_worker
+from tools.worker_process import JOB_TIMEOUT_S, Worker, running_worker
 
 
 @pytest.fixture(scope="module")

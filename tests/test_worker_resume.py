@@ -24,21 +24,21 @@ from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.family import INFINITETALK
-from infinitetalk.memory import GIB
+from infinitetalk.runtime.memory import GIB
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import result as job_result
+from infinitetalk.worker.job.resume import Part, Rendering, TaskState, part_file, request_fingerprint
 from infinitetalk.worker.job.run import run_job
-from infinitetalk.worker.resume import Part, Rendering, TaskState, part_file, request_fingerprint
-from infinitetalk.worker.runner import Runner
+from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stores.volume import VolumeObjects
 from schemas import SingleJob, Stage, Success
 from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker, ready
-from tests.queue_server import LocalQueue
 from tests.s3_server import S3Server
-from tests.worker_process import JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, worker_of
+from tools.queue_server import LocalQueue
+from tools.worker_process import JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, worker_of
 
 NUM_CHUNKS = 4
 NUM_FRAMES = 17
@@ -199,7 +199,7 @@ def test_what_was_made_before_an_unexpected_error_stays_for_another_try(local_wo
     # In a thread, which leaves the signals of the tests' process alone.
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(asyncio.run, runner(job("job-0", **SHORT))).result()["status"] == "success"
-        monkeypatch.setattr("infinitetalk.worker.runner.run_job", run_and_fail)
+        monkeypatch.setattr("infinitetalk.worker.queue.runner.run_job", run_and_fail)
         failure = thread.submit(asyncio.run, runner(job(**SHORT))).result()
     assert (failure["error"]["code"], failure["error"]["retryable"]) == ("E_GENERATION_RUNTIME", True)
     assert "state.json" in kept(local_worker)

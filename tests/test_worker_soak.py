@@ -1,7 +1,7 @@
 """Many jobs through one worker: nothing of a job stays behind in the process. `make soak` runs the long form."""
 
 from tests.soak import WEIGHING_HANDLER, check_steady, soak
-from tests.worker_process import running_worker
+from tools.worker_process import running_worker
 
 KINDS = ("picture", "two speakers", "inline", "streaming")
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import retry
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.fetch import Wanted, fetch_all
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stores.base import Artifacts
 from infinitetalk.worker.stores.registry import make_store
+from infinitetalk.worker.traffic import retry
+from infinitetalk.worker.traffic.fetch import Wanted, fetch_all
 from schemas import ErrorCode, OutputConfig
 from tests.job_inputs import small_job
 from tests.stalling_site import STALLS, stalling_site
-from tests.worker_process import HANDLER, Worker, running_worker
+from tools.worker_process import HANDLER, Worker, running_worker
 
 TIME_LIMIT_S = 0.6
 SLACK_S = 1.5

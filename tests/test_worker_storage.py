@@ -22,9 +22,8 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import retry
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.resume import TaskState
+from infinitetalk.worker.job.resume import TaskState
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stores import s3
 from infinitetalk.worker.stores.base import Artifacts, Store
@@ -34,6 +33,7 @@ from infinitetalk.worker.stores.registry import make_store
 from infinitetalk.worker.stores.results import ObjectResults
 from infinitetalk.worker.stores.s3 import Bucket, S3Objects
 from infinitetalk.worker.stores.volume import VolumeObjects, new_file
+from infinitetalk.worker.traffic import retry
 from schemas import ErrorCode, OutputConfig, S3Config, Stage, Success
 from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker

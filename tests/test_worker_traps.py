@@ -14,8 +14,8 @@ import pytest
 from schemas import Progress
 from tests.faulty_handler import NAN_RESULT
 from tests.job_inputs import small_job, speech_uri
-from tests.queue_server import LocalQueue
-from tests.worker_process import JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, worker_of
+from tools.queue_server import LocalQueue
+from tools.worker_process import JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, worker_of
 
 FAULTY_HANDLER = Path(__file__).with_name("faulty_handler.py")
 

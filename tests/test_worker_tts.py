@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from infinitetalk.tts import make_tiny_kokoro
+from infinitetalk.media.tts import make_tiny_kokoro
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.settings import Settings
 from schemas import ErrorCode, Failure, Stage, Success

@@ -12,7 +12,7 @@ import soundfile
 from schemas import Success
 from tests.job_inputs import SAMPLING_RATE, data_uri, picture_bytes, picture_uri, small_job, speech_uri
 from tests.media_factory import make_numbered_video
-from tests.worker_process import Worker, running_worker
+from tools.worker_process import Worker, running_worker
 
 BURST_S = 0.1
 SYNC_TOLERANCE_S = 0.040

@@ -31,7 +31,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
-from infinitetalk.hls import SEGMENT_TYPE
+from infinitetalk.media.hls import SEGMENT_TYPE
 from infinitetalk.worker.policy import checked_seconds
 from infinitetalk.worker.settings import CHECKOUT, MEGABYTE, Settings
 from schemas import check_safe_name

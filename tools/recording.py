@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from infinitetalk.pipeline import Chunk, InfiniteTalkPipeline, Reference, Video
+from infinitetalk.generation.pipeline import Chunk, InfiniteTalkPipeline, Reference, Video
+from infinitetalk.generation.sampling import SampledChunk
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import SampledChunk
 
 
 class RecordingPipeline(InfiniteTalkPipeline):

@@ -12,13 +12,13 @@ import torch
 from benchmarks.caches import Portrait
 from benchmarks.gpu.networks import Shape, make_image_encoder, make_transformer, make_vae, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, release, synchronise
+from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.image import ImageEncoder
-from infinitetalk.pipeline import Conditions, InfiniteTalkPipeline, Step
+from infinitetalk.generation.pipeline import Conditions, InfiniteTalkPipeline, Step
+from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.wav2vec2 import SpeechEmbeddings
 
 #: Settings that are timed for two steps, and the steps that a job by them makes.
 SETTINGS = GenerationSettings(num_inference_steps=2, shift=2.0, text_guide_scale=1.0, audio_guide_scale=2.0)

@@ -21,10 +21,10 @@ from benchmarks.gpu.networks import (
 )
 from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, release, seconds, timed
 from infinitetalk.family import INFINITETALK
-from infinitetalk.lora import Lora, LoraStack
-from infinitetalk.memory import TOKEN_CHANNEL_BYTES
-from infinitetalk.teacache import TeaCache
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.teacache import TeaCache
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.lora import Lora, LoraStack
+from infinitetalk.runtime.memory import TOKEN_CHANNEL_BYTES
 from infinitetalk.weights.loading import quantised
 
 LORA_RANK = 32

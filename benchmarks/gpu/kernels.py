@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.networks import Shape, evaluation_size, inputs, make_transformer, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
-from infinitetalk.audio_attention import rotate_pairs
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
+from infinitetalk.network.audio_attention import rotate_pairs
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
 
 HEADS, HEAD_DIM = 40, 128
 

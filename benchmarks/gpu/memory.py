@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.gpu.networks import Shape, inputs, make_transformer, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, release, seconds, timed
-from infinitetalk.memory import stop_streaming, stream_blocks
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.memory import stop_streaming, stream_blocks
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.loading import load_parameters, quantised
 from infinitetalk.weights.sources import TensorSource

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.evaluation import EvaluationSize, halves, make_inputs
 from benchmarks.gpu.rows import device
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
-from infinitetalk.memory import MemoryMode
-from infinitetalk.models import Models
-from infinitetalk.pipeline import Chunk
+from infinitetalk.embedded.tiny import talker_paths
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.generation.pipeline import Chunk
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.speech import SAMPLING_RATE
-from infinitetalk.tiny import talker_paths
-from infinitetalk.wav2vec2 import SpeechEmbeddings
+from infinitetalk.runtime.memory import MemoryMode
+from infinitetalk.runtime.models import Models
 from tools.recording import RecordingPipeline
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "media" / "drawn_portrait.png"

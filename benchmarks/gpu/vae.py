@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.gpu.networks import Shape, make_vae, shape_of
 from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, relative_error, release, timed
-from infinitetalk.memory import VAE_PIXEL_BYTES
-from infinitetalk.vae import decode_latents, encode_frames
+from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.runtime.memory import VAE_PIXEL_BYTES
 
 
 @dataclass

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.media.speech import VIDEO_FPS
 from tools.talker.faces import Place, poses, random_background, random_face
 from tools.talker.rule import MouthTrack
 from tools.talker.scenes import Scene

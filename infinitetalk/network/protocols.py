@@ -1,7 +1,7 @@
 """Where the parts of sampling meet: what a network, a stepper, a step cache and a split of tokens must offer.
 
 Whatever fits these protocols can take the place of what is here: another network, another sampler, another cache. How
-the predictions of one step become one velocity is `infinitetalk.guidance.Guidance`.
+the predictions of one step become one velocity is `infinitetalk.generation.guidance.Guidance`.
 """
 
 from __future__ import annotations

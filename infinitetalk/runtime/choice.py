@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
-from infinitetalk.lora import Lora
-from infinitetalk.memory import MemoryMode
+from infinitetalk.runtime.lora import Lora
+from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.weights.layouts import AdapterKind
 
 #: Name of the attention kernel that diffusers takes by itself: the environment's DIFFUSERS_ATTN_BACKEND, or "native".

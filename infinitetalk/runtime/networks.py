@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKLWan
 
+from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.text import PromptEncoder
+from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.family import Family
-from infinitetalk.image import ImageEncoder
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.text import PromptEncoder
-from infinitetalk.wav2vec2 import SpeechEncoder
 
 
 @dataclass(frozen=True)

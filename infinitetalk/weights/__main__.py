@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import INFINITETALK, REPOSITORIES
-from infinitetalk.weights.check import report
+from infinitetalk.runtime.check import report
 from infinitetalk.weights.convert import convert
 from infinitetalk.weights.download import download
 from infinitetalk.weights.locate import WEIGHTS_FOLDER, locate

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchao.quantization import Float8Tensor
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import SAFETENSORS_DTYPES
 from infinitetalk.weights.layouts import (
     CheckpointPaths,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 
-from infinitetalk.transformer import ADAPTER_PATTERNS
+from infinitetalk.network.transformer import ADAPTER_PATTERNS
 from infinitetalk.weights.sources import TensorSource
 
 #: Prefixes under which single files keep the network.

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.layouts import (
     CheckpointPaths,

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.family import INFINITETALK
-from infinitetalk.pipeline import Chunk, Conditions
+from infinitetalk.generation.pipeline import Chunk, Conditions
+from infinitetalk.generation.sampling import EulerStepper, GenerationSettings
+from infinitetalk.media.speech import VIDEO_FPS
+from infinitetalk.network.teacache import TeaCache
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.sampling import EulerStepper, GenerationSettings
-from infinitetalk.speech import VIDEO_FPS
-from infinitetalk.teacache import TeaCache
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.wav2vec2 import SpeechEmbeddings
 from tests.golden.folder import Case, Outcome
 from tests.golden.formulas import formula_image, picture_size
 from tests.golden.network_cases import pad_prompt, speaker_inputs

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infinitetalk.audio_attention import group_windows, rotate_pairs
-from infinitetalk.regions import audio_token_positions, token_positions
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.network.audio_attention import group_windows, rotate_pairs
+from infinitetalk.network.regions import audio_token_positions, token_positions
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from tests.golden.folder import Case, Outcome
 from tests.golden.weights import build_transformer
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from infinitetalk.color import match_color
+from infinitetalk.encoders.vae import decode_latents, encode_frames
 from infinitetalk.family import INFINITETALK
-from infinitetalk.regions import box_regions, default_regions, latent_regions
-from infinitetalk.sizes import choose_bucket, resize_and_crop, resize_and_crop_mask
-from infinitetalk.vae import decode_latents, encode_frames
+from infinitetalk.generation.color import match_color
+from infinitetalk.media.sizes import choose_bucket, resize_and_crop, resize_and_crop_mask
+from infinitetalk.network.regions import box_regions, default_regions, latent_regions
 from tests.golden.folder import Case, Outcome
 from tests.golden.formulas import formula_image, number_after, picture_size
 from tests.golden.weights import build_vae

@@ -5,8 +5,8 @@ import re
 import torch
 from torch import Tensor
 
-from infinitetalk.guidance import AdaptiveProjectedGuidance, Branch
-from infinitetalk.sampling import TRAIN_TIMESTEPS, EulerStepper, GenerationSettings, make_guidance
+from infinitetalk.generation.guidance import AdaptiveProjectedGuidance, Branch
+from infinitetalk.generation.sampling import TRAIN_TIMESTEPS, EulerStepper, GenerationSettings, make_guidance
 from tests.golden.folder import Case, Outcome
 from tests.golden.formulas import evaluate_sum, number_after
 

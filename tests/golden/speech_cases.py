@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from infinitetalk.chunks import ChunkGrid
+from infinitetalk.encoders.wav2vec2 import resample_features
 from infinitetalk.family import INFINITETALK
-from infinitetalk.speech import measure_loudness, normalise_loudness
-from infinitetalk.wav2vec2 import resample_features
+from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.media.speech import measure_loudness, normalise_loudness
 from tests.golden.folder import Case, Outcome
 from tests.golden.formulas import evaluate_wave
 from tests.golden.weights import build_speech_encoder

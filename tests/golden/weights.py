@@ -8,8 +8,8 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from infinitetalk.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
-from infinitetalk.wav2vec2 import SpeechEncoder
+from infinitetalk.encoders.wav2vec2 import SpeechEncoder
+from infinitetalk.network.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
 from tests.golden.folder import Case
 from tests.golden.formulas import formula_weight, scaled_weight
 

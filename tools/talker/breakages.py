@@ -18,9 +18,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from infinitetalk import pipeline
-from infinitetalk.chunks import ChunkGrid, ChunkPlan
-from infinitetalk.sampling import ChunkConditions
+from infinitetalk.generation import pipeline
+from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
+from infinitetalk.generation.sampling import ChunkConditions
 from infinitetalk.worker.job import video
 from tools.talker.data import MOTION_FRAMES
 from tools.talker.jobs import CROSSED_BOXES, ExampleMaker, TalkerWorker

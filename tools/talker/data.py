@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from infinitetalk.chunks import ChunkGrid, ChunkPlan
-from infinitetalk.color import match_color
+from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.family import INFINITETALK
-from infinitetalk.image import ImageEncoder
-from infinitetalk.pipeline import first_frame_mask
-from infinitetalk.regions import default_regions, latent_regions
-from infinitetalk.speech import normalise_loudness
-from infinitetalk.vae import decode_latents, encode_frames
-from infinitetalk.wav2vec2 import SpeechEncoder
+from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
+from infinitetalk.generation.color import match_color
+from infinitetalk.generation.pipeline import first_frame_mask
+from infinitetalk.media.speech import normalise_loudness
+from infinitetalk.network.regions import default_regions, latent_regions
 from tools.talker.rule import SAMPLES_A_FRAME, follow_speech
 from tools.talker.scenes import random_scene, random_shape, to_video
 from tools.talker.voices import TRAINING_VOICES, random_speech

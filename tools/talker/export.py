@@ -10,11 +10,11 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
-from infinitetalk.image import ImageEncoder
-from infinitetalk.speech import SAMPLING_RATE
-from infinitetalk.tiny import _text_encoder, _tokenizer
-from infinitetalk.transformer import ADAPTER_PATTERNS
-from infinitetalk.wav2vec2 import SpeechEncoder
+from infinitetalk.embedded.tiny import _text_encoder, _tokenizer
+from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.wav2vec2 import SpeechEncoder
+from infinitetalk.media.speech import SAMPLING_RATE
+from infinitetalk.network.transformer import ADAPTER_PATTERNS
 from infinitetalk.weights.layouts import DESCRIPTION_FILE
 from tools.talker.networks import (
     NAME,

@@ -10,11 +10,11 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.job.resources import Resources
+from infinitetalk.worker.job.resume import JobStates
 from infinitetalk.worker.job.run import run_job
-from infinitetalk.worker.resources import Resources
-from infinitetalk.worker.resume import JobStates
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from tools.talker.faces import Place, random_background, random_face

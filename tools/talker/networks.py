@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Config, Wav2Vec2Model
 
-from infinitetalk.tiny import TEXT_DIM
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.embedded.tiny import TEXT_DIM
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 NAME = "tiny-talker"
 #: Factor on the published resolutions: 640x640 becomes 64x64, 448x896 becomes 48x96.

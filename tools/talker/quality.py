@@ -21,10 +21,10 @@ from statistics import median
 
 import numpy as np
 
-from infinitetalk.chunks import ChunkGrid
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.speech import VIDEO_FPS
-from infinitetalk.tiny import TALKER_FOLDER
+from infinitetalk.embedded.tiny import TALKER_FOLDER
+from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.media.speech import VIDEO_FPS
 from tools.talker.jobs import PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
 from tools.talker.measure import (
     best_lag,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, normalise_loudness
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, normalise_loudness
 
 SAMPLES_A_FRAME = SAMPLING_RATE // VIDEO_FPS
 #: Spectral centroids in Hz of the narrowest and of the widest mouth.

@@ -1,6 +1,6 @@
 """Trains the tiny talker and writes its weights in the published layout.
 
-    python -m tools.talker.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/talker]
+    python -m tools.talker.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/embedded/talker]
 
 Stages, each from the files of those before: `vae`, `speech`, `clips`, `transformer`, `export`.
 `--stages` picks some.

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infinitetalk.tiny import TEXT_DIM
-from infinitetalk.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.embedded.tiny import TEXT_DIM
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from tools.talker.data import Clip
 from tools.talker.loop import TrainingLoop
 from tools.talker.networks import make_transformer

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import Tensor
 
-from infinitetalk.color import match_color
+from infinitetalk.generation.color import match_color
 from tools.talker.data import MOTION_FRAMES
 from tools.talker.faces import Pose
 from tools.talker.loop import TrainingLoop

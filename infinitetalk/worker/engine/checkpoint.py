@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from infinitetalk.embedded.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.errors import CheckpointError
-from infinitetalk.memory import choose_mode, model_sizes
-from infinitetalk.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
-from infinitetalk.weights.check import check_checkpoint
+from infinitetalk.runtime.check import check_checkpoint
+from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infinitetalk.media import MediaInfo, read_region
-from infinitetalk.memory import Workload
-from infinitetalk.regions import RegionError, box_regions, check_boxes
-from infinitetalk.sizes import choose_bucket
-from infinitetalk.worker.fetch import Media, naming
+from infinitetalk.media.decode import MediaInfo, read_region
+from infinitetalk.media.sizes import choose_bucket
+from infinitetalk.network.regions import RegionError, box_regions, check_boxes
+from infinitetalk.runtime.memory import Workload
+from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
 

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infinitetalk.encoders.text import count_tokens
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
-from infinitetalk.lora import find_lora, find_loras
-from infinitetalk.lora_files import files_of, read_lora
-from infinitetalk.media import MediaInfo
-from infinitetalk.memory import free_bytes, release_cached_memory
-from infinitetalk.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
+from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
+from infinitetalk.media.decode import MediaInfo
+from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
+from infinitetalk.runtime.lora import find_lora, find_loras
+from infinitetalk.runtime.memory import free_bytes, release_cached_memory
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.text import count_tokens
-from infinitetalk.tts import SpeechSynthesiser
-from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import adapter_kind
+from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoint
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
 from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
@@ -33,8 +33,8 @@ from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, devices_of, measure_memory
 from infinitetalk.worker.engine.scenes import generation_settings, open_source, plan_scenes, stretch_of
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.fetch import Media
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.traffic.fetch import Media
 from schemas import ErrorCode, SingleJob
 
 

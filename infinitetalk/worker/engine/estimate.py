@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infinitetalk.family import Family
-from infinitetalk.memory import Workload
-from infinitetalk.sampling import GenerationSettings, make_sampler
+from infinitetalk.generation.sampling import GenerationSettings, make_sampler
+from infinitetalk.runtime.memory import Workload
 
 ASSUMED_FLOP_PER_S = 400e12
 """The rate of a GPU before anything has been measured on it, as docs/deploy.md assumes."""

@@ -15,10 +15,10 @@ import numpy as np
 import soundfile
 import structlog
 
-from infinitetalk.media import read_waveform
-from infinitetalk.models import Models
+from infinitetalk.media.decode import read_waveform
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.device_errors import as_library_error
+from infinitetalk.runtime.models import Models
 from infinitetalk.worker.engine.checkpoint import Checkpoint
 from infinitetalk.worker.engine.placement import Devices, MeasureMemory, Placement
 from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from infinitetalk.family import Family, ModelSizes
-from infinitetalk.memory import (
+from infinitetalk.runtime.memory import (
     DoesNotFitError,
     MemoryMode,
     Workload,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from infinitetalk.chunks import ChunkGrid
-from infinitetalk.media import Picture, Source, detect_scenes, extract_frames
-from infinitetalk.sampling import GenerationSettings
-from infinitetalk.wav2vec2 import SpeechEmbeddings
-from infinitetalk.worker.fetch import Media, naming
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
+from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
 

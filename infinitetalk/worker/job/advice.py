@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from infinitetalk.guidance import GuidanceScales
-from infinitetalk.sampling import make_guidance
-from infinitetalk.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VIDEO_FPS
-from infinitetalk.teacache import WARM_UP_STEPS
-from infinitetalk.text import TEXT_LENGTH
-from infinitetalk.tts import split_turns
+from infinitetalk.encoders.text import TEXT_LENGTH
+from infinitetalk.generation.guidance import GuidanceScales
+from infinitetalk.generation.sampling import make_guidance
+from infinitetalk.media.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VIDEO_FPS
+from infinitetalk.media.tts import split_turns
+from infinitetalk.network.teacache import WARM_UP_STEPS
 from infinitetalk.worker.engine import Engine, Overlap, Scene, chunk_grid, generation_settings, negative_prompt_of
 from schemas import STORES, OutputConfig, S3Config, SingleJob
 

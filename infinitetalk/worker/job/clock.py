@@ -10,7 +10,7 @@ from infinitetalk.worker.progress import ProgressEvent, Report
 from schemas import Stage
 
 if TYPE_CHECKING:
-    from infinitetalk.pipeline import Step
+    from infinitetalk.generation.pipeline import Step
 
 AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
 """Stages that take so little time that they report 0 seconds left."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from infinitetalk.media import read_sound, sound_seconds
-from infinitetalk.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, measure_loudness, normalise_loudness
+from infinitetalk.media.decode import read_sound, sound_seconds
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, measure_loudness, normalise_loudness
 from infinitetalk.worker.engine import Engine, chunk_grid
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from infinitetalk.worker.job.advice import loudness_warnings
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.traffic.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from schemas import ErrorCode, SingleJob
 
 MIN_SPEECH_FRAMES = 5

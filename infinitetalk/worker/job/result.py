@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from infinitetalk.speech import VIDEO_FPS
+from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.worker.engine import VideoCost, chunk_grid, negative_prompt_of
-from infinitetalk.worker.resume import Rendering
+from infinitetalk.worker.job.resume import Rendering
 from schemas import OutputConfig, SingleJob
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")

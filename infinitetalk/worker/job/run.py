@@ -11,10 +11,10 @@ from infinitetalk.worker.job.batch import run_batch
 from infinitetalk.worker.job.clock import StageClock
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
 from infinitetalk.worker.job.payload import count_inline, parse_payload
+from infinitetalk.worker.job.resources import Resources
 from infinitetalk.worker.logs import job_logger
 from infinitetalk.worker.policy import policy_warnings
 from infinitetalk.worker.progress import Report
-from infinitetalk.worker.resources import Resources
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from schemas import (

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from infinitetalk.ahead import run_ahead
-from infinitetalk.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.pipeline import Chunk
+from infinitetalk.generation.ahead import run_ahead
+from infinitetalk.generation.pipeline import Chunk
+from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.speech import VIDEO_FPS, mix_tracks
-from infinitetalk.wav2vec2 import SpeechEmbeddings
 from infinitetalk.worker.engine import Engine, Overlap, Request, region_overlaps, speaker_regions
 from infinitetalk.worker.errors import (
     TELLS_OF_WORKER,
@@ -31,7 +31,6 @@ from infinitetalk.worker.errors import (
     is_machine_error,
     job_error,
 )
-from infinitetalk.worker.fetch import naming
 from infinitetalk.worker.job.advice import (
     cut_prompts,
     cut_speech,
@@ -52,12 +51,9 @@ from infinitetalk.worker.job.inputs import (
     make_tracks,
     speech_seconds,
 )
+from infinitetalk.worker.job.preview import HlsPreview, Preview
 from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts
-from infinitetalk.worker.job.run import JobContext
-from infinitetalk.worker.logs import job_logger
-from infinitetalk.worker.preview import HlsPreview, Preview
-from infinitetalk.worker.queue.machine import machine_problem
-from infinitetalk.worker.resume import (
+from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
     Part,
     Rendering,
@@ -67,8 +63,12 @@ from infinitetalk.worker.resume import (
     request_fingerprint,
     seed_of,
 )
+from infinitetalk.worker.job.run import JobContext
+from infinitetalk.worker.logs import job_logger
+from infinitetalk.worker.machine.checks import machine_problem
 from infinitetalk.worker.stores.base import Artifacts, Store
 from infinitetalk.worker.stores.registry import make_store
+from infinitetalk.worker.traffic.fetch import naming
 from schemas import Failure, OutputConfig, Plan, SingleJob, Stage, Success, Video
 
 

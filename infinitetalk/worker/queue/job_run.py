@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from infinitetalk.worker.ending import end_process
 from infinitetalk.worker.errors import CODES, WorkerError
 from infinitetalk.worker.logs import job_logger
 from infinitetalk.worker.queue.checked import failure_of
+from infinitetalk.worker.queue.ending import end_process
 from infinitetalk.worker.stop import Stop
 from schemas import ErrorCode
 

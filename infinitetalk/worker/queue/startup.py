@@ -11,9 +11,9 @@ import structlog
 from runpod.serverless.modules import rp_fitness
 
 from infinitetalk.errors import LibraryError
-from infinitetalk.worker.ending import end_process
-from infinitetalk.worker.fitness import Check, UnfitError
-from infinitetalk.worker.resources import Resources
+from infinitetalk.worker.job.resources import Resources
+from infinitetalk.worker.machine.fitness import Check, UnfitError
+from infinitetalk.worker.queue.ending import end_process
 from infinitetalk.worker.settings import Settings
 
 
@@ -71,8 +71,8 @@ class Startup:
         # Imported here, since they bring torch, diffusers and transformers.
         from infinitetalk.worker.engine import Engine
         from infinitetalk.worker.job import video  # noqa: F401
-        from infinitetalk.worker.queue.machine import check_machine
-        from infinitetalk.worker.resume import JobStates
+        from infinitetalk.worker.job.resume import JobStates
+        from infinitetalk.worker.machine.checks import check_machine
 
         structlog.get_logger().info("libraries.imported", lat_ms=round((time.monotonic() - begin) * 1000))
         engine = Engine(self._settings)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
-from infinitetalk.worker.transport import OnBytes
+from infinitetalk.worker.traffic.transport import OnBytes
 from schemas import ErrorCode, OutputConfig, S3Config
 
 VIDEO_TYPE = "video/mp4"

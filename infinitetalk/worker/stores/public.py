@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stores.base import not_stored
-from infinitetalk.worker.transport import (
+from infinitetalk.worker.traffic.transport import (
     PublicConnection,
     TimeIsOver,
     Watch,

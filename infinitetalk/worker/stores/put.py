@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 from runpod.serverless.utils.rp_ssrf import SSRFError
 from urllib3.exceptions import HTTPError
 
-from infinitetalk.worker.retry import TRANSIENT_STATUSES, Transient, with_retries
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stores.base import (
     THUMBNAIL_TYPE,
@@ -25,7 +24,8 @@ from infinitetalk.worker.stores.base import (
     not_stored,
 )
 from infinitetalk.worker.stores.public import check_target, not_public
-from infinitetalk.worker.transport import TimeIsOver, Watch, send
+from infinitetalk.worker.traffic.retry import TRANSIENT_STATUSES, Transient, with_retries
+from infinitetalk.worker.traffic.transport import TimeIsOver, Watch, send
 
 ATTEMPTS = 4
 

@@ -13,7 +13,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from infinitetalk.worker import retry
 from infinitetalk.worker.stores.base import (
     CHECK_S,
     METADATA_TYPE,
@@ -28,6 +27,7 @@ from infinitetalk.worker.stores.base import (
     Upload,
     not_stored,
 )
+from infinitetalk.worker.traffic import retry
 
 MAX_METADATA_BYTES = 1_000_000
 TRIES = 4

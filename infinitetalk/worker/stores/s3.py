@@ -24,9 +24,7 @@ from requests.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker import retry
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.retry import TRANSIENT_STATUSES
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stores.base import (
     ANY_TYPE,
@@ -43,7 +41,9 @@ from infinitetalk.worker.stores.base import (
 from infinitetalk.worker.stores.bucket_place import BucketPlace, bucket_in_host, bucket_place
 from infinitetalk.worker.stores.public import PublicSession, StoreTooSlow, check_target, check_watch
 from infinitetalk.worker.stores.results import ObjectResults
-from infinitetalk.worker.transport import Watch
+from infinitetalk.worker.traffic import retry
+from infinitetalk.worker.traffic.retry import TRANSIENT_STATUSES
+from infinitetalk.worker.traffic.transport import Watch
 from schemas import DEFAULT_PREFIX, ErrorCode
 
 PROBE = ".check"

@@ -1,0 +1,192 @@
+"""The two embedded models, complete checkpoints of a few megabytes whose every class, file name and parameter name is
+the real one's: the tiny talker, which `tools.talker` has trained and whose weights are in this package, and a model of
+random weights, made from a fixed seed, whose pictures are noise.
+
+    python -m infinitetalk.embedded.tiny FOLDER
+"""
+
+import json
+import shutil
+import string
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import save_file
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
+
+from infinitetalk.media.speech import SAMPLING_RATE
+from infinitetalk.network.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
+from infinitetalk.weights.layouts import DESCRIPTION_FILE, CheckpointPaths
+
+NAME = "tiny-random"
+SEED = 2508
+#: Raised whenever the same seed gives other weights, so that a checkpoint made earlier is not taken for this one.
+RECIPE = 1
+#: Factor on the published resolutions: 640x640 becomes 64x64.
+SIZE_SCALE = 0.1
+DEFAULT_FOLDER = Path(__file__).parents[2] / "checkpoints" / f"{NAME}-{RECIPE}"
+
+#: The tiny talker's checkpoint.
+TALKER_FOLDER = Path(__file__).parent / "talker"
+
+TEXT_DIM = 64
+IMAGE_DIM = 32
+SPEECH_DIM = 32
+#: The words that the tokenizer knows whole.
+WORDS = """a an the and or of in on at to for with by from is are was it he she they we you i this that his her
+man woman person people child face voice talks speaks says sings smiles looks camera studio room light soft warm dark
+bright background table microphone street night day hair eyes mouth hand wearing shirt jacket glasses close shot video
+high quality natural slow motion news show podcast song music interview two speaker turns left right"""
+
+HEADS, HEAD_DIM = 4, 32
+DIM = HEADS * HEAD_DIM
+
+
+def paths_in(folder: Path) -> CheckpointPaths:
+    """Where the parts of a tiny checkpoint are."""
+    return CheckpointPaths(
+        base=folder,
+        adapter_single=folder / "infinitetalk" / "single.safetensors",
+        adapter_multi=folder / "infinitetalk" / "multi.safetensors",
+        wav2vec2=folder / "wav2vec2",
+    )
+
+
+def talker_paths() -> CheckpointPaths:
+    """Where the parts of the tiny talker are."""
+    return paths_in(TALKER_FOLDER)
+
+
+def ensure_tiny_model(folder: Path = DEFAULT_FOLDER) -> CheckpointPaths:
+    """Make the checkpoint in `folder` unless it is there; safe when two processes do it at once."""
+    _make_once(folder, DESCRIPTION_FILE, make_tiny_model)
+    return paths_in(folder)
+
+
+def ensure_tiny_kokoro(model_folder: Path = DEFAULT_FOLDER) -> Path:
+    """Make a Kokoro beside the tiny model unless it is there, and return its folder; safe as `ensure_tiny_model`."""
+    # Speaking text needs libraries that the model itself does without.
+    from infinitetalk.media.tts import CONFIG_FILE, make_tiny_kokoro
+
+    folder = model_folder.with_name(f"kokoro-{model_folder.name}")
+    _make_once(folder, CONFIG_FILE, make_tiny_kokoro)
+    return folder
+
+
+def make_tiny_model(folder: Path) -> None:
+    """Write the checkpoint into `folder`: the same bytes every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        _save_transformer(folder)
+        _vae().save_pretrained(folder / "vae")
+        _tokenizer().save_pretrained(folder / "tokenizer")
+        _text_encoder().save_pretrained(folder / "text_encoder")
+        _image_encoder().save_pretrained(folder / "image_encoder")
+        _speech_encoder().save_pretrained(folder / "wav2vec2")
+    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLING_RATE).save_pretrained(folder / "wav2vec2")
+    (folder / DESCRIPTION_FILE).write_text(json.dumps({"name": NAME, "size_scale": SIZE_SCALE}))
+
+
+def _make_once(folder: Path, last_file: str, make: Callable[[Path], None]) -> None:
+    """Lets `make` fill a folder beside, which takes the place of `folder` once it is complete with its last file."""
+    if (folder / last_file).exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    make(scratch)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        # Another process was first: a folder that is not empty cannot be replaced.
+        shutil.rmtree(scratch)
+        if not (folder / last_file).exists():
+            raise
+
+
+def _save_transformer(folder: Path) -> None:
+    """The base model in the Diffusers layout, and an adapter of its own for one and for several speakers."""
+    (folder / "infinitetalk").mkdir(parents=True)
+    sizes = {
+        "num_attention_heads": HEADS,
+        "attention_head_dim": HEAD_DIM,
+        "in_channels": 36,
+        "text_dim": TEXT_DIM,
+        "freq_dim": 64,
+        "ffn_dim": 2 * DIM,
+        "num_layers": 2,
+        "image_dim": IMAGE_DIM,
+        "added_kv_proj_dim": DIM,
+    }
+    for kind in ("single", "multi"):
+        transformer = InfiniteTalkTransformer3DModel(
+            **sizes,
+            audio_channels=SPEECH_DIM,
+            audio_intermediate_dim=64,
+            audio_output_dim=64,
+            audio_context_tokens=8,
+        )
+        tensors = transformer.state_dict()
+        adapter = {name: tensors.pop(name) for name in list(tensors) if any(p in name for p in ADAPTER_PATTERNS)}
+        save_file(adapter, folder / "infinitetalk" / f"{kind}.safetensors")
+    base = WanTransformer3DModel(**sizes)
+    base.load_state_dict(tensors)
+    base.save_pretrained(folder / "transformer")
+
+
+def _vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(base_dim=8, num_res_blocks=1)
+
+
+def _tokenizer() -> T5Tokenizer:
+    """A unigram model of letters and some words, scored so that a known word beats its letters."""
+    words = sorted({f"▁{word}" for word in WORDS.split()})
+    characters = ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(word, -4.0) for word in words] + [(character, -6.0) for character in characters]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def _text_encoder() -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=512, d_model=TEXT_DIM, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
+    return UMT5EncoderModel(config)
+
+
+def _image_encoder() -> CLIPVisionModel:
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_DIM, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, patch_size=14
+    )
+    return CLIPVisionModel(config)
+
+
+def _speech_encoder() -> Wav2Vec2Model:
+    """Twelve layers, and convolutions of the real kernels and strides, so that its timing is the real one."""
+    config = Wav2Vec2Config(
+        hidden_size=SPEECH_DIM,
+        intermediate_size=64,
+        num_attention_heads=2,
+        conv_dim=(SPEECH_DIM,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    return Wav2Vec2Model(config)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m infinitetalk.embedded.tiny FOLDER")
+    ensure_tiny_model(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Networks that turn prompts, pictures, speech and frames into embeddings and latents."""

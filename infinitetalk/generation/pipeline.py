@@ -1,0 +1,448 @@
+"""From a picture or video, speech and a prompt to video: a generator of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
+from infinitetalk.generation.color import match_color
+from infinitetalk.generation.crossfade import cross_fade
+from infinitetalk.generation.sampling import (
+    ChunkConditions,
+    GenerationSettings,
+    SampledChunk,
+    Sampler,
+    chunk_noise,
+    make_guidance,
+    make_sampler,
+    sample_chunk,
+)
+from infinitetalk.media.sizes import choose_bucket, resize_and_crop
+from infinitetalk.media.speech import VIDEO_FPS
+from infinitetalk.network.protocols import Denoiser
+from infinitetalk.network.regions import default_regions, latent_regions
+from infinitetalk.runtime.networks import Networks
+
+if TYPE_CHECKING:
+    from infinitetalk.media.decode import Source
+
+#: Levels by which the pixels of one colour may differ, and the stride in which they are looked at.
+FLAT_DEVIATION, FLAT_STRIDE = 2.0, 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sampling step that has just ended; chunks and steps count from 1."""
+
+    chunk: int
+    num_chunks: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class ChunkState:
+    """What is needed to go on after a chunk.
+
+    Attributes:
+        next_chunk: its index.
+        motion_latents: (1, 16, n, h, w), of the frames that it takes over.
+        held_frames: uint8 (num_held_frames, height, width, 3), made but not yet shown: they fade into the next chunk's.
+    """
+
+    next_chunk: int
+    motion_latents: Tensor
+    held_frames: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        tensors = {
+            "next_chunk": torch.tensor(self.next_chunk),
+            "motion_latents": self.motion_latents.contiguous().cpu(),
+            "held_frames": torch.from_numpy(self.held_frames).contiguous(),
+        }
+        return safetensors.torch.save(tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ChunkState:
+        """The inverse of `to_bytes`."""
+        tensors = safetensors.torch.load(data)
+        return cls(int(tensors["next_chunk"]), tensors["motion_latents"], tensors["held_frames"].numpy())
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One finished chunk. It holds no decoded video: only what is shown, on the CPU, and what the next chunk needs.
+
+    Attributes:
+        plan: its place in the video.
+        num_chunks: of the whole video.
+        frames: uint8 (T, height, width, 3), what is shown next: the frames that were held for the fade into this chunk,
+            faded, and the new ones, but for those that are held for the fade into the next.
+        state: to go on from; None after the last chunk.
+        evaluations, evaluations_skipped: of the network, made and saved by TeaCache.
+        is_flat: whether most of the frames that the network made are one colour each, and the source is not.
+    """
+
+    plan: ChunkPlan
+    num_chunks: int
+    frames: np.ndarray
+    state: ChunkState | None
+    evaluations: int
+    evaluations_skipped: int
+    is_flat: bool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a video is made from.
+
+    Attributes:
+        source: the picture or video.
+        speech: embeddings of each speaker, all equally long.
+        prompt_embeds: (1, text_len, text_dim).
+        negative_prompt_embeds: the same; None where the guidance does without.
+        regions: bool (speakers, source.height, source.width), where each speaker is; None for the default columns.
+    """
+
+    source: Source
+    speech: Sequence[SpeechEmbeddings]
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+    regions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference frame, uint8 (3, h, w) as the source gives it, and what the network is told of it.
+
+    Attributes:
+        pixels: float (1, 3, 1, height, width) in [-1, 1], at the video's resolution.
+        image_embeds: (1, image_tokens, image_dim).
+        latents: (1, 16, t, h, w), of the frame followed by grey frames.
+    """
+
+    frame: Tensor
+    pixels: Tensor
+    image_embeds: Tensor
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class Video:
+    """What stays the same in all chunks of one video.
+
+    Attributes:
+        conditions, settings: as given.
+        grid, plans: the video's chunks.
+        height, width: in pixels.
+        regions: bool (speakers + 1, height / 8, width / 8) on the model's device; None for one speaker.
+        color_reference: float (1, 3, 1, height, width) in [-1, 1], the source's first frame.
+    """
+
+    conditions: Conditions
+    settings: GenerationSettings
+    grid: ChunkGrid
+    plans: list[ChunkPlan]
+    height: int
+    width: int
+    regions: Tensor | None
+    color_reference: Tensor
+
+    def num_held_frames(self, plan: ChunkPlan) -> int:
+        """How many frames of a chunk are not shown with it but held for the fade into the next chunk."""
+        return 0 if plan is self.plans[-1] else self.plans[plan.index + 1].num_held_frames
+
+
+class InfiniteTalkPipeline:
+    """Generates video with the networks of one checkpoint."""
+
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+
+    def __call__(
+        self,
+        source: Source,
+        speech: Sequence[SpeechEmbeddings],
+        prompt: str,
+        settings: GenerationSettings,
+        negative_prompt: str | None = None,
+        regions: Tensor | None = None,
+        state: ChunkState | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> Iterator[Chunk]:
+        """Generate a video, chunk by chunk.
+
+        Args:
+            source: the picture or video of the speakers.
+            speech: embeddings of each speaker, one row a video frame, all equally long.
+            prompt: what the video shows.
+            negative_prompt: what it does not show; None: the family's default.
+            settings: how to generate.
+            regions: bool (speakers, source.height, source.width), where each speaker is; by default, columns from left
+                to right.
+            state: of the last chunk that exists already, to go on after it.
+            should_stop: asked before every network evaluation.
+            on_step: told after every sampling step.
+
+        Raises:
+            GenerationStopped: `should_stop` said so.
+            RegionError: a speaker's region is lost at the model's resolution.
+            NotFiniteError: a step has made numbers that are not finite.
+            ValueError: `state` holds another number of frames for the fade than the settings ask for; the speakers'
+                embeddings differ in length.
+        """
+        if negative_prompt is None:
+            negative_prompt = self.networks.family.defaults.negative_prompt
+        needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
+        conditions = Conditions(
+            source=source,
+            speech=speech,
+            prompt_embeds=self.networks.prompt_encoder(prompt),
+            negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt) if needs_negative else None,
+            regions=regions,
+        )
+        return self.generate(conditions, settings, state, should_stop, on_step)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        conditions: Conditions,
+        settings: GenerationSettings,
+        state: ChunkState | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> Iterator[Chunk]:
+        """As `__call__`, from embedded prompts."""
+        source = conditions.source
+        video = self.set_up(conditions, settings)
+        reference: Reference | None = None
+        motion_latents, held_frames = None, np.empty((0, video.height, video.width, 3), dtype=np.uint8)
+        if state is not None:
+            check_state(state, video)
+            motion_latents, held_frames = state.motion_latents.to(self.networks.device), state.held_frames
+
+        for plan in video.plans[0 if state is None else state.next_chunk :]:
+            frame = source.frame_at(plan.start / VIDEO_FPS)
+            if reference is None or reference.frame is not frame:
+                reference = self.encode_reference(frame, video.height, video.width, plan.num_frames)
+            if motion_latents is None:
+                motion_latents = reference.latents[:, :, :1]
+            report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_inference_steps)
+            told = self.chunk_conditions(video, plan, reference, motion_latents)
+            sampled = self.sample(plan, told, settings, should_stop, report)
+            # Decoded frames are large, and must not stay on the GPU while the next chunk is sampled: only the call of
+            # `finish` holds them.
+            chunk = self.finish(video, plan, reference, sampled, held_frames)
+            if chunk.state is not None:
+                motion_latents, held_frames = chunk.state.motion_latents, chunk.state.held_frames
+            yield chunk
+
+    def set_up(self, conditions: Conditions, settings: GenerationSettings) -> Video:
+        """What all chunks of a video share.
+
+        Raises:
+            RegionError: a speaker's region is lost at the model's resolution.
+            ValueError: the speakers' embeddings differ in length.
+        """
+        num_rows = {len(embeddings) for embeddings in conditions.speech}
+        if len(num_rows) > 1:
+            raise ValueError(f"the speakers' embeddings have {sorted(num_rows)} rows; give each as many")
+        height, width = self.choose_resolution(conditions.source, settings.size)
+        grid = settings.grid(self.networks.family)
+        return Video(
+            conditions=conditions,
+            settings=settings,
+            grid=grid,
+            plans=grid.plans(min(settings.max_frame_num, *num_rows)),
+            height=height,
+            width=width,
+            regions=self.place_speakers(conditions, height, width),
+            color_reference=self.to_pixels(conditions.source.frame_at(0.0), height, width),
+        )
+
+    def chunk_conditions(
+        self, video: Video, plan: ChunkPlan, reference: Reference, motion_latents: Tensor
+    ) -> ChunkConditions:
+        """What the network is told during one chunk."""
+        conditions = video.conditions
+        windows = [embeddings.rows(video.grid.window_rows(plan, len(embeddings))) for embeddings in conditions.speech]
+        mask = first_frame_mask(reference.latents, self.networks.family.vae_scale_factor_temporal)
+        return ChunkConditions(
+            prompt_embeds=conditions.prompt_embeds,
+            negative_prompt_embeds=conditions.negative_prompt_embeds,
+            image_embeds=reference.image_embeds,
+            condition=torch.cat([mask, reference.latents], dim=1),
+            motion_latents=motion_latents,
+            audio_windows=torch.stack(windows).to(self.networks.device),
+            regions=video.regions,
+        )
+
+    def make_sampler(self, settings: GenerationSettings) -> Sampler:
+        """The stepper, guidance and caches of one chunk."""
+        return make_sampler(settings, self.networks.family)
+
+    def sample(
+        self,
+        plan: ChunkPlan,
+        conditions: ChunkConditions,
+        settings: GenerationSettings,
+        should_stop: Callable[[], bool],
+        on_step: Callable[[int], None],
+    ) -> SampledChunk:
+        """A chunk from noise to latents."""
+        denoiser: Denoiser = self.networks.transformer
+        shape = (1, self.networks.family.latent_channels, *conditions.condition.shape[2:])
+        draw_noise = partial(self.draw_noise, settings.seed, plan.index, shape)
+        return sample_chunk(denoiser, draw_noise, conditions, self.make_sampler(settings), should_stop, on_step)
+
+    def decode(self, video: Video, sampled: SampledChunk) -> Tensor:
+        """A chunk's frames with the source's colours: float (1, 3, num_frames, height, width) in [-1, 1]."""
+        decoded = decode_latents(self.networks.vae, sampled.latents)
+        return match_color(decoded, video.color_reference, video.settings.color_correction_strength)
+
+    def finish(
+        self, video: Video, plan: ChunkPlan, reference: Reference, sampled: SampledChunk, held_frames: np.ndarray
+    ) -> Chunk:
+        """What is shown of a sampled chunk, and what the next one goes on from.
+
+        Args:
+            held_frames: uint8 (num_held_frames, height, width, 3), of the chunk before.
+        """
+        decoded = self.decode(video, sampled)
+        frames = join_frames(held_frames, decoded[0], plan)
+        num_shown_frames = len(frames) - video.num_held_frames(plan)
+        state = None
+        if plan is not video.plans[-1]:
+            motion_latents = encode_frames(self.networks.vae, decoded[:, :, -video.grid.motion_frame :])
+            # A copy, so that a state does not hold a whole chunk.
+            state = ChunkState(plan.index + 1, motion_latents, frames[num_shown_frames:].copy())
+        return Chunk(
+            plan=plan,
+            num_chunks=len(video.plans),
+            frames=frames[:num_shown_frames],
+            state=state,
+            evaluations=sampled.evaluations,
+            evaluations_skipped=sampled.evaluations_skipped,
+            # A first chunk's first frame is the source's, whatever the network does.
+            is_flat=is_flat(frames[max(plan.num_held_frames, 1) :], reference.frame),
+        )
+
+    def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
+        """(height, width) in pixels of the video made from a source; `size` names the table."""
+        return choose_bucket(self.networks.family, size, source.height, source.width, self.networks.size_scale)
+
+    def place_speakers(self, conditions: Conditions, height: int, width: int) -> Tensor | None:
+        """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker, who needs none."""
+        num_speakers = len(conditions.speech)
+        if num_speakers == 1:
+            return None
+        source = conditions.source
+        regions = conditions.regions
+        if regions is None:
+            regions = default_regions(num_speakers, source.height, source.width)
+        factor = self.networks.family.vae_scale_factor_spatial
+        return latent_regions(regions, height, width, factor).to(self.networks.device)
+
+    def to_pixels(self, frame: Tensor, height: int, width: int) -> Tensor:
+        """uint8 (3, h, w) → float (1, 3, 1, height, width) in [-1, 1] on the model's device."""
+        pixels = resize_and_crop(frame, height, width).to(self.networks.device)
+        return (pixels / 127.5 - 1.0)[None, :, None]
+
+    def encode_reference(self, frame: Tensor, height: int, width: int, num_frames: int) -> Reference:
+        """Encode a reference frame for a chunk of `num_frames` frames of height x width pixels."""
+        pixels = self.to_pixels(frame, height, width)
+        grey = pixels.new_zeros(1, 3, num_frames - 1, height, width)
+        return Reference(
+            frame=frame,
+            pixels=pixels,
+            image_embeds=self.networks.image_encoder(pixels[:, :, 0]),
+            latents=encode_frames(self.networks.vae, torch.cat([pixels, grey], dim=2)),
+        )
+
+    def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...], draw: int) -> Tensor:
+        """One random draw of a chunk, on the model's device."""
+        return chunk_noise(seed, chunk, draw, shape).to(self.networks.device)
+
+
+def check_state(state: ChunkState, video: Video) -> None:
+    """Looks whether a video can go on from a state.
+
+    Raises:
+        ValueError: the state holds another number of frames for the fade than the settings ask for.
+    """
+    num_held_frames = video.plans[state.next_chunk].num_held_frames
+    if len(state.held_frames) != num_held_frames:
+        raise ValueError(
+            f"the state holds {len(state.held_frames)} frames for the fade into the next chunk, the settings ask for "
+            f"{num_held_frames}: go on with the settings that it was made with"
+        )
+
+
+def _report_step(on_step: Callable[[Step], None], chunk: int, num_chunks: int, num_steps: int, step: int) -> None:
+    on_step(Step(chunk, num_chunks, step, num_steps))
+
+
+def to_frames(video: Tensor) -> np.ndarray:
+    """float (3, T, height, width) in [-1, 1] → uint8 (T, height, width, 3) on the CPU."""
+    frames = torch.empty(*video.shape[1:], 3, dtype=torch.uint8, device=video.device)
+    # Frame by frame: on a CPU, four times as fast as the whole at once.
+    for pixels, frame in zip(video.unbind(1), frames.unbind(), strict=True):
+        levels = pixels.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        torch.stack(levels.unbind(), dim=-1, out=frame)
+    return frames.cpu().numpy()
+
+
+def is_flat(frames: np.ndarray, source: Tensor) -> bool:
+    """Whether more than half of the frames, uint8 (T, height, width, 3), are one colour each, and the source's frame,
+    uint8 (3, h, w), is not."""
+    flat = sum(_deviation(frame) < FLAT_DEVIATION for frame in frames)
+    return 2 * flat > len(frames) and _deviation(source.permute(1, 2, 0).numpy()) > 2 * FLAT_DEVIATION
+
+
+def _deviation(pixels: np.ndarray) -> float:
+    """The largest standard deviation of a channel, in levels, of a picture (height, width, 3)."""
+    return float(pixels[::FLAT_STRIDE, ::FLAT_STRIDE].std(axis=(0, 1), dtype=np.float32).max())
+
+
+def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.ndarray:
+    """A chunk's frames from where it fades in, and those of the fade faded.
+
+    Args:
+        held_frames: uint8 (num_held_frames, height, width, 3), the last of the chunk before.
+        video: float (3, num_frames, height, width) in [-1, 1], the whole chunk.
+
+    Returns:
+        uint8 (num_held_frames + num_new_frames, height, width, 3).
+    """
+    begin = plan.num_motion_frames - plan.num_held_frames
+    frames = to_frames(video[:, begin : plan.num_motion_frames + plan.num_new_frames])
+    fading = frames[: plan.num_fade_frames]
+    fading[:] = cross_fade(held_frames[: plan.num_fade_frames], fading)
+    return frames
+
+
+def first_frame_mask(latents: Tensor, num_channels: int) -> Tensor:
+    """Mask channels that say which video frames are given: ones at latent frame 0, else zeros.
+
+    Args:
+        latents: (1, 16, t, h, w).
+        num_channels: one for each video frame of a latent frame.
+
+    Returns:
+        (1, num_channels, t, h, w).
+    """
+    mask = latents.new_zeros(1, num_channels, *latents.shape[2:])
+    mask[:, :, 0] = 1.0
+    return mask

@@ -1,0 +1,247 @@
+"""From noise to the latents of one chunk: the schedule, the noise, and the sampling loop."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from infinitetalk.errors import GenerationStopped
+from infinitetalk.family import INFINITETALK, Family
+from infinitetalk.finite import check_finite
+from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.generation.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
+from infinitetalk.network.protocols import Denoiser, DrawNoise, StepCache, Stepper
+from infinitetalk.network.teacache import TeaCache
+
+TRAIN_TIMESTEPS = 1000
+_DEFAULTS = INFINITETALK.defaults
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How a video is generated. What is left out is as published for InfiniteTalk.
+
+    Attributes:
+        size: name of one of the family's tables of resolutions.
+        frame_num: frames of a chunk, 4n + 1.
+        max_frame_num: frames of the video at most; `frame_num` for a single chunk.
+        motion_frame: frames a chunk takes over from the one before, 1…frame_num - 1.
+        crossfade_frame: of these at most so many, in which what is shown fades from one chunk to the next; 0 cuts, as
+            the published code does.
+        num_inference_steps: sampling steps.
+        shift: of the noise schedule; larger spends more steps at high noise.
+        text_guide_scale, audio_guide_scale: guidance; 1 leaves that condition unamplified.
+        use_apg, apg_momentum, apg_norm_threshold: adaptive projected guidance.
+        teacache_threshold: evaluations are skipped below it; None computes all.
+        color_correction_strength: 0 (off) … 1.
+        seed: of the noise, together with the chunk's index.
+    """
+
+    size: str = _DEFAULTS.size
+    frame_num: int = _DEFAULTS.frame_num
+    max_frame_num: int = _DEFAULTS.frame_num
+    motion_frame: int = _DEFAULTS.motion_frame
+    crossfade_frame: int = _DEFAULTS.crossfade_frame
+    num_inference_steps: int = _DEFAULTS.num_inference_steps
+    shift: float = INFINITETALK.sizes[_DEFAULTS.size].shift
+    text_guide_scale: float = _DEFAULTS.text_guide_scale
+    audio_guide_scale: float = _DEFAULTS.audio_guide_scale
+    use_apg: bool = False
+    apg_momentum: float = _DEFAULTS.apg_momentum
+    apg_norm_threshold: float = _DEFAULTS.apg_norm_threshold
+    teacache_threshold: float | None = None
+    color_correction_strength: float = _DEFAULTS.color_correction_strength
+    seed: int = 42
+
+    def grid(self, family: Family) -> ChunkGrid:
+        """How a video of this family is divided into chunks."""
+        return ChunkGrid(self.frame_num, self.motion_frame, self.crossfade_frame, family)
+
+
+@dataclass(frozen=True)
+class ChunkConditions:
+    """What the network is told during one chunk.
+
+    Attributes:
+        prompt_embeds: (1, text_len, text_dim).
+        negative_prompt_embeds: the same, or None where guidance does without.
+        image_embeds: (1, image_tokens, image_dim), CLIP features of the reference frame.
+        condition: (1, 20, t, h, w), 4 mask channels and the latents of the reference frame followed by grey.
+        motion_latents: (1, 16, n, h, w), the clean first latent frames.
+        audio_windows: (speakers, num_frames, window, layers, channels).
+        regions: bool (speakers + 1, h, w), or None for one speaker.
+    """
+
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+    image_embeds: Tensor
+    condition: Tensor
+    motion_latents: Tensor
+    audio_windows: Tensor
+    regions: Tensor | None
+
+    def text_embeds(self, branch: Branch) -> Tensor:
+        """The prompt's or the negative prompt's embeddings, as `branch` asks for.
+
+        Raises:
+            ValueError: the branch needs a negative prompt and there is none.
+        """
+        if branch.has_text:
+            return self.prompt_embeds
+        if self.negative_prompt_embeds is None:
+            raise ValueError("negative_prompt_embeds is None; this guidance needs a negative prompt")
+        return self.negative_prompt_embeds
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The parts that one chunk is sampled by; they hold the chunk's state, so the next chunk gets new ones.
+
+    Attributes:
+        stepper: from one noise level to the next.
+        guidance: which evaluations a step needs, and how they combine.
+        caches: of the guidance branches; empty where every evaluation is computed.
+    """
+
+    stepper: Stepper
+    guidance: Guidance
+    caches: Mapping[Branch, StepCache] = field(default_factory=dict)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations of a chunk, those included that a cache skips."""
+        return len(self.stepper.timesteps) * len(self.guidance.branches)
+
+
+@dataclass(frozen=True)
+class SampledChunk:
+    """Latents (1, 16, t, h, w) of a chunk; network evaluations made for them, and skipped by the step caches."""
+
+    latents: Tensor
+    evaluations: int
+    evaluations_skipped: int
+
+
+class EulerStepper:
+    """Euler's method along the published schedule: u = linspace(1000, 1)/1000, then 0, each moved to
+    s·u / (1 + (s - 1)·u), s = `shift`.
+
+    Attributes:
+        sigmas: (num_steps + 1,), the noise levels, from 1 to 0.
+        timesteps: (num_steps,), those before each step times 1000.
+    """
+
+    def __init__(self, num_steps: int, shift: float) -> None:
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / TRAIN_TIMESTEPS, num_steps).tolist())
+        self.timesteps: Tensor = scheduler.timesteps
+        self.sigmas: Tensor = scheduler.sigmas
+
+    def step(self, index: int, velocity: Tensor, latents: Tensor, draw_noise: DrawNoise) -> Tensor:
+        """x + (σ' - σ)·v; draws no noise."""
+        return latents + (self.sigmas[index + 1] - self.sigmas[index]) * velocity
+
+
+def make_sampler(settings: GenerationSettings, family: Family) -> Sampler:
+    """The parts that the settings ask for, for one chunk.
+
+    Raises:
+        ValueError: TeaCache is asked for, and the family has no size of the settings' name.
+    """
+    guidance = make_guidance(settings)
+    caches: dict[Branch, StepCache] = {}
+    if settings.teacache_threshold is not None:
+        polynomial = family.size(settings.size).teacache_polynomial
+        caches = {branch: TeaCache(polynomial, settings.teacache_threshold) for branch in guidance.branches}
+    return Sampler(EulerStepper(settings.num_inference_steps, settings.shift), guidance, caches)
+
+
+def make_guidance(settings: GenerationSettings) -> Guidance:
+    """Guidance with a fresh state, for one chunk."""
+    scales = GuidanceScales(settings.text_guide_scale, settings.audio_guide_scale)
+    if settings.use_apg:
+        return AdaptiveProjectedGuidance(scales, settings.apg_momentum, settings.apg_norm_threshold)
+    return PlainGuidance(scales)
+
+
+def chunk_noise(seed: int, chunk: int, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise from the seed, the chunk's index and the draw's alone: the same on every device, and
+    whatever was drawn before. Draw 0 starts the chunk, draw n belongs to step n."""
+    draw_seed = int(np.random.SeedSequence([seed, chunk, draw]).generate_state(1, np.uint64)[0])
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(draw_seed))
+
+
+def sample_chunk(
+    denoiser: Denoiser,
+    draw_noise: DrawNoise,
+    conditions: ChunkConditions,
+    sampler: Sampler,
+    should_stop: Callable[[], bool],
+    on_step: Callable[[int], None],
+) -> SampledChunk:
+    """Take a chunk from noise to latents, step by step.
+
+    Before the first step and after each, the first latent frames are set to the motion latents. `should_stop` is asked
+    before each evaluation; `on_step` gets the number of finished steps after each.
+
+    Raises:
+        GenerationStopped: `should_stop` said so.
+        NotFiniteError: a step has made numbers that are not finite.
+    """
+    denoiser.reset_cache()
+    latents = pin_motion(draw_noise(0), conditions.motion_latents)
+    for index, timestep in enumerate(sampler.stepper.timesteps):
+        predictions = {}
+        for branch in sampler.guidance.branches:
+            if should_stop():
+                raise GenerationStopped
+            predictions[branch] = predict(denoiser, latents, timestep, branch, conditions, sampler.caches.get(branch))
+        latents = sampler.stepper.step(index, sampler.guidance(predictions), latents, draw_noise)
+        # Numbers that are not finite stay so, and every further step would be paid for nothing. The check waits for
+        # the device, as little else in the loop does: once a step, whose evaluations take seconds. It also keeps the
+        # CPU from queueing steps ahead: `on_step` is told of what has happened, and a stop need not wait for a queue.
+        check_finite(latents, f"the latents after step {index + 1}")
+        latents = pin_motion(latents, conditions.motion_latents)
+        on_step(index + 1)
+
+    skipped = sum(cache.skipped for cache in sampler.caches.values())
+    return SampledChunk(latents, sampler.num_evaluations - skipped, skipped)
+
+
+def pin_motion(latents: Tensor, motion_latents: Tensor) -> Tensor:
+    """Latents (1, 16, t, h, w) whose first frames are the motion latents (1, 16, n, h, w); `latents` stays as it is."""
+    return torch.cat([motion_latents.to(latents), latents[:, :, motion_latents.shape[2] :]], dim=2)
+
+
+def predict(
+    denoiser: Denoiser,
+    latents: Tensor,
+    timestep: Tensor,
+    branch: Branch,
+    conditions: ChunkConditions,
+    cache: StepCache | None,
+) -> Tensor:
+    """One network evaluation: the velocity (1, 16, t, h, w), float32, as one branch of guidance sees it.
+
+    Without audio there is one speaker, whose embeddings are zero.
+    """
+    dtype = denoiser.dtype
+    if branch.has_audio:
+        audio_windows, regions = conditions.audio_windows, conditions.regions
+    else:
+        audio_windows, regions = torch.zeros_like(conditions.audio_windows[:1]), None
+    with denoiser.cache_context(branch.name):
+        (velocity,) = denoiser(
+            hidden_states=torch.cat([latents, conditions.condition], dim=1).to(dtype),
+            timestep=timestep[None].to(latents.device),
+            encoder_hidden_states=conditions.text_embeds(branch).to(dtype),
+            encoder_hidden_states_image=conditions.image_embeds.to(dtype),
+            encoder_hidden_states_audio=audio_windows.to(dtype),
+            regions=regions,
+            cache=cache,
+            return_dict=False,
+        )
+    return velocity.float()

@@ -1,0 +1,1 @@
+"""Files: reading what users send, speech from text, and writing videos."""

@@ -1,0 +1,1006 @@
+"""Reading what users send: pictures, sound and video frames.
+
+Everything is decoded by a child, so that a file which crashes or hangs a decoder costs one child and not the worker:
+ffmpeg, or Pillow (`picture_child.py`) for pictures that ffmpeg does not show right. The child sees the file as its
+standard input, opened through `/dev/stdin`: no name, extension or pattern in a path can change what is read, and no
+path can reach an error message. It may open no other file or address: the containers allowed cannot refer to any, and
+its protocols are limited to `file`. Its memory is bounded, and it has no privileges (`sandbox.py`).
+
+All errors are `MediaError`s whose messages can be shown to the client.
+"""
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+import ffmpeg
+import librosa
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infinitetalk.errors import DecoderError, MediaError
+from infinitetalk.media import picture_child
+from infinitetalk.media.sandbox import (
+    MAX_CHILD_MEMORY_BYTES,
+    child_environment,
+    child_slots,
+    confined,
+    ffmpeg_path,
+    is_unprivileged,
+    readable_by_others,
+)
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, mix_channels
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Largest picture or video frame that is decoded, in pixels."""
+
+KEPT_FILES = 64
+"""Files of which is remembered what they hold."""
+
+PROBE_TIMEOUT_S = 60.0
+DECODE_TIMEOUT_S = 600.0
+DECODER_THREADS = 4
+
+PICTURE_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "png_pipe",
+    b"\xff\xd8\xff": "jpeg_pipe",
+    b"II*\0": "tiff_pipe",
+    b"MM\0*": "tiff_pipe",
+    b"BM": "bmp_pipe",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+}
+"""First bytes of a picture → the ffmpeg demuxer that reads it."""
+
+HEIF_BRANDS = (
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"hevx",
+    b"mif1",
+    b"mif2",
+    b"msf1",
+    b"miaf",
+    b"avif",
+    b"avis",
+)
+"""First brands of HEIC and AVIF pictures, which begin as MP4 does."""
+
+LOOKED_AT = ("png_pipe", "jpeg_pipe", "tiff_pipe", "webp_pipe", "heif")
+"""Demuxers of pictures whose metadata may turn them or change their colours."""
+
+CONTAINERS = "mov,matroska,avi,flv,mpegts,ogg,wav,w64,flac,mp3,aac,aiff,amr"
+"""ffmpeg demuxers of sound and video that never open a second file, unlike playlists, scripts and image sequences."""
+
+# EXIF orientation → ffmpeg filters that bring the picture upright.
+ORIENTATION_FILTERS: dict[int, list[tuple[str, dict[str, str]]]] = {
+    2: [("hflip", {})],
+    3: [("hflip", {}), ("vflip", {})],
+    4: [("vflip", {})],
+    5: [("transpose", {"dir": "cclock_flip"})],
+    6: [("transpose", {"dir": "clock"})],
+    7: [("transpose", {"dir": "clock_flip"})],
+    8: [("transpose", {"dir": "cclock"})],
+}
+WEBP_ANIMATION_FLAG = 0x02
+
+# Frames are counted on a grid of milliseconds, 40 to a frame at 25 fps, see `extract_frames`.
+GRID_FPS = 1000
+GRID_STEPS_PER_FRAME = GRID_FPS // VIDEO_FPS
+
+# As ffmpeg's showinfo filter names them.
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
+BT2020_TRANSFERS = ("bt2020-10", "bt2020-12")
+WIDE_PRIMARIES = ("bt2020", "smpte431", "smpte432")
+
+# HDR → BT.709: to linear light with 1 at HDR's reference white, 203 cd/m² (ITU-R BT.2408), BT.709 primaries, highlights
+# compressed while all up to mid-tones stays as it is.
+REFERENCE_WHITE = 203
+TONE_MAPPING = ("tonemap", {"tonemap": "mobius", "desat": 0})
+
+LAST_INTERLACED_HEIGHT = 1088
+"""Lines of the tallest video that is filmed in fields."""
+
+LOOKED_AT_FRAMES = 60
+"""Frames in which combs are looked for."""
+
+SCANNED_CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
+"""Codecs of recordings whose picture may change its shape, which shows in their key frames."""
+
+SCANNED_KEY_FRAMES = 120
+SHAPE_TOLERANCE = 0.02
+
+TIMED_CONTAINERS = (b"mov", b"matroska", b"mpegts", b"ogg", b"flv")
+"""ffmpeg demuxers whose files hold timestamps; of others it makes some up, by the rate of the first packet."""
+
+SYNC_TOLERANCE_S = 0.05
+"""Jitter of a sound's timestamps that is no gap."""
+
+SCENE_FRAME_WIDTH = 256
+MIN_SCENE_FRAMES = 15
+
+SWSCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+RAW_PICTURE = {"format": "rawvideo", "pix_fmt": "rgba", "sws_flags": SWSCALE_FLAGS, "frames:v": 1}
+
+WHITE_FROM = 128
+"""Level from which a mask is white, and opaque."""
+
+COLOURED_FROM = 48
+"""Difference of the levels of red, green and blue from which a pixel is not grey."""
+
+LARGEST_SHARE_OF_EDGES = 0.1
+"""Of a painting in black and white, the pixels that are neither: those of its edges."""
+
+MAX_LOG_BYTES = 2**22
+MAX_PNG_CHUNK_BYTES = 2**29
+
+# Lines of ffmpeg's log, which its option level+ marks by their importance: what a file's metadata say is of none.
+COMPLAINT = re.compile(rb"^(?:\[[^\]\n]* @ 0x[0-9a-f]+\] )*\[(?:warning|error|fatal|panic)\] .*$", re.MULTILINE)
+STREAM = re.compile(rb"^\[info\] +Stream #0:(\d+)[^:\n]*: (Video|Audio): (.*)$", re.MULTILINE)
+SHOWN = re.compile(rb"^\[Parsed_showinfo_[^\]\n]*\] \[info\] (.*)$", re.MULTILINE)
+FIELDS = re.compile(
+    rb"(Single|Multi) frame detection: TFF: *(\d+) BFF: *(\d+) Progressive: *(\d+) Undetermined: *(\d+)"
+)
+
+# ffmpeg's words for a file whose end is missing; it reports no failure then.
+CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
+
+# Newer ffmpegs end there, and report no failure either.
+CHANGE_COMPLAINTS = (b"Channel change is not supported", b"Sample rate change is not supported")
+
+NO_SPACE_COMPLAINT = b"No space left on device"
+NO_MEMORY_COMPLAINTS = (b"Cannot allocate memory", b"MemoryError", b"Out of memory")
+
+# A signal that no file makes a decoder send itself, and ffmpeg's own status where it heeded one.
+ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, 255)
+
+UNREADABLE = (
+    "The file is damaged or of a kind that cannot be read: send a picture as PNG, JPEG, WebP or HEIC, sound as WAV, "
+    "MP3, M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
+)
+ANIMATED = "Animated WebP and AVIF are not supported: send a still picture, a GIF or an MP4 video"
+NO_FRAME = "The file has no frame that can be decoded: save it again as PNG, JPEG or H.264 MP4"
+TOO_LARGE = f"The picture is too large: at most {MAX_PIXELS // 2**20} million pixels can be read"
+
+
+class Source(Protocol):
+    """Where reference frames come from. `height` and `width` are in pixels, upright, of square pixels."""
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """The frame shown at an instant: uint8 (3, height, width), RGB."""
+        ...
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file holds.
+
+    `height` and `width` are those of the upright picture with square pixels, 0 for sound. `duration_s` is that of the
+    video, else of the sound, to within one packet (some 20 ms); 0 for a picture. `warnings` say what of the picture is
+    not shown as it is meant.
+    """
+
+    kind: Literal["image", "video", "audio"]
+    height: int
+    width: int
+    duration_s: float
+    has_audio: bool
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sound:
+    """`waveform` is float32 (samples,), mono, 16 kHz; `warnings` say what of the sound is not heard as it is."""
+
+    waveform: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Picture:
+    """A still picture as a `Source`: the same frame at every instant. `pixels` is uint8 (3, height, width)."""
+
+    pixels: Tensor
+
+    @classmethod
+    def open(cls, path: Path) -> "Picture":
+        """Reads a picture file, see `read_picture`."""
+        return cls(read_picture(path))
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[2]
+
+    def frame_at(self, seconds: float) -> Tensor:
+        return self.pixels
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames of a video at the instants 0, stride/25, 2·stride/25 … seconds, kept as PNG files.
+
+    `paths` ends with the video's true last frame where the video ends before `max_frames` (at 25 fps).
+    """
+
+    paths: list[Path]
+    stride: int
+    max_frames: int
+    height: int
+    width: int
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """The frame shown at `seconds`, the video's last one beyond its end: uint8 (3, height, width).
+
+        Raises `ValueError` for an instant that is no multiple of the stride, or beyond `max_frames`.
+        """
+        frame = seconds * VIDEO_FPS
+        if abs(frame - round(frame)) > 1e-6 or round(frame) % self.stride or not 0 <= round(frame) < self.max_frames:
+            raise ValueError(
+                f"No frame was extracted for {seconds} s: frames are kept every {self.stride}/{VIDEO_FPS} s, "
+                f"from 0 to {self.max_frames}/{VIDEO_FPS} s"
+            )
+        path = self.paths[min(round(frame) // self.stride, len(self.paths) - 1)]
+        with Image.open(path) as image:
+            return _over_white(np.asarray(image))
+
+
+def probe(path: Path) -> MediaInfo:
+    """Tells what a file holds, by its content. A picture beside sound (cover art) is not a video.
+
+    A picture is decoded, and a video's first frame, by the filters that a job uses; sound is not. Raises `MediaError`
+    for what is no media, cut short, without a single frame, or larger than `MAX_PIXELS`.
+    """
+    contents = _contents_of(path)
+    if contents.video is None:
+        return MediaInfo("audio", 0, 0, contents.duration_s, True)
+    frame = _first_frame_of(path)
+    kind: Literal["image", "video"] = "image" if contents.is_picture else "video"
+    has_audio = contents.audio is not None
+    return MediaInfo(kind, frame.height, frame.width, contents.duration_s, has_audio, contents.notes + frame.notes)
+
+
+def read_picture(path: Path) -> Tensor:
+    """Reads a picture, the first frame of an animated one: uint8 (3, height, width), RGB.
+
+    The picture is upright (EXIF orientation), transparency is shown over white, 16-bit, grey, palette and CMYK
+    pictures become 8-bit RGB, other colour spaces sRGB. Pixels are taken as square, as picture viewers do. Raises
+    `MediaError`.
+    """
+    return _over_white(_read_rgba(path))
+
+
+def read_region(path: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Reads a mask, a picture that is white at one place: bool (height, width), and what a user should know of it.
+
+    What is transparent is not of the place. Where the mask is a cut-out, a picture in colours on transparency, the
+    place is all of the picture. Raises `MediaError`.
+    """
+    rgba = _read_rgba(path)
+    levels = rgba[..., :3].astype(np.int16)
+    is_opaque = rgba[..., 3] >= WHITE_FROM
+    is_white = levels.mean(axis=2) >= WHITE_FROM
+    if is_opaque.all() or not is_opaque.any():
+        return torch.from_numpy(is_white & is_opaque), ()
+    painted = levels[is_opaque]
+    is_coloured = np.ptp(painted, axis=1) > COLOURED_FROM
+    is_grey = np.abs(painted.mean(axis=1) - WHITE_FROM) < WHITE_FROM // 2
+    if (is_coloured | is_grey).mean() <= LARGEST_SHARE_OF_EDGES:
+        return torch.from_numpy(is_white & is_opaque), ()
+    note = "it is not black and white but a picture on transparency: all that is not transparent was taken as the place"
+    return torch.from_numpy(is_opaque), (note,)
+
+
+def _read_rgba(path: Path) -> np.ndarray:
+    """A picture upright, in sRGB: uint8 (height, width, 4), alpha not premultiplied."""
+    contents = _contents_of(path)
+    if contents.video is None or not (contents.is_picture or contents.animated):
+        raise MediaError("The file is no picture: send a PNG, JPEG, WebP, HEIC, AVIF, BMP, TIFF or GIF picture")
+    if contents.reader == "pillow":
+        facts, pixels = _ask_pillow(path, "read")
+        return np.frombuffer(pixels, np.uint8).reshape(facts["height"], facts["width"], 4)
+    frame = _first_frame_of(path)
+    with _child(path, _upright(contents).output("pipe:", **RAW_PICTURE), DECODE_TIMEOUT_S) as child:
+        rgba = child.stdout.read()
+    return np.frombuffer(rgba, np.uint8).reshape(frame.height, frame.width, 4)
+
+
+def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
+    """The waveform of `read_sound`."""
+    return read_sound(path, max_seconds).waveform
+
+
+def read_sound(path: Path, max_seconds: float | None = None) -> Sound:
+    """Reads the sound of an audio or video file, of several tracks the default one.
+
+    Channels are averaged, but not those that cancel each other out (`mix_channels`). Time zero is the sound's own first
+    sample, also where it starts later than the picture; an encoder's delay (MP3, AAC, Opus) is taken off; gaps in its
+    timestamps are silence. At most `max_seconds` are decoded. Raises `MediaError` for a file without sound, without
+    samples, or with samples that are not finite.
+    """
+    contents = _contents_of(path)
+    if contents.audio is None:
+        raise MediaError("The file has no sound: send an audio file (WAV, MP3, M4A, FLAC, OGG) or a video with sound")
+    notes = []
+    if contents.num_sounds > 1:
+        notes.append(
+            f"has {contents.num_sounds} sound tracks, of which one is heard, the default one or else the first"
+        )
+    sound = contents.sound_input()[str(contents.audio.index)]
+    if contents.is_timed:
+        sound = sound.filter("aresample", **{"async": 1, "min_hard_comp": SYNC_TOLERANCE_S})
+    else:
+        sound = sound.filter("asetpts", "N/SR/TB")
+    if max_seconds is not None:
+        sound = sound.filter("atrim", duration=max_seconds)
+    with tempfile.TemporaryFile() as wav:
+        # Written to by another user.
+        os.fchmod(wav.fileno(), 0o666)
+        written = sound.output("file:/dev/stdout", format="wav", acodec="pcm_f32le", rf64="auto")
+        with _child(path, written, DECODE_TIMEOUT_S, stdout=wav):
+            pass
+        wav.seek(0)
+        samples, rate = soundfile.read(wav, dtype="float32", always_2d=True)
+    if samples.size == 0:
+        raise MediaError("The sound is empty: send one of at least 0.2 s")
+    if max_seconds is not None:
+        # Where a sound's parameters change, ffmpeg begins to count anew.
+        samples = samples[: max(round(max_seconds * rate), 1)]
+    try:
+        waveform, cancelled = mix_channels(samples, rate)
+    except ValueError as error:
+        raise MediaError("The sound has samples that are not finite numbers: export it again as 16-bit WAV") from error
+    if cancelled:
+        notes.append("its channels are of opposite phase and would cancel each other out: the loudest one is heard")
+    waveform = librosa.resample(waveform, orig_sr=rate, target_sr=SAMPLING_RATE)
+    if waveform.size == 0:
+        raise MediaError("The sound is empty: send one of at least 0.2 s")
+    return Sound(waveform, tuple(notes))
+
+
+def sound_seconds(path: Path) -> float:
+    """Seconds of the sound that `read_waveform` reads, to within one packet. Raises `MediaError` for a file without."""
+    audio = _contents_of(path).audio
+    if audio is None:
+        raise MediaError("The file has no sound: send an audio file (WAV, MP3, M4A, FLAC, OGG) or a video with sound")
+    return audio.duration_s
+
+
+def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start: int = 0) -> VideoFrames:
+    """Writes the frames that a video shows at 0, stride/25, 2·stride/25 … seconds into `folder`, as PNG.
+
+    Time zero is `start`/25 seconds into the video, its first frame by default. An instant shows the last frame whose
+    timestamp is not later, at any frame rate, constant or not. Frames are upright, 8-bit RGB, of square pixels,
+    transparency over white, fields interwoven no longer; HDR is tone-mapped, wide gamuts become BT.709, colours without
+    a tag are taken as BT.601 (ffmpeg's default). Frames of another shape than the first one stand between black bars.
+    Nothing is decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
+    """
+    contents = _contents_of(path)
+    if contents.video is None or contents.is_picture:
+        raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
+    first_frame = _first_frame_of(path)
+    frames = _frames(contents, first_frame, stride, max_frames, start)
+    paths = []
+    with _child(path, frames, DECODE_TIMEOUT_S) as child:
+        for index, png in enumerate(_split_png(child.stdout)):
+            paths.append(folder / f"{index:06d}.png")
+            paths[-1].write_bytes(png)
+    if not paths:
+        raise MediaError("The video has no frame that can be decoded: export it again as H.264 MP4")
+    return VideoFrames(paths, stride, max_frames, first_frame.height, first_frame.width)
+
+
+def detect_scenes(path: Path, max_frames: int) -> list[int]:
+    """Start frames, counted at 25 fps, of the scenes in a video's first `max_frames`; the first is 0.
+
+    None is shorter than `MIN_SCENE_FRAMES`, which would cost a chunk of its own. PySceneDetect's content detector sees
+    small frames decoded by the child. Raises `MediaError`.
+    """
+    # PySceneDetect brings OpenCV; only jobs that ask for scenes pay for importing it.
+    from scenedetect import ContentDetector, FrameTimecode
+
+    contents = _contents_of(path)
+    if contents.video is None or contents.is_picture:
+        raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
+    first_frame = _first_frame_of(path)
+    small_height = max(1, round(first_frame.height * SCENE_FRAME_WIDTH / first_frame.width))
+    frames = (
+        _whole_frames(contents, first_frame)
+        .filter("setpts", "PTS-STARTPTS")
+        .filter("fps", fps=VIDEO_FPS, round="up")
+        .filter("scale", SCENE_FRAME_WIDTH, small_height, flags="area")
+        .output("pipe:", format="rawvideo", pix_fmt="bgr24", **{"frames:v": max_frames})
+    )
+    detector = ContentDetector(min_scene_len=MIN_SCENE_FRAMES)
+    cuts: list[int] = []
+    frame_bytes = small_height * SCENE_FRAME_WIDTH * 3
+    with _child(path, frames, DECODE_TIMEOUT_S) as child:
+        for index, frame in enumerate(iter(lambda: child.stdout.read(frame_bytes), b"")):
+            pixels = np.frombuffer(frame, np.uint8).reshape(small_height, SCENE_FRAME_WIDTH, 3)
+            found = detector.process_frame(FrameTimecode(index, fps=float(VIDEO_FPS)), pixels)
+            cuts += [cut.frame_num for cut in found]
+    return [0, *(cut for cut in cuts if cut <= max_frames - MIN_SCENE_FRAMES)]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    index: int
+    codec: str
+    height: int
+    width: int
+    sample_aspect_ratio: Fraction
+    num_packets: int
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class _Colours:
+    """What a video's numbers mean, as ffmpeg names it; "unknown" where it is not told."""
+
+    pixel_format: str = "unknown"
+    color_range: str = "unknown"
+    color_space: str = "unknown"
+    color_primaries: str = "unknown"
+    color_trc: str = "unknown"
+    is_mastered: bool = False
+
+
+@dataclass(frozen=True)
+class _FirstFrame:
+    """`fields`: "tff" or "bff" where frames are of two fields, and whether that is told of each frame."""
+
+    height: int
+    width: int
+    colours: _Colours = _Colours()
+    fields: tuple[str, bool] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The picture and the sound of a file, as its container describes them: its default tracks, or else its first.
+
+    `reader` of a picture's pixels is "ffmpeg" or "pillow"; without `input_options` ffmpeg does not see it at all.
+    """
+
+    input_options: dict[str, Any]
+    is_picture: bool
+    animated: bool
+    orientation: int
+    video: _Stream | None
+    audio: _Stream | None
+    num_sounds: int = 0
+    is_timed: bool = False
+    reader: str = "ffmpeg"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        stream = self.video or self.audio
+        return 0.0 if self.is_picture or stream is None else stream.duration_s
+
+    def input(self) -> Any:
+        """The ffmpeg-python input node."""
+        options = dict(self.input_options)
+        # ffmpeg's own VP8 and VP9 decoders drop the alpha channel that WebM keeps beside each frame.
+        if self.video is not None and self.video.codec in ("vp8", "vp9"):
+            options["vcodec"] = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[self.video.codec]
+        # A video whose frames change size goes on in the same filters, which would start counting anew otherwise.
+        return ffmpeg.input("file:/dev/stdin", **options, reinit_filter=0)
+
+    def sound_input(self) -> Any:
+        """The same for its sound, whose filters must follow when channels or rate change."""
+        return ffmpeg.input("file:/dev/stdin", **self.input_options)
+
+
+def _contents_of(path: Path) -> _Contents:
+    """What a file holds. A job looks at each of its files several times, and a child takes a while to start."""
+    if not path.is_file():
+        raise MediaError("The file does not exist")
+    return _read_contents(path, _version_of(path))
+
+
+def _first_frame_of(path: Path) -> _FirstFrame:
+    """A file's first frame, likewise."""
+    return _read_first_frame(path, _version_of(path))
+
+
+def _version_of(path: Path) -> tuple[int, int, int]:
+    """Differs once the file at a path is another."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _picture_demuxer(head: bytes) -> str | None:
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp_pipe"
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return "heif"
+    return next((name for signature, name in PICTURE_SIGNATURES.items() if head.startswith(signature)), None)
+
+
+@lru_cache(maxsize=KEPT_FILES)
+def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
+    """Reads every packet of a file, decoding none (beyond what ffmpeg needs to know a stream's parameters)."""
+    with path.open("rb") as opened:
+        head = opened.read(32)
+    if not head:
+        raise MediaError("The file is empty: upload it again")
+    demuxer = _picture_demuxer(head)
+    if demuxer == "webp_pipe" and head[12:16] == b"VP8X" and head.ljust(21)[20] & WEBP_ANIMATION_FLAG:
+        raise MediaError(ANIMATED)
+    looked: dict[str, Any] = {"reader": "ffmpeg", "orientation": 1, "notes": []}
+    if demuxer in LOOKED_AT:
+        looked, _ = _ask_pillow(path, "look")
+    if looked["reader"] == "pillow" and demuxer in ("tiff_pipe", "heif"):
+        still = _Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0)
+        return _Contents({}, True, False, 1, still, None, reader="pillow", notes=tuple(looked["notes"]))
+    options: dict[str, Any] = {
+        "protocol_whitelist": "file",
+        "max_pixels": MAX_PIXELS,
+        "threads": DECODER_THREADS,
+        **({"format_whitelist": CONTAINERS} if demuxer is None else {"format": demuxer, "noautorotate": None}),
+    }
+    if demuxer == "jpeg_pipe":
+        # Otherwise the rows missing from a JPEG cut short are grey, and nothing is said.
+        options["err_detect"] = "explode"
+    file = ffmpeg.input("file:/dev/stdin", **options)
+    packets = ffmpeg.output(file["V?"], file["a?"], "pipe:", format="framecrc", c="copy")
+    with _child(path, packets, PROBE_TIMEOUT_S, loglevel="info") as child:
+        streams = _parse_packets(child.stdout)
+    order, defaults = _parse_tracks(child.log)
+    tracks = [(media_type, track, order.get(place, place)) for (media_type, place), track in streams.items()]
+    if not tracks:
+        raise MediaError(UNREADABLE)
+    video = _chosen([replace(track, index=index) for kind, track, index in tracks if kind == "video"], defaults)
+    sounds = [replace(track, index=index) for kind, track, index in tracks if kind == "audio"]
+    if video is not None and max(video.sample_aspect_ratio, Fraction(1)) * video.height * video.width > MAX_PIXELS:
+        raise MediaError(TOO_LARGE)
+    animated = demuxer == "gif" and video is not None and video.num_packets > 1
+    return _Contents(
+        input_options=options,
+        is_picture=demuxer is not None and not animated,
+        animated=animated,
+        orientation=looked["orientation"],
+        video=video,
+        audio=_chosen(sounds, defaults),
+        num_sounds=len(sounds),
+        is_timed=re.search(rb"^\[info\] Input #0, (?:%s)\b" % b"|".join(TIMED_CONTAINERS), child.log, re.M) is not None,
+        reader=looked["reader"],
+        notes=tuple(looked["notes"]),
+    )
+
+
+def _chosen(tracks: list[_Stream], defaults: set[int]) -> _Stream | None:
+    """The track that a player would choose: the first default one, or else the first."""
+    return min(tracks, key=lambda track: (track.index not in defaults, track.index), default=None)
+
+
+def _parse_tracks(log: bytes) -> tuple[dict[int, int], set[int]]:
+    """From ffmpeg's description of its input: each output stream's input stream, and the default ones among these."""
+    described = log.partition(b"Input #0")[2].partition(b"Output #0")[0].partition(b"Stream mapping:")[0]
+    lines = {int(index): (kind, facts) for index, kind, facts in STREAM.findall(described)}
+    videos = [index for index, (kind, facts) in lines.items() if kind == b"Video" and b"(attached pic)" not in facts]
+    sounds = [index for index, (kind, _) in lines.items() if kind == b"Audio"]
+    defaults = {index for index, (_, facts) in lines.items() if b"(default)" in facts}
+    return dict(enumerate(sorted(videos) + sorted(sounds))), defaults
+
+
+def _parse_packets(lines: IO[bytes]) -> dict[tuple[str, int], _Stream]:
+    """Reads ffmpeg's framecrc output: `#key stream: value`, then `stream, dts, pts, duration, size, crc` a packet.
+
+    Returns the streams that have packets, by media type and number.
+    """
+    facts: dict[tuple[str, str], str] = {}
+    num_packets: dict[str, int] = {}
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    for line in lines:
+        text = line.decode("ascii", "replace").strip()
+        if text.startswith("#"):
+            key, _, value = text[1:].partition(": ")
+            name, _, stream = key.partition(" ")
+            facts[name, stream] = value
+            continue
+        stream, _, pts, duration = (field.strip() for field in text.split(",")[:4])
+        num_packets[stream] = num_packets.get(stream, 0) + 1
+        starts[stream] = min(starts.get(stream, int(pts)), int(pts))
+        ends[stream] = max(ends.get(stream, int(pts)), int(pts) + int(duration))
+    result = {}
+    for (name, stream), media_type in facts.items():
+        if name != "media_type" or stream not in num_packets:
+            continue
+        width, _, height = facts.get(("dimensions", stream), "0x0").partition("x")
+        numerator, _, denominator = facts.get(("sar", stream), "1/1").partition("/")
+        # An encoder's delay comes before time zero and is not heard.
+        start = max(starts[stream], 0) if media_type == "audio" else starts[stream]
+        result[media_type, int(stream)] = _Stream(
+            index=int(stream),
+            codec=facts["codec_id", stream],
+            height=int(height),
+            width=int(width),
+            sample_aspect_ratio=Fraction(int(numerator) or 1, int(denominator)),
+            num_packets=num_packets[stream],
+            duration_s=float((ends[stream] - start) * Fraction(facts["tb", stream])),
+        )
+    return result
+
+
+def _ask_pillow(path: Path, task: Literal["look", "read"]) -> tuple[dict[str, Any], bytes]:
+    """What `picture_child.py` answers of a picture, and the pixels that it reads."""
+    timeout_s = PROBE_TIMEOUT_S if task == "look" else DECODE_TIMEOUT_S
+    command = [sys.executable, "-I", "-B", picture_child.__file__, task, str(MAX_PIXELS)]
+    with _running(path, command, timeout_s) as child:
+        answer, pixels = child.stdout.readline(), child.stdout.read()
+    facts = json.loads(answer)
+    match facts.get("refused"):
+        case None:
+            return facts, pixels
+        case "too large":
+            raise MediaError(TOO_LARGE)
+        case "animated":
+            raise MediaError(ANIMATED)
+        case _:
+            raise MediaError(UNREADABLE)
+
+
+def _upright(contents: _Contents) -> Any:
+    """The decoded picture or video, upright; ffmpeg itself turns videos."""
+    assert contents.video is not None
+    stream = contents.input()[str(contents.video.index)]
+    for name, arguments in ORIENTATION_FILTERS.get(contents.orientation, []):
+        stream = stream.filter(name, **arguments)
+    return stream
+
+
+def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_frames: int, start: int) -> Any:
+    """ffmpeg with the filters of `extract_frames`, PNG files one after the other on its standard output."""
+    # A frame's first place on the grid is its time rounded up, so place n shows the last frame not later than n ms; and
+    # rounding up to 1 ms does not change what 40 ms steps show. The grid is finer than any frame is long, so even a
+    # last frame that no 40 ms step meets is on it; repeated for one more stride, it is also the last one selected.
+    frames = (
+        _whole_frames(contents, first_frame)
+        .filter("setpts", "PTS-STARTPTS")
+        .filter("fps", fps=GRID_FPS, round="up")
+        .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * stride)
+        .filter("trim", start_frame=GRID_STEPS_PER_FRAME * start)
+        .filter("select", f"not(mod(n,{GRID_STEPS_PER_FRAME * stride}))")
+    )
+    for name, arguments in _colour_filters(first_frame.colours):
+        frames = frames.filter(name, **arguments)
+    height, width = first_frame.height, first_frame.width
+    # A frame of another shape than the first one, as wide as its height allows; to be stretched by a pixel is no harm.
+    fitted = f"iw*sar*{height}/ih"
+    fits = f"lte(abs({fitted}-{width}),1)"
+    return (
+        frames.filter(
+            "scale",
+            f"if({fits},{width},clip(round({fitted}),1,{width}))",
+            f"if({fits},{height},clip(round({height}*{width}/({fitted})),1,{height}))",
+            eval="frame",
+            flags=SWSCALE_FLAGS,
+        )
+        .filter("format", "rgba")
+        .filter("pad", width, height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame")
+        .output(
+            "pipe:",
+            format="image2pipe",
+            vcodec="png",
+            pix_fmt="rgba",
+            compression_level=1,
+            fps_mode="passthrough",
+            **{"frames:v": -(-max_frames // stride)},
+        )
+    )
+
+
+def _whole_frames(contents: _Contents, first_frame: _FirstFrame) -> Any:
+    """A video's frames, upright; where they are of two fields, each of one instant."""
+    frames = _upright(contents)
+    if first_frame.fields is None:
+        return frames
+    parity, is_told = first_frame.fields
+    return frames.filter("bwdif", mode="send_frame", parity=parity, deint="interlaced" if is_told else "all")
+
+
+def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
+    """ffmpeg filters that bring HDR and wide gamuts to BT.709; none for what is BT.709 already, or tells nothing.
+
+    Recordings often lack some of their tags, and zscale refuses what it does not know: the others tell.
+    """
+    matrix, primaries, transfer = colours.color_space, colours.color_primaries, colours.color_trc
+    if transfer == "unknown" and colours.is_mastered:
+        transfer = "smpte2084"
+    is_hdr = transfer in HDR_TRANSFERS
+    if primaries == "unknown" and (is_hdr or transfer in BT2020_TRANSFERS or matrix.startswith("bt2020")):
+        primaries = "bt2020"
+    if not is_hdr and primaries not in WIDE_PRIMARIES:
+        return []
+    is_rgb = colours.pixel_format.startswith(("gbr", "rgb", "bgr", "argb", "abgr"))
+    if matrix == "unknown" or is_rgb:
+        matrix = "gbr" if is_rgb else "bt2020nc" if primaries == "bt2020" else "bt709"
+    value_range = colours.color_range
+    if value_range == "unknown":
+        value_range = "pc" if is_rgb else "tv"
+    if not is_hdr and transfer != "iec61966-2-1":
+        # The others differ in nothing that is seen, and players take them for one.
+        transfer = "bt709"
+    alpha = "a" if "a" in colours.pixel_format.replace("gray", "") else ""
+    return [
+        # zscale reads no subsampled video of an odd size.
+        ("format", {"pix_fmts": "gbrap16le|gbrp16le" if is_rgb else f"yuv{alpha}444p16le"}),
+        (
+            "setparams",
+            {"color_primaries": primaries, "color_trc": transfer, "colorspace": matrix, "range": value_range},
+        ),
+        ("zscale", {"transfer": "linear", "npl": REFERENCE_WHITE}),
+        ("format", {"pix_fmts": f"gbr{alpha}pf32le"}),
+        ("zscale", {"primaries": "bt709"}),
+        *([TONE_MAPPING] if is_hdr else []),
+        ("zscale", {"transfer": "bt709" if is_hdr else transfer, "matrix": "gbr", "range": "full"}),
+        ("format", {"pix_fmts": f"gbr{alpha}p"}),
+    ]
+
+
+def _split_png(stream: IO[bytes]) -> Iterator[bytes]:
+    """The PNG files that follow each other in a stream."""
+    while signature := stream.read(8):
+        parts, name = [signature], b""
+        while name != b"IEND":
+            header = stream.read(8)
+            if len(header) < 8:
+                return
+            length, name = struct.unpack(">I4s", header)
+            if length > MAX_PNG_CHUNK_BYTES:
+                raise MediaError(UNREADABLE)
+            parts += [header, stream.read(length + 4)]
+        yield b"".join(parts)
+
+
+@lru_cache(maxsize=KEPT_FILES)
+def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
+    """Decodes the first frame by the filters that a job uses: of a video, of square pixels (its height is kept)."""
+    contents = _read_contents(path, version)
+    if contents.is_picture and contents.input_options:
+        measured = _upright(contents).output("pipe:", **RAW_PICTURE | {"format": "framecrc"})
+        with _child(path, measured, PROBE_TIMEOUT_S) as child:
+            picture = _parse_packets(child.stdout).get(("video", 0))
+        if picture is None:
+            raise MediaError(NO_FRAME)
+        if contents.reader == "ffmpeg":
+            return _FirstFrame(picture.height, picture.width)
+    if contents.reader == "pillow":
+        # ffmpeg has seen that nothing is missing, where it reads such pictures at all.
+        facts, _ = _ask_pillow(path, "read")
+        return _FirstFrame(facts["height"], facts["width"])
+    first_frame = _look_at_frames(path, contents)
+    try:
+        with _child(path, _frames(contents, first_frame, 1, 1, 0), PROBE_TIMEOUT_S) as child:
+            num_frames = sum(1 for _ in _split_png(child.stdout))
+    except MediaError as error:
+        if str(error) == UNREADABLE and _colour_filters(first_frame.colours):
+            raise MediaError("The video's colours cannot be converted: export it as H.264 MP4 without HDR") from error
+        raise
+    if num_frames == 0:
+        raise MediaError(NO_FRAME)
+    return first_frame
+
+
+def _look_at_frames(path: Path, contents: _Contents) -> _FirstFrame:
+    """Looks at a video's first frames: their size, colours and fields, and whether the shape stays."""
+    assert contents.video is not None
+    num_frames = LOOKED_AT_FRAMES if contents.video.height <= LAST_INTERLACED_HEIGHT else 1
+    frames = _upright(contents).filter("showinfo", checksum=0).filter("idet")
+    frames = frames.filter("scale", "max(1,round(iw*sar))", "ih", flags="fast_bilinear").filter("setsar", 1)
+    looked_at = frames.output("pipe:", format="framecrc", **{"frames:v": num_frames})
+    with _child(path, looked_at, PROBE_TIMEOUT_S, loglevel="info") as child:
+        video = _parse_packets(child.stdout).get(("video", 0))
+    if video is None:
+        raise MediaError(NO_FRAME)
+    shown = [line.decode("ascii", "replace") for line in SHOWN.findall(child.log)]
+    colours = _parse_colours(shown)
+    notes = _scan_shapes(path, contents)
+    if _colour_filters(colours) and "unknown" in (colours.color_primaries, colours.color_trc, colours.color_space):
+        notes += ("it does not say all of what its colours mean: what is missing was guessed from the rest",)
+    return _FirstFrame(
+        video.height,
+        video.width,
+        colours=colours,
+        fields=_parse_fields(shown, child.log) if video.height >= 4 and video.width >= 4 else None,
+        notes=notes,
+    )
+
+
+def _parse_colours(shown: list[str]) -> _Colours:
+    """The first frame's colours, from the lines of showinfo."""
+    facts: dict[str, str] = {}
+    for line in shown:
+        if line.startswith("n:") and "fmt" in facts:
+            break
+        facts |= dict(word.split(":", 1) for word in line.split() if ":" in word)
+    names = ("color_range", "color_space", "color_primaries", "color_trc")
+    known = {name: facts[name] for name in names if facts.get(name, "reserved") not in ("reserved", "unspecified")}
+    is_mastered = any("mastering display" in line.lower() or "content light" in line.lower() for line in shown)
+    return _Colours(facts.get("fmt", "unknown"), **known, is_mastered=is_mastered)
+
+
+def _parse_fields(shown: list[str], log: bytes) -> tuple[str, bool] | None:
+    """How the looked-at frames are made of two fields; None where they are not, whatever they say.
+
+    What is seen counts more than what is told: progressive film is often flagged as interlaced. Film that is told to be
+    progressive counts as interlaced only if most of its frames, each looked at alone, are: small pictures with sharp
+    edges make the detector see fields in a few frames, which its memory then sees in all.
+    """
+    told = [match[1] for line in shown if (match := re.search(r" i:([PTB?]) ", line))]
+    is_told = any(flag in "TB" for flag in told)
+    top, bottom, progressive, undetermined = _count_fields(log, "Multi" if is_told else "Single")
+    others = progressive if is_told else progressive + undetermined
+    if top + bottom > others:
+        return ("tff" if top >= bottom else "bff"), is_told
+    if is_told and progressive == 0:
+        return ("bff" if told.count("B") > told.count("T") else "tff"), True
+    return None
+
+
+def _count_fields(log: bytes, detection: str) -> tuple[int, int, int, int]:
+    """How many frames have the top field first, the bottom field first, no fields, and how many cannot be told.
+
+    Args:
+        detection: "Single" looks at each frame alone, "Multi" remembers the frames before.
+    """
+    counts = [list(map(int, found[1:])) for found in FIELDS.findall(log) if found[0] == detection.encode()]
+    top, bottom, progressive, undetermined = (max(column) for column in zip(*counts, strict=True))
+    return top, bottom, progressive, undetermined
+
+
+def _scan_shapes(path: Path, contents: _Contents) -> tuple[str, ...]:
+    """What to say of a video whose picture changes its shape."""
+    assert contents.video is not None
+    if contents.video.codec not in SCANNED_CODECS:
+        return ()
+    options = contents.input_options | {"skip_frame": "nokey", "reinit_filter": 0}
+    key_frames = ffmpeg.input("file:/dev/stdin", **options)[str(contents.video.index)].filter("showinfo", checksum=0)
+    scanned = key_frames.output("pipe:", format="null", fps_mode="passthrough", **{"frames:v": SCANNED_KEY_FRAMES})
+    with _child(path, scanned, PROBE_TIMEOUT_S, loglevel="info") as child:
+        child.stdout.read()
+    sizes = []
+    for line in SHOWN.findall(child.log):
+        if found := re.search(rb" sar:(\d+)/(\d+) s:(\d+)x(\d+) ", line):
+            numerator, denominator, width, height = map(int, found.groups())
+            sizes.append((round(width * (numerator or 1) / (denominator or 1)), height))
+    first = sizes[0] if sizes else (1, 1)
+    for size in sizes:
+        if abs(size[0] * first[1] / (size[1] * first[0]) - 1) > SHAPE_TOLERANCE:
+            return (
+                f"its picture changes from {first[0]}x{first[1]} to {size[0]}x{size[1]} pixels: frames of another "
+                "shape than the first one stand between black bars",
+            )
+    return ()
+
+
+def _over_white(rgba: np.ndarray) -> Tensor:
+    """RGBA uint8 (height, width, 4), alpha not premultiplied → RGB over white, uint8 (3, height, width)."""
+    colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
+    blended = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+    return torch.from_numpy(blended.astype(np.uint8)).permute(2, 0, 1).contiguous()
+
+
+@dataclass
+class _Child:
+    """A running ffmpeg: its standard output, and its log once it has ended."""
+
+    stdout: IO[bytes]
+    log: bytes = b""
+
+
+@contextmanager
+def _child(
+    path: Path, output: Any, timeout_s: float, loglevel: str = "error", stdout: IO[bytes] | None = None
+) -> Iterator[_Child]:
+    """Runs ffmpeg on a file, as `_running`."""
+    threads = ["-filter_threads", str(DECODER_THREADS)]
+    log = ["-loglevel", f"level+{loglevel}"]
+    command = output.compile(cmd=[ffmpeg_path(), "-nostdin", "-y", "-hide_banner", *log, *threads])
+    with _running(path, command, timeout_s, stdout) as child:
+        yield child
+
+
+@contextmanager
+def _handed_over(path: Path, program: str) -> Iterator[IO[bytes]]:
+    """The file opened for a child, which opens it anew: a copy where it may not, being nobody."""
+    with path.open("rb") as media:
+        if readable_by_others(path) or not is_unprivileged(program):
+            yield media
+            return
+        with tempfile.TemporaryFile() as copied:
+            shutil.copyfileobj(media, copied)
+            copied.flush()
+            os.fchmod(copied.fileno(), 0o644)
+            copied.seek(0)
+            yield copied
+
+
+@contextmanager
+def _running(path: Path, command: list[str], timeout_s: float, stdout: IO[bytes] | None = None) -> Iterator[_Child]:
+    """Runs a child on a file; its standard output must be read to the end, where it is not the file `stdout`.
+
+    The child is killed after `timeout_s`, and runs in a sandbox. Raises `MediaError` for a child that refuses, crashes,
+    takes too long or too much memory, `DecoderError` for one that somebody else kills.
+    """
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    timed_out = threading.Event()
+    with child_slots, _handed_over(path, command[0]) as media, tempfile.TemporaryFile() as log:
+        with subprocess.Popen(
+            confined(command),
+            stdin=media,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=log,
+            env=child_environment(),
+            cwd="/",
+        ) as process:
+
+            def stop() -> None:
+                timed_out.set()
+                process.kill()
+
+            watchdog = threading.Timer(timeout_s, stop)
+            watchdog.start()
+            try:
+                child = _Child(process.stdout or io.BytesIO())
+                yield child
+                process.wait()
+            finally:
+                watchdog.cancel()
+                process.kill()
+        log.seek(0)
+        child.log = log.read(MAX_LOG_BYTES)
+    complaints = b"\n".join(COMPLAINT.findall(child.log))
+    if timed_out.is_set():
+        raise MediaError(f"The file could not be decoded within {timeout_s:g} s: send a shorter or simpler one")
+    if any(complaint in complaints for complaint in CUT_SHORT_COMPLAINTS):
+        raise MediaError("The file is cut short: upload it again")
+    if any(complaint in complaints for complaint in CHANGE_COMPLAINTS):
+        raise MediaError("The sound changes its channels or rate within the Ogg file: export it again as WAV or MP3")
+    if b"exceeds specified max pixel count" in complaints:
+        raise MediaError(TOO_LARGE)
+    if NO_SPACE_COMPLAINT in complaints:
+        raise DecoderError("The worker's disk is full: send the job again, or a smaller file")
+    if process.returncode != 0 and any(complaint in child.log for complaint in NO_MEMORY_COMPLAINTS):
+        raise MediaError(
+            f"The file takes more than {MAX_CHILD_MEMORY_BYTES // 2**30} GB of memory to decode: send a smaller one"
+        )
+    if process.returncode in ENDED_FROM_OUTSIDE:
+        raise DecoderError("The decoder was ended before it was done: send the job again, or a smaller file")
+    if process.returncode != 0:
+        raise MediaError(UNREADABLE)

@@ -1,0 +1,214 @@
+"""Frames → H.264 parts → one MP4 with sound; thumbnails.
+
+A video is encoded once, in parts, as its frames come. Each part opens with an IDR frame and is complete in itself, and
+all are made with the same parameters, so that `join_parts` copies their packets into the final file. PyAV encodes; it
+only ever sees frames and parts of our own making: parts that were kept elsewhere are signed.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from PIL import Image
+
+from infinitetalk.errors import EncodeError
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
+
+H264_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
+
+SMALL_PICTURE = 256 * 256
+"""Pixels below which a picture is looked at enlarged, and `SMALL_H264_OPTIONS` hold."""
+
+SMALL_H264_OPTIONS = H264_OPTIONS | {"crf": "4", "x264-params": "mbtree=0"}
+"""A part's key frame codes anew what stood still: enlarged, the change would be seen. Takes twice the sound's bits."""
+
+TICKS_PER_FRAME = 512
+"""Of the joined video's time base, 1/12800 s: what ffmpeg's MP4 muxer picks for 25 fps itself."""
+
+VIDEO_TIME_BASE = Fraction(1, VIDEO_FPS * TICKS_PER_FRAME)
+
+SOUND_RATE = 48_000
+"""Of the AAC track: at 16 kHz one AAC frame would last 64 ms, at 48 kHz 21 ms."""
+
+SOUND_BIT_RATE = 128_000
+
+SAMPLES_PER_FRAME = SAMPLING_RATE // VIDEO_FPS
+
+THUMBNAIL_QUALITY = 90
+
+
+def because(error: BaseException) -> str:
+    """The end of a message of what could not be written: why, where that is known."""
+    return ": the disk is full" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
+
+
+class PartEncoder:
+    """Encodes one part of a video: an MP4 file with H.264 at 25 fps, yuv420p, BT.709 colours in limited range."""
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        """Opens a part of `width`×`height` pixels, both even. Raises `EncodeError`."""
+        if height % 2 or width % 2:
+            raise EncodeError(f"A video of {width}×{height} pixels cannot be encoded: both sides must be even")
+        self._num_frames = 0
+        self._reformatter = VideoReformatter()
+        try:
+            self._container = av.open(str(path), "w", format="mp4")
+            options = SMALL_H264_OPTIONS if height * width < SMALL_PICTURE else H264_OPTIONS
+            self._stream = self._container.add_stream("libx264", rate=VIDEO_FPS, options=options)
+            self._stream.height, self._stream.width = height, width
+            self._stream.pix_fmt = "yuv420p"
+            codec_context = self._stream.codec_context
+            codec_context.colorspace = Colorspace.ITU709
+            codec_context.color_primaries = ColorPrimaries.BT709
+            codec_context.color_trc = ColorTrc.BT709
+            codec_context.color_range = ColorRange.MPEG
+            self._container.start_encoding()
+        except av.FFmpegError as error:
+            raise EncodeError("A part of the video could not be opened for writing") from error
+
+    def write(self, frames: np.ndarray) -> None:
+        """Encodes frames: uint8 (T, height, width, 3), RGB. Raises `EncodeError`."""
+        expected = (self._stream.height, self._stream.width, 3)
+        if frames.dtype != np.uint8 or frames.shape[1:] != expected:
+            raise ValueError(
+                f"frames are {frames.dtype} {frames.shape}, not uint8 (T, {expected[0]}, {expected[1]}, 3)"
+            )
+        for pixels in frames:
+            frame = self._reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                src_color_range=ColorRange.JPEG,
+                dst_color_range=ColorRange.MPEG,
+                dst_color_trc=ColorTrc.BT709,
+                dst_color_primaries=ColorPrimaries.BT709,
+                interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP,
+            )
+            frame.pts, frame.time_base = self._num_frames, Fraction(1, VIDEO_FPS)
+            self._encode(frame)
+            self._num_frames += 1
+
+    def close(self) -> int:
+        """Finishes the part and returns the number of its frames. Raises `EncodeError`, also for a part without any."""
+        if self._num_frames == 0:
+            self._container.close()
+            raise EncodeError("A part of the video has no frames")
+        self._encode(None)
+        try:
+            self._container.close()
+        except av.FFmpegError as error:
+            raise EncodeError(f"A part of the video could not be written{because(error)}") from error
+        return self._num_frames
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except av.FFmpegError as error:
+            raise EncodeError(f"A part of the video could not be written{because(error)}") from error
+
+
+def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
+    """Joins parts and sound into one MP4 that starts to play before it is loaded (moov first).
+
+    The parts' packets are copied. `waveform`, float32 (samples,) at 16 kHz, is clipped to [-1, 1] (a mix of loud voices
+    may exceed it), cut or filled with silence to the video's duration, and encoded to mono AAC at 48 kHz. Memory does
+    not grow with the length. Raises `EncodeError`.
+    """
+    if not parts:
+        raise EncodeError("There is no part of a video to join")
+    try:
+        with (
+            av.open(str(parts[0]), format="mp4") as first,
+            av.open(str(output), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        ):
+            video = container.add_stream_from_template(first.streams.video[0])
+            video.time_base = VIDEO_TIME_BASE
+            sound = _add_sound(container)
+            for index, packet in enumerate(joined_packets(parts)):
+                packet.stream = video
+                container.mux(packet)
+                container.mux(sound.encode(sound_of_frame(waveform, index)))
+            container.mux(sound.encode(None))
+    except av.FFmpegError as error:
+        raise EncodeError(f"The video's parts and sound could not be joined{because(error)}") from error
+
+
+def check_parts(parts: Sequence[tuple[Path, int]]) -> None:
+    """Looks whether parts, each with the number of its frames, can be joined. Raises `EncodeError`."""
+    try:
+        num_packets = sum(1 for _ in joined_packets([part for part, _ in parts]))
+    except av.FFmpegError as error:
+        raise EncodeError("A part of the video cannot be read") from error
+    if num_packets != sum(num_frames for _, num_frames in parts):
+        raise EncodeError("The video's parts have not as many frames as they should")
+
+
+def picture_bytes(part: Path) -> int:
+    """Bytes of a part's encoded frames, which `join_parts` copies."""
+    return sum(packet.size for packet in joined_packets([part]))
+
+
+def sound_bytes(waveform: np.ndarray, num_frames: int) -> int:
+    """Bytes of the sound that `join_parts` gives a video of so many frames; `waveform` as there."""
+    with av.open(os.devnull, "w", format="null") as container:
+        sound = _add_sound(container)
+        num_bytes = sum(
+            packet.size for index in range(num_frames) for packet in sound.encode(sound_of_frame(waveform, index))
+        )
+        return num_bytes + sum(packet.size for packet in sound.encode(None))
+
+
+def write_thumbnail(frame: np.ndarray, path: Path) -> None:
+    """Writes a frame, uint8 (height, width, 3) RGB, as JPEG. Raises `EncodeError`."""
+    try:
+        Image.fromarray(frame).save(path, format="JPEG", quality=THUMBNAIL_QUALITY)
+    except OSError as error:
+        raise EncodeError(f"The thumbnail could not be written{because(error)}") from error
+
+
+def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet]:
+    """The parts' video packets in decoding order, timed as one video that `num_before` frames precede.
+
+    A packet's place in decoding order less the encoder's reordering depth is its decoding time: parts too short to
+    hold a B-frame start at another one than long parts, and their own decoding times would run backwards.
+    """
+    num_decoded = num_before
+    parameters: bytes | None = None
+    for part in parts:
+        first_frame = num_decoded
+        with av.open(str(part), format="mp4") as container:
+            stream = container.streams.video[0]
+            codec_context = stream.codec_context
+            if parameters not in (None, codec_context.extradata):
+                raise EncodeError("The video's parts differ in size or encoding and cannot be joined")
+            parameters = codec_context.extradata
+            for packet in container.demux(stream):
+                if packet.pts is None:  # PyAV's mark of the end
+                    continue
+                frame = first_frame + round(packet.pts * packet.time_base * VIDEO_FPS)
+                packet.time_base = VIDEO_TIME_BASE
+                packet.pts = frame * TICKS_PER_FRAME
+                packet.dts = (num_decoded - codec_context.reorder_depth) * TICKS_PER_FRAME
+                packet.duration = TICKS_PER_FRAME
+                num_decoded += 1
+                yield packet
+
+
+def _add_sound(container: av.container.OutputContainer) -> av.AudioStream:
+    return container.add_stream("aac", rate=SOUND_RATE, layout="mono", bit_rate=SOUND_BIT_RATE)
+
+
+def sound_of_frame(waveform: np.ndarray, index: int) -> av.AudioFrame:
+    """The samples heard during a video frame, silence beyond the waveform's end."""
+    samples = np.zeros((1, SAMPLES_PER_FRAME), np.float32)
+    heard = waveform[index * SAMPLES_PER_FRAME : (index + 1) * SAMPLES_PER_FRAME]
+    samples[0, : len(heard)] = np.clip(heard, -1, 1)
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+    frame.sample_rate = SAMPLING_RATE
+    frame.pts, frame.time_base = index * SAMPLES_PER_FRAME, Fraction(1, SAMPLING_RATE)
+    return frame

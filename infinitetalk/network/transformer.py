@@ -1,0 +1,389 @@
+"""The InfiniteTalk network: diffusers' Wan 2.1 transformer with an audio attention in every block.
+
+The base model keeps diffusers' parameter names, the adapter its published ones (`audio_proj.*`,
+`blocks.N.audio_cross_attn.*`, `blocks.N.norm_x.*`).
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.hooks import HookRegistry
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanTransformer3DModel,
+    WanTransformerBlock,
+)
+from torch import Tensor, nn
+
+from infinitetalk.network.audio_attention import AudioAttention, AudioProj, rotate_pairs
+from infinitetalk.network.protocols import StepCache, TokenSplit
+from infinitetalk.network.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
+
+#: What tells an adapter's parameter names from the base model's.
+ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
+
+
+def add_product(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    """addend + factor · weight, computed in float32 and rounded once to the dtype of `factor`.
+
+    Args:
+        addend: (1, tokens, dim), or float32 (1, 1, dim).
+        factor: (1, tokens, dim).
+        weight: float32 (1, 1, dim).
+    """
+    if factor.dtype == torch.float32:
+        return torch.addcmul(addend, factor, weight)
+    # One kernel widens the narrow operands as it reads them: 1.0 ms in place of 1.8 (docs/performance.md).
+    return torch.addcmul(addend, factor, weight, out=torch.empty_like(factor))
+
+
+def modulated_norm(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x)·(1 + scale) + shift. The norm is rounded to the dtype of x before it is modulated, as published.
+
+    Args:
+        norm: without weights.
+        hidden_states: (1, tokens, dim).
+        shift, scale: float32 (1, 1, dim).
+
+    Returns:
+        As `hidden_states`.
+    """
+    if hidden_states.dtype == torch.float32:
+        # Nothing is rounded in between: one kernel takes the modulation as the norm's own weights.
+        weight, bias = 1 + scale.flatten(), shift.flatten()
+        return F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps)
+    return add_product(shift, F.layer_norm(hidden_states, norm.normalized_shape, eps=norm.eps), 1 + scale)
+
+
+class SelfAttnProcessor(WanAttnProcessor):
+    """Self-attention over all video tokens; returns the reference attention map beside it when regions are given."""
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None,
+        attention_mask: None,
+        rotary_emb: Tensor,
+        regions: Tensor | None,
+        num_frames: int,
+        split: TokenSplit | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: (1, tokens, dim).
+            rotary_emb: float32 (1, tokens, 1, head_dim / 2, 2), cosine and sine of each pair.
+            regions: bool (speakers + 1, S) over the tokens of latent frame 0, or None.
+            num_frames: latent frames.
+            split: of the tokens over several processes, of which each has its part; None for one process.
+
+        Returns:
+            (1, tokens, dim), and float32 (speakers + 1, tokens) or None.
+        """
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        query, key = rotate_pairs(query, rotary_emb), rotate_pairs(key, rotary_emb)
+        attended = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        attention_map = None
+        if regions is not None:
+            first_frame = key[:, : key.shape[1] // num_frames]
+            if split is not None:
+                first_frame = split.whole(first_frame, 1, regions.shape[1])
+            attention_map = reference_attention_map(query, first_frame, regions)
+        return attn.to_out[0](attended.flatten(2)), attention_map
+
+
+class CrossAttnProcessor(WanAttnProcessor):
+    """Attention to the prompt plus attention to the picture, whatever the number of text tokens."""
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: tuple[Tensor, Tensor],
+        attention_mask: None,
+        rotary_emb: None,
+    ) -> Tensor:
+        """Attend: hidden_states (1, tokens, dim), encoder_hidden_states image and text tokens, each (1, n, dim)."""
+        image_states, text_states = encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        text_key = attn.norm_k(attn.to_k(text_states)).unflatten(2, (attn.heads, -1))
+        text_value = attn.to_v(text_states).unflatten(2, (attn.heads, -1))
+        image_key = attn.norm_added_k(attn.add_k_proj(image_states)).unflatten(2, (attn.heads, -1))
+        image_value = attn.add_v_proj(image_states).unflatten(2, (attn.heads, -1))
+        attended = dispatch_attention_fn(query, text_key, text_value, backend=self._attention_backend)
+        attended = attended + dispatch_attention_fn(query, image_key, image_value, backend=self._attention_backend)
+        return attn.to_out[0](attended.flatten(2))
+
+
+class InfiniteTalkTransformerBlock(WanTransformerBlock):
+    """A Wan block with one more residual step, the audio attention, between cross-attention and feed-forward."""
+
+    def __init__(
+        self, dim: int, ffn_dim: int, num_heads: int, eps: float, added_kv_proj_dim: int, audio_dim: int
+    ) -> None:
+        super().__init__(dim, ffn_dim, num_heads, cross_attn_norm=True, eps=eps, added_kv_proj_dim=added_kv_proj_dim)
+        self.attn1.set_processor(SelfAttnProcessor())
+        self.attn2.set_processor(CrossAttnProcessor())
+        self.norm_x = FP32LayerNorm(dim, eps, elementwise_affine=True)
+        self.audio_cross_attn = AudioAttention(dim, num_heads, audio_dim)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: tuple[Tensor, Tensor],
+        timestep_proj: Tensor,
+        rotary_emb: Tensor,
+        audio_tokens: Tensor,
+        regions: Tensor | None = None,
+        split: TokenSplit | None = None,
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            hidden_states: (1, tokens, dim).
+            encoder_hidden_states: image tokens (1, image_tokens, dim) and text tokens (1, text_len, dim).
+            timestep_proj: float32 (1, 6, dim).
+            rotary_emb: float32 (1, tokens, 1, head_dim / 2, 2), cosine and sine of each pair.
+            audio_tokens: (latent_frames, speakers · context_tokens, audio_dim).
+            regions: bool (speakers + 1, S) when several speak, else None.
+            split: of the tokens over several processes, of which each has its part; None for one process.
+        """
+        modulation = self.scale_shift_table.float() + timestep_proj
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)
+
+        normed = modulated_norm(self.norm1, hidden_states, shift, scale)
+        attended, attention_map = self.attn1(
+            normed, None, None, rotary_emb, regions=regions, num_frames=len(audio_tokens), split=split
+        )
+        hidden_states = add_product(hidden_states, attended, gate)
+
+        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
+
+        query_positions = key_positions = None
+        if attention_map is not None and regions is not None:
+            speakers = len(regions) - 1
+            query_positions = token_positions(attention_map, None if split is None else split.extrema)
+            key_positions = audio_token_positions(speakers, audio_tokens.shape[1] // speakers, audio_tokens.device)
+        hidden_states = hidden_states + self.audio_cross_attn(
+            self.norm_x(hidden_states), audio_tokens, query_positions, key_positions
+        )
+
+        normed = modulated_norm(self.norm3, hidden_states, ffn_shift, ffn_scale)
+        return add_product(hidden_states, self.ffn(normed), ffn_gate)
+
+
+class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
+    """Wan 2.1 I2V transformer driven by speech.
+
+    The constructor's arguments are those of `WanTransformer3DModel` for I2V, then the adapter's sizes.
+
+    Attributes:
+        token_split: of the tokens over several processes that call the network together; None for one process.
+    """
+
+    token_split: TokenSplit | None = None
+
+    _no_split_modules: ClassVar = ["InfiniteTalkTransformerBlock"]
+    _repeated_blocks: ClassVar = ["InfiniteTalkTransformerBlock"]
+    _keep_in_fp32_modules: ClassVar = [*WanTransformer3DModel._keep_in_fp32_modules, "time_proj", "norm_x"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 36,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int = 1280,
+        added_kv_proj_dim: int = 5120,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        audio_window: int = 5,
+        audio_layers: int = 12,
+        audio_channels: int = 768,
+        audio_intermediate_dim: int = 512,
+        audio_output_dim: int = 768,
+        audio_context_tokens: int = 32,
+        vae_scale_factor_temporal: int = 4,
+    ) -> None:
+        super().__init__(
+            patch_size=patch_size,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=freq_dim,
+            ffn_dim=ffn_dim,
+            num_layers=0,
+            cross_attn_norm=cross_attn_norm,
+            qk_norm=qk_norm,
+            eps=eps,
+            image_dim=image_dim,
+            added_kv_proj_dim=added_kv_proj_dim,
+            rope_max_seq_len=rope_max_seq_len,
+            pos_embed_seq_len=pos_embed_seq_len,
+        )
+        self.register_to_config(num_layers=num_layers)
+        dim = num_attention_heads * attention_head_dim
+        self.blocks = nn.ModuleList(
+            InfiniteTalkTransformerBlock(dim, ffn_dim, num_attention_heads, eps, added_kv_proj_dim, audio_output_dim)
+            for _ in range(num_layers)
+        )
+        self.audio_proj = AudioProj(
+            audio_window,
+            audio_layers,
+            audio_channels,
+            audio_intermediate_dim,
+            audio_output_dim,
+            audio_context_tokens,
+            vae_scale_factor_temporal,
+        )
+
+    def enable_cache(self, config: object) -> None:
+        """Turns on one of diffusers' caches, such as `FirstBlockCacheConfig`; `disable_cache` turns it off.
+
+        diffusers knows blocks by their class. Ours is registered here and not on import, because the first registration
+        imports a dozen of diffusers' models.
+        """
+        TransformerBlockRegistry.register(
+            InfiniteTalkTransformerBlock,
+            TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+        )
+        super().enable_cache(config)
+
+    def reset_cache(self) -> None:
+        """Clears what diffusers' caches have kept; each chunk begins so."""
+        HookRegistry.check_if_exists_or_initialize(self).reset_stateful_hooks()
+
+    def embed_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Time embedding, float32 as in the published model: timestep (1,) in 0…1000 → (1, dim) and (1, 6, dim)."""
+        embedder = self.condition_embedder
+        temb = embedder.time_embedder(embedder.timesteps_proj(timestep))
+        return temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))
+
+    def embed_audio(self, windows: Tensor) -> Tensor:
+        """(speakers, num_frames, window, layers, channels) → (latent_frames, speakers · context_tokens, audio_dim)."""
+        return self.audio_proj(windows).transpose(0, 1).flatten(1, 2)
+
+    def rotary_embedding(self, latents: Tensor) -> Tensor:
+        """3-D rotary embedding of latents (1, channels, t, h, w): (1, tokens, 1, head_dim / 2, 2), cosine and sine."""
+        cos, sin = self.rope(latents)
+        return torch.stack([cos[..., 0::2], sin[..., 1::2]], dim=-1)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor,
+        encoder_hidden_states_audio: Tensor,
+        regions: Tensor | None = None,
+        cache: StepCache | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict the velocity.
+
+        Args:
+            hidden_states: (1, 36, t, h, w): 16 noise channels, then 4 mask and 16 condition channels.
+            timestep: (1,), 0…1000.
+            encoder_hidden_states: prompt embeddings (1, text_len, text_dim).
+            encoder_hidden_states_image: CLIP features of the reference frame (1, 257, image_dim).
+            encoder_hidden_states_audio: speech windows (speakers, 4·(t - 1) + 1, window, layers, channels).
+            regions: bool (speakers + 1, h, w), where each speaker is and the background; needed for several speakers,
+                None for one.
+            cache: state of this guidance branch, or None to compute every block.
+
+        Returns:
+            (1, 16, t, h, w), as diffusers' models return it.
+
+        Raises:
+            ValueError: several speakers without regions.
+            RegionError: a speaker's region holds no token.
+        """
+        speakers = len(encoder_hidden_states_audio)
+        if (regions is None) != (speakers == 1):
+            raise ValueError(
+                f"{speakers} speaker(s) need regions {'None' if speakers == 1 else '(speakers + 1, h, w)'}"
+            )
+        rotary_emb = self.rotary_embedding(hidden_states)
+        temb, timestep_proj = self.embed_timestep(timestep)
+        tokens = self.patch_embedding(hidden_states)
+        grid = tokens.shape[2:]
+        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
+        if self.token_split is not None:
+            tokens = self.token_split.part(tokens, grid[0])
+            rotary_emb = self.token_split.part(rotary_emb, grid[0])
+
+        if cache is None or cache.should_compute(timestep_proj):
+            output = self._run_blocks(
+                tokens,
+                timestep_proj,
+                rotary_emb,
+                grid,
+                encoder_hidden_states,
+                encoder_hidden_states_image,
+                encoder_hidden_states_audio,
+                regions,
+            )
+            if cache is not None:
+                cache.store(output - tokens)
+            tokens = output
+        else:
+            tokens = cache.apply(tokens)
+
+        shift, scale = (self.scale_shift_table.float() + temb[:, None]).chunk(2, dim=1)
+        tokens = self.proj_out(modulated_norm(self.norm_out, tokens, shift, scale))
+        if self.token_split is not None:
+            tokens = self.token_split.whole(tokens, grid[0], grid[1] * grid[2])
+        sample = self._unpatchify(tokens, grid)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run_blocks(
+        self,
+        tokens: Tensor,
+        timestep_proj: Tensor,
+        rotary_emb: Tensor,
+        grid: torch.Size,
+        prompt_embeds: Tensor,
+        image_embeds: Tensor,
+        audio_windows: Tensor,
+        regions: Tensor | None,
+    ) -> Tensor:
+        context = (
+            self.condition_embedder.image_embedder(image_embeds),
+            self.condition_embedder.text_embedder(prompt_embeds),
+        )
+        audio_tokens = self.embed_audio(audio_windows)
+        reference_regions = None if regions is None else token_regions(regions, grid[1], grid[2])
+        for block in self.blocks:
+            tokens = block(
+                tokens, context, timestep_proj, rotary_emb, audio_tokens, reference_regions, self.token_split
+            )
+        return tokens
+
+    def _unpatchify(self, tokens: Tensor, grid: torch.Size) -> Tensor:
+        """(1, tokens, patch elements · channels) → (1, channels, t, h, w)."""
+        patch = self.config.patch_size
+        video = tokens.unflatten(2, (*patch, -1)).unflatten(1, grid)
+        return video.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,166 @@
+"""The other processes of a group that makes one video: started, told what to load, and ended by the one that leads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import torch
+
+from infinitetalk.errors import CheckpointError, ParallelError
+from infinitetalk.network.parallel import LOST, Group, follow, join, leave, lost_processes
+
+if TYPE_CHECKING:
+    from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+
+TIMEOUT_S = 120.0
+"""Seconds that a process may keep the others waiting: at the start, and within one evaluation."""
+
+END_TIMEOUT_S = 5.0
+
+READY = "ready"
+
+#: Called once in each follower with its device; what it returns answers a command with the transformer to use from then
+#: on. Both travel to another process.
+MakeLoader = Callable[[torch.device], Callable[[Any], "InfiniteTalkTransformer3DModel"]]
+
+
+class Followers:
+    """Processes that make evaluations with this one, each on a device of its own.
+
+    Args:
+        device: of this process.
+        devices: of the others.
+        make_loader: what makes their transformer.
+
+    Attributes:
+        group: theirs and this process's; None before `wait` has returned.
+        connections: one to each.
+    """
+
+    def __init__(self, device: torch.device, devices: Sequence[torch.device], make_loader: MakeLoader) -> None:
+        self._device, self._devices = device, devices
+        self._make_loader = make_loader
+        self._processes: list[BaseProcess] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._waiting = False
+        self.connections: list[Connection] = []
+        self.group: Group | None = None
+
+    @property
+    def are_there(self) -> bool:
+        """Whether they have been started and all of them run."""
+        return bool(self._processes) and all(process.is_alive() for process in self._processes)
+
+    def start(self) -> None:
+        """Starts them; they wait for a command."""
+        context = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory(prefix="infinitetalk-group-")
+        size = len(self._devices) + 1
+        for rank, device in enumerate(self._devices, 1):
+            ours, theirs = context.Pipe()
+            arguments = (rank, size, self._address, device, self._make_loader, theirs)
+            process = context.Process(
+                target=follow_until_dismissed, args=arguments, name=f"follower-{rank}", daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self.connections.append(ours)
+
+    def command(self, what: object) -> None:
+        """Has each of them make the transformer for this; returns at once.
+
+        Raises:
+            ParallelError: one has ended.
+        """
+        with lost_processes():
+            for follower in self.connections:
+                follower.send((what,))
+        self._waiting = True
+
+    def wait(self) -> Group:
+        """The group, once each has the transformer of the last command.
+
+        Raises:
+            CheckpointError: one could not load it.
+            ParallelError: one has ended.
+        """
+        if self._waiting:
+            pairs = zip(self._processes, self.connections, strict=True)
+            # All of them, lest one be taken for the answer to the next command.
+            answers = [self._answer(process, follower) for process, follower in pairs]
+            self._waiting = False
+            for answer in answers:
+                if answer != READY:
+                    raise CheckpointError(answer)
+        if self.group is None:
+            self.group = join(0, len(self._devices) + 1, self._address, self._device, TIMEOUT_S)
+        return self.group
+
+    def end(self) -> None:
+        """Ends them, whatever they do; they can be started again."""
+        for follower in self.connections:
+            # One that is alive returns when its pipe ends; another may be within an evaluation that never will.
+            follower.close()
+        for process in self._processes:
+            process.join(END_TIMEOUT_S)
+            process.kill()
+            process.join()
+        if self.group is not None:
+            leave()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._processes, self.connections, self.group, self._folder = [], [], None, None
+        self._waiting = False
+
+    @property
+    def _address(self) -> str:
+        assert self._folder is not None
+        return f"file://{self._folder.name}/meeting"
+
+    @staticmethod
+    def _answer(process: BaseProcess, follower: Connection) -> str:
+        connection.wait([follower, process.sentinel])
+        if not follower.poll():
+            raise ParallelError(LOST)
+        with lost_processes():
+            return str(follower.recv())
+
+
+def follow_until_dismissed(
+    rank: int, size: int, address: str, device: torch.device, make_loader: MakeLoader, leader: Connection
+) -> None:
+    """A follower's whole process: loads what the leader commands and makes evaluations with it."""
+    # Ctrl-C goes to every process of a terminal; the leader decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    load = make_loader(device)
+    group: Group | None = None
+    try:
+        with lost_processes():
+            message = leader.recv()
+        while True:
+            (command,) = message
+            try:
+                transformer = load(command)
+            except CheckpointError as error:
+                with lost_processes():
+                    leader.send(str(error))
+                    message = leader.recv()
+                continue
+            with lost_processes():
+                leader.send(READY)
+            if group is None:
+                group = join(rank, size, address, device, TIMEOUT_S)
+            message = follow(transformer, group, leader)
+    except ParallelError as error:
+        structlog.get_logger().info("follower.ended", details={"rank": rank, "reason": str(error.__cause__)})
+        sys.exit(1)

@@ -1,0 +1,160 @@
+"""LoRAs laid on the transformer, from what `lora_files` reads of them.
+
+Where a weight is plain numbers, the sum of all deltas is added to it, and taken back by
+reading the weight from its file again: exact, and without a second copy of the model. Where it is quantised, adding
+would round the delta away: there it runs beside the weight, as the product of two thin matrices.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.quantizers.gguf.utils import GGUFParameter
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torchao.utils import TorchAOBaseTensor
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.weights.fingerprint import contents_of
+from infinitetalk.weights.lora_files import Delta, files_of, read_lora
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file and how strongly it is applied.
+
+    Attributes:
+        content: a digest of the file; a name may come to stand for another one.
+    """
+
+    path: Path
+    scale: float
+    content: str = ""
+
+
+class LoraStack:
+    """The LoRAs on a transformer, which is changed in place."""
+
+    def __init__(self, transformer: nn.Module, read_base: Callable[[str], Tensor]) -> None:
+        """`read_base` gives a parameter, by its name, as it is without LoRAs, in the dtype it runs in."""
+        self._transformer = transformer
+        self._read_base = read_base
+        self._applied: tuple[Lora, ...] = ()
+        self._fused: set[str] = set()
+        self._hooks: list[RemovableHandle] = []
+
+    @torch.no_grad()
+    def apply(self, loras: Sequence[Lora], device: torch.device) -> None:
+        """Makes these the LoRAs on the transformer, in place of those on it now; nothing to do where they are the same.
+
+        A parameter of plain numbers becomes base + Σ scale · delta, summed in float32 and rounded once.
+
+        Args:
+            device: where deltas are computed, and where those of quantised weights stay.
+
+        Raises:
+            CheckpointError: a file does not fit; the transformer is then as it was. Whatever else ends this, it is then
+                without LoRAs.
+        """
+        if tuple(loras) == self._applied:
+            return
+        parameters = dict(self._transformer.named_parameters())
+        # GGUF's weights are bytes; their layers tell the shape of the numbers.
+        shapes = {name: _numbers_shape(parameter) for name, parameter in parameters.items()}
+        changes: dict[str, list[tuple[float, Delta]]] = defaultdict(list)
+        for lora in loras:
+            for name, deltas in read_lora(lora.path, shapes).deltas.items():
+                changes[name] += [(lora.scale, delta) for delta in deltas]
+        self.remove()
+        try:
+            for name, scaled in changes.items():
+                self._change(name, parameters[name], scaled, device)
+        except BaseException:
+            self.remove()
+            raise
+        self._applied = tuple(loras)
+
+    @torch.no_grad()
+    def remove(self) -> None:
+        """Makes the transformer what it is without LoRAs, exactly."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for name in self._fused:
+            self._transformer.get_parameter(name).data.copy_(self._read_base(name))
+        self._fused.clear()
+        self._applied = ()
+
+    def _change(
+        self, name: str, parameter: Tensor, scaled: Sequence[tuple[float, Delta]], device: torch.device
+    ) -> None:
+        if isinstance(parameter, TorchAOBaseTensor | GGUFParameter):
+            self._run_beside(name, scaled, device)
+            return
+        total = parameter.data.to(device, torch.float32)
+        for scale, delta in scaled:
+            total = total + scale * delta.compute(device)
+        self._fused.add(name)
+        parameter.data.copy_(total)
+
+    def _run_beside(self, name: str, scaled: Sequence[tuple[float, Delta]], device: torch.device) -> None:
+        module = self._transformer.get_submodule(name.removesuffix(".weight"))
+        terms: list[tuple[Tensor, ...]] = []
+        dtype = module.bias.dtype if isinstance(module.bias, Tensor) else torch.bfloat16
+        for scale, delta in scaled:
+            if delta.is_low_rank:
+                down, up = delta.factors(device)
+                terms.append((down.to(dtype), (scale * up).to(dtype)))
+            else:
+                terms.append(((scale * delta.compute(device)).to(dtype),))
+
+        def add_terms(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            for matrices in terms:
+                hidden_states = args[0].to(dtype)
+                for matrix in matrices:
+                    hidden_states = F.linear(hidden_states, matrix)
+                output = output + hidden_states.to(output.dtype)
+            return output
+
+        self._hooks.append(module.register_forward_hook(add_terms))
+
+
+def _numbers_shape(parameter: Tensor) -> tuple[int, ...]:
+    return tuple(parameter.quant_shape if isinstance(parameter, GGUFParameter) else parameter.shape)
+
+
+def find_lora(folder: Path | None, name: str) -> Path:
+    """The file of a LoRA below LORA_DIR.
+
+    Raises:
+        CheckpointError: there is none of this name.
+    """
+    if folder is None:
+        raise CheckpointError(f"there is no folder of LoRAs to take {name!r} from; set LORA_DIR")
+    root = folder.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        raise CheckpointError(f"there is no LoRA {name!r}; there are: {', '.join(lora_names(root)) or 'none'}")
+    return path
+
+
+def find_loras(folder: Path | None, wanted: Iterable[tuple[str, float]]) -> tuple[Lora, ...]:
+    """LoRAs by their names below LORA_DIR, with their scales.
+
+    Raises:
+        CheckpointError: there is no file of a name, or it is damaged.
+    """
+    found = [(find_lora(folder, name), scale) for name, scale in wanted]
+    return tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)
+
+
+def lora_names(folder: Path) -> list[str]:
+    """The LoRAs below a folder, as jobs name them."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() == ".safetensors")
+    return sorted(str(file.relative_to(folder)) for file in files)

@@ -1,0 +1,414 @@
+"""The networks of one checkpoint, each loaded when it is first needed, and brought into the state that a job needs."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Generic, TypeVar
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.text import PromptEncoder
+from infinitetalk.encoders.wav2vec2 import SpeechEncoder
+from infinitetalk.errors import CheckpointError
+from infinitetalk.network.parallel import LeadingTransformer, check_heads
+from infinitetalk.network.protocols import Denoiser
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.choice import DEFAULT_ATTENTION, NetworkChoice
+from infinitetalk.runtime.followers import Followers
+from infinitetalk.runtime.lora import LoraStack
+from infinitetalk.runtime.memory import (
+    is_streamed,
+    release_cached_memory,
+    set_tiling,
+    stop_streaming,
+    stream_blocks,
+    stream_layers,
+)
+from infinitetalk.runtime.networks import Networks
+from infinitetalk.weights.files import read_json
+from infinitetalk.weights.layouts import DESCRIPTION_FILE, AdapterKind, CheckpointPaths, transformer_parts
+from infinitetalk.weights.loading import Quantisation, parameter_shapes
+from infinitetalk.weights.networks import (
+    check_adapter,
+    empty_transformer,
+    load_audio_encoder,
+    load_image_encoder,
+    load_text_encoder,
+    load_tokenizer,
+    load_transformer_parameters,
+    load_vae,
+    text_encoder_form,
+)
+from infinitetalk.weights.sources import TensorSource
+
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """A value made when it is first asked for, once, by whichever thread asks first; the others wait for it."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[T] = []
+
+    def get(self) -> T:
+        """The value. If making it raises, the next call tries again."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+
+@dataclass
+class LoadedTransformer:
+    """A transformer in memory, and the state that it is in.
+
+    Attributes:
+        network: the transformer.
+        sources: the tensors that its parameters come from, by the parameters' names.
+        loras: the LoRAs on it.
+        dtype, quantisation: of its weights.
+        adapter: the adapter that it has; None while one is being loaded.
+        is_placed: whether its weights are where `resident_parameters` says.
+        resident_parameters: how many parameters of its blocks stay on the device; None: all.
+        attention: the attention kernel that its processors name.
+    """
+
+    network: InfiniteTalkTransformer3DModel
+    sources: dict[str, TensorSource]
+    loras: LoraStack
+    dtype: torch.dtype
+    quantisation: Quantisation | None
+    adapter: AdapterKind | None
+    is_placed: bool = False
+    resident_parameters: int | None = None
+    attention: str = DEFAULT_ATTENTION
+
+    def has_weights_of(self, choice: NetworkChoice) -> bool:
+        """Whether the base model need not be read anew for a choice."""
+        return (self.dtype, self.quantisation) == (choice.dtype, choice.memory.quantisation)
+
+
+class TransformerLoader:
+    """The transformer of a checkpoint: one base model, and the adapter and the LoRAs of the last choice."""
+
+    def __init__(self, paths: CheckpointPaths, device: torch.device) -> None:
+        self._paths, self._device = paths, device
+        self._loaded: LoadedTransformer | None = None
+        self._lock = threading.Lock()
+
+    def load(self, choice: NetworkChoice) -> InfiniteTalkTransformer3DModel:
+        """The transformer in the state that a choice describes.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or its attention kernel cannot be used here.
+        """
+        with self._lock:
+            if self._loaded is not None and not self._loaded.has_weights_of(choice):
+                # Both together would not fit: the old one goes before the new one comes.
+                self._loaded = None
+                release_cached_memory()
+            if self._loaded is None:
+                self._loaded = self._read(choice)
+            loaded = self._loaded
+            if loaded.adapter != choice.adapter:
+                self._read_adapter(loaded, choice)
+            if not loaded.is_placed or loaded.resident_parameters != choice.memory.resident_parameters:
+                self._place(loaded, choice.memory.resident_parameters)
+            loaded.loras.apply(choice.loras, self._device)
+            use_attention(loaded, choice.attention)
+            return loaded.network
+
+    def _read(self, choice: NetworkChoice) -> LoadedTransformer:
+        base, adapter = transformer_parts(self._paths, choice.adapter, choice.memory.quantisation)
+        sources = {**base.sources, **adapter.sources}
+        network = empty_transformer(self._paths, base, adapter)
+        self._read_parameters(network, sources, choice)
+        loras = LoraStack(network, partial(read_base, sources, self._device))
+        return LoadedTransformer(network, sources, loras, choice.dtype, choice.memory.quantisation, choice.adapter)
+
+    def _read_adapter(self, loaded: LoadedTransformer, choice: NetworkChoice) -> None:
+        _, adapter = transformer_parts(self._paths, choice.adapter, choice.memory.quantisation)
+        check_adapter(parameter_shapes(loaded.network), adapter)
+        loaded.loras.remove()
+        stop_streaming(loaded.network)
+        # Until the adapter is whole there is none: whatever breaks this off, the next job loads its own.
+        loaded.adapter, loaded.is_placed = None, False
+        self._read_parameters(loaded.network, adapter.sources, choice)
+        loaded.sources |= adapter.sources
+        loaded.adapter = choice.adapter
+
+    def _read_parameters(
+        self, network: InfiniteTalkTransformer3DModel, sources: Mapping[str, TensorSource], choice: NetworkChoice
+    ) -> None:
+        is_streamed = choice.memory.resident_parameters is not None
+        device = torch.device("cpu") if is_streamed else self._device
+        load_transformer_parameters(network, sources, device, choice.dtype, choice.memory.quantisation)
+
+    def _place(self, loaded: LoadedTransformer, resident_parameters: int | None) -> None:
+        """Puts the weights on the device, or on the CPU to be streamed from there."""
+        loaded.is_placed = False
+        stop_streaming(loaded.network)
+        if resident_parameters is None:
+            loaded.network.to(self._device)
+        else:
+            stream_blocks(loaded.network, resident_parameters, self._device)
+        loaded.is_placed, loaded.resident_parameters = True, resident_parameters
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the transformer's parameters, from the files' headers.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        parts = transformer_parts(self._paths, "single", None)
+        return {name: source.shape for part in parts for name, source in part.sources.items()}
+
+
+def read_base(sources: Mapping[str, TensorSource], device: torch.device, name: str) -> Tensor:
+    """A parameter of plain numbers as it is without LoRAs."""
+    return sources[name].load(device, torch.float32)
+
+
+def use_attention(loaded: LoadedTransformer, kernel: str) -> None:
+    """Makes the transformer compute attention with a kernel of diffusers' dispatcher.
+
+    Raises:
+        CheckpointError: the kernel is unknown, or needs a package or a card that is not there.
+    """
+    # Attention between video and sound asks the dispatcher's active kernel, the other attentions their processors.
+    active, _ = _AttentionBackendRegistry.get_active_backend()
+    if (loaded.attention, active) == (kernel, kernel):
+        return
+    try:
+        loaded.network.set_attention_backend(kernel)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the attention kernel {kernel!r} cannot be used here; leave it out") from error
+    loaded.attention = kernel
+
+
+class GroupTransformerLoader:
+    """As `TransformerLoader`, for several devices that make each evaluation together.
+
+    Args:
+        devices: of the other processes, which are started when the transformer is first asked for, and anew when one of
+            them has been lost.
+    """
+
+    def __init__(self, paths: CheckpointPaths, device: torch.device, devices: Sequence[torch.device]) -> None:
+        self._own = TransformerLoader(paths, device)
+        self._size = len(devices) + 1
+        self._followers = Followers(device, devices, partial(make_loader, paths))
+        self._loaded: tuple[NetworkChoice, LeadingTransformer] | None = None
+        self._lock = threading.Lock()
+
+    def load(self, choice: NetworkChoice) -> LeadingTransformer:
+        """The transformer in the state that a choice describes, in every process.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or has too few heads for the group.
+            ParallelError: a process ends or does not answer though it has just been started.
+        """
+        with self._lock:
+            is_lost = self._loaded is not None and self._loaded[1].is_lost
+            if not self._followers.are_there or is_lost:
+                self._followers.end()
+                self._followers.start()
+                self._loaded = None
+            if self._loaded is not None and self._loaded[0] == choice:
+                return self._loaded[1]
+            self._loaded = None
+            self._followers.command(choice)
+            try:
+                transformer = self._own.load(choice)
+                check_heads(transformer.config.num_attention_heads, self._size)
+            finally:
+                group = self._followers.wait()
+            leading = LeadingTransformer(transformer, group, self._followers.connections)
+            self._loaded = (choice, leading)
+            return leading
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """As `TransformerLoader.shapes`."""
+        return self._own.shapes
+
+
+def make_loader(
+    paths: CheckpointPaths, device: torch.device
+) -> Callable[[NetworkChoice], InfiniteTalkTransformer3DModel]:
+    """What a follower loads its transformer with."""
+    return TransformerLoader(paths, device).load
+
+
+@dataclass
+class LoadedPromptEncoder:
+    """A prompt encoder in memory, with the dtype and the quantisation that it was last asked for with."""
+
+    encoder: PromptEncoder
+    dtype: torch.dtype
+    quantisation: Quantisation | None
+
+
+class PromptEncoderLoader:
+    """The prompt encoder of a checkpoint; files may hold its network quantised."""
+
+    def __init__(self, paths: CheckpointPaths, device: torch.device) -> None:
+        self._paths, self._device = paths, device
+        self._tokenizer = Lazy(lambda: load_tokenizer(paths.base))
+        self._loaded: LoadedPromptEncoder | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's tokenizer, for which its network need not be loaded.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        return self._tokenizer.get()
+
+    def load(self, choice: NetworkChoice) -> PromptEncoder:
+        """The encoder in the state that a choice describes.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        with self._lock:
+            if self._loaded is not None and not self._serves(self._loaded, choice):
+                self._loaded = None
+                # The encoder and its memory of prompts hold each other.
+                release_cached_memory()
+            if self._loaded is None:
+                self._loaded = self._read(choice)
+            self._loaded.quantisation = choice.memory.quantisation
+            self._place(self._loaded.encoder, choice.memory.stream_text_encoder)
+            return self._loaded.encoder
+
+    def _serves(self, loaded: LoadedPromptEncoder, choice: NetworkChoice) -> bool:
+        """Whether a choice would have the weights that are loaded."""
+        if loaded.dtype != choice.dtype:
+            return False
+        quantisation = choice.memory.quantisation
+        if loaded.quantisation == quantisation:
+            return True
+        return text_encoder_form(self._paths, loaded.quantisation) == text_encoder_form(self._paths, quantisation)
+
+    def _read(self, choice: NetworkChoice) -> LoadedPromptEncoder:
+        place = torch.device("cpu") if choice.memory.stream_text_encoder else self._device
+        quantisation = choice.memory.quantisation
+        text_encoder = load_text_encoder(self._paths, place, choice.dtype, quantisation)
+        return LoadedPromptEncoder(PromptEncoder(self.tokenizer, text_encoder), choice.dtype, quantisation)
+
+    def _place(self, encoder: PromptEncoder, streams: bool) -> None:
+        text_encoder = encoder.text_encoder
+        if streams and not is_streamed(text_encoder):
+            stream_layers(text_encoder, self._device)
+        elif not streams and is_streamed(text_encoder):
+            stop_streaming(text_encoder)
+            text_encoder.to(self._device)
+
+
+class Models:
+    """The networks of one checkpoint, each loaded when it is first asked for.
+
+    Args:
+        paths: where the checkpoint's files are.
+        device: where the networks run.
+        other_devices: devices that make each evaluation of the transformer together with `device`, a process for each.
+
+    Attributes:
+        name: of the checkpoint, as results and logs give it.
+        size_scale: factor on the published resolutions, 1 for the published model.
+        device: where the networks run.
+
+    Raises:
+        CheckpointError: the base model is not there, or its description is damaged.
+    """
+
+    def __init__(
+        self, paths: CheckpointPaths, device: torch.device, other_devices: Sequence[torch.device] = ()
+    ) -> None:
+        if not paths.base.is_dir():
+            raise CheckpointError(f"there is no folder {paths.base.name}; put the base model there or set its path")
+        description_file = paths.base / DESCRIPTION_FILE
+        description = read_json(description_file) if description_file.exists() else {}
+        self.name: str = description.get("name", paths.family.model_name)
+        self.family = paths.family
+        self.size_scale: float = description.get("size_scale", 1.0)
+        self.device = device
+        self._transformer = (
+            GroupTransformerLoader(paths, device, other_devices) if other_devices else TransformerLoader(paths, device)
+        )
+        self._prompt_encoder = PromptEncoderLoader(paths, device)
+        self._vae = Lazy(lambda: load_vae(paths.base, device))
+        self._image_encoder = Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device)))
+        self._audio_encoder = Lazy(lambda: SpeechEncoder(*load_audio_encoder(paths.wav2vec2, device)))
+
+    def prepare(self, choice: NetworkChoice) -> Networks:
+        """The networks in the state that a choice describes; those that are not there are loaded.
+
+        They are loaded in the order in which a job needs them. Another thread may use those that are there, and waits
+        only for the one that it asks for. The networks of an earlier preparation are no longer in their state.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or does not fit.
+            ParallelError: a process of another device ends or does not answer though it has just been started.
+        """
+        return Networks(
+            audio_encoder=self.audio_encoder,
+            prompt_encoder=self.prompt_encoder(choice),
+            image_encoder=self.image_encoder,
+            vae=self.vae(choice),
+            transformer=self.transformer(choice),
+            choice=choice,
+            device=self.device,
+            family=self.family,
+            size_scale=self.size_scale,
+        )
+
+    def transformer(self, choice: NetworkChoice) -> Denoiser:
+        """The transformer alone, as `prepare` gives it, with the same errors."""
+        return self._transformer.load(choice)
+
+    def prompt_encoder(self, choice: NetworkChoice) -> PromptEncoder:
+        """The prompt encoder alone, as `prepare` gives it, with the same errors."""
+        return self._prompt_encoder.load(choice)
+
+    def vae(self, choice: NetworkChoice) -> AutoencoderKLWan:
+        """The VAE alone, as `prepare` gives it, with the same errors."""
+        vae = self._vae.get()
+        set_tiling(vae, choice.memory.vae_tiling)
+        return vae
+
+    @property
+    def image_encoder(self) -> ImageEncoder:
+        """A reference frame to features; the same for every choice."""
+        return self._image_encoder.get()
+
+    @property
+    def audio_encoder(self) -> SpeechEncoder:
+        """Speech to embeddings; the same for every choice."""
+        return self._audio_encoder.get()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Prompts to tokens; the text encoder need not be loaded for it."""
+        return self._prompt_encoder.tokenizer
+
+    @property
+    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the transformer's parameters, which need not be loaded for it.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        return self._transformer.shapes

@@ -1,0 +1,27 @@
+"""What all jobs of a worker share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from infinitetalk.worker.settings import Settings
+
+if TYPE_CHECKING:
+    from infinitetalk.worker.engine import Engine
+    from infinitetalk.worker.job.resume import JobStates
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What all jobs of a worker share. Importing this imports no network.
+
+    Attributes:
+        settings: the worker's settings.
+        engine: the model, which may still be loading.
+        states: what is kept of jobs, so that another worker can continue them.
+    """
+
+    settings: Settings
+    engine: Engine
+    states: JobStates

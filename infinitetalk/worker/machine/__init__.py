@@ -1,0 +1,1 @@
+"""Checks of the machine that the worker runs on."""

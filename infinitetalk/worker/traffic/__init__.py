@@ -1,0 +1,1 @@
+"""Requests to addresses that a job names: checked, bounded, repeated where that helps."""

@@ -1,0 +1,163 @@
+"""A worker process under the SDK, its jobs from a local queue, for tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import psutil
+
+from schemas import Failure, Success
+from tools.queue_server import LocalQueue, QueuedJob
+
+CHECKOUT = Path(__file__).parents[1]
+HANDLER = CHECKOUT / "handler.py"
+START_TIMEOUT_S = 400
+JOB_TIMEOUT_S = 400
+
+
+class Worker:
+    """A worker process, its volume and its log.
+
+    Args:
+        queue: where it takes jobs.
+        folder: of its own, or one that an earlier worker had, whose volume it then finds.
+        script: that is run.
+        settings: environment variables beside the queue's.
+        outputs: file descriptors of its standard output and error, in the place of the log.
+    """
+
+    def __init__(
+        self,
+        queue: LocalQueue,
+        folder: Path,
+        script: Path,
+        settings: dict[str, str],
+        outputs: tuple[int, int] | None = None,
+    ) -> None:
+        self.queue = queue
+        self.volume = folder / "volume"
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir(exist_ok=True)
+        self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        environment = os.environ | queue.environment()
+        environment |= {
+            "OUTPUT_DIR": str(self.volume),
+            "TMPDIR": str(self.temporary),
+            "PROGRESS_INTERVAL_S": "0",
+            "INFINITETALK_MODEL": "tiny",
+            "OMP_NUM_THREADS": "1",
+        }
+        with self.log.open("wb") as log:
+            stdout, stderr = outputs or (log.fileno(), log.fileno())
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", str(script)],
+                cwd=CHECKOUT,
+                env=environment | settings,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Waits until it has answered its first job, whose picture it looks for once all libraries are imported."""
+        unreadable = {"prompt": "none", "cond_video": "nowhere.png", "cond_audio": {"person1": "nowhere.wav"}}
+        self.queue.wait(self.queue.post(unreadable), START_TIMEOUT_S)
+
+    def wait_for_event(self, event: str, **fields: object) -> dict[str, Any]:
+        """The first line of the log with that event and those fields."""
+        deadline = time.monotonic() + JOB_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if lines := self.events(event, **fields):
+                return lines[0]
+            time.sleep(0.02)
+        raise AssertionError(f"no {event} {fields} in the log")
+
+    def events(self, event: str | None = None, **fields: object) -> list[dict[str, Any]]:
+        """The worker's own lines in the log; with that event and those fields."""
+        # A last line may not be whole yet.
+        written = [line for line in self.log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        lines = [json.loads(line) for line in written if line.startswith("{")]
+        return [
+            line
+            for line in lines
+            if event in (None, line.get("event")) and all(line.get(key) == value for key, value in fields.items())
+        ]
+
+    def resources(self) -> dict[str, int]:
+        """What the process has: resident bytes, threads, open files, entries of its temporary folder."""
+        process = psutil.Process(self.process.pid)
+        return {
+            "resident_bytes": process.memory_info().rss,
+            "threads": process.num_threads(),
+            "open_files": process.num_fds(),
+            "temporary_files": len(list(self.temporary.iterdir())),
+        }
+
+    def run(self, job_input: object, **envelope: Any) -> QueuedJob:
+        """The job at its end."""
+        job_id = self.queue.post(job_input, **envelope)
+        return self.queue.wait(job_id, JOB_TIMEOUT_S)
+
+    def refusal(self, job_input: object, **envelope: object) -> tuple[QueuedJob, Failure]:
+        """A job that fails, and its failure put together again as the handler returned it."""
+        job = self.run(job_input, **envelope)
+        assert job.status == "FAILED", job
+        return job, Failure.model_validate(job.output | {"error": job.error}, strict=False)
+
+    def success(self, job_input: object, **envelope: object) -> tuple[QueuedJob, Success]:
+        """A job that succeeds, and its result."""
+        job = self.run(job_input, **envelope)
+        assert job.status == "COMPLETED", job
+        return job, Success.model_validate(job.output, strict=False)
+
+    def frames(self, result: Success) -> np.ndarray:
+        """The video of a result decoded back: uint8 (T, H, W, 3)."""
+        assert result.video.path is not None
+        with av.open(str(self.volume / result.video.path)) as container:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+    def kill(self) -> None:
+        """Ends the worker as a lost machine does; its job goes back to the queue."""
+        self._kill_all()
+        self.queue.lose_worker()
+
+    def stop(self) -> None:
+        """Drains the worker."""
+        self.process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        """Ends the process and those it has started: a container's end leaves none of them either."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def running_worker(folder: Path, script: Path = HANDLER, **settings: str) -> Iterator[Worker]:
+    """A worker with a queue of its own, which has taken its first job; its log is printed at the end."""
+    with LocalQueue() as queue, worker_of(queue, folder, script, **settings) as worker:
+        worker.wait_until_ready()
+        yield worker
+
+
+@contextmanager
+def worker_of(queue: LocalQueue, folder: Path, script: Path = HANDLER, **settings: str) -> Iterator[Worker]:
+    """A worker of a queue; its log is printed at the end."""
+    worker = Worker(queue, folder, script, settings)
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        print(worker.log.read_text()[-20_000:])
