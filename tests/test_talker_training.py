@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples.espeak import Utterance, say
 from infinitetalk.embedded.tiny import TALKER_FOLDER, paths_in, talker_paths
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.layouts import CheckpointPaths
+from tools.espeak import Utterance, say
 from tools.talker import loop
 from tools.talker.data import SPEECH_FRAMES, Clip, ClipMaker
 from tools.talker.jobs import HELD_OUT_SEED

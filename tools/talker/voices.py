@@ -5,9 +5,9 @@ import math
 import librosa
 import numpy as np
 
-from examples import espeak
-from examples.espeak import Utterance, say
 from infinitetalk.media.speech import SAMPLING_RATE
+from tools import espeak
+from tools.espeak import Utterance, say
 
 TRAINING_VOICES = ("en-us+m1", "en-us+m3", "en-us+m4", "en-us+m5", "en-us+m6", "en-us+f1", "en-us+f2", "en-us+f4")
 HELD_OUT_VOICES = ("en-us+m2", "en-us+m7", "en-us+f3", "en-us+f5")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.job.batch import run_batch
 from infinitetalk.worker.job.clock import StageClock
+from infinitetalk.worker.job.context import JobContext
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
 from infinitetalk.worker.job.payload import count_inline, parse_payload
 from infinitetalk.worker.job.resources import Resources
@@ -26,32 +26,12 @@ from schemas import (
     ItemPlan,
     ItemSuccess,
     Plan,
-    S3Config,
     SingleJob,
     Success,
     sendable,
 )
 
 R = TypeVar("R", Success | Plan | Failure, BatchResult)
-
-
-@dataclass(frozen=True)
-class JobContext:
-    """What the videos of a job share.
-
-    Attributes:
-        job_id: the job.
-        num_inline: number of videos that share the space of the job's result, at least 1.
-        s3_config: the job's own store, where it names one.
-        resources: of the worker.
-        stop: asked before every network evaluation and while data arrives.
-    """
-
-    job_id: str
-    num_inline: int
-    s3_config: S3Config | None
-    resources: Resources
-    stop: Stop
 
 
 def run_job(

@@ -41,6 +41,7 @@ from infinitetalk.worker.job.advice import (
     warnings_of,
 )
 from infinitetalk.worker.job.clock import StageClock
+from infinitetalk.worker.job.context import JobContext
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
 from infinitetalk.worker.job.inputs import (
     MIN_SPEECH_FRAMES,
@@ -63,7 +64,6 @@ from infinitetalk.worker.job.resume import (
     request_fingerprint,
     seed_of,
 )
-from infinitetalk.worker.job.run import JobContext
 from infinitetalk.worker.logs import job_logger
 from infinitetalk.worker.machine.checks import machine_problem
 from infinitetalk.worker.stores.base import Artifacts, Store

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 from PIL import Image, ImageOps
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "examples" / "media"
 FPS, NUM_FRAMES = 25, 100
 SIDE = 256
 

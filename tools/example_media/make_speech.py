@@ -1,6 +1,6 @@
 """Synthesises the example voices with espeak-ng.
 
-    .venv/bin/python -m examples.media.make_speech
+    .venv/bin/python -m tools.example_media.make_speech
 
 writes speech.wav (a woman, about 5 s) and speech2.wav (a man, about 5 s) beside this file: mono, 16 bit, 22,050 Hz.
 The same espeak-ng gives the same bytes.
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from examples.espeak import SAMPLING_RATE, Utterance, say
+from tools.espeak import SAMPLING_RATE, Utterance, say
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "examples" / "media"
 
 WOMAN = Utterance(
     "Hello, and welcome aboard. Today we turn one picture and one voice into a talking video.",

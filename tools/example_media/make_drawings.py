@@ -1,6 +1,6 @@
 """Draws the portraits and the video that the embedded model can speak for.
 
-    .venv/bin/python -m examples.media.make_drawings
+    .venv/bin/python -m tools.example_media.make_drawings
 
 writes drawn_portrait.png (one person), drawn_pair.png (two, side by side) and drawn_video.mp4 (one who listens for 4 s,
 25 fps, H.264, while the camera moves) beside this file.
@@ -19,7 +19,7 @@ from tools.talker.faces import Place, poses, random_background, random_face
 from tools.talker.rule import MouthTrack
 from tools.talker.scenes import Scene
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "examples" / "media"
 #: Of people whom no clip of the training shows: its generators take other seeds.
 SEEDS = (14, 11)
 VIDEO_SEED = 21

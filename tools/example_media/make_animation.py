@@ -1,6 +1,6 @@
 """Makes the README's animation of videos that the worker has made, side by side, enlarged, without their sound.
 
-.venv/bin/python -m examples.media.make_animation VIDEO.mp4 …
+.venv/bin/python -m tools.example_media.make_animation VIDEO.mp4 …
 """
 
 import sys
