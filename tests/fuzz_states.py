@@ -444,13 +444,13 @@ class TwoHolders:
                 findings.note("a holder fails because of the other", str(result["error"]), holding)
             elif wrong := untrue(result, volume):
                 findings.note("what a holder has told is not true", wrong, holding)
-        preview = volume / "infinitetalk/jobs/held.preview/index.m3u8"
+        playlists = list((volume / "infinitetalk/jobs/held.preview").glob("*-index.m3u8"))
         if any(results) and holding.changes["output_config"].get("preview"):
-            if not preview.is_file():
+            if not playlists:
                 findings.note("a finished job's preview is gone", "", holding)
-            else:
-                lines = [line for line in preview.read_text().splitlines() if line and not line.startswith("#")]
-                if missing := [line for line in lines if not (preview.parent / line).is_file()]:
+            for playlist in playlists:
+                lines = [line for line in playlist.read_text().splitlines() if line and not line.startswith("#")]
+                if missing := [line for line in lines if not (playlist.parent / line).is_file()]:
                     findings.note("a finished job's preview has no segments", str(missing), holding)
         left = [file for file in kept_files(volume, everything=True) if file.endswith(".part")]
         if left:

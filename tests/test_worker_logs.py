@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -80,6 +82,23 @@ def test_an_input_of_megabytes_is_logged_at_once():
 )
 def test_a_line_shows_no_secret(line: str, shown: str):
     assert redacted(line, ["hush-hush"]) == shown
+
+
+def test_what_a_server_sends_is_not_quoted_in_the_log():
+    program = """
+import logging, sys, time
+logging.basicConfig(level=logging.INFO, stream=sys.__stderr__)
+from infinitetalk.worker.logs import configure_logs
+from infinitetalk.worker.settings import Settings
+configure_logs(Settings())
+logging.getLogger("urllib3.connectionpool").warning("Failed to parse headers: unparsed data: 'hush'")
+logging.getLogger("urllib3.connectionpool").error("heard")
+sys.stderr.flush()
+time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert "hush" not in done.stderr
+    assert "heard" in done.stderr
 
 
 @pytest.mark.parametrize("piece", ["a?", "A" * 199 + " ", "://", "http://", "@", "with url: /", "?key"])

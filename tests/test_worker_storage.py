@@ -409,6 +409,32 @@ def test_a_jobs_own_store_wins(files, s3_server, open_network):
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, False)
 
 
+@pytest.mark.parametrize("missing", ["ETag", "Last-Modified", "Content-Length"])
+def test_a_store_whose_answers_lack_what_s3_says_is_named_as_the_fault(missing, open_network):
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            headers = {"ETag": '"x"', "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT", "Content-Length": "3"}
+            for name, value in headers.items():
+                if name != missing:
+                    self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = {"endpointUrl": f"http://127.0.0.1:{server.server_port}", "bucketName": "bucket"}
+        config = S3Config.model_validate(place | {"accessId": "k", "accessSecret": "s"})
+        store = make_store(OutputConfig(), config, Settings())
+        assert store.objects is not None
+        with pytest.raises(WorkerError, match=f"answer lacks {missing.replace('-', '')}") as caught:
+            store.objects.head("job-1.mp4")
+        server.shutdown()
+    assert caught.value.code == ErrorCode.UPLOAD
+
+
 def test_the_workers_credentials_never_go_to_a_store_that_a_job_named(
     s3_settings, s3_server, open_network, monkeypatch
 ):

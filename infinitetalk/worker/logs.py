@@ -30,6 +30,8 @@ def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
     secrets = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
     keep_streams_writable(secrets)
+    # Its warnings, of headers that it cannot parse say, quote addresses whole, and a path may hold a token.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     def redact(logger: Any, method: str, line: Any) -> str:
         return redacted(line, secrets)

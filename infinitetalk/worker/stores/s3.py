@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
@@ -241,8 +241,8 @@ class S3Objects(ObjectStore):
                 if _status(error) in (403, 404):
                     return None
                 raise _s3_error(error) from error
-        identity = f"{head['ETag']}-{head['LastModified'].timestamp()}"
-        return ObjectInfo(identity, head["ContentLength"], head["Metadata"].get(MARK))
+        identity = f"{_fact(head, 'ETag')}-{_fact(head, 'LastModified').timestamp()}"
+        return ObjectInfo(identity, _fact(head, "ContentLength"), head["Metadata"].get(MARK))
 
     def delete(self, names: Iterable[str]) -> None:
         with self.within(CLEAN_S), _s3_errors():
@@ -253,8 +253,8 @@ class S3Objects(ObjectStore):
         # Keys come in order, so that those of a folder are together.
         for page, now in self._pages("list_objects_v2", f"{self.prefix}/{folder}"):
             for entry in page.get("Contents", []):
-                name = entry["Key"].removeprefix(f"{self.prefix}/")
-                yield ListedObject(name, now - entry["LastModified"].timestamp())
+                name = _fact(entry, "Key").removeprefix(f"{self.prefix}/")
+                yield ListedObject(name, now - _fact(entry, "LastModified").timestamp())
 
     def url(self, name: str) -> Address:
         """An object's address for everyone, which has been tried.
@@ -280,10 +280,11 @@ class S3Objects(ObjectStore):
         video = re.compile(re.escape(self.prefix) + _VIDEO)
         for page, now in self._pages("list_multipart_uploads", f"{self.prefix}/"):
             for upload in page.get("Uploads", []):
-                if video.fullmatch(upload["Key"]) and now - upload["Initiated"].timestamp() > max_age_s:
+                age_s = now - _fact(upload, "Initiated").timestamp()
+                if video.fullmatch(_fact(upload, "Key")) and age_s > max_age_s:
                     with _s3_errors():
                         self.bucket.client.abort_multipart_upload(
-                            Bucket=self.bucket.place.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                            Bucket=self.bucket.place.bucket, Key=upload["Key"], UploadId=_fact(upload, "UploadId")
                         )
 
     def _try_probe(self) -> Served | None:
@@ -353,7 +354,7 @@ class S3Objects(ObjectStore):
         pages = self.bucket.client.get_paginator(operation).paginate(Bucket=self.bucket.place.bucket, Prefix=prefix)
         with _s3_errors():
             for page in pages:
-                yield page, parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+                yield page, parsedate_to_datetime(_fact(page["ResponseMetadata"]["HTTPHeaders"], "date")).timestamp()
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}"
@@ -440,6 +441,17 @@ def _s3_errors() -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError, HTTPError, OSError) as error:
         raise _s3_error(error) from error
+
+
+def _fact(answer: Mapping[str, Any], name: str) -> Any:
+    """A field of a store's answer.
+
+    Raises:
+        WorkerError: the answer lacks it.
+    """
+    if name not in answer:
+        raise not_stored(f"the store's answer lacks {name}")
+    return answer[name]
 
 
 def _cause(error: BaseException) -> BaseException | None:
