@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +29,7 @@ def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
     hidden = (settings.s3_secret_key, settings.resume_secret)
     secrets = [secret.get_secret_value() for secret in hidden if secret is not None]
-    keep_streams_writable(secrets)
+    stderr = keep_streams_writable(secrets)
 
     def redact(logger: Any, method: str, line: Any) -> str:
         return redacted(line, secrets)
@@ -41,11 +40,12 @@ def configure_logs(settings: Settings) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
+            # Here and not in the stream, since lines are shortened afterwards: half a secret is not known as one.
             redact,
             shorten,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stderr),
         cache_logger_on_first_use=True,
     )
 
