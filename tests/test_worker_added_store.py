@@ -1,7 +1,6 @@
 """A store is a file and a line in a registry: one that only these tests have takes result, preview and kept state."""
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +39,7 @@ def job(**changes: Any) -> dict[str, Any]:
 
 def in_chunk(worker: LocalWorker, number: int) -> Callable[[], bool]:
     """Whether the worker's job has begun a chunk, counted from 1."""
-    return lambda: any(f"'chunk': {number}" in str(message) for message in worker.messages)
+    return lambda: any(event.details.get("chunk") == number for event in worker.events)
 
 
 def content(shelf: dict[str, StoredObject], address: str) -> bytes:
@@ -55,7 +54,7 @@ def test_a_result_and_its_preview_go_to_a_store_that_was_added(local_worker: Loc
     assert len(content(shelf, video.url)) == video.bytes
     assert content(shelf, video.thumbnail_url)[:2] == b"\xff\xd8"
     assert json.loads(content(shelf, video.metadata_url))["job_id"] == "job-1"
-    (playlist,) = set(re.findall(r"'preview_url': '([^']+)'", str(local_worker.messages)))
+    (playlist,) = {event.preview["preview_url"] for event in local_worker.events if event.preview}
     segments = [line for line in content(shelf, playlist).decode().splitlines() if line.endswith(".ts")]
     assert len(segments) == CHUNKS
     assert all(f"films/job-1.preview/{name}" in shelf for name in segments)

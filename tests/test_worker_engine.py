@@ -96,7 +96,7 @@ def test_settings_name_the_checkpoint(published: Settings, tmp_path: Path) -> No
 
 
 def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> None:
-    placement = Placement(MemoryBudget(79 * GIB, INFINITETALK.model_sizes))
+    placement = Placement(MemoryBudget(79 * GIB, INFINITETALK.model_sizes), INFINITETALK)
     taken = placement.choose(job(), SMALL)
     assert taken == placement.choose_at_start() == MemoryMode()
     lesson = placement.learn(job(), SMALL, taken, torch.bfloat16)
@@ -106,17 +106,19 @@ def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> N
 
 
 def test_where_no_mode_fits_a_job_is_told_what_would() -> None:
-    placement = Placement(MemoryBudget(1 * GIB, INFINITETALK.model_sizes))
+    placement = Placement(MemoryBudget(1 * GIB, INFINITETALK.model_sizes), INFINITETALK)
     with pytest.raises(DoesNotFitError, match="GPU with more memory"):
         placement.choose(job(), SMALL)
-    roomier = Placement(MemoryBudget(30 * GIB, INFINITETALK.model_sizes))
+    roomier = Placement(MemoryBudget(30 * GIB, INFINITETALK.model_sizes), INFINITETALK)
     with pytest.raises(DoesNotFitError, match="offload_model false"):
-        Placement(MemoryBudget(20 * GIB, INFINITETALK.model_sizes)).choose(job(offload_model=False), SMALL)
+        Placement(MemoryBudget(20 * GIB, INFINITETALK.model_sizes), INFINITETALK).choose(
+            job(offload_model=False), SMALL
+        )
     assert roomier.choose(job(offload_model=False), SMALL).resident_parameters is None
 
 
 def test_where_memory_is_not_counted_a_job_gets_what_it_asks_for() -> None:
-    placement = Placement(None)
+    placement = Placement(None, INFINITETALK)
     assert placement.choose_at_start() == MemoryMode()
     asked = job(quant="int8", num_persistent_param_in_dit=5, offload_model=True)
     assert placement.choose(asked, SMALL) == MemoryMode("int8", 5, stream_text_encoder=True)

@@ -181,5 +181,4 @@ def test_the_first_sigterm_sets_the_end():
     ],
 )
 def test_a_jobs_time_is_the_shorter_of_the_workers_and_its_policys(setting, policy, seconds):
-    job = {"id": "job-1", "input": {}} | ({} if policy is None else {"policy": policy})
-    assert time_limit(job, Settings(job_timeout_s=setting)) == seconds
+    assert time_limit(policy, setting) == seconds

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,8 +28,8 @@ SPEAKER_FIELDS = ("cond_audio", "mask", "bbox")
 def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
     secrets = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
-    keep_streams_writable(secrets)
-    # Its warnings, of headers that it cannot parse say, quote addresses whole, and a path may hold a token.
+    stderr = keep_streams_writable(secrets)
+    # Its warnings, of headers that it cannot parse say, quote what a server sends, and a server may send a token back.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     def redact(logger: Any, method: str, line: Any) -> str:
@@ -42,11 +41,12 @@ def configure_logs(settings: Settings) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
+            # Here and not in the stream, since lines are shortened afterwards: half a secret is not known as one.
             redact,
             shorten,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stderr),
         cache_logger_on_first_use=True,
     )
 

@@ -80,7 +80,7 @@ class LogWriter:
 
 
 class LogStream(io.TextIOBase):
-    """A text stream over a file descriptor for `sys.stdout` and `sys.stderr`, which takes every line, redacted."""
+    """A text stream over a file descriptor, which takes every line and passes it on redacted by `redact`."""
 
     encoding = "utf-8"
 
@@ -125,8 +125,12 @@ class LogStream(io.TextIOBase):
         self._writer.put(self._descriptor, self._redact(line))
 
 
-def keep_streams_writable(secrets: list[str]) -> None:
-    """Replaces `sys.stdout` and `sys.stderr` by streams that neither wait nor fail, and show no secret."""
+def keep_streams_writable(secrets: list[str]) -> LogStream:
+    """Replaces `sys.stdout` and `sys.stderr` by streams that neither wait nor fail, and show no secret.
+
+    Returns:
+        Another stream to the standard error, for lines that were redacted before: it writes them as they are.
+    """
     writer = LogWriter()
 
     def redact(line: str) -> str:
@@ -134,6 +138,7 @@ def keep_streams_writable(secrets: list[str]) -> None:
 
     sys.stdout, sys.stderr = LogStream(1, writer, redact), LogStream(2, writer, redact)
     atexit.register(writer.flush)
+    return LogStream(2, writer, lambda line: line)
 
 
 def redacted(line: str, secrets: list[str]) -> str:
