@@ -100,7 +100,7 @@ def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> N
     taken = placement.choose(job(), SMALL)
     assert taken == placement.choose_at_start() == MemoryMode()
     lesson = placement.learn(job(), SMALL, taken, torch.bfloat16)
-    assert lesson.fits_next_time
+    assert lesson.retryable
     assert placement.choose(job(), SMALL) == replace(taken, stream_text_encoder=True)
     assert "this worker will run it in the mode bf16, text encoder streamed" in str(lesson)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TextIO, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -46,7 +46,7 @@ def configure_logs(settings: Settings) -> None:
             shorten,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, stderr)),
         cache_logger_on_first_use=True,
     )
 
