@@ -125,7 +125,7 @@ class ChunkGrid:
         )
 
     def window_rows(self, plan: ChunkPlan, num_rows: int) -> Tensor:
-        """Rows of one speaker's embeddings that each frame of a chunk reads: frame f reads f-2 … f+2 with a window of 5.
+        """Rows of one speaker's embeddings that each frame of a chunk reads: with a window of 5, frame f reads f±2.
 
         Rows before the first and after the last are clamped. Embeddings that end at or before the end of the chunk
         (which is then the last) continue with their own last (missing + 3) rows, reversed.
