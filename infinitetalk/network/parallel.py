@@ -104,7 +104,7 @@ class PictureSplit:
         return PartitionAnythingSharder.shard_anything(by_frame, 2, self._mesh).flatten(1, 2)
 
     def whole(self, part: Tensor, num_frames: int, picture_tokens: int) -> Tensor:
-        """The inverse of `part`, in every process; `picture_tokens` is S. Parts are padded to the size of the largest."""
+        """The inverse of `part`, in every process; `picture_tokens` is S. Parts are padded to the largest size."""
         by_frame = part.unflatten(1, (num_frames, -1))
         sizes = [len(numbers) for numbers in torch.arange(picture_tokens).tensor_split(self._mesh.size())]
         padded = by_frame.new_zeros(*by_frame.shape[:2], sizes[0], *by_frame.shape[3:])
