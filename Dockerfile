@@ -4,19 +4,19 @@
 # docker build --build-arg BAKE_WEIGHTS=1 --secret id=hf_token,env=HF_TOKEN .      the worker with the weights inside
 # docker build --target test --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg TORCH=cpu .      the tests, without a GPU
 #
-# What is fetched by name here is pinned by what it holds: packages in requirements.lock (`make lock`), the images and
-# the wheel behind their names (`make pins`, without which the release workflow makes no image).
+# Everything fetched by name is pinned by its hash: packages in requirements.lock (`make lock`), the images and the
+# wheel in this file (`make pins`; the release workflow builds no image without it).
 
-# torch's own wheels bring CUDA's libraries; the base brings what the NVIDIA container runtime looks for. It is of the
-# same major version as the wheels, since Runpod picks hosts by the driver that the image asks for.
+# torch's wheels include CUDA's libraries; the base image has what the NVIDIA container runtime looks for. Its CUDA has
+# the same major version as the wheels', because Runpod picks hosts by the driver that the image asks for.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 ARG BAKE_WEIGHTS=0
 ARG TORCH=cuda
 
-# Runpod's machines and the pinned wheels are amd64, whatever machine builds.
+# Runpod's machines and the pinned wheels are amd64, whatever the build machine is.
 # hadolint ignore=DL3029
 FROM --platform=linux/amd64 ${BASE_IMAGE} AS system
-# Versions of system packages are left to the distribution: its archive keeps the latest one only.
+# System packages are not pinned: the distribution's archive keeps only their latest versions.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends ca-certificates ffmpeg python3 \
@@ -25,7 +25,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 
-# Whatever needs pip happens here; the worker takes the finished environment alone.
+# Everything that needs pip happens here; the worker copies only the finished environment.
 FROM system AS python
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
@@ -34,12 +34,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/venv
 
-# Every package by its hash. None is built from source: that would fetch and run what no hash covers.
+# Every package is checked by its hash. None is built from source: a build would fetch and run code without a hash.
 FROM python AS requirements-cuda
 COPY requirements.lock /tmp/
 RUN pip install --no-cache-dir --require-hashes --only-binary :all: --requirement /tmp/requirements.lock
 
-# For the tests. The lock is of torch's build for CUDA; the one for CPUs needs other packages.
+# For the tests. The lock has torch's build for CUDA; the build for CPUs needs other packages.
 FROM python AS requirements-cpu
 COPY requirements.txt /tmp/
 RUN pip install --no-cache-dir --requirement /tmp/requirements.txt \
@@ -47,7 +47,7 @@ RUN pip install --no-cache-dir --requirement /tmp/requirements.txt \
 
 # hadolint ignore=DL3006
 FROM requirements-${TORCH} AS requirements
-# English pronunciation for Kokoro, which would download it while a job waits. It is on no package index.
+# English pronunciation for Kokoro, which would otherwise download it during a job. No package index has it.
 ARG SPACY_MODEL=https://github.com/explosion/spacy-models/releases/download/en_core_web_sm-3.8.0/en_core_web_sm-3.8.0-py3-none-any.whl
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir --no-deps --only-binary :all: "${SPACY_MODEL}"
@@ -67,7 +67,7 @@ RUN mkdir /weights
 FROM requirements AS weights-1
 WORKDIR /app
 COPY infinitetalk infinitetalk
-# The token is one for Hugging Face, for private mirrors alone: the published repositories ask for none.
+# The token is for private mirrors on Hugging Face; the published repositories need none.
 RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
     python -m infinitetalk.weights download --folder /weights base-480 adapter wav2vec2 kokoro
 
@@ -75,7 +75,7 @@ RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
 FROM weights-${BAKE_WEIGHTS} AS weights
 
 FROM system AS worker
-# decoder owns nothing: for the child processes that decode what clients send.
+# The child processes that decode clients' files run as decoder, which owns nothing.
 RUN useradd --create-home --uid 1001 worker \
     && useradd --no-create-home --uid 1002 --shell /usr/sbin/nologin decoder
 COPY --from=requirements /opt/venv /opt/venv
@@ -84,15 +84,15 @@ COPY --from=weights /weights weights
 COPY LICENSE handler.py ./
 COPY schemas schemas
 COPY infinitetalk infinitetalk
-# Deployed, a worker without weights shall stop, not draw cartoons.
+# A deployed worker without weights must stop and not fall back to the embedded model.
 ENV INFINITETALK_MODEL=published \
     OUTPUT_DIR=/runpod-volume \
     TINY_DIR=/tmp/tiny \
     HF_HUB_OFFLINE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# Network volumes belong to root, who alone can have children run as another user. Where results go to S3,
-# --build-arg WORKER_UID=1001 runs all of it without privileges.
+# Network volumes belong to root, and only root can start children as another user. If results go to S3,
+# --build-arg WORKER_UID=1001 runs everything without privileges.
 ARG WORKER_UID=0
 USER ${WORKER_UID}
 CMD ["python", "-u", "handler.py"]

@@ -1,7 +1,7 @@
 # make demo: the main job on the embedded tiny model. make test: linting, types and tests.
-# make bench: how fast it is, against goals (REFERENCE_DIR names a checkout of the reference). make profile: where time goes.
-# make serve: the worker behind a local endpoint. make page: a page in the browser for it.
-# Each sets up what it needs in .venv (the page in .venv-page), once.
+# make bench: speed against goals (REFERENCE_DIR names a checkout of the reference). make profile: time by operation.
+# make serve: the worker behind a local endpoint. make page: a browser page for it.
+# Each target installs its requirements into .venv (the page into .venv-page), once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -23,20 +23,20 @@ page: $(PAGE_VENV)/.requirements
 test: lint types
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m "not long"
 
-# Minutes: the tests whose short forms are among the others.
+# Minutes: long tests; short forms of them are part of `make test`.
 test-long: $(VENV)/.requirements-dev
 	$(BIN)/python -m pytest -m long
 
-# Tens of minutes: random and hostile jobs, always a result or a coded error, within their limits. A short form is among
-# the tests.
+# Tens of minutes: random and hostile jobs must end within their limits, with a result or a coded error. A short form is
+# part of `make test`.
 fuzz: $(VENV)/.requirements-dev
 	$(BIN)/python -m tests.fuzz_jobs
 
-# Minutes: a job whose workers are killed, five times. A short form is among the tests.
+# Minutes: the workers of one job are killed five times. A short form is part of `make test`.
 kills: $(VENV)/.requirements-dev
 	$(BIN)/python -m tests.kills
 
-# Minutes: 200 jobs of all kinds through one worker. A short form is among the tests.
+# Minutes: 200 jobs of all kinds through one worker. A short form is part of `make test`.
 soak: $(VENV)/.requirements-dev
 	$(BIN)/python -m tests.soak
 
@@ -46,7 +46,7 @@ bench: $(VENV)/.requirements-bench
 profile: $(VENV)/.requirements-bench
 	$(BIN)/python -m benchmarks.profiling
 
-# Minutes: what the embedded model's videos show, against the goals. A short form is among the tests.
+# Minutes: the quality of the embedded model's videos, against goals. A short form is part of `make test`.
 quality: $(VENV)/.requirements
 	$(BIN)/python -m tools.talker.quality
 
@@ -65,13 +65,13 @@ format: $(VENV)/.requirements-dev
 schemas: $(VENV)/.requirements-dev
 	$(BIN)/python -m tools.generated
 
-# The image's packages, each with its hashes: for its Python and its system, with torch's build for CUDA. Versions that
-# the lock has and requirements.txt does not name stay as they are; where there is no lock, the newest are taken.
+# The image's packages with their hashes: for its Python and its system, with torch's build for CUDA. Locked versions
+# that requirements.txt does not name stay unchanged; without a lock, the newest are taken.
 lock: $(VENV)/.requirements-dev
 	$(BIN)/uv pip compile requirements.txt --quiet --no-config --generate-hashes --no-build --python-version 3.12 \
 		--python-platform x86_64-manylinux_2_39 --output-file requirements.lock
 
-# What the image and the workflows fetch by name beside packages: looks up, at Docker Hub and GitHub, what has no pin yet.
+# Pins what the image and the workflows fetch by name besides packages; looks up missing pins at Docker Hub and GitHub.
 pins:
 	$(PYTHON) -m tools.pins
 
@@ -81,8 +81,8 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp for each requirements file: pip runs again only when the file has changed. It compiles nothing: Python does, what it
-# imports, when it first does, and must be let keep it.
+# Each requirements file has a stamp: pip runs again only if the file has changed. pip compiles no bytecode; Python
+# compiles modules on first import and must be allowed to keep the result.
 unexport PYTHONDONTWRITEBYTECODE
 
 $(VENV)/.requirements: requirements.txt | $(BIN)/python
@@ -98,7 +98,7 @@ $(VENV)/.requirements-bench: requirements-bench.txt $(VENV)/.requirements-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-bench.txt
 	@touch $@
 
-# The page's library wants older versions of packages that the worker has: it gets an environment of its own.
+# The page's library needs older versions of the worker's packages, so it has its own environment.
 $(PAGE_VENV)/.requirements: examples/requirements.txt
 	$(PYTHON) -m venv $(PAGE_VENV)
 	$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r examples/requirements.txt

@@ -1,4 +1,4 @@
-"""The worker's entry point: takes jobs from Runpod's queue, or one from the command line.
+"""The worker's entry point: takes jobs from Runpod's queue, or one job from the command line.
 
 python handler.py --test_input '{"id": "demo", "input": {…}}'    one job, its result on stdout
 python handler.py --rp_serve_api                                 the SDK's local API, /run and /status
@@ -10,14 +10,14 @@ from contextlib import nullcontext, redirect_stdout
 
 
 def main() -> None:
-    """Takes jobs at once, while libraries and model are loaded in a thread."""
-    # Imported here, since the SDK's ping process imports this file too and must stay small.
+    """Starts to take jobs at once, while a thread loads the libraries and the model."""
+    # Imported here, because the SDK's ping process imports this file too and must stay small.
     from infinitetalk.worker.logs import configure_logs
     from infinitetalk.worker.settings import Settings, default_environment
 
     default_environment()
     settings = Settings()
-    # Before anything that writes to the log is imported.
+    # Before the import of anything that writes to the log.
     result_output = sys.stdout
     configure_logs(settings)
     import runpod
@@ -43,7 +43,7 @@ def main() -> None:
         handler = printing(handler, result_output)
     if serves_api:
         handler = with_error_as_text(handler)
-    # The SDK prints its own lines on stdout, which belongs to the result.
+    # The SDK prints its own lines to stdout, which must hold only the result.
     with redirect_stdout(sys.stderr) if runs_one_job else nullcontext():
         try:
             runpod.serverless.start({"handler": handler})

@@ -1,7 +1,7 @@
-"""The table of what is fast and what is not yet: `python -m benchmarks`, or `make bench`.
+"""The table of speed and memory against goals: `python -m benchmarks`, or `make bench`.
 
-Every figure is a ratio of two things timed in turn in this run. REFERENCE_DIR names a checkout of the public reference
-implementation (MeiGen-AI/InfiniteTalk); without it the rows that compare with it are UNMEASURED.
+Every figure is a ratio of two things timed in turn in the same run. REFERENCE_DIR names a checkout of the public
+reference implementation (MeiGen-AI/InfiniteTalk); without it, the rows that compare with it are UNMEASURED.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the table; by default all")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    # One thread, so that processor time is what the work costs.
+    # One thread, so that processor time equals the cost of the work.
     torch.set_num_threads(1)
 
     measures: dict[str, Callable[[], list[Measurement]]] = {
@@ -44,7 +44,7 @@ def main() -> None:
     }
     rows = []
     for part in options.only:
-        # The reference and the SDK print as they please.
+        # Hides the output of the reference and the SDK.
         with redirect_stdout(StringIO()):
             measured = measures[part]()
         for row in measured:

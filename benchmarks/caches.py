@@ -1,9 +1,9 @@
-"""Fewer evaluations: TeaCache and diffusers' first-block cache, by what they save and what it costs.
+"""Savings and errors of TeaCache and of diffusers' first-block cache.
 
 `python -m benchmarks.caches [FOLDER]`: a checkpoint in the tiny model's layout, by default the tiny model itself. One
-chunk is sampled without a cache, then with each at several thresholds; the error is that of the final latents,
-||x - x₀|| / ||x₀||, the pinned motion latents left aside. The first-block cache computes the first block of every
-evaluation, and the others where its output has moved; it counts for the blocks that it spares.
+chunk is sampled without a cache, then with each cache at several thresholds. The error is that of the final latents,
+||x - x₀|| / ||x₀||, without the pinned motion latents. The first-block cache computes the first block of every
+evaluation, and the other blocks only if its output has changed; its savings are counted in skipped blocks.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FIRST_BLOCK_THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 @dataclass
 class Portrait:
-    """A soft picture, always the same."""
+    """A soft image, always the same."""
 
     height: int = 640
     width: int = 640
@@ -47,7 +47,7 @@ class Portrait:
 
 
 def sample(pipeline: RecordingPipeline, settings: GenerationSettings) -> tuple[Chunk, Tensor]:
-    """One chunk, and its final latents."""
+    """Samples one chunk; returns it and its final latents."""
     generator = torch.Generator().manual_seed(1)
     speech = SpeechEmbeddings.from_tensor(torch.randn(settings.frame_num, 12, 32, generator=generator))
     (chunk,) = pipeline(Portrait(), [speech], "A woman talks", settings)
@@ -55,7 +55,7 @@ def sample(pipeline: RecordingPipeline, settings: GenerationSettings) -> tuple[C
 
 
 def count_blocks(transformer: InfiniteTalkTransformer3DModel) -> list[int]:
-    """A list that each block adds its number to whenever it is computed."""
+    """A list to which each block adds its number whenever it is computed."""
     computed: list[int] = []
     for index, block in enumerate(transformer.blocks):
         block.attn1.register_forward_pre_hook(lambda *_, index=index: computed.append(index))
@@ -64,15 +64,16 @@ def count_blocks(transformer: InfiniteTalkTransformer3DModel) -> list[int]:
 
 @torch.no_grad()
 def slow_down_time(transformer: InfiniteTalkTransformer3DModel) -> None:
-    """Lets the projected time embedding change from step to step about as little as the published network's.
+    """Makes the projected time embedding change from step to step about as little as the published network's.
 
-    TeaCache's polynomials are fitted to that network; a random one's embedding moves so far that they never skip.
+    TeaCache's polynomials are fitted to that network; a random network's embedding changes so much that TeaCache never
+    skips.
     """
     transformer.condition_embedder.time_proj.weight.mul_(TIME_FACTOR)
 
 
 def relative_error(latents: Tensor, exact: Tensor) -> float:
-    """||x - x₀|| / ||x₀||, the first latent frame, which is given, left aside."""
+    """||x - x₀|| / ||x₀||, without the first latent frame, which is given."""
     return ((latents - exact)[:, :, 1:].norm() / exact[:, :, 1:].norm()).item()
 
 

@@ -1,10 +1,11 @@
-"""How fast a checkpoint is there, and in how much memory: our loading against `cat` and two other ways.
+"""Time and memory of loading a checkpoint: our loader against `cat` and two other ways.
 
     python benchmarks/cold_start.py [--gigabytes 4] [--runs 5] [--folder /tmp] [--ways ours …]
 
 Makes a transformer of that size in bfloat16, in the converted layout and as one original shard set, and loads it in a
-process for each measurement: until every parameter has been read once where it ends up, by a checksum. `cat` only reads
-the same bytes. Peak memory is the process's largest resident set, less that before loading. The files are deleted.
+separate process for each measurement. Loading ends when a checksum has read every parameter once in its final place.
+`cat` only reads the same bytes. Peak memory is the process's largest resident set, minus that before loading. The files
+are deleted.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 
 SELF = Path(__file__).resolve()
 DIM, HEADS, FFN_DIM = 2048, 16, 8192
-#: Bytes of one block of this width, in bfloat16.
+#: Parameters of one block of this width.
 LINEAR_PARAMETERS = (10 * DIM + 2 * FFN_DIM) * DIM + (2 * DIM + 2 * 768) * DIM
 WAYS = ("cat", "ours", "from_pretrained", "reference")
 
@@ -36,7 +37,7 @@ def config(num_layers: int) -> dict[str, object]:
 
 
 def make_checkpoint(folder: Path, num_layers: int) -> None:
-    """A transformer of random numbers: `base/` and `adapter.safetensors` in running dtypes, `whole/` for diffusers."""
+    """Writes a random transformer: `base/` and `adapter.safetensors` in final dtypes, `whole/` for diffusers."""
     import torch
 
     from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
@@ -67,7 +68,7 @@ def make_checkpoint(folder: Path, num_layers: int) -> None:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """What is read in loading: base and adapter."""
+    """The files that loading reads: base and adapter."""
     return [folder / "base" / "transformer" / "diffusion_pytorch_model.safetensors", folder / "adapter.safetensors"]
 
 
@@ -92,7 +93,7 @@ def load(way: str, folder: Path) -> None:
     else:
         from safetensors.torch import load_file
 
-        # As the published code does: the module in float32, cast; every file into one dict; load_state_dict.
+        # Like the published code: the module in float32, cast; every file into one dict; load_state_dict.
         sizes = json.loads((folder / "base" / "transformer" / "config.json").read_text())
         transformer = InfiniteTalkTransformer3DModel(**sizes).to(torch.bfloat16)
         state_dict = {}
@@ -111,7 +112,7 @@ def peak_bytes() -> int:
 
 
 def measure(way: str, folder: Path, drop: bool) -> dict[str, float]:
-    """One measurement in a process of its own; `drop` empties the page cache of the files first."""
+    """One measurement in a separate process; `drop` first removes the files from the page cache."""
     if drop:
         drop_caches(folder)
     if way == "cat":
@@ -126,7 +127,7 @@ def measure(way: str, folder: Path, drop: bool) -> dict[str, float]:
 
 
 def drop_caches(folder: Path) -> None:
-    """Forgets the cached pages of the checkpoint's files; other files keep theirs."""
+    """Drops the cached pages of the checkpoint's files, and of no others."""
     for file in folder.rglob("*.safetensors"):
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -155,7 +156,7 @@ def main() -> None:
         print(f"checkpoint: {size / 1e9:.2f} GB; medians of {options.runs} runs")
         for drop in (False, True):
             print(f"page cache {'dropped' if drop else 'warm'}:")
-            # Interleaved, so that whatever else the machine does falls on all of them.
+            # Interleaved, so that other load on the machine affects all ways alike.
             results = {way: [] for way in ways}
             for _ in range(options.runs):
                 for way in ways:

@@ -1,4 +1,4 @@
-"""Colour correction of a chunk against the reference's, which converts frame by frame in scikit-image."""
+"""Colour correction of a chunk, against the reference's, which converts frame by frame with scikit-image."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from benchmarks.reference import UNSET, import_reference, reference_folder
 from infinitetalk.generation.color import match_color
 
 NUM_FRAMES, SIDE = 81, 640
-#: Between two neighbouring values of a pixel, in the range [-1, 1].
+#: Difference of two neighbouring pixel levels, in the range [-1, 1].
 LEVEL = 2 / 255
 
 
@@ -22,7 +22,7 @@ def make_pictures() -> tuple[Tensor, Tensor]:
 
 
 def against_reference(frames: Tensor, reference: Tensor, repeats: int) -> tuple[Comparison, float]:
-    """The reference's time against ours, and the largest difference in levels of 255."""
+    """The reference's time against ours, and the largest difference of the results in levels of 255."""
     theirs = import_reference("wan.utils.multitalk_utils").match_and_blend_colors
 
     def run_theirs() -> Tensor:
@@ -36,7 +36,7 @@ def against_reference(frames: Tensor, reference: Tensor, repeats: int) -> tuple[
 
 
 def seconds_on_gpu(frames: Tensor, reference: Tensor, repeats: int) -> float:
-    """Seconds on the GPU, frames there already."""
+    """Seconds on the GPU for frames that are there already."""
     frames, reference = frames.cuda(), reference.cuda()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Conditioning latents: how often they are made, and when."""
+"""Conditioning latents: how often and when they are encoded."""
 
 import tempfile
 import time
@@ -28,7 +28,7 @@ SETTINGS = GenerationSettings(
 
 @dataclass
 class Clip:
-    """A source whose frames all differ, or are all one."""
+    """A source with frames that are all different, or all the same."""
 
     is_video: bool
     height: int = 640
@@ -43,27 +43,27 @@ class Clip:
 
 
 class Watched(InfiniteTalkPipeline):
-    """The pipeline, keeping when each conditioning began."""
+    """A pipeline that records when each conditioning began."""
 
     def __init__(self, pipeline: InfiniteTalkPipeline) -> None:
         super().__init__(pipeline.networks)
         self.begun: list[float] = []
 
     def encode_reference(self, frame: Tensor, height: int, width: int, num_frames: int) -> Reference:
-        """As the pipeline does."""
+        """Like the pipeline's; records the time."""
         self.begun.append(time.monotonic())
         return super().encode_reference(frame, height, width, num_frames)
 
 
 def encode(chunk: Chunk, folder: Path) -> None:
-    """A chunk to its part of the file."""
+    """Encodes a chunk to its part of the file."""
     encoder = PartEncoder(folder / f"part{chunk.plan.index}.mp4", *chunk.frames.shape[1:3])
     encoder.write(chunk.frames)
     encoder.close()
 
 
 def generate(pipeline: Watched, source: Clip, folder: Path) -> list[float]:
-    """Runs a job of `NUM_CHUNKS` chunks; when each chunk was encoded."""
+    """Runs a job of `NUM_CHUNKS` chunks; returns when each chunk was encoded."""
     speech = SpeechEmbeddings.from_tensor(torch.zeros(SETTINGS.max_frame_num, 12, 32))
     encoded = []
 

@@ -1,7 +1,7 @@
-"""What a video costs, in seconds and memory, by frames, tokens, speakers, steps: `python -m benchmarks.curves FILE`.
+"""A video's cost in seconds and memory by frames, tokens, speakers, steps: `python -m benchmarks.curves FILE`.
 
-Everything is measured on the CPU at a small size, so that the shape of the curves counts, not their height. Beside each
-is the order that is expected, drawn through its last point. Memory is the process's peak less what it held before.
+Everything is measured on a CPU at a small size: the shape of the curves counts, not their height. The plot shows each
+curve's expected order, drawn through its last point. Memory is the process's peak minus its use before.
 """
 
 import argparse
@@ -37,13 +37,13 @@ FRAME_SCALE = 0.05
 
 @dataclass(frozen=True)
 class Curve:
-    """One cause of cost.
+    """The cost along one axis.
 
     Attributes:
-        cause: the axis.
-        values: along it.
-        seconds, megabytes: at each.
-        seconds_order, megabytes_order: how they are expected to grow, a name of `ORDERS`.
+        cause: name of the axis.
+        values: values on the axis.
+        seconds, megabytes: the cost at each value.
+        seconds_order, megabytes_order: the expected growth, a name in `ORDERS`.
     """
 
     cause: str
@@ -64,11 +64,11 @@ ORDERS: dict[str, Callable[[float], float]] = {
 
 
 def cost(function: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of one core for a function, and the megabytes that it needs at most beyond what is there."""
+    """Seconds of one core for a function, and its peak memory in megabytes beyond the current use."""
     gc.collect()
-    # What earlier calls have freed goes back to the system, or it would hide what this one takes.
+    # Return memory that earlier calls have freed to the system; reused, it would hide this call's need.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    # Linux forgets the process's peak when told so.
+    # This makes Linux reset the process's peak.
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory_bytes()
     seconds = processor_seconds_of(function)
@@ -76,7 +76,7 @@ def cost(function: Callable[[], object]) -> tuple[float, float]:
 
 
 def curve(cause: str, values: Sequence[int], run: Callable[[int], Callable[[], object]], *orders: str) -> Curve:
-    """Measures what `run` makes of each value, once after one call that is not counted."""
+    """Measures the function that `run` returns for each value, once after an uncounted call."""
     run(values[0])()
     costs = [cost(run(value)) for value in values]
     seconds_order, megabytes_order = orders
@@ -86,7 +86,7 @@ def curve(cause: str, values: Sequence[int], run: Callable[[int], Callable[[], o
 def evaluate(
     transformer: InfiniteTalkTransformer3DModel, height: int, speakers: int, times: int = 1
 ) -> Callable[[], object]:
-    """Evaluations at a height, of some speakers in columns."""
+    """Evaluations at a given height, with speakers in columns."""
     size = replace(SIZE, height=height)
     given = make_inputs(size, speakers)
     if speakers > 1:
@@ -104,7 +104,7 @@ def evaluate(
 
 
 def stream(pipeline: InfiniteTalkPipeline, num_frames: int) -> Callable[[], object]:
-    """A streaming job of so many frames, whose chunks are dropped as they come."""
+    """A streaming job of `num_frames` frames that drops each chunk at once."""
     settings = GenerationSettings(
         max_frame_num=num_frames, num_inference_steps=1, text_guide_scale=1.0, audio_guide_scale=1.0
     )
@@ -138,7 +138,7 @@ def measure() -> list[Curve]:
 
 
 def draw(curves: Sequence[Curve], title: str, file: Path) -> None:
-    """One picture: a column for each cause, seconds above, megabytes below."""
+    """Draws one image with a column for each cause, seconds above, megabytes below."""
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,4 @@
-"""Frames to a finished MP4 with sound: against the reference's two encodes, and its memory as the video grows."""
+"""Encoding frames to a finished MP4 with sound: against the reference's two encodes, and memory by video length."""
 
 import multiprocessing
 import subprocess
@@ -28,7 +28,7 @@ MEMORY_FRAMES = (250, 1000)
 
 
 def make_part(first: int, num_frames: int) -> Tensor:
-    """Frames (3, num_frames, 640, 640) in [-1, 1] of a portrait that sways, with some grain."""
+    """Frames (3, num_frames, 640, 640) in [-1, 1] of a swaying portrait, with some grain."""
     portrait = Picture.open(CHECKOUT / "examples" / "media" / "portrait.jpg").pixels[None].float() / 127.5 - 1.0
     portrait = torch.nn.functional.interpolate(portrait, size=(SIDE + 32, SIDE + 32), mode="bilinear")[0]
     frames = []
@@ -40,13 +40,13 @@ def make_part(first: int, num_frames: int) -> Tensor:
 
 
 def make_parts(num_frames: int) -> Iterator[Tensor]:
-    """A video in parts, as the pipeline makes it."""
+    """A video in parts, like the pipeline's."""
     for first in range(0, num_frames, FRAMES_OF_PART):
         yield make_part(first, min(FRAMES_OF_PART, num_frames - first))
 
 
 def encode(parts: Iterator[Tensor], waveform: np.ndarray, folder: Path) -> None:
-    """Our way from the pipeline's video to a file, as the worker goes it."""
+    """Encodes the pipeline's video to a file, like the worker."""
     paths = []
     for index, video in enumerate(parts):
         paths.append(folder / f"part{index}.mp4")
@@ -57,7 +57,7 @@ def encode(parts: Iterator[Tensor], waveform: np.ndarray, folder: Path) -> None:
 
 
 def against_reference(folder: Path, repeats: int) -> Comparison:
-    """The reference's time from video to file against ours."""
+    """The reference's time from video to file, against ours."""
     module = import_reference("wan.utils.multitalk_utils")
     parts = list(make_parts(NUM_FRAMES))
     video, waveform = torch.cat(parts, dim=1), speech(NUM_FRAMES)
@@ -79,14 +79,14 @@ def _run_quietly(command: list[str], check: bool) -> None:
 
 
 def peak_memory_mb(num_frames: int) -> float:
-    """Largest resident memory of this process, in MB, once it has encoded a video of this length."""
+    """Peak resident memory of this process, in MB, after encoding a video of this length."""
     with tempfile.TemporaryDirectory() as folder:
         encode(make_parts(num_frames), speech(num_frames), Path(folder))
     return peak_memory_bytes() / 1e6
 
 
 def speech(num_frames: int) -> np.ndarray:
-    """Noise as long as this many frames, float32 (samples,)."""
+    """Noise with the length of `num_frames` frames, float32 (samples,)."""
     noise = np.random.default_rng(0).standard_normal(num_frames * SAMPLING_RATE // VIDEO_FPS)
     return (0.1 * noise).astype(np.float32)
 
@@ -98,7 +98,7 @@ def measure_encoding(repeats: int) -> list[Measurement]:
         with tempfile.TemporaryDirectory() as folder:
             comparison = against_reference(Path(folder), repeats)
         ratio, how = comparison.ratio, str(comparison)
-    # A pool's workers are new interpreters, one for each task: no length inherits another's peak.
+    # Each task of the pool has a new interpreter, so that no length inherits another's peak.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         short, long = pool.map(peak_memory_mb, MEMORY_FRAMES, chunksize=1)
     return [

@@ -1,4 +1,4 @@
-"""One evaluation of the transformer: against its bare products, against the reference, and with two speakers."""
+"""One evaluation of the transformer: against its bare matrix products, against the reference, and with two speakers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ FFN_RATIO = 13824 / 5120
 
 @dataclass(frozen=True)
 class EvaluationSize:
-    """Sizes of a network and of what it is shown.
+    """Sizes of a network and its input.
 
     Attributes:
         dim: width, a multiple of 128, the published width of a head.
-        num_layers: blocks.
-        latent_frames, height, width: of the latents; a token is 1×2×2 of them.
+        num_layers: number of blocks.
+        latent_frames, height, width: size of the latents; a token is 1×2×2 of them.
     """
 
     dim: int = 512
@@ -36,7 +36,7 @@ class EvaluationSize:
 
     @property
     def tokens(self) -> int:
-        """Video tokens."""
+        """Number of video tokens."""
         return self.latent_frames * self.height * self.width // 4
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class EvaluationSize:
 
 
 def make_transformer(size: EvaluationSize) -> InfiniteTalkTransformer3DModel:
-    """Our network with random weights; text, picture and speech have their published widths."""
+    """Our network with random weights; text, image and speech have their published widths."""
     torch.manual_seed(0)
     return InfiniteTalkTransformer3DModel(
         num_attention_heads=size.dim // HEAD_DIM,
@@ -56,7 +56,7 @@ def make_transformer(size: EvaluationSize) -> InfiniteTalkTransformer3DModel:
 
 
 def make_inputs(size: EvaluationSize, speakers: int = 1) -> dict[str, Tensor]:
-    """Random inputs of `forward`, regions aside."""
+    """Random inputs of `forward`, without regions."""
     generator = torch.Generator().manual_seed(1)
     shapes = {
         "hidden_states": (1, 36, size.latent_frames, size.height, size.width),
@@ -77,10 +77,10 @@ def halves(size: EvaluationSize) -> Tensor:
 
 @dataclass
 class Products(TorchFunctionMode):
-    """Records every matrix product and attention that is computed while it is entered.
+    """Records every matrix product and attention that is computed inside its context.
 
     Attributes:
-        calls: what recomputes each alone, on other numbers of the same shapes, without bias.
+        calls: functions that recompute each alone, on other numbers of the same shapes, without bias.
     """
 
     calls: list[Callable[[], Tensor]] = field(default_factory=list)
@@ -97,12 +97,12 @@ class Products(TorchFunctionMode):
             self.calls.append(lambda: F.scaled_dot_product_attention(query, key, value))
         result = function(*arguments, **keywords)
         if function is torch.conv3d:
-            # Patches do not overlap: a product of (tokens, patch elements) and the weight.
+            # Patches do not overlap, so this is a product of (tokens, patch elements) and the weight.
             self._record_product((result[0, 0].numel(), arguments[1][0].numel()), arguments[1].flatten(1).shape)
         return result
 
     def run(self) -> None:
-        """Computes all of them, one after the other."""
+        """Computes all of them, one after another."""
         for call in self.calls:
             call()
 
@@ -113,7 +113,7 @@ class Products(TorchFunctionMode):
 
 @torch.no_grad()
 def against_products(size: EvaluationSize, repeats: int) -> Comparison:
-    """One evaluation, one speaker, and its products and attentions alone."""
+    """Compares one evaluation with one speaker and its products and attentions alone."""
     transformer, given = make_transformer(size), make_inputs(size)
     with Products() as products:
         transformer(**given)
@@ -122,10 +122,10 @@ def against_products(size: EvaluationSize, repeats: int) -> Comparison:
 
 @torch.no_grad()
 def against_reference(size: EvaluationSize, repeats: int) -> Comparison:
-    """The reference's evaluation of the same weights and inputs, and ours.
+    """Compares the reference's evaluation and ours, for the same weights and inputs.
 
     Raises:
-        AssertionError: they differ.
+        AssertionError: the results differ.
     """
     transformer, given = make_transformer(size), make_inputs(size)
     reference, reference_given = build_reference(transformer), reference_inputs(given, None)
@@ -136,7 +136,7 @@ def against_reference(size: EvaluationSize, repeats: int) -> Comparison:
 
 @torch.no_grad()
 def two_speakers(size: EvaluationSize, repeats: int) -> Comparison:
-    """An evaluation with two speakers, and with one."""
+    """Compares an evaluation with two speakers and one with one speaker."""
     transformer = make_transformer(size)
     one, two, regions = make_inputs(size), make_inputs(size, speakers=2), halves(size)
     return compare(lambda: transformer(**two, regions=regions), lambda: transformer(**one), repeats)

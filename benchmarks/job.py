@@ -1,4 +1,4 @@
-"""Whole jobs on the tiny model, in a worker process that takes them from a local queue."""
+"""Whole jobs with the tiny model, in a worker process that takes them from a local queue."""
 
 import shutil
 import statistics
@@ -11,14 +11,14 @@ from tools.worker_process import Worker, running_worker
 
 MEDIA = Path(__file__).parents[1] / "examples" / "media"
 SCRIPT = Path(__file__).parent / "timed_worker.py"
-#: Sampling steps of the streaming job, half the default: each is three evaluations.
+#: Sampling steps of the streaming job, half the default; each has three evaluations.
 STREAMING_STEPS = 20
 MAX_FRAMES = 153
-"""Of the streaming job: two chunks of 81 frames, 9 of them shared."""
+"""Frames of the streaming job: two chunks of 81 frames that share 9."""
 
 
 def job_input(**fields: Any) -> dict[str, Any]:
-    """The example of one speaker before a picture, its result in the output folder."""
+    """The example with one speaker and an image; the result goes to the output folder."""
     return {
         "prompt": "A woman talks",
         "cond_video": "portrait.jpg",
@@ -29,7 +29,7 @@ def job_input(**fields: Any) -> dict[str, Any]:
 
 
 def run(worker: Worker, times: Path, given: dict[str, Any]) -> tuple[float, float, int]:
-    """Seconds of a job from taken to result, those of its sampling and VAE, and its evaluations."""
+    """Seconds of a job from taking it to its result, seconds of its sampling and VAE, and number of evaluations."""
     worker.volume.mkdir(exist_ok=True)
     for name in ("portrait.jpg", "speech.wav"):
         shutil.copy(MEDIA / name, worker.volume)
@@ -58,7 +58,7 @@ def measure_warm_job(repeats: int) -> Measurement:
 
 
 def measure_streaming_job() -> Measurement:
-    """The row about what surrounds the network; takes minutes of waiting."""
+    """The row about the work around the network; it waits for minutes."""
     given = job_input(mode="streaming", max_frame_num=MAX_FRAMES, sample_steps=STREAMING_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times"

@@ -1,4 +1,4 @@
-"""What a measurement is: a ratio taken within one run, a goal, and the line that says how they compare."""
+"""Measurements: a ratio from a single run, its goal, and the row that compares them."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-#: An evaluation at 640×640, 81 frames, on an H100: 2.4 s are the floor by its arithmetic, at 790 TFLOP/s in bfloat16.
+#: Time of an evaluation at 640×640, 81 frames, on an H100: the lower bound by arithmetic, at 790 TFLOP/s in bfloat16.
 EVALUATION_S = 2.4
 NO_GPU = "no GPU here"
 
@@ -42,9 +42,9 @@ class Measurement:
     """One row of the table.
 
     Attributes:
-        what, against: what is measured, and what it is compared with.
-        goal: what it has to reach.
-        value: the figure; None where it could not be measured here.
+        what, against: the measured thing, and the thing that it is compared with.
+        goal: the goal of the figure.
+        value: the figure; None if it could not be measured here.
         detail: sizes and seconds behind the figure, or why there is none.
     """
 
@@ -71,7 +71,7 @@ HEADINGS = ("what", "against", "measured", "goal", "", "how")
 
 
 def as_table(rows: Iterable[tuple[str, ...]], headings: tuple[str, ...] = HEADINGS) -> str:
-    """Rows as a table in Markdown, its columns aligned."""
+    """Rows as a Markdown table with aligned columns."""
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     text = [
@@ -89,7 +89,7 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 
 def processor_seconds_of(function: Callable[[], object]) -> float:
-    """Processor time of one call, that of child processes included: on a busy machine wall time says little."""
+    """Processor time of one call, including child processes: on a busy machine wall time says little."""
     before = os.times()
     function()
     after = os.times()
@@ -98,7 +98,7 @@ def processor_seconds_of(function: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two functions measured in turn: the median ratio first / second, pair by pair, and each one's median seconds."""
+    """Two functions measured in turn: the median of each pair's ratio first / second, and each one's median seconds."""
 
     ratio: float
     first_s: float
@@ -109,7 +109,7 @@ class Comparison:
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], repeats: int) -> Comparison:
-    """Processor time of two functions in turn, `repeats` times after one call of each."""
+    """Measures the processor time of two functions in turn, `repeats` times after one call of each."""
     first()
     second()
     pairs = [(processor_seconds_of(first), processor_seconds_of(second)) for _ in range(repeats)]
@@ -121,7 +121,7 @@ def compare(first: Callable[[], object], second: Callable[[], object], repeats: 
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident set of this process so far, what it was forked from left aside."""
+    """The largest resident set of this process so far, without that of the process that it was forked from."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 

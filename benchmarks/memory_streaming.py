@@ -1,6 +1,6 @@
-"""Peak resident memory of the worker for a streaming job of 10 s and of 120 s of speech, on the tiny model.
+"""Peak resident memory of the worker for streaming jobs with 10 s and 120 s of speech, with the tiny model.
 
-Each job runs through `handler.py --test_input` in a process of its own: `python -m benchmarks.memory_streaming`.
+Each job runs through `handler.py --test_input` in a separate process: `python -m benchmarks.memory_streaming`.
 """
 
 import json
@@ -22,7 +22,7 @@ DURATIONS_S = (10, 120)
 
 
 def peak_memory_mb(duration_s: int) -> float:
-    """Peak resident memory in MB of a worker that streams `duration_s` seconds, its children counted one by one."""
+    """Peak resident memory in MB of a worker that streams `duration_s` seconds, or of its largest child."""
     with tempfile.TemporaryDirectory() as volume:
         noise = 0.1 * np.random.default_rng(0).standard_normal(duration_s * SAMPLING_RATE)
         soundfile.write(Path(volume) / "speech.wav", noise, SAMPLING_RATE)
@@ -45,8 +45,8 @@ def peak_memory_mb(duration_s: int) -> float:
 
 
 def main() -> int:
-    """Print one line for each length and the difference; 1 when it is 5 % or more."""
-    # A pool's workers are new interpreters, one for each task: no length inherits another's peak.
+    """Print one line for each length and the difference; return 1 if it is 5 % or more."""
+    # Each task of the pool has a new interpreter, so that no length inherits another's peak.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = pool.map(peak_memory_mb, DURATIONS_S, chunksize=1)
     for duration_s, peak in zip(DURATIONS_S, peaks, strict=True):

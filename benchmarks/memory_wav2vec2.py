@@ -1,6 +1,6 @@
-"""Peak resident memory of speech embeddings at the published width, for speech of 10 s and of 120 s.
+"""Peak resident memory of speech embeddings at the published width, for 10 s and 120 s of speech.
 
-Each length runs in a process of its own, on random weights: `python -m benchmarks.memory_wav2vec2`.
+Each length runs in a separate process with random weights: `python -m benchmarks.memory_wav2vec2`.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ DURATIONS_S = (10, 120)
 
 
 def peak_memory_mb(duration_s: int) -> float:
-    """Peak resident memory of this process in MB once it has embedded `duration_s` seconds of noise."""
+    """Peak resident memory of this process in MB after embedding `duration_s` seconds of noise."""
     # transformers' defaults are the published sizes: hidden 768, convolutions 512, 12 layers.
     model = Wav2Vec2Model(Wav2Vec2Config(attn_implementation="sdpa"))
     waveform = np.random.default_rng(0).standard_normal(duration_s * SAMPLING_RATE, dtype=np.float32)
@@ -28,8 +28,8 @@ def peak_memory_mb(duration_s: int) -> float:
 
 
 def main() -> int:
-    """Print one line for each length and the difference; 1 when it is 5 % or more."""
-    # A pool's workers are new interpreters, one for each task: no length inherits another's peak.
+    """Print one line for each length and the difference; return 1 if it is 5 % or more."""
+    # Each task of the pool has a new interpreter, so that no length inherits another's peak.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = pool.map(peak_memory_mb, DURATIONS_S, chunksize=1)
     for duration_s, peak in zip(DURATIONS_S, peaks, strict=True):

@@ -1,8 +1,8 @@
-"""When a video begins to play: time to the first chunk on a playlist, as a share of the job's, on the tiny model.
+"""Time until a video can play: that of the first chunk on a playlist, as a share of the job's, with the tiny model.
 
     python -m benchmarks.preview [SECONDS]
 
-A streaming job of so many seconds of speech with output_config.preview, in this process.
+runs a streaming job with SECONDS of speech and output_config.preview, in this process.
 """
 
 import sys

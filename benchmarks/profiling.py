@@ -1,4 +1,4 @@
-"""Where the time of one evaluation goes, by torch's profiler: `python -m benchmarks.profiling`, or `make profile`."""
+"""Time of one evaluation by operation, from torch's profiler: `python -m benchmarks.profiling`, or `make profile`."""
 
 import argparse
 import warnings

@@ -1,7 +1,7 @@
-"""The public reference implementation beside ours, from a checkout of MeiGen-AI/InfiniteTalk that REFERENCE_DIR names.
+"""The public reference implementation, from a checkout of MeiGen-AI/InfiniteTalk that REFERENCE_DIR names.
 
-Its modules are imported as they are. What they import of GPU libraries and never use here is stood in for, and their
-attention is given the torch kernel that ours has.
+Its modules are imported unchanged. Stubs replace GPU libraries that they import but do not use here, and their
+attention uses the same torch kernel as ours.
 """
 
 import importlib
@@ -23,7 +23,7 @@ UNSET = f"{VARIABLE} is not set"
 
 
 def reference_folder() -> Path | None:
-    """The checkout, or None where the variable is not set.
+    """The checkout, or None if the variable is not set.
 
     Raises:
         ValueError: the folder does not hold the reference implementation.
@@ -46,7 +46,7 @@ def import_reference(name: str) -> Any:
         sys.modules["xfuser.core.distributed"].get_sp_group = None  # type: ignore[attr-defined]
         _stand_in("xformers.ops", memory_efficient_attention=_attention)
         _stand_in("torchvision")
-        # Packages without their __init__, which would import every model there is.
+        # Packages without their __init__, which would import every model.
         for package in ("wan", "wan.modules", "wan.utils"):
             _stand_in(package).__path__ = [str(folder / package.replace(".", "/"))]
     return importlib.import_module(name)
@@ -83,7 +83,7 @@ def build_reference(transformer: InfiniteTalkTransformer3DModel) -> torch.nn.Mod
 
 
 def reference_inputs(given: dict[str, Tensor], regions: Tensor | None) -> dict[str, Any]:
-    """The inputs of our `forward` as those of the reference, which has region masks for one speaker too."""
+    """The inputs of our `forward`, converted to the reference's, which needs region masks for one speaker too."""
     latents = given["hidden_states"][0]
     tokens = latents.shape[1] * latents.shape[2] * latents.shape[3] // 4
     return {
@@ -111,7 +111,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, **_: object) -> Tensor
 
 
 def _stand_in(name: str, **attributes: object) -> types.ModuleType:
-    """A module of this name, and of every package above it, that holds the attributes alone."""
+    """Creates a stub module of this name with the given attributes, and stubs of every package above it."""
     parent, _, child = name.rpartition(".")
     module = types.ModuleType(name)
     module.__dict__.update(attributes)

@@ -1,7 +1,7 @@
-"""`handler.py` that also notes how long sampling and the VAE take; a script for `benchmarks.job`.
+"""`handler.py` that also records the times of sampling and the VAE; a script for `benchmarks.job`.
 
-Each call adds a line, its name and seconds, to the file that TIMES_FILE names. With EVALUATION_S set, an evaluation of
-the network is a wait of that many seconds.
+Each call adds a line with its name and seconds to the file that TIMES_FILE names. If EVALUATION_S is set, an evaluation
+of the network is a wait of that many seconds.
 """
 
 import os
@@ -15,7 +15,7 @@ TIMED = ("sample_chunk", "decode_latents", "encode_frames")
 
 
 def timed(function: Callable[..., Any], file: Path) -> Callable[..., Any]:
-    """The function, noting its time."""
+    """The function, with each call's time recorded."""
 
     def run(*arguments: Any, **keywords: Any) -> Any:
         begin = time.perf_counter()
@@ -29,7 +29,7 @@ def timed(function: Callable[..., Any], file: Path) -> Callable[..., Any]:
 
 def main() -> None:
     """Runs the worker."""
-    # In the place of this folder, whose modules are not to be found without their package.
+    # Replaces this folder, so that its modules cannot be imported without their package.
     sys.path[0] = str(Path(__file__).parents[1])
     import handler
     from benchmarks.waiting import replace_evaluations

@@ -1,4 +1,4 @@
-"""Evaluations replaced by a wait, as if a GPU made them."""
+"""Replaces evaluations with a wait, as if a GPU computed them."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 
 def replace_evaluations(seconds: float) -> None:
-    """From now on in this process, the transformer waits this long and predicts no motion."""
+    """Makes every transformer of this process wait for `seconds` and predict no motion."""
 
     def wait(self: InfiniteTalkTransformer3DModel, hidden_states: Tensor, **given: Any) -> tuple[Tensor]:
         time.sleep(seconds)

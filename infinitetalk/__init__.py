@@ -1,7 +1,7 @@
-"""InfiniteTalk: a picture or a video, speech and a prompt become a video of a person speaking.
+"""InfiniteTalk: turns an image or a video, speech and a prompt into a video of a person speaking.
 
-The names that a program needs are here, imported from their modules when they are first asked for: importing this
-package alone takes no torch.
+This package exports the names that a program needs. Each is imported from its module on first use, so that importing
+this package does not import torch.
 """
 
 from importlib import import_module

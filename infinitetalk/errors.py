@@ -1,4 +1,4 @@
-"""Every error of the library, with the facts by which a caller tells them apart. Imports nothing heavy.
+"""All errors of the library, with the facts that callers use to classify them. Imports nothing heavy.
 
 Messages of errors that are `for_client` hold no path of the worker, no traceback and no credential.
 """
@@ -10,13 +10,13 @@ from typing import ClassVar
 
 
 class Cause(Enum):
-    """What is at fault when the library fails."""
+    """The kind of fault behind an error of the library."""
 
     INPUT = "input"
-    """The media, text or regions that the caller passed."""
+    """The caller's media, text or regions."""
 
     CODEC = "codec"
-    """A decoder or encoder that was killed or could not write."""
+    """A decoder or encoder was killed or could not write."""
 
     WEIGHTS = "weights"
     """Files of a checkpoint, a LoRA or a voice."""
@@ -25,19 +25,19 @@ class Cause(Enum):
     """The memory of a GPU, or of the machine."""
 
     DEVICE = "device"
-    """A GPU that has failed for good."""
+    """A GPU has failed for good."""
 
     GROUP = "group"
-    """A process of the group that makes a video together."""
+    """A process of the group that generates a video together."""
 
 
 class LibraryError(Exception):
-    """An error that the library raises knowingly.
+    """Base of the library's expected errors.
 
     Attributes:
-        cause: what is at fault.
-        for_client: whether the message may be shown to whoever sent the input.
-        retryable: whether the same call may succeed when it is repeated; None where the cause alone decides.
+        cause: the kind of fault.
+        for_client: whether the message may be shown to the sender of the input.
+        retryable: whether the same call may succeed when repeated; None if the cause alone decides.
     """
 
     cause: ClassVar[Cause]
@@ -50,17 +50,17 @@ class GenerationStopped(Exception):
 
 
 class NotFiniteError(ArithmeticError):
-    """A network's numbers have become infinite or undefined. The message says which."""
+    """Numbers of a network have become infinite or NaN. The message says which."""
 
 
 class MediaError(LibraryError, ValueError):
-    """A file is no usable picture, sound or video. The message says what is wrong and what to send instead."""
+    """A file is not a usable image, sound or video. The message says what is wrong and what to send instead."""
 
     cause = Cause.INPUT
 
 
 class RegionError(LibraryError, ValueError):
-    """A speaker's region cannot be served."""
+    """A speaker's region cannot be used."""
 
     cause = Cause.INPUT
 
@@ -72,7 +72,7 @@ class SynthesisError(LibraryError, ValueError):
 
 
 class DecoderError(LibraryError, RuntimeError):
-    """The decoder was killed from outside, usually for lack of memory, or its disk is full."""
+    """The decoder was killed by another process, usually for lack of memory, or the disk is full."""
 
     cause = Cause.CODEC
 
@@ -84,17 +84,17 @@ class EncodeError(LibraryError, RuntimeError):
 
 
 class CheckpointError(LibraryError, RuntimeError):
-    """Weights cannot be loaded. The message names the file and, where one is at fault, the tensor."""
+    """Weights cannot be loaded. The message names the file and, if one is at fault, the tensor."""
 
     cause = Cause.WEIGHTS
 
 
 class SynthesisSetupError(CheckpointError):
-    """Kokoro's weights, or what its pronunciation needs, are missing or broken. The message says what to install."""
+    """Kokoro's weights or pronunciation packages are missing or broken. The message says what to install."""
 
 
 class DoesNotFitError(LibraryError, RuntimeError):
-    """No memory mode fits the free memory, or the one in use did not fit. The message says what would.
+    """No memory mode fits the free memory, or the current mode did not fit. The message says what would fit.
 
     Args:
         fits_next_time: whether the same job is expected to fit when it is run again.

@@ -1,7 +1,7 @@
-"""What a model family is: everything that differs from one published model to another without being code.
+"""Model families: all differences between published models that are data and not code.
 
-Modules take a family, or the few facts of it that they need, as an argument. Another family is another row of
-`FAMILIES`. This module imports nothing heavy, so that a job can be validated before torch is there.
+Modules take a family, or the few facts that they need from it, as an argument. A new family is a new row of `FAMILIES`.
+This module imports nothing heavy, so that a job can be validated before torch is loaded.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-#: Adapters of a family whose base model drives no lips by itself: one for one speaker, one for several.
+#: Adapters that add lip movement to a base model: one for one speaker, one for several.
 AdapterKind = Literal["single", "multi"]
 
 
 @dataclass(frozen=True)
 class Size:
-    """A table of resolutions that jobs ask for by name, and what was tuned for it.
+    """A table of resolutions that jobs name, and the values tuned for it.
 
     Attributes:
         buckets: height/width of the source -> (height, width) of the video in pixels, in table order.
         shift: default shift of the noise schedule.
         teacache_polynomial: coefficients, highest power first, that turn a change of the time embedding into an
             expected change of the network's output.
-        usual_resolution: (height, width) in pixels that estimates of memory are given for.
+        usual_resolution: (height, width) in pixels for which memory estimates are given.
     """
 
     buckets: Mapping[float, tuple[int, int]]
@@ -34,20 +34,20 @@ class Size:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Values of what a job leaves out.
+    """Default values of a job.
 
     Attributes:
         size: name of a `Size`.
         frame_num: video frames of a chunk.
-        max_frame_num: video frames at most, in several chunks.
+        max_frame_num: largest number of video frames, in several chunks.
         motion_frame: frames that a chunk takes over from the one before.
-        crossfade_frame: of these at most so many, in which the video fades from one chunk to the next.
+        crossfade_frame: largest number of these in which the video fades from one chunk to the next.
         num_inference_steps: sampling steps.
         text_guide_scale, audio_guide_scale: guidance.
-        apg_momentum, apg_norm_threshold: adaptive projected guidance, where it is asked for.
-        teacache_threshold: TeaCache, where it is asked for.
+        apg_momentum, apg_norm_threshold: adaptive projected guidance, if a job asks for it.
+        teacache_threshold: TeaCache, if a job asks for it.
         color_correction_strength: 0 (off) … 1.
-        negative_prompt: what the video should not show.
+        negative_prompt: describes what the video should not show.
     """
 
     size: str
@@ -70,12 +70,12 @@ class ModelSizes:
     """A checkpoint's numbers of parameters, from its files' headers.
 
     Attributes:
-        blocks: those of linear layers in the transformer's blocks, which quantising and streaming are about.
+        blocks: parameters of the linear layers in the transformer's blocks, which are quantised and streamed.
         num_blocks: number of the transformer's blocks.
-        outer: the transformer's others.
+        outer: the transformer's other parameters.
         dim: the transformer's width.
-        text_encoder, image_encoder, vae: of those networks.
-        lora_bytes: of LoRAs that stay beside quantised weights.
+        text_encoder, image_encoder, vae: parameters of these networks.
+        lora_bytes: size of the LoRAs that stay beside quantised weights.
     """
 
     blocks: int
@@ -90,12 +90,12 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository and the files of it that are needed.
+    """A repository and its required files.
 
     Attributes:
-        repo_id: on Hugging Face.
-        setting: the setting that its folder goes into.
-        patterns: of files.
+        repo_id: its name on Hugging Face.
+        setting: the setting for its folder.
+        patterns: patterns of the required files.
     """
 
     repo_id: str
@@ -108,22 +108,22 @@ class Family:
     """A model family.
 
     Attributes:
-        name: in settings and tables.
-        model_name: of its published checkpoint, in results and logs.
+        name: its name in settings and tables.
+        model_name: name of its published checkpoint in results and logs.
         sizes: tables of resolutions by name.
-        defaults: values of what a job leaves out.
+        defaults: default values of a job.
         patch_size: latents that become one token: frames, rows, columns.
-        vae_scale_factor_temporal: video frames per latent frame, the first of which holds one; also the number of mask
-            channels that tell the network which of these frames are given.
+        vae_scale_factor_temporal: video frames per latent frame, except the first, which holds one; also the number of
+            mask channels that mark the given frames for the network.
         vae_scale_factor_spatial: pixels per latent, in each direction.
-        latent_channels: of the VAE.
+        latent_channels: channels of the VAE's latents.
         audio_window: rows of speech embeddings that each video frame reads, an odd number.
-        audio_layers: layers of the audio encoder whose outputs are in a row.
+        audio_layers: number of audio encoder layers with outputs in a row.
         model_sizes: numbers of parameters of the published checkpoint.
-        evaluated_parameters: of the transformer, those whose products grow with the number of tokens.
-        adapters: that the family has beside its base model.
-        repositories: what can be downloaded, by name.
-        default_repositories: names of those that a worker needs.
+        evaluated_parameters: number of the transformer's parameters that are multiplied with every token.
+        adapters: adapters beside the base model.
+        repositories: the downloadable repositories, by name.
+        default_repositories: names of the repositories that a worker needs.
     """
 
     name: str
@@ -154,11 +154,11 @@ class Family:
 
     @property
     def side_multiple(self) -> int:
-        """A video's sides are multiples of this many pixels: a token's."""
+        """The sides of a video are multiples of this number of pixels, the side of a token."""
         return self.vae_scale_factor_spatial * self.patch_size[1]
 
     def num_tokens(self, num_frames: int, height: int, width: int) -> int:
-        """Video tokens of a chunk of `num_frames` frames of `height` by `width` pixels."""
+        """Number of video tokens of a chunk of `num_frames` frames of `height` by `width` pixels."""
         latent_frames = (num_frames - 1) // self.vae_scale_factor_temporal + 1
         columns = width // (self.vae_scale_factor_spatial * self.patch_size[2])
         return latent_frames // self.patch_size[0] * (height // self.side_multiple) * columns
@@ -296,5 +296,5 @@ INFINITETALK = Family(
 
 FAMILIES = {family.name: family for family in (INFINITETALK,)}
 
-#: What can be downloaded for any family, by name.
+#: The downloadable repositories of all families, by name.
 REPOSITORIES = {name: repository for family in FAMILIES.values() for name, repository in family.repositories.items()}

@@ -1,4 +1,4 @@
-"""Numbers that a network makes are looked at before they are called a result."""
+"""Checks that a network's results are finite numbers."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from infinitetalk.errors import NotFiniteError
 
 
 def check_finite(numbers: Tensor, what: str) -> None:
-    """Looks at every number, by way of the smallest and the largest: one value travels from the device, once.
+    """Checks every number through the minimum and the maximum, with only one copy of one value from the device.
 
     Raises:
-        NotFiniteError: one is infinite or not a number; `what` says in the message what they are.
+        NotFiniteError: a number is infinite or NaN; `what` names the numbers in the message.
     """
     smallest, largest = torch.aminmax(numbers)
     if not torch.isfinite(largest - smallest).item():

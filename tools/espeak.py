@@ -1,7 +1,7 @@
-"""Speech by espeak-ng, whose library comes with Kokoro's requirements.
+"""Speech from espeak-ng; its library comes with Kokoro's requirements.
 
-espeak-ng says a text a little differently after other texts, and takes the breath in its voices from the clock. Here
-each call is a process of its own with a seed: the same utterances and seed give the same samples, whatever came before.
+espeak-ng's samples depend on the texts spoken before, and the clock seeds the breath in its voices. Here each call is a
+separate process with a seed: the same utterances and seed always give the same samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARAMETER_RATE = 1
 PARAMETER_PITCH = 3
 EE_OK = 0
 
-#: Of espeak-ng's own voices, all of which have it.
+#: Sampling rate of all of espeak-ng's voices.
 SAMPLING_RATE = 22_050
 TIMEOUT_S = 60
 VARIANTS = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
@@ -35,11 +35,11 @@ SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), c
 
 @dataclass(frozen=True)
 class Utterance:
-    """What is said, and how.
+    """A text and the way to say it.
 
     Attributes:
-        text: in the voice's language.
-        voice: espeak-ng's name of it, such as "en-us+f3".
+        text: the text, in the voice's language.
+        voice: espeak-ng's name of the voice, such as "en-us+f3".
         words_per_minute: about 80 to 450.
         pitch: 0 to 100.
     """
@@ -51,7 +51,7 @@ class Utterance:
 
 
 def say(utterances: Sequence[Utterance], seed: int) -> list[bytes]:
-    """Each utterance as signed 16 bit samples, mono at `SAMPLING_RATE`.
+    """Each utterance as signed 16-bit samples, mono at `SAMPLING_RATE`.
 
     Raises:
         subprocess.CalledProcessError: espeak-ng does not know a voice.
@@ -65,7 +65,7 @@ def say(utterances: Sequence[Utterance], seed: int) -> list[bytes]:
 
 
 def synthesise(espeak: ctypes.CDLL, utterance: Utterance) -> bytes:
-    """The samples of one utterance, signed 16 bit.
+    """The samples of one utterance, signed 16-bit.
 
     Raises:
         RuntimeError: espeak-ng does not know the voice.
@@ -79,7 +79,7 @@ def synthesise(espeak: ctypes.CDLL, utterance: Utterance) -> bytes:
         return 0
 
     espeak.espeak_SetSynthCallback(collect)
-    # It takes the plain voice for a variant that it does not know.
+    # espeak-ng silently uses the plain voice for an unknown variant.
     _, _, variant = utterance.voice.partition("+")
     is_known = not variant or (VARIANTS / variant).is_file()
     if not is_known or espeak.espeak_SetVoiceByName(utterance.voice.encode()) != EE_OK:

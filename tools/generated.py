@@ -1,4 +1,4 @@
-"""Writes what is generated from the models of `schemas` and the worker's settings: `make schemas`.
+"""Writes the files generated from the models of `schemas` and the worker's settings: `make schemas`.
 
 These are `schemas/*.schema.json`, the tables of fields in README.md, and the table of settings in docs/deploy.md.
 """
@@ -69,7 +69,7 @@ def environment_variable(name: str, field: FieldInfo) -> str:
 
 
 def fill_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Replaces the lines between `<!-- NAME -->` and `<!-- end -->` by the table of that name.
+    """Replaces the lines between `<!-- NAME -->` and `<!-- end -->` with the table of that name.
 
     Raises:
         KeyError: `tables` has no table of that name.
@@ -79,7 +79,7 @@ def fill_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 
 def documents() -> dict[Path, dict[str, Callable[[], str]]]:
-    """The documents that have generated tables, with these tables."""
+    """The documents with generated tables, and these tables."""
     fields: dict[str, Callable[[], str]] = {
         f"fields: {name}": partial(field_table, model) for name, model in README_TABLES.items()
     }
@@ -87,7 +87,7 @@ def documents() -> dict[Path, dict[str, Callable[[], str]]]:
 
 
 def generated_files() -> dict[Path, str]:
-    """Every generated file with its content."""
+    """Every generated file and its content."""
     files = {
         CHECKOUT / "schemas" / f"{name}.schema.json": json_schema_text(model)
         for name, model in PUBLISHED_MODELS.items()

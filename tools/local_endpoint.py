@@ -2,10 +2,10 @@
 
     python -m tools.local_endpoint      (make serve)
 
-starts it with one worker. What works against http://127.0.0.1:8000/v2/local works against
-https://api.runpod.ai/v2/ENDPOINT: another address and another key. What Runpod has not, and a client finds on the
-loopback address alone, is `/files/`, the worker's output folder: results in store "volume" are read from there, and
-inputs too large for a request are put there. Previews need no key, since players send none.
+starts it with one worker. A client of http://127.0.0.1:8000/v2/local works with https://api.runpod.ai/v2/ENDPOINT after
+a change of address and key. `/files/`, the worker's output folder, exists only here and not at Runpod: clients read
+results in store "volume" from it and put inputs there that are too large for a request. Previews need no key, because
+players send none.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ RUN_RESULT_KEPT_S = 30 * 60.0
 RUNSYNC_RESULT_KEPT_S = 60.0
 RUNSYNC_WAIT_S = 90.0
 DEFAULT_TTL_S = 24 * 3600.0
-"""Runpod's limits, all of the above."""
+"""The constants above from `MAX_RUN_BYTES` on are Runpod's limits."""
 
 MAX_LOST_WORKERS = 2
-"""Workers that a job may outlive; after another one it has failed."""
+"""Number of lost workers after which a job is still queued again; after one more it fails."""
 
 WEBHOOK_TRIES, WEBHOOK_PAUSE_S = 3, 10.0
 
 
 class JobStatus(StrEnum):
-    """What Runpod calls a job's states."""
+    """Runpod's names of a job's states."""
 
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
@@ -70,7 +70,7 @@ class JobStatus(StrEnum):
 
 @dataclass
 class QueuedJob:
-    """A job and all that its worker has said of it; times are of the monotonic clock, in seconds."""
+    """A job and all messages of its worker; times are from the monotonic clock, in seconds."""
 
     id: str
     payload: dict[str, Any]
@@ -90,16 +90,16 @@ class QueuedJob:
 
     @property
     def seconds(self) -> float:
-        """From being taken to the result."""
+        """Time from taking the job to its result."""
         assert self.taken_at is not None and self.ended_at is not None
         return self.ended_at - self.taken_at
 
     def end(self, status: JobStatus) -> None:
-        """Nothing that a worker says from now on counts."""
+        """Ends the job; later messages of a worker are ignored."""
         self.status, self.ended_at = status, time.monotonic()
 
     def as_status(self) -> dict[str, Any]:
-        """What /status answers: progress is the output while the job is IN_PROGRESS."""
+        """The answer of /status; while the job is IN_PROGRESS, the output is its progress."""
         answer: dict[str, Any] = {"id": self.id, "status": self.status}
         if self.taken_at is not None:
             answer |= {"delayTime": _milliseconds(self.taken_at - self.created_at), "workerId": WORKER_ID}
@@ -118,10 +118,10 @@ def _milliseconds(seconds: float) -> int:
 
 
 class JobQueue:
-    """Jobs in order; used by the server's event loop and by any thread.
+    """Jobs in order; safe to use from the server's event loop and from any thread.
 
     Args:
-        execution_timeout_s: seconds that a job may run whose policy does not say.
+        execution_timeout_s: time limit of jobs without one in their policy.
     """
 
     def __init__(self, execution_timeout_s: float | None = None) -> None:
@@ -137,7 +137,7 @@ class JobQueue:
     def post(
         self, job_input: Any, job_id: str | None = None, kept_s: float = RUN_RESULT_KEPT_S, **envelope: Any
     ) -> str:
-        """Queues a job; `envelope` is what lies beside `input`, such as s3Config, policy and webhook. Returns its id.
+        """Queues a job; `envelope` has the fields beside `input`, such as s3Config, policy and webhook. Returns its id.
 
         Raises:
             policy.PolicyError: Runpod would refuse its policy.
@@ -158,7 +158,7 @@ class JobQueue:
         return job_id
 
     def take(self) -> dict[str, Any] | None:
-        """The next job as a worker gets it, if any waits."""
+        """The next job, in the form that a worker gets; None if none is waiting."""
         with self._lock:
             if not self._waiting:
                 return None
@@ -168,19 +168,19 @@ class JobQueue:
             return job.payload
 
     def take_stops(self) -> list[str]:
-        """Jobs that the worker shall stop."""
+        """Jobs that the worker must stop."""
         with self._lock:
             stops, self._stops = self._stops, []
             return stops
 
     def take_unannounced(self) -> list[QueuedJob]:
-        """Jobs that have ended and whose webhooks have not been told."""
+        """Ended jobs whose webhooks have not been called yet."""
         with self._lock:
             job_ids, self._unannounced = self._unannounced, []
             return [self.jobs[job_id] for job_id in job_ids if job_id in self.jobs]
 
     def report(self, job_id: str, message: dict[str, Any]) -> None:
-        """A worker's progress or result; none counts after the job's end."""
+        """Stores a worker's progress or result; messages after the job's end are ignored."""
         with self._lock:
             job = self.jobs.get(job_id)
             if job is None:
@@ -194,7 +194,7 @@ class JobQueue:
                 self._end(job, JobStatus.FAILED if job.error else JobStatus.COMPLETED)
 
     def cancel(self, job_id: str) -> QueuedJob:
-        """The job, cancelled unless it has ended.
+        """Cancels a job unless it has ended, and returns it.
 
         Raises:
             KeyError: there is no such job.
@@ -206,7 +206,7 @@ class JobQueue:
             return job
 
     def retry(self, job_id: str) -> QueuedJob:
-        """The job, in the queue again under its id.
+        """Puts a job into the queue again under its id, and returns it.
 
         Raises:
             KeyError: there is no such job.
@@ -221,7 +221,7 @@ class JobQueue:
             return job
 
     def lose_worker(self) -> None:
-        """Its worker has died: the job in progress goes to the next one, unless it seems to be the cause."""
+        """Handles a worker's death: its job goes to the next worker, unless the job seems to be the cause."""
         with self._lock:
             for job in self.jobs.values():
                 if job.status is not JobStatus.IN_PROGRESS:
@@ -234,7 +234,7 @@ class JobQueue:
                     self._requeue(job)
 
     def expire(self) -> None:
-        """Stops jobs whose time is over, and forgets those whose results are no longer kept."""
+        """Stops jobs that have exceeded their time, and deletes ended ones that have been kept long enough."""
         now = time.monotonic()
         with self._lock:
             for job in list(self.jobs.values()):
@@ -253,7 +253,7 @@ class JobQueue:
                     del self.jobs[job.id]
 
     def health(self) -> dict[str, Any]:
-        """What /health answers."""
+        """The answer of /health."""
         with self._lock:
             statuses = [job.status for job in self.jobs.values()]
         running = statuses.count(JobStatus.IN_PROGRESS)
@@ -287,14 +287,14 @@ class JobQueue:
 
 
 class LocalEndpoint:
-    """Serves a queue on 127.0.0.1 while it is entered, in a thread of its own.
+    """Serves a queue on 127.0.0.1 in its own thread, inside a `with` block.
 
     Args:
         queue: the jobs.
-        key: that clients and the worker give.
-        port: 0 for any free one; the attribute has the one taken.
+        key: the key of clients and the worker.
+        port: 0 for any free port; the attribute then has its number.
         files: the worker's output folder, served below /files/; None: not served.
-        lifetime_s: seconds after which it ends by itself.
+        lifetime_s: time after which it ends by itself.
     """
 
     def __init__(
@@ -325,11 +325,11 @@ class LocalEndpoint:
 
     @property
     def url(self) -> str:
-        """What stands in the place of https://api.runpod.ai/v2/ENDPOINT."""
+        """The address that replaces https://api.runpod.ai/v2/ENDPOINT."""
         return f"http://127.0.0.1:{self.port}/v2/{ENDPOINT_ID}"
 
     def environment(self) -> dict[str, str]:
-        """What Runpod sets for a worker, pointing here, without the checks of its machines."""
+        """The environment that Runpod sets for a worker, pointing here, without the checks of Runpod's machines."""
         return {
             "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID?gpu=none",
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
@@ -372,7 +372,7 @@ class LocalEndpoint:
         return web.json_response({"id": job_id, "status": JobStatus.IN_QUEUE})
 
     async def runsync(self, request: web.Request) -> web.Response:
-        """POST /runsync: queues a job and waits for its end for a while."""
+        """POST /runsync: queues a job and waits a limited time for its end."""
         job_id = await self._post(request, MAX_RUNSYNC_BYTES, RUNSYNC_RESULT_KEPT_S)
         job = self.queue.jobs[job_id]
         await self._long_poll(lambda: job.ended_at is not None, RUNSYNC_WAIT_S)
@@ -387,7 +387,7 @@ class LocalEndpoint:
         return web.json_response(self.queue.cancel(self._job(request).id).as_status())
 
     async def retry(self, request: web.Request) -> web.Response:
-        """POST /retry/ID: a job that has failed or timed out goes into the queue again, under the same id."""
+        """POST /retry/ID: puts a job that has failed or timed out into the queue again, under the same id."""
         try:
             return web.json_response(self.queue.retry(self._job(request).id).as_status())
         except ValueError as error:
@@ -398,7 +398,7 @@ class LocalEndpoint:
         return web.json_response(self.queue.health())
 
     async def upload(self, request: web.Request) -> web.Response:
-        """PUT /files/uploads/NAME: keeps an input, and answers with the path that a job names it by."""
+        """PUT /files/uploads/NAME: stores an input, and answers with its path for a job."""
         assert self.files is not None
         try:
             name = check_safe_name(request.match_info["name"])
@@ -417,7 +417,7 @@ class LocalEndpoint:
 
         def take() -> bool:
             if request.transport is None:
-                # Whoever asked has gone: a job handed over now would be lost.
+                # The worker has disconnected: a job handed over now would be lost.
                 return True
             payload = self.queue.take()
             payloads.extend([payload] if payload else [])
@@ -427,7 +427,7 @@ class LocalEndpoint:
         return web.json_response(payloads[0]) if payloads else web.Response(status=204)
 
     async def job_stop(self, request: web.Request) -> web.Response:
-        """A worker asks which jobs it shall stop."""
+        """A worker asks which jobs it must stop."""
         stops: list[str] = []
 
         def take() -> bool:
@@ -463,7 +463,7 @@ class LocalEndpoint:
         await runner.cleanup()
 
     async def _announce(self, session: aiohttp.ClientSession, job: QueuedJob) -> None:
-        """Tells a job's webhook its end, again where it does not answer with 200."""
+        """Reports a job's end to its webhook, and tries again if the answer is not 200."""
         assert job.webhook is not None
         for attempt in range(WEBHOOK_TRIES):
             if attempt:
@@ -517,7 +517,7 @@ class LocalEndpoint:
 
 
 def _is_preview(request: web.Request) -> bool:
-    """Whether a request reads a file of a job's preview: players send no key, as they send a bucket none."""
+    """Whether a request reads a file of a job's preview; players send no key."""
     path = PurePosixPath(request.path)
     return (
         request.method == "GET"
@@ -542,9 +542,9 @@ def _http_error(error: web.HTTPError, message: str) -> web.HTTPError:
 
 
 def run_workers(endpoint: LocalEndpoint, output_dir: Path) -> int:
-    """Keeps one worker running, a new one after each that ends; returns once a worker ends without having taken a job.
+    """Keeps one worker running, and replaces it when it ends; returns when a worker ends without having taken a job.
 
-    The exit status of that one is returned.
+    Returns that worker's exit status.
     """
     environment = os.environ | endpoint.environment()
     environment |= {"OUTPUT_DIR": str(output_dir), "SERVE_EXAMPLES": "true"}
@@ -558,7 +558,7 @@ def run_workers(endpoint: LocalEndpoint, output_dir: Path) -> int:
             worker.terminate()
             with suppress(subprocess.TimeoutExpired):
                 worker.wait(START_TIMEOUT_S)
-            # As a container's end does, this ends what a crashed worker has left behind: the SDK's ping process.
+            # Like the end of a container, this ends the process that a crashed worker leaves behind: the SDK's ping.
             with suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
         endpoint.queue.lose_worker()

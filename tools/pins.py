@@ -1,12 +1,12 @@
-"""Pins what the image and the workflows take from elsewhere by name: container images, a wheel, actions.
+"""Pins what the image and the workflows fetch by name: container images, a wheel, actions.
 
-    make pins                       looks up what has no pin yet, and writes it
-    python -m tools.pins --renew    looks all of it up anew
+    make pins                       looks up missing pins, and writes them
+    python -m tools.pins --renew    looks up all pins again
 
-An image is pinned by the digest of its manifest, the wheel by its SHA-256, an action by its commit. Either all are
-written or, where one cannot be looked up, none. Packages are not among them: requirements.lock has their hashes.
+An image is pinned by the digest of its manifest, the wheel by its SHA-256, an action by its commit. If one cannot be
+looked up, none is written. Packages are pinned elsewhere: requirements.lock has their hashes.
 
-Needs nothing but Python's own library, since the release workflow runs it before anything is installed.
+Needs only Python's standard library, because the release workflow runs it before anything is installed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WHEEL = re.compile(
 ACTION = re.compile(
     r"^(?P<before> *(?:- )?uses: )(?P<name>[\w.-]+/[\w./-]+)@(?:(?P<pin>[0-9a-f]{40}) # )?(?P<version>[\w.-]+)$", re.M
 )
-"""What is fetched by name: `name` is what is looked up, `pin` is there where it is pinned."""
+"""Patterns of the names to pin: `name` is looked up, `pin` is present if it is pinned already."""
 
 
 class PinError(Exception):
@@ -51,13 +51,13 @@ class PinError(Exception):
 
 @dataclass(frozen=True)
 class Services:
-    """Addresses that are asked, without a slash at the end.
+    """Addresses of the services, without a slash at the end.
 
     Attributes:
         hub: Docker Hub's registry.
-        hub_tokens: where it has its readers get tokens, which it gives to everyone.
+        hub_tokens: the service that gives every reader a token for it.
         github: GitHub's API.
-        github_token: for more requests an hour than without.
+        github_token: allows more requests per hour.
     """
 
     hub: str = "https://registry-1.docker.io"
@@ -67,10 +67,10 @@ class Services:
 
 
 def fetch(url: str, headers: Mapping[str, str]) -> bytes:
-    """The body that an address answers with.
+    """The body of an address's answer.
 
     Raises:
-        PinError: it does not, or with an error.
+        PinError: there is no answer, or an error.
     """
     try:
         with urlopen(Request(url, headers=dict(headers)), timeout=TIMEOUT_S) as response:
@@ -80,7 +80,7 @@ def fetch(url: str, headers: Mapping[str, str]) -> bytes:
 
 
 def image_digest(image: str, services: Services) -> str:
-    """SHA-256 of the manifest of an image on Docker Hub, `name:tag`, of all its platforms where it has several."""
+    """SHA-256 of the manifest of an image on Docker Hub, `name:tag`; it covers all platforms if there are several."""
     name, _, tag = image.partition(":")
     query = f"service=registry.docker.io&scope=repository:{name}:pull"
     try:
@@ -104,7 +104,7 @@ def wheel_digest(url: str) -> str:
 
 
 def action_commit(action: str, version: str, services: Services) -> str:
-    """The commit that a tag of an action's repository stands for."""
+    """The commit of a tag in an action's repository."""
     repository = "/".join(action.split("/")[:2])
     headers = {"Accept": "application/vnd.github.sha"}
     if services.github_token is not None:
@@ -116,10 +116,10 @@ def action_commit(action: str, version: str, services: Services) -> str:
 
 
 def with_pins(text: str, services: Services, renew: bool = False) -> str:
-    """A Dockerfile or a workflow with a pin wherever it had none.
+    """A Dockerfile or a workflow with all pins.
 
     Args:
-        renew: looks up what has a pin, too.
+        renew: whether to look up existing pins again.
 
     Raises:
         PinError: something cannot be looked up.
@@ -146,7 +146,7 @@ def with_pins(text: str, services: Services, renew: bool = False) -> str:
 
 
 def pin_files(checkout: Path, services: Services, renew: bool = False) -> list[Path]:
-    """Writes pins into a checkout's Dockerfile and workflows; returns the files that are now others.
+    """Writes pins into a checkout's Dockerfile and workflows; returns the changed files.
 
     Raises:
         PinError: something cannot be looked up; nothing has been written.
@@ -161,7 +161,7 @@ def pin_files(checkout: Path, services: Services, renew: bool = False) -> list[P
 
 
 def main() -> None:
-    """Writes the pins and says into which files."""
+    """Writes the pins and prints the changed files."""
     parser = argparse.ArgumentParser(description="Pins images, the wheel and actions by what they hold.")
     parser.add_argument("--renew", action="store_true", help="look up what has a pin, too")
     services = Services(github_token=os.environ.get("GITHUB_TOKEN"))

@@ -1,11 +1,11 @@
-"""The local endpoint with what tests ask of it.
+"""The local endpoint with faults and waits for tests.
 
     with LocalQueue() as queue:
         worker = subprocess.Popen([sys.executable, "handler.py"], env=os.environ | queue.environment())
         job_id = queue.post({...})
         job = queue.wait(job_id, timeout_s=60)
 
-Runs in a thread of its own and ends with the `with` block, or by itself after its lifetime.
+Runs in its own thread and ends with the `with` block, or by itself after its lifetime.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ API_KEY = "test-key"
 
 
 Fault = int | Literal["drop", "drop after", "login", "page"]
-"""What becomes of an offered result: a status, a dropped connection before or after it was taken, a redirect to what
-answers with 200, or a page of HTML."""
+"""The answer to an offered result: a status, a dropped connection before or after the result is stored, a redirect to
+an address that answers with 200, or an HTML page."""
 
 
 class FaultyEndpoint(LocalEndpoint):
-    """An endpoint that takes results and progress as badly as it is told.
+    """An endpoint with prescribed faults in its answers to results and progress.
 
     Attributes:
-        faults: of the results offered next, in order.
-        progress_delay_s: seconds that each progress message waits for its answer.
+        faults: faults of the next offered results, in order.
+        progress_delay_s: time that each progress message waits for its answer.
         results: bodies of all offers of a job's result.
-        take_faults: of the next requests for a job: a status, or "page".
-        texts: of jobs, what a worker gets in the place of their JSON.
+        take_faults: faults of the next requests for a job: a status, or "page".
+        texts: by job id, the text that a worker gets in place of the job's JSON.
     """
 
     def __init__(self, queue: JobQueue, key: str, files: Path | None, lifetime_s: float) -> None:
@@ -100,35 +100,35 @@ class LocalQueue(JobQueue):
 
     @property
     def pings(self) -> int:
-        """Signs of life of the worker."""
+        """Number of the worker's pings."""
         return self.endpoint.pings
 
     @property
     def unauthorised(self) -> int:
-        """Requests without the key."""
+        """Number of requests without the key."""
         return self.endpoint.unauthorised
 
     def environment(self) -> dict[str, str]:
-        """What Runpod sets for a worker, pointing here."""
+        """The environment that Runpod sets for a worker, pointing here."""
         return self.endpoint.environment()
 
     def post_text(self, text: str) -> str:
-        """Queues a job that the worker gets as this text, in which ID stands for its id. Returns its id."""
+        """Queues a job that the worker gets as this text, with its id in place of "ID". Returns its id."""
         job_id = uuid.uuid4().hex
         self.endpoint.texts[job_id] = text.replace("ID", job_id)
         return self.post(None, job_id=job_id)
 
     def give_again(self, job_id: str) -> None:
-        """Takes the job's worker for lost, whether it is or not, and whatever it has told."""
+        """Queues the job again as if its worker were lost, and drops all that the worker has reported."""
         with self._lock:
             self._requeue(self.jobs[job_id])
 
     def wait(self, job_id: str, timeout_s: float) -> QueuedJob:
-        """The job once it is COMPLETED or FAILED."""
+        """Waits until the job is COMPLETED or FAILED, and returns it."""
         return self.wait_until(job_id, lambda job: job.status in ("COMPLETED", "FAILED"), timeout_s)
 
     def wait_until(self, job_id: str, condition: Callable[[QueuedJob], bool], timeout_s: float) -> QueuedJob:
-        """The job once `condition(job)` holds; an AssertionError with what is known when it takes too long."""
+        """Waits until `condition(job)` holds, and returns the job; after `timeout_s`, an AssertionError shows it."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             job = self.jobs[job_id]

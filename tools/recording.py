@@ -1,4 +1,4 @@
-"""The pipeline with a memory: for tests and benchmarks that look at what lies between its stages."""
+"""A pipeline that records intermediate results, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from infinitetalk.runtime.networks import Networks
 
 
 class RecordingPipeline(InfiniteTalkPipeline):
-    """Keeps what its stages make, in the order of the chunks.
+    """Records the results of its stages, in the order of the chunks.
 
     Attributes:
-        references: float latents (1, 16, t, h, w) of each reference frame followed by grey, as often as one is encoded.
+        references: float latents (1, 16, t, h, w) of each encoded reference frame followed by grey.
         latents: (1, 16, t, h, w) of each chunk, as handed to the VAE.
         decoded: float (1, 3, num_frames, height, width) in [-1, 1], each chunk with the source's colours.
     """
@@ -28,20 +28,20 @@ class RecordingPipeline(InfiniteTalkPipeline):
         self.decoded: list[Tensor] = []
 
     def encode_reference(self, frame: Tensor, height: int, width: int, num_frames: int) -> Reference:
-        """As the pipeline does."""
+        """Like the pipeline's; records the result."""
         reference = super().encode_reference(frame, height, width, num_frames)
         self.references.append(reference.latents)
         return reference
 
     def decode(self, video: Video, sampled: SampledChunk) -> Tensor:
-        """As the pipeline does."""
+        """Like the pipeline's; records the result."""
         decoded = super().decode(video, sampled)
         self.latents.append(sampled.latents)
         self.decoded.append(decoded)
         return decoded
 
     def new_video(self, chunks: Sequence[Chunk]) -> Tensor:
-        """The frames that the recorded chunks add to the video, cut: float (3, num_frames, height, width)."""
+        """The new frames of the recorded chunks, without fades: float (3, num_frames, height, width)."""
         return torch.cat(
             [
                 decoded[0, :, chunk.plan.num_motion_frames :][:, : chunk.plan.num_new_frames]

@@ -1,4 +1,4 @@
-"""A worker process under the SDK, its jobs from a local queue, for tests."""
+"""A worker process under the SDK that takes jobs from a local queue, for tests."""
 
 import json
 import os
@@ -28,11 +28,11 @@ class Worker:
     """A worker process, its volume and its log.
 
     Args:
-        queue: where it takes jobs.
-        folder: of its own, or one that an earlier worker had, whose volume it then finds.
-        script: that is run.
+        queue: the queue from which it takes jobs.
+        folder: a new folder, or that of an earlier worker, whose volume it then uses.
+        script: the script to run.
         settings: environment variables beside the queue's.
-        outputs: file descriptors of its standard output and error, in the place of the log.
+        outputs: file descriptors of its standard output and error; by default, both go to the log.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Worker:
             )
 
     def wait_until_ready(self) -> None:
-        """Waits until it has answered its first job, whose picture it looks for once all libraries are imported."""
+        """Waits until it has answered its first job: it looks for the job's files when all libraries are imported."""
         unreadable = {"prompt": "none", "cond_video": "nowhere.png", "cond_audio": {"person1": "nowhere.wav"}}
         self.queue.wait(self.queue.post(unreadable), START_TIMEOUT_S)
 
     def wait_for_event(self, event: str, **fields: object) -> dict[str, Any]:
-        """The first line of the log with that event and those fields."""
+        """Waits for a line of the log with this event and these fields, and returns the first one."""
         deadline = time.monotonic() + JOB_TIMEOUT_S
         while time.monotonic() < deadline:
             if lines := self.events(event, **fields):
@@ -82,8 +82,8 @@ class Worker:
         raise AssertionError(f"no {event} {fields} in the log")
 
     def events(self, event: str | None = None, **fields: object) -> list[dict[str, Any]]:
-        """The worker's own lines in the log; with that event and those fields."""
-        # A last line may not be whole yet.
+        """The worker's own lines in the log, or those with this event and these fields."""
+        # The last line may still be incomplete.
         written = [line for line in self.log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
         lines = [json.loads(line) for line in written if line.startswith("{")]
         return [
@@ -93,7 +93,7 @@ class Worker:
         ]
 
     def resources(self) -> dict[str, int]:
-        """What the process has: resident bytes, threads, open files, entries of its temporary folder."""
+        """The process's resources: resident bytes, threads, open files, entries of its temporary folder."""
         process = psutil.Process(self.process.pid)
         return {
             "resident_bytes": process.memory_info().rss,
@@ -103,42 +103,42 @@ class Worker:
         }
 
     def run(self, job_input: object, **envelope: Any) -> QueuedJob:
-        """The job at its end."""
+        """Runs a job and returns it at its end."""
         job_id = self.queue.post(job_input, **envelope)
         return self.queue.wait(job_id, JOB_TIMEOUT_S)
 
     def refusal(self, job_input: object, **envelope: object) -> tuple[QueuedJob, Failure]:
-        """A job that fails, and its failure put together again as the handler returned it."""
+        """Runs a job that must fail; returns it and its failure as the handler returned it."""
         job = self.run(job_input, **envelope)
         assert job.status == "FAILED", job
         return job, Failure.model_validate(job.output | {"error": job.error}, strict=False)
 
     def success(self, job_input: object, **envelope: object) -> tuple[QueuedJob, Success]:
-        """A job that succeeds, and its result."""
+        """Runs a job that must succeed; returns it and its result."""
         job = self.run(job_input, **envelope)
         assert job.status == "COMPLETED", job
         return job, Success.model_validate(job.output, strict=False)
 
     def frames(self, result: Success) -> np.ndarray:
-        """The video of a result decoded back: uint8 (T, H, W, 3)."""
+        """The decoded video of a result: uint8 (T, H, W, 3)."""
         assert result.video.path is not None
         with av.open(str(self.volume / result.video.path)) as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
     def kill(self) -> None:
-        """Ends the worker as a lost machine does; its job goes back to the queue."""
+        """Kills the worker like the loss of its machine; its job goes back to the queue."""
         self._kill_all()
         self.queue.lose_worker()
 
     def stop(self) -> None:
-        """Drains the worker."""
+        """Lets the worker drain, then ends it."""
         self.process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
         self._kill_all()
 
     def _kill_all(self) -> None:
-        """Ends the process and those it has started: a container's end leaves none of them either."""
+        """Ends the process and those that it has started, like the end of a container."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -146,7 +146,7 @@ class Worker:
 
 @contextmanager
 def running_worker(folder: Path, script: Path = HANDLER, **settings: str) -> Iterator[Worker]:
-    """A worker with a queue of its own, which has taken its first job; its log is printed at the end."""
+    """A worker with its own queue, after its first job; its log is printed at the end."""
     with LocalQueue() as queue, worker_of(queue, folder, script, **settings) as worker:
         worker.wait_until_ready()
         yield worker

@@ -1,4 +1,4 @@
-"""Run the groups, print each figure as it is made, and keep all of them in a file.
+"""Run the groups, print each figure when it is measured, and keep all of them in a file.
 
 python -m benchmarks.gpu [--output FILE] [--groups evaluations,vae] [--rows kernels,LoRA] [--limit-s 360] [--small]
 """
@@ -22,7 +22,7 @@ import torch
 from benchmarks.gpu.rows import Figure, Group, wait_for_word
 from benchmarks.measure import machine
 
-#: Most valuable first, each with the seconds after which it is ended.
+#: Group → seconds after which it is ended; the most valuable group comes first.
 GROUPS = {
     "evaluations": 150.0,
     "chunks": 100.0,
@@ -35,7 +35,7 @@ GROUPS = {
 
 
 def load_group(name: str) -> Group[Any]:
-    """A group by its name; what it imports is imported now."""
+    """A group by its name; its module is imported here."""
     import importlib
 
     group: Group[Any] = importlib.import_module(f"benchmarks.gpu.{name}").GROUP
@@ -43,7 +43,7 @@ def load_group(name: str) -> Group[Any]:
 
 
 class GroupProcess:
-    """A group in a process of its own, which has imported what it needs when its turn comes."""
+    """A group in a separate process, which does its imports before its turn comes."""
 
     def __init__(self, name: str, small: bool, wanted: str) -> None:
         self.name = name
@@ -59,8 +59,8 @@ class GroupProcess:
         threading.Thread(target=self._read, daemon=True).start()
 
     def figures(self, limit_s: float) -> Iterator[Figure]:
-        """What the group finds, as it finds it. A group that ends early or takes too long ends with a figure that says
-        which row it was in."""
+        """The group's figures as they are measured. If the group ends early or takes too long, the last figure names
+        the current row."""
         assert self._process.stdin is not None
         deadline = time.monotonic() + limit_s
         row = "its preparation"
@@ -92,7 +92,7 @@ class GroupProcess:
             yield Figure(f"{self.name}, {row}", None, detail=f"its process ended with {status}; later rows not run")
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
 
@@ -104,7 +104,7 @@ class GroupProcess:
 
 
 class Report:
-    """All figures so far, in a file that is whole after each."""
+    """All figures so far, in a file that is complete after each figure."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -122,7 +122,7 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the figures."""
+    """Versions of the software and the driver that affect the figures."""
     import diffusers
     import torchao
     import transformers
@@ -177,7 +177,7 @@ def main() -> None:
         if left_s <= 0:
             report.add(name, Figure(name, None, detail=f"no time was left of {options.limit_s:.0f} s"))
             continue
-        # The next group imports what it needs while this one measures.
+        # The next group does its imports while this one measures.
         ahead = None if following is None else GroupProcess(following, small, options.rows)
         for figure in process.figures(left_s if small else min(left_s, GROUPS[name])):
             report.add(name, figure)

@@ -1,6 +1,7 @@
-"""Whole chunks by the pipeline that the worker runs, at the published sizes with random weights: two steps of each.
+"""Whole chunks with the worker's pipeline, at the published sizes with random weights: two steps of each.
 
-A recipe's chunk is computed from them: what is made once a chunk, and its number of steps. Then a cancelled job.
+The time of a recipe's chunk follows from them: the work done once per chunk, and the time of its steps. Then a
+cancelled job.
 """
 
 import time
@@ -20,20 +21,20 @@ from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
 
-#: Settings that are timed for two steps, and the steps that a job by them makes.
+#: Settings that are timed for two steps, and the number of steps of a job with them.
 SETTINGS = GenerationSettings(num_inference_steps=2, shift=2.0, text_guide_scale=1.0, audio_guide_scale=2.0)
 FEW_STEPS = replace(SETTINGS, frame_num=33, max_frame_num=33, motion_frame=5, shift=5.0, audio_guide_scale=1.0)
 
 
 @dataclass
 class Pipeline:
-    """The pipeline over networks of random weights."""
+    """The pipeline with networks of random weights."""
 
     shape: Shape
     pipeline: InfiniteTalkPipeline
 
     def conditions(self, num_frames: int) -> Conditions:
-        """A picture of 640x640, noise for speech and prompt."""
+        """An image of 640x640, noise for speech and prompt."""
         generator = torch.Generator().manual_seed(1)
         return Conditions(
             source=Portrait(),
@@ -44,7 +45,7 @@ class Pipeline:
 
 
 def prepare(small: bool) -> Pipeline:
-    """Transformer, VAE and CLIP; prompts and speech come embedded."""
+    """Transformer, VAE and CLIP; prompts and speech are embedded already."""
     shape = shape_of(small)
 
     networks = Networks(
@@ -61,7 +62,7 @@ def prepare(small: bool) -> Pipeline:
 
 
 def chunk(state: Pipeline, name: str, settings: GenerationSettings) -> Iterator[Figure]:
-    """Two chunks of two steps each: the second begins with what the first left, as a stream's chunks do."""
+    """Two chunks of two steps each; the second starts from the first, as in a stream."""
     settings = replace(settings, max_frame_num=2 * settings.frame_num - settings.motion_frame)
     release()
     times = []
@@ -101,7 +102,7 @@ def few_steps(state: Pipeline) -> Iterator[Figure]:
 
 
 def cancelled(state: Pipeline) -> Iterator[Figure]:
-    """A job that is told to stop within its first evaluation: how long until it has, and what it leaves."""
+    """A job that is stopped within its first evaluation: the time until it ends, and the memory that it leaves."""
     release()
     before = torch.cuda.memory_allocated() if device().type == "cuda" else 0
     asked = []
@@ -122,7 +123,7 @@ def cancelled(state: Pipeline) -> Iterator[Figure]:
 
 
 def out_of_memory(state: Pipeline) -> Iterator[Figure]:
-    """A chunk for which memory is missing, and the same once it is there again."""
+    """A chunk without enough memory, and the same chunk when there is enough again."""
     if device().type != "cuda":
         yield Figure("a chunk for which memory is missing", None, detail="no GPU here")
         return

@@ -1,4 +1,4 @@
-"""One evaluation with its blocks compiled, and with products in fp8, which need the compiler to gain anything."""
+"""One evaluation with compiled blocks, and with products in fp8, which are only faster when compiled."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memor
 
 
 def prepare(small: bool) -> Evaluations:
-    """The 14B network, whose blocks are compiled when they are first called."""
+    """The 14B network; its blocks are compiled at the first call."""
     state = Evaluations(shape_of(small), make_transformer(shape_of(small)))
     state.transformer.compile_repeated_blocks(fullgraph=True)
     return state
@@ -20,7 +20,7 @@ def one_speaker(state: Evaluations) -> Iterator[Figure]:
 
 
 def fewer_frames(state: Evaluations) -> Iterator[Figure]:
-    """The size of a few-step recipe: a second graph, of dynamic shape."""
+    """The size of a few-step recipe: a second graph, with dynamic shapes."""
     (_, _), (name, size), *_ = state.shape.sizes.items()
     given = inputs(size, working_dtype())
     yield Figure(f"compiling, {name}", seconds(lambda: state.transformer(**given)))
@@ -33,7 +33,7 @@ def two_speakers(state: Evaluations) -> Iterator[Figure]:
 
 
 def fp8(state: Evaluations) -> Iterator[Figure]:
-    """Weights and activations in fp8, scaled row by row."""
+    """Weights and activations in fp8, with a scale for each row."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
     if device().type != "cuda":
@@ -45,7 +45,7 @@ def fp8(state: Evaluations) -> Iterator[Figure]:
 
 
 def compiled(state: Evaluations, what: str, speakers: int) -> Iterator[Figure]:
-    """Seconds to compile, and of an evaluation afterwards."""
+    """Seconds to compile, and seconds of an evaluation afterwards."""
     given = inputs(state.shape.chunk, working_dtype(), speakers)
     before = allocated_gib()
     name = f"blocks compiled, {what}, {speakers} speaker{'s' if speakers > 1 else ''}"

@@ -32,10 +32,10 @@ LORA_RANK = 32
 
 @dataclass
 class Evaluations:
-    """The transformer, and what its products could take.
+    """The transformer, and the rate of a large matrix product.
 
     Attributes:
-        rate: operations a second of a large product, once it has been measured.
+        rate: operations per second of a large product, once measured.
     """
 
     shape: Shape
@@ -49,7 +49,7 @@ def prepare(small: bool) -> Evaluations:
 
 
 def rates(state: Evaluations) -> Iterator[Figure]:
-    """What the card does of products and copies, against which the rest is held."""
+    """The GPU's rates of products and copies, to which the other rows are compared."""
     side = state.shape.side
     left, right = (torch.randn(side, side, device=device(), dtype=working_dtype()) for _ in range(2))
     state.rate = 2 * side**3 / timed(lambda: left @ right, 10)
@@ -72,7 +72,7 @@ def rates(state: Evaluations) -> Iterator[Figure]:
 def evaluation(
     state: Evaluations, what: str, size: tuple[int, int, int], speakers: int = 1, repeats: int = 2
 ) -> Iterator[Figure]:
-    """Seconds of one evaluation, against its floor, and the memory that it takes."""
+    """Seconds of one evaluation, against the lower bound, and its memory."""
     given = inputs(size, working_dtype(), speakers)
     release()
     before = allocated_gib()
@@ -87,7 +87,7 @@ def evaluation(
 
 
 def at_each_size(state: Evaluations) -> Iterator[Figure]:
-    """One speaker, the sizes in turn; the largest is timed once."""
+    """One speaker, at each size; the largest is timed once."""
     for name, size in state.shape.sizes.items():
         yield from evaluation(state, name, size, repeats=1 if size[1] > 100 else 2)
 
@@ -98,7 +98,7 @@ def two_speakers(state: Evaluations) -> Iterator[Figure]:
 
 
 def kernels(state: Evaluations) -> Iterator[Figure]:
-    """Where an evaluation's time goes, by kernel."""
+    """An evaluation's time by kernel."""
     given = inputs(state.shape.chunk, working_dtype())
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         seconds(lambda: state.transformer(**given))
@@ -113,7 +113,7 @@ def kernels(state: Evaluations) -> Iterator[Figure]:
 
 
 def attention_backends(state: Evaluations) -> Iterator[Figure]:
-    """One evaluation by each of diffusers' attention kernels that is there."""
+    """One evaluation with each available attention kernel of diffusers."""
     given = inputs(state.shape.chunk, working_dtype())
     for backend in ("_native_cudnn", "_native_flash", "_flash_3", "sage"):
         try:
@@ -128,7 +128,7 @@ def attention_backends(state: Evaluations) -> Iterator[Figure]:
 
 
 def skipped(state: Evaluations) -> Iterator[Figure]:
-    """An evaluation that TeaCache skips, and what its residual takes."""
+    """An evaluation that TeaCache skips, and the memory of its residual."""
     given = inputs(state.shape.chunk, working_dtype())
     cache = TeaCache(INFINITETALK.sizes["infinitetalk-480"].teacache_polynomial, threshold=1e9)
     for _ in range(6):
@@ -137,7 +137,7 @@ def skipped(state: Evaluations) -> Iterator[Figure]:
 
 
 def lora(state: Evaluations) -> Iterator[Figure]:
-    """A LoRA of rank 32 on every linear layer of the blocks, read from a file and added."""
+    """A LoRA of rank 32 for every linear layer of the blocks, read from a file and added."""
     tensors = {}
     for index, block in enumerate(state.transformer.blocks):
         dim, ffn_dim = block.ffn.net[2].weight.shape
@@ -156,7 +156,7 @@ def lora(state: Evaluations) -> Iterator[Figure]:
 
 
 def weight_only(state: Evaluations) -> Iterator[Figure]:
-    """One evaluation with weights in fp8 that are widened at each use. The network stays so: the last row."""
+    """One evaluation with fp8 weights that are widened at each use. Must be the last row: the network stays in fp8."""
     given = inputs(state.shape.chunk, working_dtype())
 
     def quantise() -> None:

@@ -1,4 +1,4 @@
-"""Single kernels on the shapes of a block: seconds, and error against float32 on the same card."""
+"""Single kernels on the shapes of a block: seconds, and error against float32 on the same GPU."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -34,15 +34,15 @@ def prepare(small: bool) -> Kernels:
 
 
 def attention_error(found: Tensor, query: Tensor, key: Tensor, value: Tensor) -> str:
-    """Of the first 256 queries, against float32: tensors are (1, heads, tokens, head_dim)."""
+    """The error of the first 256 queries against float32; tensors are (1, heads, tokens, head_dim)."""
     scores = query[:, :, :256].float() @ key.float().mT / math.sqrt(query.shape[-1])
     expected = scores.softmax(-1) @ value.float()
     return f"relative error {relative_error(found[:, :, :256], expected):.2e}"
 
 
 def attention(state: Kernels) -> Iterator[Figure]:
-    """Self-attention of a chunk by each kernel."""
-    # Keys that are like some queries more than others, as trained ones are.
+    """Self-attention of a chunk with each kernel."""
+    # Keys that resemble some queries more than others, as in a trained network.
     query, key, value = (
         torch.randn(1, HEADS, state.tokens, HEAD_DIM, device=device(), dtype=working_dtype()) for _ in range(3)
     )
@@ -66,7 +66,7 @@ def attention(state: Kernels) -> Iterator[Figure]:
     def flash_4() -> Tensor:
         from flash_attn.cute import flash_attn_func
 
-        # It takes and gives (1, tokens, heads, head_dim).
+        # Its inputs and output are (1, tokens, heads, head_dim).
         return flash_attn_func(*(part.transpose(1, 2) for part in (query, key, value)))[0].transpose(1, 2)
 
     candidates["sage 1 (int8 scores, Triton)"] = sage
@@ -76,13 +76,13 @@ def attention(state: Kernels) -> Iterator[Figure]:
             took = timed(run, 3)
             detail = f"{operations / took / 1e12:.0f} TFLOP/s, {attention_error(run(), query, key, value)}"
             yield Figure(f"self-attention of {state.tokens:,} tokens, {name}", took, "s", detail)
-        except Exception as error:  # A kernel stands for itself: whatever it meets is its result.
+        except Exception as error:  # Kernels are independent: any error is the kernel's result.
             reason = f"{type(error).__name__}: {str(error).strip()[:300]}"
             yield Figure(f"self-attention of {state.tokens:,} tokens, {name}", None, detail=reason)
 
 
 def products(state: Kernels) -> Iterator[Figure]:
-    """The feed-forward layer's first product, in bf16 and in fp8 with its activations quantised before it."""
+    """The feed-forward layer's first product, in bf16, and in fp8 with its activations quantised first."""
     weight = state.transformer.blocks[0].ffn.net[0].proj.weight
     hidden_states = torch.randn(state.tokens, weight.shape[1], device=device(), dtype=working_dtype())
     operations = 2 * state.tokens * weight.numel()
@@ -112,7 +112,7 @@ def products(state: Kernels) -> Iterator[Figure]:
 
 
 def elementwise(state: Kernels) -> Iterator[Figure]:
-    """Forms of what a block does between its products: each is 80 times in an evaluation."""
+    """Variants of a block's operations between its products; each runs 80 times in an evaluation."""
     dim = state.transformer.config.num_attention_heads * state.transformer.config.attention_head_dim
     hidden_states, factor = (torch.randn(1, state.tokens, dim, device=device(), dtype=working_dtype()) for _ in "ab")
     shift, scale = (torch.randn(1, 1, dim, device=device()) for _ in "ab")
@@ -144,7 +144,7 @@ def elementwise(state: Kernels) -> Iterator[Figure]:
 
 
 def block_error(state: Kernels) -> Iterator[Figure]:
-    """A block as the worker runs it, against the same block in float32 without TF32: one and two speakers."""
+    """A block in the worker's dtype, against the same block in float32 without TF32: one and two speakers."""
     for speakers in (1, 2):
         given = inputs(state.shape.chunk, working_dtype(), speakers)
         narrow = state.transformer(**given).sample

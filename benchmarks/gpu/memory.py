@@ -17,13 +17,13 @@ from infinitetalk.weights.files import open_file
 from infinitetalk.weights.loading import load_parameters, quantised
 from infinitetalk.weights.sources import TensorSource
 
-#: Of the published 40.
+#: Number of blocks, of the published 40.
 NUM_LAYERS = 8
 
 
 @dataclass
 class Part:
-    """The first blocks of the network."""
+    """A network with only some of the blocks."""
 
     shape: Shape
     transformer: InfiniteTalkTransformer3DModel
@@ -36,7 +36,7 @@ def prepare(small: bool) -> Part:
 
 
 def streamed(state: Part) -> Iterator[Figure]:
-    """An evaluation with all blocks on the device, and with none, in bf16 and in fp8."""
+    """An evaluation with all blocks on the device, and with all streamed, in bf16 and in fp8."""
     given = inputs(state.shape.chunk, working_dtype())
     layers = len(state.transformer.blocks)
     for what in ("bf16", "fp8 weights"):
@@ -57,7 +57,7 @@ def streamed(state: Part) -> Iterator[Figure]:
 
 
 def from_disk(state: Part) -> Iterator[Figure]:
-    """A file of the blocks: our loader and safetensors' own, each with the page cache warm and, for ours, cold."""
+    """Loads a file of the blocks: our loader with a cold and a warm page cache, safetensors' own with a warm one."""
     tensors = {
         name: parameter.detach().to("cpu", working_dtype())
         for name, parameter in make_transformer(state.shape, len(state.transformer.blocks)).named_parameters()

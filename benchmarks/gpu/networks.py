@@ -1,4 +1,4 @@
-"""The networks of the published sizes with random weights, and small ones that test the benchmark itself."""
+"""Networks of the published sizes with random weights, and small ones that test the benchmark itself."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 @dataclass(frozen=True)
 class Shape:
-    """What is measured; the defaults are the published sizes.
+    """The measured sizes; the defaults are the published ones.
 
     Attributes:
-        config: of the transformer's constructor.
+        config: arguments of the transformer's constructor.
         sizes: latent (frames, height, width) by name.
-        side: of the square matrices whose product gives the matrix rate.
-        vae: of the VAE's constructor.
-        image_encoder: of CLIP's configuration.
+        side: side of the square matrices for the rate of a product.
+        vae: arguments of the VAE's constructor.
+        image_encoder: arguments of CLIP's configuration.
     """
 
     config: dict[str, int] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def chunk(self) -> tuple[int, int, int]:
-        """The size that most rows take: the published defaults' chunk."""
+        """The size of most rows: a chunk with the published defaults."""
         return next(iter(self.sizes.values()))
 
 
@@ -73,12 +73,12 @@ def shape_of(small: bool) -> Shape:
 
 
 def working_dtype() -> torch.dtype:
-    """Of the transformer: bfloat16 on a GPU."""
+    """The transformer's dtype: bfloat16 on a GPU."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def make_transformer(shape: Shape, num_layers: int | None = None) -> InfiniteTalkTransformer3DModel:
-    """Random weights on the device, each made in its running dtype: the whole is never there in float32."""
+    """A transformer of random weights on the device; each is created in its final dtype, never all in float32."""
     config = dict(shape.config) if num_layers is None else {**shape.config, "num_layers": num_layers}
     with torch.device("meta"):
         transformer = InfiniteTalkTransformer3DModel(**config).eval().requires_grad_(False)
@@ -95,7 +95,7 @@ def make_transformer(shape: Shape, num_layers: int | None = None) -> InfiniteTal
         else:
             value.normal_(std=1.0 / math.sqrt(value[0].numel()))
         setattr(transformer.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
-    # Its tables are buffers, which the meta device leaves without numbers.
+    # The rotary embedding's tables are buffers, which have no numbers on the meta device.
     config_now = transformer.config
     transformer.rope = type(transformer.rope)(
         config_now.attention_head_dim, config_now.patch_size, config_now.rope_max_seq_len
@@ -104,21 +104,21 @@ def make_transformer(shape: Shape, num_layers: int | None = None) -> InfiniteTal
 
 
 def make_vae(shape: Shape) -> AutoencoderKLWan:
-    """Random weights, float32, on the device."""
+    """The VAE with random weights, float32, on the device."""
     torch.manual_seed(0)
     with torch.device(device()):
         return AutoencoderKLWan(**shape.vae).eval().requires_grad_(False)
 
 
 def make_image_encoder(shape: Shape) -> CLIPVisionModel:
-    """CLIP's vision tower, random weights, float32, on the device."""
+    """CLIP's vision tower with random weights, float32, on the device."""
     torch.manual_seed(0)
     with torch.device(device()):
         return CLIPVisionModel(CLIPVisionConfig(**shape.image_encoder)).eval().requires_grad_(False)
 
 
 def inputs(size: tuple[int, int, int], dtype: torch.dtype, speakers: int = 1) -> dict[str, Tensor]:
-    """What `forward` takes for latents of (frames, height, width)."""
+    """Random inputs of `forward` for latents of (frames, height, width)."""
     evaluation = evaluation_size(size)
     given = {
         name: value.to(device(), torch.float32 if name == "timestep" else dtype)
@@ -130,15 +130,15 @@ def inputs(size: tuple[int, int, int], dtype: torch.dtype, speakers: int = 1) ->
 
 
 def evaluation_size(size: tuple[int, int, int]) -> EvaluationSize:
-    """Latents of (frames, height, width)."""
+    """The `EvaluationSize` for latents of (frames, height, width)."""
     frames, height, width = size
     return EvaluationSize(latent_frames=frames, height=height, width=width)
 
 
 def evaluation_operations(transformer: InfiniteTalkTransformer3DModel, tokens: int) -> int:
-    """Operations of one evaluation that cannot be spared: products of the blocks' weights, self-attention.
+    """Necessary operations of one evaluation: products with the blocks' weights, self-attention.
 
-    Weights that see text, picture and speech alone are left aside: they add under one part in a hundred.
+    Weights that process only text, image and speech are left out: they add less than 1 %.
     """
     elsewhere = ("attn2.to_k", "attn2.to_v", "attn2.add_k", "attn2.add_v", "kv_linear")
     products = sum(

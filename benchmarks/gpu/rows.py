@@ -1,4 +1,4 @@
-"""What a row is, and how a group of rows runs."""
+"""Rows, and groups of rows that run in one process."""
 
 import gc
 import json
@@ -17,14 +17,14 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Figure:
-    """What a row found.
+    """The result of a row.
 
     Attributes:
-        name: what was measured.
-        value: the figure; None where it was not measured.
-        unit: of the figure: "s", "GiB", "TFLOP/s", "relative error" …
-        detail: what the figure stands on, or why there is none.
-        table: lines behind it, for the file alone.
+        name: the measured quantity.
+        value: the figure; None if it was not measured.
+        unit: the figure's unit: "s", "GiB", "TFLOP/s", "relative error" …
+        detail: the basis of the figure, or why there is none.
+        table: further lines, only for the file.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row(Generic[State]):
-    """One thing to measure, which may give several figures."""
+    """One measurement, which may give several figures."""
 
     name: str
     measure: Callable[[State], Iterator[Figure]]
@@ -48,10 +48,10 @@ class Row(Generic[State]):
 
 @dataclass(frozen=True)
 class Group(Generic[State]):
-    """Rows that share what is expensive to make.
+    """Rows that share expensive objects.
 
     Attributes:
-        prepare: makes what the rows work on, given whether the sizes are the small ones that test the benchmark.
+        prepare: makes the shared objects; its argument says whether to use the small sizes that test the benchmark.
     """
 
     name: str
@@ -59,10 +59,9 @@ class Group(Generic[State]):
     rows: tuple[Row[State], ...]
 
     def run(self, small: bool, wanted: Sequence[str]) -> None:
-        """Measures the rows whose name holds one of `wanted`, all where it is empty, and prints what happens as lines
-        of JSON.
+        """Measures the rows with names that contain one of `wanted` (all if it is empty), and prints events as JSON lines.
 
-        A row that fails is a figure without a value. The next one runs all the same.
+        A row that fails gives a figure without a value, and the next row still runs.
         """
         try:
             state = self.prepare(small)
@@ -77,25 +76,25 @@ class Group(Generic[State]):
                 with torch.no_grad():
                     for figure in row.measure(state):
                         tell("figure", **asdict(figure))
-            except Exception as error:  # A row stands for itself: whatever it meets is its result.
+            except Exception as error:  # Rows are independent: any error is the row's result.
                 tell("figure", **asdict(Figure(row.name, None, detail=reason_of(error))))
             release()
 
 
 def reason_of(error: Exception) -> str:
-    """Its kind, its first line, and where it came from."""
+    """The error's type, its first line, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)[-2:]
     where = ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]} ({where})"
 
 
 def tell(kind: str, **content: Any) -> None:
-    """A line of JSON for the process that started this one."""
+    """Sends a line of JSON to the parent process."""
     print(json.dumps({"kind": kind, **content}), flush=True)
 
 
 def release() -> None:
-    """Gives memory that the last row left back to the device."""
+    """Releases the device memory that the last row has left."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -103,18 +102,18 @@ def release() -> None:
 
 
 def device() -> torch.device:
-    """Where the rows run."""
+    """The device on which the rows run."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def synchronise() -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call, what it left in the device's queue included."""
+    """Wall time of one call, including the work that it queued on the device."""
     synchronise()
     begin = time.perf_counter()
     function()
@@ -123,18 +122,18 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def timed(function: Callable[[], object], repeats: int = 2) -> float:
-    """Least seconds of `repeats` calls, after one that is not counted."""
+    """The shortest time of `repeats` calls, in seconds, after an uncounted one."""
     function()
     return min(seconds(function) for _ in range(repeats))
 
 
 def allocated_gib() -> float:
-    """Memory that tensors take on the device now."""
+    """The current memory of tensors on the device."""
     return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
 
 
 def memory_figure(name: str, before_gib: float = 0.0, detail: str = "") -> Figure:
-    """The most memory that tensors took since the last `release`, less `before_gib`."""
+    """The peak memory of tensors since the last `release`, minus `before_gib`."""
     if not torch.cuda.is_available():
         return Figure(name, None, detail="no GPU here")
     return Figure(name, torch.cuda.max_memory_allocated() / 2**30 - before_gib, "GiB", detail)
@@ -147,5 +146,5 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def wait_for_word() -> None:
-    """Returns when the process that started this one says so: imports are done meanwhile."""
+    """Waits for the parent process's signal, after the imports are done."""
     sys.stdin.readline()

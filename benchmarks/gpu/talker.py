@@ -1,4 +1,4 @@
-"""The embedded talker on the GPU: the whole path with trained weights, against the same on the CPU."""
+"""The embedded talker on the GPU: the whole path with trained weights, against the CPU."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ class Portrait:
 
 @dataclass
 class Talker:
-    """A portrait, a sound, and the chunks that the CPU makes of them in float32."""
+    """A portrait, a sound, and the CPU's chunks for them in float32."""
 
     source: Portrait
     waveform: np.ndarray
@@ -58,7 +58,7 @@ class Talker:
     settings: GenerationSettings
 
     def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryMode) -> list[tuple[Chunk, Tensor]]:
-        """The same on a device: chunks, each with its final latents."""
+        """Generates the chunks on a device; returns each with its final latents."""
         networks = Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory))
         pipeline = RecordingPipeline(networks)
         chunks = list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
@@ -66,7 +66,7 @@ class Talker:
 
 
 def prepare(small: bool) -> Talker:
-    """What the CPU makes in float32; the sound is a chirp whose loudness comes and goes."""
+    """Generates the CPU's chunks in float32; the sound is a chirp with rising and falling loudness."""
     torch.set_num_threads(4)
     pixels = torch.from_numpy(np.asarray(Image.open(PORTRAIT).convert("RGB")).copy()).permute(2, 0, 1)
     seconds = np.arange(3 * SAMPLING_RATE) / SAMPLING_RATE
@@ -88,7 +88,7 @@ def speech_encoder(state: Talker) -> Iterator[Figure]:
 
 
 def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryMode) -> Iterator[Figure]:
-    """Final latents and frames against the CPU's in float32."""
+    """Final latents and frames, against the CPU's in float32."""
     chunks = state.generate(device(), dtype, memory)
     latents, frames = [], []
     for (found, found_latents), (expected, expected_latents) in zip(chunks, state.expected, strict=True):

@@ -1,4 +1,4 @@
-"""The VAE's decoding and encoding of a chunk by precision and memory format: seconds, memory, and error."""
+"""Decoding and encoding of a chunk by precision and memory format: seconds, memory, and error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ from infinitetalk.runtime.memory import VAE_PIXEL_BYTES
 
 @dataclass
 class Vae:
-    """The VAE, a chunk's latents, and what it decodes of them without TF32.
+    """The VAE, a chunk's latents, and the frames decoded from them without TF32.
 
     Attributes:
-        expected: frames on the CPU, once they have been decoded.
+        expected: these frames on the CPU, once decoded.
     """
 
     shape: Shape
@@ -33,7 +33,7 @@ def prepare(small: bool) -> Vae:
     shape = shape_of(small)
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(1, 16, *shape.chunk, generator=generator)
-    # Neighbours of real latents are alike.
+    # In real latents, neighbours are similar.
     soft = torch.nn.functional.avg_pool3d(latents, (1, 5, 5), stride=1, padding=(0, 2, 2)) * 4
     return Vae(shape, make_vae(shape), soft.to(device()))
 
@@ -50,14 +50,14 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def use_format(vae: AutoencoderKLWan, memory_format: torch.memory_format) -> None:
-    """Lays the weights of the 3-D convolutions out in a memory format, which what they give then has too."""
+    """Puts the weights of the 3-D convolutions into a memory format, which their outputs then have too."""
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv3d):
             module.to(memory_format=memory_format)
 
 
 def decoding(state: Vae, what: str, repeats: int = 1) -> Iterator[Figure]:
-    """Decode the chunk as the VAE is now."""
+    """Decode the chunk with the VAE in its current state."""
     release()
     before = allocated_gib()
     took = timed(lambda: decode_latents(state.vae, state.latents), repeats)
@@ -78,7 +78,7 @@ def decoding(state: Vae, what: str, repeats: int = 1) -> Iterator[Figure]:
 
 
 def float32(state: Vae) -> Iterator[Figure]:
-    """Without TF32, the yardstick of the errors, and with it, torch's default."""
+    """Without TF32, the basis of the errors, and with TF32, torch's default."""
     with tf32(False):
         yield from decoding(state, "float32 without TF32")
     yield from decoding(state, "float32 with TF32", repeats=2)
@@ -94,20 +94,20 @@ def encoding(state: Vae) -> Iterator[Figure]:
 
 
 def tiles(state: Vae) -> Iterator[Figure]:
-    """Tile by tile."""
+    """Decoding tile by tile."""
     state.vae.enable_tiling()
     yield from decoding(state, "float32 with TF32, in tiles")
     state.vae.disable_tiling()
 
 
 def channels_last(state: Vae) -> Iterator[Figure]:
-    """The memory format of cuDNN's matrix units."""
+    """Decoding in the memory format of cuDNN's matrix units."""
     use_format(state.vae, torch.channels_last_3d)
     yield from decoding(state, "float32 with TF32, channels last")
 
 
 def bfloat16(state: Vae) -> Iterator[Figure]:
-    """In bf16, in both memory formats. The VAE stays so: the last row."""
+    """Decoding in bf16, in both memory formats. Must be the last row: the VAE stays in bf16."""
     state.vae.to(torch.bfloat16)
     yield from decoding(state, "bf16, channels last", repeats=2)
     yield from encoding(state)

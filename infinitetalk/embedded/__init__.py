@@ -1,1 +1,1 @@
-"""The models that come with the package: the tiny talker, and a model of random weights."""
+"""The models that come with the package: the tiny talker, and a model with random weights."""

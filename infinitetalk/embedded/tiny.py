@@ -1,6 +1,6 @@
-"""The two embedded models, complete checkpoints of a few megabytes whose every class, file name and parameter name is
-the real one's: the tiny talker, which `tools.talker` has trained and whose weights are in this package, and a model of
-random weights, made from a fixed seed, whose pictures are noise.
+"""The two embedded models. Both are complete checkpoints of a few megabytes with the classes, file names and parameter
+names of the real model. `tools.talker` has trained the tiny talker, and this package holds its weights. The other model
+has random weights from a fixed seed and generates noise.
 
     python -m infinitetalk.embedded.tiny FOLDER
 """
@@ -33,7 +33,7 @@ from infinitetalk.weights.layouts import DESCRIPTION_FILE, CheckpointPaths
 
 NAME = "tiny-random"
 SEED = 2508
-#: Raised whenever the same seed gives other weights, so that a checkpoint made earlier is not taken for this one.
+#: Increased whenever the same seed gives other weights, so that an older checkpoint is not used by mistake.
 RECIPE = 1
 #: Factor on the published resolutions: 640x640 becomes 64x64.
 SIZE_SCALE = 0.1
@@ -45,7 +45,7 @@ TALKER_FOLDER = Path(__file__).parent / "talker"
 TEXT_DIM = 64
 IMAGE_DIM = 32
 SPEECH_DIM = 32
-#: The words that the tokenizer knows whole.
+#: The words that are single tokens.
 WORDS = """a an the and or of in on at to for with by from is are was it he she they we you i this that his her
 man woman person people child face voice talks speaks says sings smiles looks camera studio room light soft warm dark
 bright background table microphone street night day hair eyes mouth hand wearing shirt jacket glasses close shot video
@@ -56,7 +56,7 @@ DIM = HEADS * HEAD_DIM
 
 
 def paths_in(folder: Path) -> CheckpointPaths:
-    """Where the parts of a tiny checkpoint are."""
+    """Locations of a tiny checkpoint's parts."""
     return CheckpointPaths(
         base=folder,
         adapter_single=folder / "infinitetalk" / "single.safetensors",
@@ -66,19 +66,19 @@ def paths_in(folder: Path) -> CheckpointPaths:
 
 
 def talker_paths() -> CheckpointPaths:
-    """Where the parts of the tiny talker are."""
+    """Locations of the tiny talker's parts."""
     return paths_in(TALKER_FOLDER)
 
 
 def ensure_tiny_model(folder: Path = DEFAULT_FOLDER) -> CheckpointPaths:
-    """Make the checkpoint in `folder` unless it is there; safe when two processes do it at once."""
+    """Make the checkpoint in `folder` unless it exists; safe if two processes do so at the same time."""
     _make_once(folder, DESCRIPTION_FILE, make_tiny_model)
     return paths_in(folder)
 
 
 def ensure_tiny_kokoro(model_folder: Path = DEFAULT_FOLDER) -> Path:
-    """Make a Kokoro beside the tiny model unless it is there, and return its folder; safe as `ensure_tiny_model`."""
-    # Speaking text needs libraries that the model itself does without.
+    """Make a Kokoro beside the tiny model unless it exists, and return its folder; as safe as `ensure_tiny_model`."""
+    # Imported late: speech from text needs libraries that the model itself does not.
     from infinitetalk.media.tts import CONFIG_FILE, make_tiny_kokoro
 
     folder = model_folder.with_name(f"kokoro-{model_folder.name}")
@@ -87,7 +87,7 @@ def ensure_tiny_kokoro(model_folder: Path = DEFAULT_FOLDER) -> Path:
 
 
 def make_tiny_model(folder: Path) -> None:
-    """Write the checkpoint into `folder`: the same bytes every time."""
+    """Write the checkpoint into `folder`; the bytes are the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         _save_transformer(folder)
@@ -101,7 +101,7 @@ def make_tiny_model(folder: Path) -> None:
 
 
 def _make_once(folder: Path, last_file: str, make: Callable[[Path], None]) -> None:
-    """Lets `make` fill a folder beside, which takes the place of `folder` once it is complete with its last file."""
+    """Lets `make` fill a temporary folder beside `folder` and renames it when complete; `last_file` marks that."""
     if (folder / last_file).exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -110,14 +110,14 @@ def _make_once(folder: Path, last_file: str, make: Callable[[Path], None]) -> No
     try:
         scratch.rename(folder)
     except OSError:
-        # Another process was first: a folder that is not empty cannot be replaced.
+        # Another process was first: rename() cannot replace a folder that is not empty.
         shutil.rmtree(scratch)
         if not (folder / last_file).exists():
             raise
 
 
 def _save_transformer(folder: Path) -> None:
-    """The base model in the Diffusers layout, and an adapter of its own for one and for several speakers."""
+    """Saves the base model in the Diffusers layout, and separate adapters for one and for several speakers."""
     (folder / "infinitetalk").mkdir(parents=True)
     sizes = {
         "num_attention_heads": HEADS,
@@ -151,7 +151,7 @@ def _vae() -> AutoencoderKLWan:
 
 
 def _tokenizer() -> T5Tokenizer:
-    """A unigram model of letters and some words, scored so that a known word beats its letters."""
+    """A unigram model of letters and some words, with scores that prefer a known word to its letters."""
     words = sorted({f"▁{word}" for word in WORDS.split()})
     characters = ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
@@ -174,7 +174,7 @@ def _image_encoder() -> CLIPVisionModel:
 
 
 def _speech_encoder() -> Wav2Vec2Model:
-    """Twelve layers, and convolutions of the real kernels and strides, so that its timing is the real one."""
+    """wav2vec2 with twelve layers and the real model's kernels and strides, so that its timing is the same."""
     config = Wav2Vec2Config(
         hidden_size=SPEECH_DIM,
         intermediate_size=64,

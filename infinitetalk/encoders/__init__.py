@@ -1,1 +1,1 @@
-"""Networks that turn prompts, pictures, speech and frames into embeddings and latents."""
+"""Networks that turn prompts, images, speech and frames into embeddings and latents."""

@@ -1,4 +1,4 @@
-"""A reference frame to CLIP features."""
+"""Turns a reference frame into CLIP features."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
 class ImageEncoder:
-    """CLIP's vision tower, read out one layer before its last."""
+    """CLIP's vision tower; its output is that of the second to last layer."""
 
     def __init__(self, model: CLIPVisionModel) -> None:
         self.model = model.eval()

@@ -1,4 +1,4 @@
-"""Prompts to UMT5 embeddings, kept between jobs."""
+"""Turns prompts into UMT5 embeddings, and caches them between jobs."""
 
 from functools import lru_cache
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 TEXT_LENGTH = 512
-#: Prompts whose embeddings are kept; one is 8 MB for the published model in float32.
+#: Number of prompts with cached embeddings; one takes 8 MB for the published model in float32.
 KEPT_PROMPTS = 32
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
-    """Tokens of a prompt, its end included; `PromptEncoder` cuts it after `TEXT_LENGTH`."""
+    """Number of tokens of a prompt, including the end token; `PromptEncoder` cuts it after `TEXT_LENGTH`."""
     return len(tokenizer(prompt_clean(prompt), add_special_tokens=True, verbose=False).input_ids)
 
 
 class PromptEncoder:
-    """UMT5 with its tokenizer; the embeddings of the last `KEPT_PROMPTS` different prompts are kept."""
+    """UMT5 with its tokenizer; the embeddings of the last `KEPT_PROMPTS` different prompts are cached."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, text_encoder: UMT5EncoderModel, text_length: int = TEXT_LENGTH
@@ -31,8 +31,8 @@ class PromptEncoder:
     def __call__(self, prompt: str) -> Tensor:
         """Embeddings (1, text_length, dim) of a prompt, cleaned of HTML entities, broken Unicode and extra white space.
 
-        Positions beyond the prompt are zero; tokens beyond `text_length` are cut. The tensor is shared between calls:
-        do not write to it.
+        Positions after the prompt are zero; tokens after `text_length` are cut. The tensor is shared between calls and
+        must not be modified.
         """
         return self._encode_cleaned(prompt_clean(prompt))
 

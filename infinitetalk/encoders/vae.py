@@ -1,4 +1,4 @@
-"""Frames to normalised latents and back, by diffusers' `AutoencoderKLWan`."""
+"""Converts frames to normalised latents and back, with diffusers' `AutoencoderKLWan`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from infinitetalk.finite import check_finite
 def encode_frames(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
     """Latents of frames: the mode of the VAE's posterior, normalised per channel.
 
-    `frames` is (1, 3, T, H, W) in [-1, 1]; the result float32 (1, 16, t, H/8, W/8), t = (T - 1) // 4 + 1. The VAE takes
-    frame 0 alone, then groups of four; spare frames at the end, fewer than four, are dropped.
+    `frames` is (1, 3, T, H, W) in [-1, 1]; the result is float32 (1, 16, t, H/8, W/8), t = (T - 1) // 4 + 1. The VAE
+    takes frame 0 alone, then groups of four; an incomplete group at the end is dropped.
     """
     with _suitable_threads(vae.device):
         mode = vae.encode(frames.to(vae.device, vae.dtype)).latent_dist.mode().float()
@@ -25,9 +25,9 @@ def encode_frames(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Frames of normalised latents, as `encode_frames` gives them.
+    """Frames of normalised latents, such as those of `encode_frames`.
 
-    `latents` is (1, 16, t, h, w); the result float32 (1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w), clamped to [-1, 1].
+    `latents` is (1, 16, t, h, w); the result is float32 (1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w), clamped to [-1, 1].
 
     Raises:
         NotFiniteError: the frames are not finite.
@@ -36,7 +36,7 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     scaled = latents.to(vae.device, torch.float32) * deviation + mean
     with _suitable_threads(vae.device):
         frames = vae.decode(scaled.to(vae.dtype)).sample
-    # Before the clamp, which makes a bright frame of infinity.
+    # Checked before the clamp, which would turn infinity into white.
     check_finite(frames, "the decoded frames")
     return frames.float().clamp(-1.0, 1.0)
 
@@ -51,7 +51,7 @@ def _latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _suitable_threads(device: torch.device) -> Iterator[None]:
-    """One torch thread on the CPU, where two make this VAE two to five times slower; the count is restored."""
+    """Uses one torch thread on a CPU, because two make this VAE two to five times slower; restores the count."""
     if device.type != "cpu":
         yield
         return

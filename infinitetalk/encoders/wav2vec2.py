@@ -1,7 +1,7 @@
-"""Speech embeddings: a waveform through wav2vec2, one row for each video frame.
+"""Speech embeddings: wav2vec2 turns a waveform into one row for each video frame.
 
-What it holds in memory hardly grows with the length of the speech: convolutions and feed-forward layers run in pieces,
-and each layer's output goes to a temporary file, from which rows are read as chunks of the video ask for them.
+Memory use hardly grows with the length of the speech: convolutions and feed-forward layers run in pieces, and each
+layer's output goes to a temporary file, from which the rows of each video chunk are read.
 """
 
 import math
@@ -20,16 +20,16 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GroupNormConv
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 
 #: Outputs of the last convolution computed at a time; one is 20 ms of speech. At the published width a temporary of the
-#: first layer is then over 32 MB, which glibc gives back to the system at once.
+#: first layer is then over 32 MB, and glibc returns it to the system at once.
 _PIECE_POSITIONS = 256
-#: Rows that pass through a feed-forward layer at a time.
+#: Rows computed at a time in a feed-forward layer.
 _FEED_FORWARD_ROWS = 256
 
 
 class SpeechEmbeddings:
     """Speech embeddings (num_frames, num_layers, hidden_size) of one speaker, float32, kept in a temporary file.
 
-    The file has no name and goes with the object.
+    The file has no name and is deleted with the object.
     """
 
     def __init__(self, num_frames: int, num_layers: int, hidden_size: int) -> None:
@@ -63,15 +63,15 @@ class SpeechEmbeddings:
 
     def _map(self) -> np.memmap:
         num_frames, num_layers, hidden_size = self.shape
-        # Mapped anew each time: pages of a mapping that stays would count as resident memory.
+        # Mapped again each time: the pages of a permanent mapping would count as resident memory.
         return np.memmap(self._file, dtype=np.float32, mode="r+", shape=(num_layers, num_frames, hidden_size))
 
 
 class SpeechEncoder:
-    """wav2vec2 with the features of its convolutions resampled to one row for each video frame.
+    """wav2vec2; the features of its convolutions are resampled to one row for each video frame.
 
-    `model` is any `Wav2Vec2Model` (group norm or layer norm, layers normalised after or before), `feature_extractor`
-    its own, for zero mean and unit variance.
+    `model` is any `Wav2Vec2Model` (group norm or layer norm, layers normalised after or before); its
+    `feature_extractor` normalises waveforms to zero mean and unit variance.
     """
 
     def __init__(self, model: Wav2Vec2Model, feature_extractor: Wav2Vec2FeatureExtractor) -> None:
@@ -82,8 +82,8 @@ class SpeechEncoder:
     def __call__(self, waveform: np.ndarray) -> SpeechEmbeddings:
         """Embeddings of a mono 16 kHz waveform (samples,): (F, layers, hidden), F = samples * 25 // 16000.
 
-        The layers are the outputs of the encoder's layers, its input not among them; the last one is the encoder's
-        output. Raises `ValueError` for a waveform shorter than one video frame.
+        The layers are the outputs of the encoder's layers, without its input; the last one is the encoder's output.
+        Raises `ValueError` for a waveform shorter than one video frame.
         """
         num_frames = len(waveform) * VIDEO_FPS // SAMPLING_RATE
         if num_frames == 0:
@@ -94,7 +94,7 @@ class SpeechEncoder:
         return embeddings
 
     def normalise(self, waveform: np.ndarray) -> Tensor:
-        """A waveform (samples,) as the network takes it: zero mean and unit variance, float (samples,)."""
+        """A waveform (samples,) as the network's input: zero mean and unit variance, float (samples,)."""
         extracted = self.feature_extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
         return extracted.input_values[0].to(self.model.device, self.model.dtype)
 
@@ -102,14 +102,14 @@ class SpeechEncoder:
     def convolve(self, waveform: Tensor) -> Tensor:
         """Convolutional features (positions, channels) of a normalised waveform (samples,), one every 20 ms.
 
-        Computed in overlapping pieces, so that each position sees the samples that it would see in one piece. A group
-        norm takes its statistics over all time: they are gathered in a pass of their own.
+        They are computed in overlapping pieces, so that each position reads the same samples as in one piece. The
+        statistics of a group norm cover all time and need a separate pass.
         """
         config = self.model.config
         first, *rest = self.model.feature_extractor.conv_layers
         if config.feat_extract_norm == "group":
             first = partial(_normalised_layer, first, *self._first_layer_statistics(waveform))
-        # One tensor from the start: small pieces kept between large temporaries would leave the heap full of holes.
+        # Allocated first: small pieces between large temporaries would fragment the heap.
         num_positions = _num_positions(len(waveform), config.conv_kernel, config.conv_stride)
         features = waveform.new_empty(num_positions, config.conv_dim[-1])
         pieces = _pieces(waveform, config.conv_kernel, config.conv_stride, _PIECE_POSITIONS)
@@ -120,7 +120,7 @@ class SpeechEncoder:
         return features
 
     def _first_layer_statistics(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance (channels,) over all time of what the first convolution gives for a waveform (samples,)."""
+        """Mean and variance (channels,) over all time of the first convolution's output for a waveform (samples,)."""
         config = self.model.config
         convolution = self.model.feature_extractor.conv_layers[0].conv
         positions = _PIECE_POSITIONS * math.prod(config.conv_stride[1:])
@@ -135,7 +135,7 @@ class SpeechEncoder:
         return mean.to(waveform.dtype), (total_of_squares / count - mean.square()).clamp(min=0.0).to(waveform.dtype)
 
     def _encode(self, features: Tensor, embeddings: SpeechEmbeddings) -> None:
-        """Run the transformer over features (F, channels), each layer's output going to `embeddings` at once."""
+        """Run the transformer over features (F, channels) and write each layer's output to `embeddings` at once."""
         hidden_states, _ = self.model.feature_projection(features[None])
         *inner_layers, last_layer = self.model.encoder.layers
         with ExitStack() as stack:
@@ -145,7 +145,7 @@ class SpeechEncoder:
             for layer in (*inner_layers, last_layer):
                 stack.enter_context(_in_slices(layer.feed_forward))
             output = self.model.encoder(hidden_states).last_hidden_state
-        # Models that normalise before each layer end with one more normalisation, which belongs to the last output.
+        # Models that normalise before each layer end with one more normalisation, which is part of the last output.
         embeddings.write_layer(len(inner_layers), output[0])
 
 
@@ -156,17 +156,17 @@ def resample_features(features: Tensor, num_frames: int) -> Tensor:
 
 
 def _num_positions(num_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """How many outputs convolutions without padding give for `num_samples` samples."""
+    """Number of outputs of convolutions without padding for `num_samples` samples."""
     return (num_samples - _reach(kernels, strides)) // math.prod(strides) + 1
 
 
 def _reach(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """How many samples one output of these convolutions sees."""
+    """Number of samples that one output of these convolutions reads."""
     return 1 + sum((kernel - 1) * math.prod(strides[:index]) for index, kernel in enumerate(kernels))
 
 
 def _pieces(waveform: Tensor, kernels: Sequence[int], strides: Sequence[int], positions: int) -> Iterator[Tensor]:
-    """Cut a waveform (samples,) into pieces (1, 1, samples) that give `positions` outputs each, the last one fewer.
+    """Cut a waveform (samples,) into pieces (1, 1, samples) for `positions` outputs each, fewer for the last.
 
     `kernels` and `strides` are those of the convolutions, without padding, that the pieces will pass through.
     """
@@ -180,7 +180,7 @@ def _pieces(waveform: Tensor, kernels: Sequence[int], strides: Sequence[int], po
 def _normalised_layer(
     layer: Wav2Vec2GroupNormConvLayer, mean: Tensor, variance: Tensor, hidden_states: Tensor
 ) -> Tensor:
-    """A convolution layer with a group norm of one channel a group, by statistics (channels,) that are given."""
+    """A convolution layer with a group norm of one channel per group, computed with given statistics (channels,)."""
     norm = layer.layer_norm
     normalised = nn.functional.batch_norm(
         layer.conv(hidden_states), mean, variance, norm.weight, norm.bias, training=False, eps=norm.eps
@@ -194,7 +194,7 @@ def _keep_output(embeddings: SpeechEmbeddings, index: int, layer: nn.Module, arg
 
 @contextmanager
 def _in_slices(feed_forward: nn.Module) -> Iterator[None]:
-    """Let a feed-forward layer take (1, rows, hidden) a slice of rows at a time: its inside is four times as wide."""
+    """Let a feed-forward layer process (1, rows, hidden) in slices of rows: inside, it is four times as wide."""
     whole = feed_forward.forward
 
     def sliced(hidden_states: Tensor) -> Tensor:

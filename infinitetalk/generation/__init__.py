@@ -1,1 +1,1 @@
-"""From a picture, speech and a prompt to frames: chunks, the sampling loop, guidance, colours, fades."""
+"""Generates frames from an image, speech and a prompt: chunks, the sampling loop, guidance, colours, fades."""

@@ -1,4 +1,4 @@
-"""One step ahead: the next chunk is generated while the last one is encoded, stored and sent."""
+"""Runs a generator one item ahead: the next chunk is generated while the last one is encoded, stored and sent."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -13,17 +13,17 @@ def run_ahead(
 ) -> Generator[T]:
     """The items of `generate(should_stop)`, each made in a second thread while the caller works on the one before.
 
-    Never more than one item is made ahead. A caller that may leave before the end closes this iterator
-    (`contextlib.closing`): `generate` is then told to stop by the function that it was given, and has ended when
-    closing returns.
+    At most one item is made ahead. A caller that may leave before the end must close this iterator
+    (`contextlib.closing`): the function given to `generate` then returns True, and `generate` has ended when closing
+    returns.
 
     Args:
-        generate: makes the iterator, which asks the function that it is given whether to stop; both run in the second
-            thread, as does whatever they call.
-        should_stop: what else may say so.
+        generate: makes the iterator, which must stop when the function given to it returns True. Both run in the second
+            thread, with everything that they call.
+        should_stop: a further reason to stop.
 
     Raises:
-        Exception: what `generate` raises, in the place of the item that it could not make.
+        Exception: an exception of `generate`, raised in place of the item that it could not make.
     """
     abandoned = threading.Event()
     items = generate(lambda: abandoned.is_set() or should_stop())

@@ -1,4 +1,4 @@
-"""Which video frames each chunk covers, and which rows of the speech embeddings each of its frames reads."""
+"""The video frames that each chunk covers, and the rows of the speech embeddings that each of its frames reads."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infinitetalk.family import INFINITETALK, Family
 
-#: Rows beyond the missing ones that the reversed tail adds.
+#: Number of rows that the reversed tail adds beyond the missing ones.
 TAIL_MARGIN = 3
 
 
@@ -18,13 +18,13 @@ class ChunkPlan:
 
     Attributes:
         index: from 0.
-        start: first video frame, in frames of the whole video.
-        num_frames: frames generated.
-        num_motion_frames: leading frames that the chunk before has made already; 0 for the first chunk.
-        num_new_frames: frames that this chunk adds to the video.
-        num_held_frames: the last of the motion frames, which the chunk before does not show: this chunk shows them.
-        num_fade_frames: the first of the held frames, in which the video fades to this chunk; after them it shows this
-            chunk alone.
+        start: index of its first frame in the whole video.
+        num_frames: number of generated frames.
+        num_motion_frames: number of leading frames that the previous chunk has already generated; 0 for the first.
+        num_new_frames: number of frames that this chunk adds to the video.
+        num_held_frames: number of trailing motion frames that are shown with this chunk and not with the previous one.
+        num_fade_frames: number of leading held frames in which the video fades to this chunk; after them it shows only
+            this chunk.
     """
 
     index: int
@@ -38,17 +38,17 @@ class ChunkPlan:
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """How a video is divided into chunks.
+    """The division of a video into chunks.
 
     Each chunk starts `stride` frames after the one before. The chunk that reaches the video's end is the last.
 
     Attributes:
         frame_num: frames of a chunk, 4n + 1.
-        motion_frame: frames that a chunk takes over from the one before; fewer than `frame_num` where there are several
+        motion_frame: frames that a chunk takes over from the one before; less than `frame_num` if there are several
             chunks.
-        crossfade_frame: at most so many of the motion frames in which the video fades from one chunk to the next
+        crossfade_frame: largest number of motion frames in which the video fades from one chunk to the next
             (`fade_length`); 0 cuts after the motion frames.
-        family: whose latent frames hold so many video frames, and whose frames read so many rows of speech.
+        family: determines the video frames of a latent frame and the rows of speech that a frame reads.
     """
 
     frame_num: int
@@ -63,25 +63,25 @@ class ChunkGrid:
 
     @property
     def num_given_frames(self) -> int:
-        """How many motion frames the motion latents hold: the VAE leaves out what is over 4n + 1."""
+        """Number of motion frames in the motion latents: the VAE drops frames beyond the last 4n + 1."""
         factor = self.family.vae_scale_factor_temporal
         return (self.motion_frame - 1) // factor * factor + 1
 
     @property
     def fade_length(self) -> int:
-        """Frames in which one chunk fades into the next: no more than the next one was given."""
+        """Frames in which one chunk fades into the next: at most those in the next one's motion latents."""
         return min(self.crossfade_frame, self.num_given_frames)
 
     @property
     def num_held_frames(self) -> int:
-        """Motion frames that are shown with the next chunk: from the beginning of the fade, if there is one."""
+        """Motion frames that are shown with the next chunk: those from the start of the fade; 0 without a fade."""
         return self.fade_length + self.motion_frame - self.num_given_frames if self.fade_length else 0
 
     def num_chunks(self, num_frames: int) -> int:
-        """Chunks that cover `num_frames` video frames, at least one.
+        """Number of chunks that cover `num_frames` video frames, at least one.
 
         Raises:
-            ValueError: several chunks, none of which would add a frame.
+            ValueError: several chunks are needed, but a further chunk would add no frame.
         """
         if num_frames <= self.frame_num:
             return 1
@@ -92,13 +92,13 @@ class ChunkGrid:
         return 1 + math.ceil((num_frames - self.frame_num) / self.stride)
 
     def reference_stride(self, num_frames: int) -> int:
-        """Frames between the reference frames of a video of `num_frames` frames: a single chunk takes the first one."""
+        """Distance of the reference frames in a video of `num_frames` frames; a single chunk uses only the first."""
         return self.stride if self.num_chunks(num_frames) > 1 else self.frame_num
 
     def usable_rows(self, num_frames: int) -> int:
-        """Rows of speech that a video of at most `num_frames` frames reads: to the end of its last chunk's windows.
+        """Number of rows of speech that a video of at most `num_frames` frames reads, with its last chunk's windows.
 
-        Longer speech can be cut to this without changing which rows any frame reads.
+        Longer speech can be cut to this length without changing the rows that any frame reads.
         """
         return self.frame_num + (self.num_chunks(num_frames) - 1) * self.stride + self.family.audio_window // 2
 
@@ -106,7 +106,7 @@ class ChunkGrid:
         """The chunks of a video of `num_frames` frames.
 
         Raises:
-            ValueError: several chunks, none of which would add a frame.
+            ValueError: several chunks are needed, but a further chunk would add no frame.
         """
         return [self._plan(index, num_frames) for index in range(self.num_chunks(num_frames))]
 
@@ -125,10 +125,10 @@ class ChunkGrid:
         )
 
     def window_rows(self, plan: ChunkPlan, num_rows: int) -> Tensor:
-        """Rows of one speaker's embeddings that each frame of a chunk reads: frame f reads f-2 … f+2 of a window of 5.
+        """Rows of one speaker's embeddings that each frame of a chunk reads: with a window of 5, frame f reads f±2.
 
-        Rows before the first and after the last are clamped. Embeddings that end at or before the chunk's end, which is
-        then the last chunk's, go on with their own last (missing + 3) rows, reversed.
+        Rows before the first and after the last are clamped. Embeddings that end at or before the end of the chunk
+        (which is then the last) continue with their own last (missing + 3) rows, reversed.
 
         Returns:
             int64 (num_frames, audio_window), values in [0, num_rows).

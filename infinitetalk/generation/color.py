@@ -1,8 +1,8 @@
 """Colour transfer: frames take on the colour statistics of a reference frame, in CIE Lab.
 
-Both curves on the way between sRGB and Lab are a power above a threshold and a line below it that meets it there. They
-are computed without a mask, as power(max(x, threshold)) + slope · min(x - threshold, 0), and powers as
-2^(exponent · log2 x). What lies between the curves is linear: products with 3×3 matrices.
+The conversion between sRGB and Lab has two curves. Each is a power above a threshold and a line below it, and the two
+meet there. They are computed without a mask, as power(max(x, threshold)) + slope · min(x - threshold, 0), and powers as
+2^(exponent · log2 x). The steps between the curves are linear: products with 3×3 matrices.
 """
 
 import torch
@@ -11,19 +11,19 @@ from torch import Tensor
 # sRGB (IEC 61966-2-1) and CIE XYZ with the D65 white point of the 2 degree observer, as in scikit-image.
 _XYZ_FROM_RGB = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)
-#: L, a and b of the compressed X, Y and Z; 16 is taken from L.
+#: L, a and b from the compressed X, Y and Z; 16 is then subtracted from L.
 _LAB_FROM_COMPRESSED = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
 _LIGHTNESS_OFFSET = 16.0
-#: Below this deviation, in Lab units, a channel holds rounding only (greys have up to 0.001): nothing to amplify.
+#: Below this deviation, in Lab units, a channel holds rounding errors only (up to 0.001 for greys): not amplified.
 _FLAT_DEVIATION = 0.01
 
 
 def match_color(frames: Tensor, reference: Tensor, strength: float) -> Tensor:
     """Move each frame's L, a and b channels to the reference's mean and standard deviation.
 
-    `frames` is (1, 3, T, H, W) and `reference` (1, 3, 1, H', W'), both RGB in [-1, 1]; the result float32
+    `frames` is (1, 3, T, H, W) and `reference` (1, 3, 1, H', W'), both RGB in [-1, 1]; the result is float32
     (1, 3, T, H, W) in [-1, 1] on the frames' device. `strength` in [0, 1] blends the corrected frames with the given
-    ones; 0 returns these. A flat channel becomes the reference's mean.
+    ones; 0 returns `frames`. A flat channel becomes the reference's mean.
     """
     if strength == 0.0:
         return frames
@@ -42,21 +42,21 @@ def match_color(frames: Tensor, reference: Tensor, strength: float) -> Tensor:
 
 
 def _center(lab: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes the mean from each channel of (3, n), in place; returns means and population deviations, each (3, 1)."""
+    """Subtracts each channel's mean from (3, n), in place; returns means and population deviations, each (3, 1)."""
     mean = lab.mean(dim=1, keepdim=True)
     lab.sub_(mean)
     return mean, torch.linalg.vector_norm(lab, dim=1, keepdim=True) / lab.shape[1] ** 0.5
 
 
 class _LabConversion:
-    """A frame on its way from RGB in [0, 1] to Lab and back, in memory that the next frame uses again.
+    """Converts a frame from RGB in [0, 1] to Lab and back, in memory that is reused for the next frame.
 
     Attributes:
         rgb, lab: float32 (3, n), n pixels.
     """
 
     def __init__(self, frame: Tensor) -> None:
-        """For frames like this one, (3, H, W) in [-1, 1], which is the first."""
+        """`frame` is the first frame, (3, H, W) in [-1, 1]; the others must have the same shape."""
         xyz_from_rgb = torch.tensor(_XYZ_FROM_RGB, dtype=torch.float64) / torch.tensor(_WHITE).double()[:, None]
         lab_from_compressed = torch.tensor(_LAB_FROM_COMPRESSED, dtype=torch.float64)
         self._xyz_from_rgb = xyz_from_rgb.to(frame.device, torch.float32)
@@ -67,12 +67,12 @@ class _LabConversion:
         self.take(frame)
 
     def take(self, frame: Tensor) -> Tensor:
-        """A frame's pixels as `rgb`."""
+        """Sets `rgb` to a frame's pixels."""
         torch.add(frame, 1.0, out=self.rgb.view(frame.shape))
         return self.rgb.div_(2.0).clamp_(0.0, 1.0)
 
     def from_rgb(self) -> Tensor:
-        """`rgb` as `lab`."""
+        """Converts `rgb` to `lab`."""
         torch.clamp(self.rgb, min=0.04045, out=self._curve)
         _power(self._curve.add_(0.055).div_(1.055), 2.4)
         torch.sub(self.rgb, 0.04045, out=self._line)
@@ -85,7 +85,7 @@ class _LabConversion:
         return self.lab
 
     def to_rgb(self) -> Tensor:
-        """`lab` as RGB, (3, n) in [0, 1]; `rgb` stays, `lab` is lost."""
+        """Converts `lab` to RGB, (3, n) in [0, 1]; keeps `rgb`, overwrites `lab`."""
         self.lab[0] += _LIGHTNESS_OFFSET
         compressed = torch.mm(self._compressed_from_lab, self.lab, out=self._line)
         # Out of gamut: there is no negative light.

@@ -1,22 +1,22 @@
-"""Joins two chunks where both have made the same frames."""
+"""Joins two chunks in the frames that both have generated."""
 
 import numpy as np
 
 
 def cross_fade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """From one decoding of some frames to another of the same frames.
+    """Fades from one decoding of some frames to another decoding of the same frames.
 
-    A chunk's first frames show what the last ones of the chunk before show, but encoded and decoded once more. Where
-    the video changed from one to the other at once, what that altered would be seen as a jump.
+    A chunk's first frames repeat the last ones of the previous chunk, but encoded and decoded once more. A cut from one
+    to the other would show the difference as a jump.
 
     Args:
-        before, after: uint8 (n, height, width, 3), of the same instants.
+        before, after: uint8 (n, height, width, 3), at the same times.
 
     Returns:
-        uint8 (n, height, width, 3); of the first frame 1 / (n + 1) is from `after`, of the last n / (n + 1).
+        uint8 (n, height, width, 3); the weight of `after` is 1 / (n + 1) in the first frame, n / (n + 1) in the last.
     """
     faded = np.empty_like(before)
-    # Frame by frame: one in floating point is held at a time.
+    # Frame by frame, so that only one is held in floating point.
     for index, (old, new) in enumerate(zip(before, after, strict=True), start=1):
         share = np.float32(index / (len(before) + 1))
         faded[index - 1] = (old + (new.astype(np.float32) - old) * share).round()

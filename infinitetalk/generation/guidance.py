@@ -1,4 +1,4 @@
-"""Classifier-free guidance over text and audio: which evaluations a step needs, and how they combine.
+"""Classifier-free guidance over text and audio: the evaluations that a step needs, and their combination.
 
 With text scale t, audio scale a and branches A (text, audio), B (negative text, audio), C (negative text, no audio),
 D (text, no audio): v = C + t·(A - B) + a·(B - C), and v = D + a·(A - D) where t = 1.
@@ -37,14 +37,14 @@ class Guidance(Protocol):
 
 @dataclass(frozen=True)
 class GuidanceScales:
-    """Text and audio scale; 1 leaves that condition unamplified."""
+    """Text and audio scale; 1 leaves a condition unamplified."""
 
     text: float
     audio: float
 
     @property
     def differences(self) -> list[tuple[float, Branch, Branch]]:
-        """What is added to A: (scale - 1) · (first - second), terms of weight zero left out."""
+        """The terms added to A, (scale - 1) · (first - second), without those of weight zero."""
         if math.isclose(self.text, 1.0):
             terms = [(self.audio, Branch.CONDITIONAL, Branch.NO_AUDIO)]
         else:
@@ -74,9 +74,9 @@ class PlainGuidance:
 
 
 class AdaptiveProjectedGuidance:
-    """APG (arXiv 2410.02416) with η = 0: each difference gets momentum, a bounded norm, and loses its part along A.
+    """APG (arXiv 2410.02416) with η = 0: each difference gets momentum and a bounded norm, and loses its part along A.
 
-    Holds the running averages of one chunk; make a new one for the next.
+    Holds the running averages of one chunk; each chunk needs a new instance.
     """
 
     def __init__(self, scales: GuidanceScales, momentum: float, norm_threshold: float) -> None:

@@ -1,4 +1,4 @@
-"""From a picture or video, speech and a prompt to video: a generator of chunks."""
+"""Generates video from an image or video, speech and a prompt, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from infinitetalk.runtime.networks import Networks
 if TYPE_CHECKING:
     from infinitetalk.media.decode import Source
 
-#: Levels by which the pixels of one colour may differ, and the stride in which they are looked at.
+#: Largest standard deviation, in levels, of a frame of one colour, and the stride of the sampled pixels.
 FLAT_DEVIATION, FLAT_STRIDE = 2.0, 4
 
 
 @dataclass(frozen=True)
 class Step:
-    """A sampling step that has just ended; chunks and steps count from 1."""
+    """A sampling step that has just ended; chunks and steps are counted from 1."""
 
     chunk: int
     num_chunks: int
@@ -52,12 +52,12 @@ class Step:
 
 @dataclass(frozen=True)
 class ChunkState:
-    """What is needed to go on after a chunk.
+    """The state needed to continue after a chunk.
 
     Attributes:
-        next_chunk: its index.
+        next_chunk: index of the next chunk.
         motion_latents: (1, 16, n, h, w), of the frames that it takes over.
-        held_frames: uint8 (num_held_frames, height, width, 3), made but not yet shown: they fade into the next chunk's.
+        held_frames: uint8 (num_held_frames, height, width, 3), not yet shown: they fade into the next chunk's frames.
     """
 
     next_chunk: int
@@ -82,16 +82,16 @@ class ChunkState:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One finished chunk. It holds no decoded video: only what is shown, on the CPU, and what the next chunk needs.
+    """One finished chunk: the frames to show, on the CPU, and the state for the next chunk.
 
     Attributes:
         plan: its place in the video.
-        num_chunks: of the whole video.
-        frames: uint8 (T, height, width, 3), what is shown next: the frames that were held for the fade into this chunk,
-            faded, and the new ones, but for those that are held for the fade into the next.
-        state: to go on from; None after the last chunk.
-        evaluations, evaluations_skipped: of the network, made and saved by TeaCache.
-        is_flat: whether most of the frames that the network made are one colour each, and the source is not.
+        num_chunks: number of chunks in the whole video.
+        frames: uint8 (T, height, width, 3), to show next: the faded frames that were held for the fade into this chunk,
+            and the new ones, except those held for the fade into the next.
+        state: to continue from; None after the last chunk.
+        evaluations, evaluations_skipped: network evaluations made, and skipped by TeaCache.
+        is_flat: whether most of the generated frames are of one colour and the source is not.
     """
 
     plan: ChunkPlan
@@ -105,14 +105,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a video is made from.
+    """The inputs of a video.
 
     Attributes:
-        source: the picture or video.
-        speech: embeddings of each speaker, all equally long.
+        source: the image or video.
+        speech: embeddings of each speaker, all of the same length.
         prompt_embeds: (1, text_len, text_dim).
-        negative_prompt_embeds: the same; None where the guidance does without.
-        regions: bool (speakers, source.height, source.width), where each speaker is; None for the default columns.
+        negative_prompt_embeds: the same; None if the guidance does not use them.
+        regions: bool (speakers, source.height, source.width), each speaker's region; None for the default columns.
     """
 
     source: Source
@@ -124,9 +124,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference frame, uint8 (3, h, w) as the source gives it, and what the network is told of it.
+    """A reference frame and the network's inputs made from it.
 
     Attributes:
+        frame: uint8 (3, h, w), as the source returns it.
         pixels: float (1, 3, 1, height, width) in [-1, 1], at the video's resolution.
         image_embeds: (1, image_tokens, image_dim).
         latents: (1, 16, t, h, w), of the frame followed by grey frames.
@@ -140,7 +141,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Video:
-    """What stays the same in all chunks of one video.
+    """The data that all chunks of one video share.
 
     Attributes:
         conditions, settings: as given.
@@ -160,7 +161,7 @@ class Video:
     color_reference: Tensor
 
     def num_held_frames(self, plan: ChunkPlan) -> int:
-        """How many frames of a chunk are not shown with it but held for the fade into the next chunk."""
+        """Number of a chunk's frames that are not shown with it but held for the fade into the next chunk."""
         return 0 if plan is self.plans[-1] else self.plans[plan.index + 1].num_held_frames
 
 
@@ -185,23 +186,23 @@ class InfiniteTalkPipeline:
         """Generate a video, chunk by chunk.
 
         Args:
-            source: the picture or video of the speakers.
-            speech: embeddings of each speaker, one row a video frame, all equally long.
-            prompt: what the video shows.
-            negative_prompt: what it does not show; None: the family's default.
+            source: the image or video of the speakers.
+            speech: embeddings of each speaker, one row per video frame, all of the same length.
+            prompt: describes the video.
+            negative_prompt: describes what the video must not show; None: the family's default.
             settings: how to generate.
-            regions: bool (speakers, source.height, source.width), where each speaker is; by default, columns from left
+            regions: bool (speakers, source.height, source.width), each speaker's region; by default, columns from left
                 to right.
-            state: of the last chunk that exists already, to go on after it.
-            should_stop: asked before every network evaluation.
-            on_step: told after every sampling step.
+            state: the state after the last existing chunk, to continue from.
+            should_stop: called before every network evaluation.
+            on_step: called after every sampling step.
 
         Raises:
-            GenerationStopped: `should_stop` said so.
-            RegionError: a speaker's region is lost at the model's resolution.
-            NotFiniteError: a step has made numbers that are not finite.
-            ValueError: `state` holds another number of frames for the fade than the settings ask for; the speakers'
-                embeddings differ in length.
+            GenerationStopped: `should_stop` returned True.
+            RegionError: a speaker's region vanishes at the model's resolution.
+            NotFiniteError: a step has produced numbers that are not finite.
+            ValueError: the number of frames held in `state` differs from the settings; the speakers' embeddings differ
+                in length.
         """
         if negative_prompt is None:
             negative_prompt = self.networks.family.defaults.negative_prompt
@@ -224,7 +225,7 @@ class InfiniteTalkPipeline:
         should_stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> Iterator[Chunk]:
-        """As `__call__`, from embedded prompts."""
+        """Like `__call__`, with embedded prompts."""
         source = conditions.source
         video = self.set_up(conditions, settings)
         reference: Reference | None = None
@@ -242,23 +243,23 @@ class InfiniteTalkPipeline:
             report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_inference_steps)
             told = self.chunk_conditions(video, plan, reference, motion_latents)
             sampled = self.sample(plan, told, settings, should_stop, report)
-            # Decoded frames are large, and must not stay on the GPU while the next chunk is sampled: only the call of
-            # `finish` holds them.
+            # Decoded frames are large and must not stay on the GPU while the next chunk is sampled, so only `finish`
+            # holds them.
             chunk = self.finish(video, plan, reference, sampled, held_frames)
             if chunk.state is not None:
                 motion_latents, held_frames = chunk.state.motion_latents, chunk.state.held_frames
             yield chunk
 
     def set_up(self, conditions: Conditions, settings: GenerationSettings) -> Video:
-        """What all chunks of a video share.
+        """Prepares the data that all chunks of a video share.
 
         Raises:
-            RegionError: a speaker's region is lost at the model's resolution.
+            RegionError: a speaker's region vanishes at the model's resolution.
             ValueError: the speakers' embeddings differ in length.
         """
         num_rows = {len(embeddings) for embeddings in conditions.speech}
         if len(num_rows) > 1:
-            raise ValueError(f"the speakers' embeddings have {sorted(num_rows)} rows; give each as many")
+            raise ValueError(f"the speakers' embeddings have {sorted(num_rows)} rows; they must have the same number")
         height, width = self.choose_resolution(conditions.source, settings.size)
         grid = settings.grid(self.networks.family)
         return Video(
@@ -275,7 +276,7 @@ class InfiniteTalkPipeline:
     def chunk_conditions(
         self, video: Video, plan: ChunkPlan, reference: Reference, motion_latents: Tensor
     ) -> ChunkConditions:
-        """What the network is told during one chunk."""
+        """The network's conditions for one chunk."""
         conditions = video.conditions
         windows = [embeddings.rows(video.grid.window_rows(plan, len(embeddings))) for embeddings in conditions.speech]
         mask = first_frame_mask(reference.latents, self.networks.family.vae_scale_factor_temporal)
@@ -301,7 +302,7 @@ class InfiniteTalkPipeline:
         should_stop: Callable[[], bool],
         on_step: Callable[[int], None],
     ) -> SampledChunk:
-        """A chunk from noise to latents."""
+        """Samples a chunk, from noise to latents."""
         denoiser: Denoiser = self.networks.transformer
         shape = (1, self.networks.family.latent_channels, *conditions.condition.shape[2:])
         draw_noise = partial(self.draw_noise, settings.seed, plan.index, shape)
@@ -315,10 +316,10 @@ class InfiniteTalkPipeline:
     def finish(
         self, video: Video, plan: ChunkPlan, reference: Reference, sampled: SampledChunk, held_frames: np.ndarray
     ) -> Chunk:
-        """What is shown of a sampled chunk, and what the next one goes on from.
+        """Decodes a sampled chunk into the frames to show and the state for the next chunk.
 
         Args:
-            held_frames: uint8 (num_held_frames, height, width, 3), of the chunk before.
+            held_frames: uint8 (num_held_frames, height, width, 3), of the previous chunk.
         """
         decoded = self.decode(video, sampled)
         frames = join_frames(held_frames, decoded[0], plan)
@@ -326,7 +327,7 @@ class InfiniteTalkPipeline:
         state = None
         if plan is not video.plans[-1]:
             motion_latents = encode_frames(self.networks.vae, decoded[:, :, -video.grid.motion_frame :])
-            # A copy, so that a state does not hold a whole chunk.
+            # A copy, so that the state does not keep the whole chunk alive.
             state = ChunkState(plan.index + 1, motion_latents, frames[num_shown_frames:].copy())
         return Chunk(
             plan=plan,
@@ -335,7 +336,7 @@ class InfiniteTalkPipeline:
             state=state,
             evaluations=sampled.evaluations,
             evaluations_skipped=sampled.evaluations_skipped,
-            # A first chunk's first frame is the source's, whatever the network does.
+            # The first frame of the first chunk is the source's, whatever the network does.
             is_flat=is_flat(frames[max(plan.num_held_frames, 1) :], reference.frame),
         )
 
@@ -344,7 +345,7 @@ class InfiniteTalkPipeline:
         return choose_bucket(self.networks.family, size, source.height, source.width, self.networks.size_scale)
 
     def place_speakers(self, conditions: Conditions, height: int, width: int) -> Tensor | None:
-        """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker, who needs none."""
+        """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker."""
         num_speakers = len(conditions.speech)
         if num_speakers == 1:
             return None
@@ -377,16 +378,16 @@ class InfiniteTalkPipeline:
 
 
 def check_state(state: ChunkState, video: Video) -> None:
-    """Looks whether a video can go on from a state.
+    """Checks that a video can continue from a state.
 
     Raises:
-        ValueError: the state holds another number of frames for the fade than the settings ask for.
+        ValueError: the number of frames held in the state differs from the settings.
     """
     num_held_frames = video.plans[state.next_chunk].num_held_frames
     if len(state.held_frames) != num_held_frames:
         raise ValueError(
             f"the state holds {len(state.held_frames)} frames for the fade into the next chunk, the settings ask for "
-            f"{num_held_frames}: go on with the settings that it was made with"
+            f"{num_held_frames}: use the settings with which the state was made"
         )
 
 
@@ -397,7 +398,7 @@ def _report_step(on_step: Callable[[Step], None], chunk: int, num_chunks: int, n
 def to_frames(video: Tensor) -> np.ndarray:
     """float (3, T, height, width) in [-1, 1] → uint8 (T, height, width, 3) on the CPU."""
     frames = torch.empty(*video.shape[1:], 3, dtype=torch.uint8, device=video.device)
-    # Frame by frame: on a CPU, four times as fast as the whole at once.
+    # Frame by frame: on a CPU, four times as fast as all frames at once.
     for pixels, frame in zip(video.unbind(1), frames.unbind(), strict=True):
         levels = pixels.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         torch.stack(levels.unbind(), dim=-1, out=frame)
@@ -405,22 +406,22 @@ def to_frames(video: Tensor) -> np.ndarray:
 
 
 def is_flat(frames: np.ndarray, source: Tensor) -> bool:
-    """Whether more than half of the frames, uint8 (T, height, width, 3), are one colour each, and the source's frame,
+    """Whether more than half of the frames, uint8 (T, height, width, 3), are each of one colour and the source's frame,
     uint8 (3, h, w), is not."""
     flat = sum(_deviation(frame) < FLAT_DEVIATION for frame in frames)
     return 2 * flat > len(frames) and _deviation(source.permute(1, 2, 0).numpy()) > 2 * FLAT_DEVIATION
 
 
 def _deviation(pixels: np.ndarray) -> float:
-    """The largest standard deviation of a channel, in levels, of a picture (height, width, 3)."""
+    """The largest standard deviation of a channel, in levels, of an image (height, width, 3)."""
     return float(pixels[::FLAT_STRIDE, ::FLAT_STRIDE].std(axis=(0, 1), dtype=np.float32).max())
 
 
 def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.ndarray:
-    """A chunk's frames from where it fades in, and those of the fade faded.
+    """A chunk's frames from the start of its fade, with the fade applied.
 
     Args:
-        held_frames: uint8 (num_held_frames, height, width, 3), the last of the chunk before.
+        held_frames: uint8 (num_held_frames, height, width, 3), the last frames of the previous chunk.
         video: float (3, num_frames, height, width) in [-1, 1], the whole chunk.
 
     Returns:
@@ -434,7 +435,7 @@ def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.n
 
 
 def first_frame_mask(latents: Tensor, num_channels: int) -> Tensor:
-    """Mask channels that say which video frames are given: ones at latent frame 0, else zeros.
+    """Mask channels that mark the given video frames: ones at latent frame 0, zeros elsewhere.
 
     Args:
         latents: (1, 16, t, h, w).

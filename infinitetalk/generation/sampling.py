@@ -1,4 +1,4 @@
-"""From noise to the latents of one chunk: the schedule, the noise, and the sampling loop."""
+"""Samples the latents of one chunk from noise: the schedule, the noise, and the sampling loop."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,22 +22,22 @@ _DEFAULTS = INFINITETALK.defaults
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a video is generated. What is left out is as published for InfiniteTalk.
+    """Settings of a video. The defaults are those published for InfiniteTalk.
 
     Attributes:
         size: name of one of the family's tables of resolutions.
         frame_num: frames of a chunk, 4n + 1.
-        max_frame_num: frames of the video at most; `frame_num` for a single chunk.
+        max_frame_num: largest number of frames of the video; `frame_num` for a single chunk.
         motion_frame: frames a chunk takes over from the one before, 1…frame_num - 1.
-        crossfade_frame: of these at most so many, in which what is shown fades from one chunk to the next; 0 cuts, as
-            the published code does.
+        crossfade_frame: largest number of these in which the video fades from one chunk to the next; 0 cuts, as the
+            published code does.
         num_inference_steps: sampling steps.
-        shift: of the noise schedule; larger spends more steps at high noise.
-        text_guide_scale, audio_guide_scale: guidance; 1 leaves that condition unamplified.
+        shift: shift of the noise schedule; a larger one spends more steps at high noise.
+        text_guide_scale, audio_guide_scale: guidance; 1 leaves a condition unamplified.
         use_apg, apg_momentum, apg_norm_threshold: adaptive projected guidance.
-        teacache_threshold: evaluations are skipped below it; None computes all.
+        teacache_threshold: evaluations are skipped below it; None skips none.
         color_correction_strength: 0 (off) … 1.
-        seed: of the noise, together with the chunk's index.
+        seed: determines the noise, together with the chunk's index.
     """
 
     size: str = _DEFAULTS.size
@@ -57,17 +57,17 @@ class GenerationSettings:
     seed: int = 42
 
     def grid(self, family: Family) -> ChunkGrid:
-        """How a video of this family is divided into chunks."""
+        """The division of a video of this family into chunks."""
         return ChunkGrid(self.frame_num, self.motion_frame, self.crossfade_frame, family)
 
 
 @dataclass(frozen=True)
 class ChunkConditions:
-    """What the network is told during one chunk.
+    """The network's conditions for one chunk.
 
     Attributes:
         prompt_embeds: (1, text_len, text_dim).
-        negative_prompt_embeds: the same, or None where guidance does without.
+        negative_prompt_embeds: the same, or None if guidance does not use them.
         image_embeds: (1, image_tokens, image_dim), CLIP features of the reference frame.
         condition: (1, 20, t, h, w), 4 mask channels and the latents of the reference frame followed by grey.
         motion_latents: (1, 16, n, h, w), the clean first latent frames.
@@ -84,7 +84,7 @@ class ChunkConditions:
     regions: Tensor | None
 
     def text_embeds(self, branch: Branch) -> Tensor:
-        """The prompt's or the negative prompt's embeddings, as `branch` asks for.
+        """The prompt's or the negative prompt's embeddings, depending on the branch.
 
         Raises:
             ValueError: the branch needs a negative prompt and there is none.
@@ -98,12 +98,12 @@ class ChunkConditions:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The parts that one chunk is sampled by; they hold the chunk's state, so the next chunk gets new ones.
+    """The parts that sample one chunk; they hold the chunk's state, so each chunk needs new ones.
 
     Attributes:
-        stepper: from one noise level to the next.
-        guidance: which evaluations a step needs, and how they combine.
-        caches: of the guidance branches; empty where every evaluation is computed.
+        stepper: steps from one noise level to the next.
+        guidance: the evaluations that a step needs, and their combination.
+        caches: one for each guidance branch; empty if every evaluation is computed.
     """
 
     stepper: Stepper
@@ -112,13 +112,13 @@ class Sampler:
 
     @property
     def num_evaluations(self) -> int:
-        """Network evaluations of a chunk, those included that a cache skips."""
+        """Network evaluations of a chunk, including those that a cache skips."""
         return len(self.stepper.timesteps) * len(self.guidance.branches)
 
 
 @dataclass(frozen=True)
 class SampledChunk:
-    """Latents (1, 16, t, h, w) of a chunk; network evaluations made for them, and skipped by the step caches."""
+    """A chunk's latents (1, 16, t, h, w), and the network evaluations made for them and skipped by the step caches."""
 
     latents: Tensor
     evaluations: int
@@ -131,7 +131,7 @@ class EulerStepper:
 
     Attributes:
         sigmas: (num_steps + 1,), the noise levels, from 1 to 0.
-        timesteps: (num_steps,), those before each step times 1000.
+        timesteps: (num_steps,), 1000 times the noise level before each step.
     """
 
     def __init__(self, num_steps: int, shift: float) -> None:
@@ -146,7 +146,7 @@ class EulerStepper:
 
 
 def make_sampler(settings: GenerationSettings, family: Family) -> Sampler:
-    """The parts that the settings ask for, for one chunk.
+    """The sampler that the settings ask for, for one chunk.
 
     Raises:
         ValueError: TeaCache is asked for, and the family has no size of the settings' name.
@@ -168,8 +168,8 @@ def make_guidance(settings: GenerationSettings) -> Guidance:
 
 
 def chunk_noise(seed: int, chunk: int, draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise from the seed, the chunk's index and the draw's alone: the same on every device, and
-    whatever was drawn before. Draw 0 starts the chunk, draw n belongs to step n."""
+    """Standard normal noise that depends only on the seed and the indices of chunk and draw: it is the same on every
+    device and independent of earlier draws. Draw 0 starts the chunk, draw n belongs to step n."""
     draw_seed = int(np.random.SeedSequence([seed, chunk, draw]).generate_state(1, np.uint64)[0])
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(draw_seed))
 
@@ -182,14 +182,14 @@ def sample_chunk(
     should_stop: Callable[[], bool],
     on_step: Callable[[int], None],
 ) -> SampledChunk:
-    """Take a chunk from noise to latents, step by step.
+    """Sample a chunk from noise to latents, step by step.
 
-    Before the first step and after each, the first latent frames are set to the motion latents. `should_stop` is asked
-    before each evaluation; `on_step` gets the number of finished steps after each.
+    Before the first step and after each, the first latent frames are set to the motion latents. `should_stop` is called
+    before each evaluation, `on_step` after each step with the number of finished steps.
 
     Raises:
-        GenerationStopped: `should_stop` said so.
-        NotFiniteError: a step has made numbers that are not finite.
+        GenerationStopped: `should_stop` returned True.
+        NotFiniteError: a step has produced numbers that are not finite.
     """
     denoiser.reset_cache()
     latents = pin_motion(draw_noise(0), conditions.motion_latents)
@@ -200,9 +200,9 @@ def sample_chunk(
                 raise GenerationStopped
             predictions[branch] = predict(denoiser, latents, timestep, branch, conditions, sampler.caches.get(branch))
         latents = sampler.stepper.step(index, sampler.guidance(predictions), latents, draw_noise)
-        # Numbers that are not finite stay so, and every further step would be paid for nothing. The check waits for
-        # the device, as little else in the loop does: once a step, whose evaluations take seconds. It also keeps the
-        # CPU from queueing steps ahead: `on_step` is told of what has happened, and a stop need not wait for a queue.
+        # Numbers that are not finite never recover, and further steps would be wasted. The check waits for the device
+        # once per step, which takes seconds. It also keeps the CPU from queueing steps ahead: `on_step` reports steps
+        # that have run, and a stop need not wait for a queue.
         check_finite(latents, f"the latents after step {index + 1}")
         latents = pin_motion(latents, conditions.motion_latents)
         on_step(index + 1)
@@ -224,9 +224,9 @@ def predict(
     conditions: ChunkConditions,
     cache: StepCache | None,
 ) -> Tensor:
-    """One network evaluation: the velocity (1, 16, t, h, w), float32, as one branch of guidance sees it.
+    """One network evaluation: the velocity (1, 16, t, h, w), float32, for one branch of guidance.
 
-    Without audio there is one speaker, whose embeddings are zero.
+    Without audio there is one speaker with zero embeddings.
     """
     dtype = denoiser.dtype
     if branch.has_audio:

@@ -1,1 +1,1 @@
-"""Files: reading what users send, speech from text, and writing videos."""
+"""Media files: reading user input, speech from text, and writing videos."""

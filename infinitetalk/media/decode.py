@@ -1,12 +1,12 @@
-"""Reading what users send: pictures, sound and video frames.
+"""Decodes the files that users send: images, sound and video.
 
-Everything is decoded by a child, so that a file which crashes or hangs a decoder costs one child and not the worker:
-ffmpeg, or Pillow (`picture_child.py`) for pictures that ffmpeg does not show right. The child sees the file as its
-standard input, opened through `/dev/stdin`: no name, extension or pattern in a path can change what is read, and no
-path can reach an error message. It may open no other file or address: the containers allowed cannot refer to any, and
-its protocols are limited to `file`. Its memory is bounded, and it has no privileges (`sandbox.py`).
+A child process decodes every file, so that a file that crashes or hangs a decoder costs one child and not the worker.
+The child is ffmpeg, or Pillow (`picture_child.py`) for images that ffmpeg does not show correctly. It reads the file
+from its standard input, opened through `/dev/stdin`: no name, extension or pattern in a path can change what is read,
+and no path can reach an error message. It cannot open another file or address: the allowed containers cannot refer to
+any, and its protocols are limited to `file`. Its memory is bounded, and it has no privileges (`sandbox.py`).
 
-All errors are `MediaError`s whose messages can be shown to the client.
+All errors are `MediaError`s; their messages can be shown to the client.
 """
 
 import errno
@@ -51,10 +51,10 @@ from infinitetalk.media.sandbox import (
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, mix_channels
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Largest picture or video frame that is decoded, in pixels."""
+"""Largest image or video frame that is decoded, in pixels."""
 
 KEPT_FILES = 64
-"""Files of which is remembered what they hold."""
+"""Number of files whose probe results are cached."""
 
 PROBE_TIMEOUT_S = 60.0
 DECODE_TIMEOUT_S = 600.0
@@ -69,7 +69,7 @@ PICTURE_SIGNATURES = {
     b"GIF87a": "gif",
     b"GIF89a": "gif",
 }
-"""First bytes of a picture → the ffmpeg demuxer that reads it."""
+"""First bytes of an image file → the ffmpeg demuxer that reads it."""
 
 HEIF_BRANDS = (
     b"heic",
@@ -85,15 +85,15 @@ HEIF_BRANDS = (
     b"avif",
     b"avis",
 )
-"""First brands of HEIC and AVIF pictures, which begin as MP4 does."""
+"""Major brands of HEIC and AVIF images, which start like MP4 files."""
 
 LOOKED_AT = ("png_pipe", "jpeg_pipe", "tiff_pipe", "webp_pipe", "heif")
-"""Demuxers of pictures whose metadata may turn them or change their colours."""
+"""Demuxers of image formats with metadata that may rotate the image or change its colours."""
 
 CONTAINERS = "mov,matroska,avi,flv,mpegts,ogg,wav,w64,flac,mp3,aac,aiff,amr"
 """ffmpeg demuxers of sound and video that never open a second file, unlike playlists, scripts and image sequences."""
 
-# EXIF orientation → ffmpeg filters that bring the picture upright.
+# EXIF orientation → ffmpeg filters that turn the image upright.
 ORIENTATION_FILTERS: dict[int, list[tuple[str, dict[str, str]]]] = {
     2: [("hflip", {})],
     3: [("hflip", {}), ("vflip", {})],
@@ -109,33 +109,33 @@ WEBP_ANIMATION_FLAG = 0x02
 GRID_FPS = 1000
 GRID_STEPS_PER_FRAME = GRID_FPS // VIDEO_FPS
 
-# As ffmpeg's showinfo filter names them.
+# Names from ffmpeg's showinfo filter.
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 BT2020_TRANSFERS = ("bt2020-10", "bt2020-12")
 WIDE_PRIMARIES = ("bt2020", "smpte431", "smpte432")
 
-# HDR → BT.709: to linear light with 1 at HDR's reference white, 203 cd/m² (ITU-R BT.2408), BT.709 primaries, highlights
-# compressed while all up to mid-tones stays as it is.
+# HDR → BT.709: linear light with 1 at HDR's reference white, 203 cd/m² (ITU-R BT.2408), BT.709 primaries; highlights
+# are compressed, everything up to mid-tones is unchanged.
 REFERENCE_WHITE = 203
 TONE_MAPPING = ("tonemap", {"tonemap": "mobius", "desat": 0})
 
 LAST_INTERLACED_HEIGHT = 1088
-"""Lines of the tallest video that is filmed in fields."""
+"""Height in lines of the tallest video that is filmed interlaced."""
 
 LOOKED_AT_FRAMES = 60
-"""Frames in which combs are looked for."""
+"""Number of frames that are searched for interlacing."""
 
 SCANNED_CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
-"""Codecs of recordings whose picture may change its shape, which shows in their key frames."""
+"""Codecs of recordings that may change their shape midway; their key frames show it."""
 
 SCANNED_KEY_FRAMES = 120
 SHAPE_TOLERANCE = 0.02
 
 TIMED_CONTAINERS = (b"mov", b"matroska", b"mpegts", b"ogg", b"flv")
-"""ffmpeg demuxers whose files hold timestamps; of others it makes some up, by the rate of the first packet."""
+"""ffmpeg demuxers of files that hold timestamps; for others ffmpeg makes them up from the rate of the first packet."""
 
 SYNC_TOLERANCE_S = 0.05
-"""Jitter of a sound's timestamps that is no gap."""
+"""Jitter of a sound's timestamps that does not count as a gap."""
 
 SCENE_FRAME_WIDTH = 256
 MIN_SCENE_FRAMES = 15
@@ -144,18 +144,19 @@ SWSCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 RAW_PICTURE = {"format": "rawvideo", "pix_fmt": "rgba", "sws_flags": SWSCALE_FLAGS, "frames:v": 1}
 
 WHITE_FROM = 128
-"""Level from which a mask is white, and opaque."""
+"""Lowest level that counts as white, or as opaque, in a mask."""
 
 COLOURED_FROM = 48
-"""Difference of the levels of red, green and blue from which a pixel is not grey."""
+"""A pixel is coloured, not grey, if its red, green and blue levels differ by more than this."""
 
 LARGEST_SHARE_OF_EDGES = 0.1
-"""Of a painting in black and white, the pixels that are neither: those of its edges."""
+"""Largest share of pixels that are neither black nor white (the edges) in a black and white drawing."""
 
 MAX_LOG_BYTES = 2**22
 MAX_PNG_CHUNK_BYTES = 2**29
 
-# Lines of ffmpeg's log, which its option level+ marks by their importance: what a file's metadata say is of none.
+# Lines of ffmpeg's log. Its option level+ marks each with its severity, so that text in a file's metadata is never
+# taken for a complaint.
 COMPLAINT = re.compile(rb"^(?:\[[^\]\n]* @ 0x[0-9a-f]+\] )*\[(?:warning|error|fatal|panic)\] .*$", re.MULTILINE)
 STREAM = re.compile(rb"^\[info\] +Stream #0:(\d+)[^:\n]*: (Video|Audio): (.*)$", re.MULTILINE)
 SHOWN = re.compile(rb"^\[Parsed_showinfo_[^\]\n]*\] \[info\] (.*)$", re.MULTILINE)
@@ -163,16 +164,16 @@ FIELDS = re.compile(
     rb"(Single|Multi) frame detection: TFF: *(\d+) BFF: *(\d+) Progressive: *(\d+) Undetermined: *(\d+)"
 )
 
-# ffmpeg's words for a file whose end is missing; it reports no failure then.
+# ffmpeg's words for a file that is cut short; its exit status does not report it.
 CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
 
-# Newer ffmpegs end there, and report no failure either.
+# Newer versions of ffmpeg stop at such a change, and their exit status does not report it either.
 CHANGE_COMPLAINTS = (b"Channel change is not supported", b"Sample rate change is not supported")
 
 NO_SPACE_COMPLAINT = b"No space left on device"
 NO_MEMORY_COMPLAINTS = (b"Cannot allocate memory", b"MemoryError", b"Out of memory")
 
-# A signal that no file makes a decoder send itself, and ffmpeg's own status where it heeded one.
+# Signals that no file can make a decoder send to itself, and the status with which ffmpeg exits after handling one.
 ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, 255)
 
 UNREADABLE = (
@@ -185,7 +186,7 @@ TOO_LARGE = f"The picture is too large: at most {MAX_PIXELS // 2**20} million pi
 
 
 class Source(Protocol):
-    """Where reference frames come from. `height` and `width` are in pixels, upright, of square pixels."""
+    """The origin of reference frames. `height` and `width` are of the upright frame, in square pixels."""
 
     @property
     def height(self) -> int: ...
@@ -194,17 +195,17 @@ class Source(Protocol):
     def width(self) -> int: ...
 
     def frame_at(self, seconds: float) -> Tensor:
-        """The frame shown at an instant: uint8 (3, height, width), RGB."""
+        """The frame shown at `seconds`: uint8 (3, height, width), RGB."""
         ...
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file holds.
+    """The contents of a file.
 
-    `height` and `width` are those of the upright picture with square pixels, 0 for sound. `duration_s` is that of the
-    video, else of the sound, to within one packet (some 20 ms); 0 for a picture. `warnings` say what of the picture is
-    not shown as it is meant.
+    `height` and `width` are those of the upright image in square pixels, 0 for sound. `duration_s` is the length of the
+    video, else of the sound, to within one packet (about 20 ms); 0 for an image. `warnings` describe how the shown
+    frames differ from what the file intends.
     """
 
     kind: Literal["image", "video", "audio"]
@@ -217,7 +218,7 @@ class MediaInfo:
 
 @dataclass(frozen=True)
 class Sound:
-    """`waveform` is float32 (samples,), mono, 16 kHz; `warnings` say what of the sound is not heard as it is."""
+    """`waveform` is float32 (samples,), mono, 16 kHz; `warnings` describe how it differs from the file's sound."""
 
     waveform: np.ndarray
     warnings: tuple[str, ...] = ()
@@ -225,13 +226,13 @@ class Sound:
 
 @dataclass
 class Picture:
-    """A still picture as a `Source`: the same frame at every instant. `pixels` is uint8 (3, height, width)."""
+    """A still image as a `Source`: the same frame at every time. `pixels` is uint8 (3, height, width)."""
 
     pixels: Tensor
 
     @classmethod
     def open(cls, path: Path) -> "Picture":
-        """Reads a picture file, see `read_picture`."""
+        """Reads an image file, see `read_picture`."""
         return cls(read_picture(path))
 
     @property
@@ -248,9 +249,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Frames of a video at the instants 0, stride/25, 2·stride/25 … seconds, kept as PNG files.
+    """Frames of a video at 0, stride/25, 2·stride/25 … seconds, kept as PNG files.
 
-    `paths` ends with the video's true last frame where the video ends before `max_frames` (at 25 fps).
+    If the video ends before `max_frames` (at 25 fps), the last of `paths` is the video's true last frame.
     """
 
     paths: list[Path]
@@ -260,9 +261,9 @@ class VideoFrames:
     width: int
 
     def frame_at(self, seconds: float) -> Tensor:
-        """The frame shown at `seconds`, the video's last one beyond its end: uint8 (3, height, width).
+        """The frame shown at `seconds`, or the last one if the video has ended: uint8 (3, height, width).
 
-        Raises `ValueError` for an instant that is no multiple of the stride, or beyond `max_frames`.
+        Raises `ValueError` if `seconds` is not a multiple of the stride, or is beyond `max_frames`.
         """
         frame = seconds * VIDEO_FPS
         if abs(frame - round(frame)) > 1e-6 or round(frame) % self.stride or not 0 <= round(frame) < self.max_frames:
@@ -276,10 +277,10 @@ class VideoFrames:
 
 
 def probe(path: Path) -> MediaInfo:
-    """Tells what a file holds, by its content. A picture beside sound (cover art) is not a video.
+    """Identifies a file by its content. An image beside sound (cover art) is not a video.
 
-    A picture is decoded, and a video's first frame, by the filters that a job uses; sound is not. Raises `MediaError`
-    for what is no media, cut short, without a single frame, or larger than `MAX_PIXELS`.
+    Images and the first frame of a video are decoded, with the filters that a job uses; sound is not. Raises
+    `MediaError` if the file is not media, is cut short, has no frame, or is larger than `MAX_PIXELS`.
     """
     contents = _contents_of(path)
     if contents.video is None:
@@ -291,20 +292,20 @@ def probe(path: Path) -> MediaInfo:
 
 
 def read_picture(path: Path) -> Tensor:
-    """Reads a picture, the first frame of an animated one: uint8 (3, height, width), RGB.
+    """Reads an image, or the first frame of an animated one: uint8 (3, height, width), RGB.
 
-    The picture is upright (EXIF orientation), transparency is shown over white, 16-bit, grey, palette and CMYK
-    pictures become 8-bit RGB, other colour spaces sRGB. Pixels are taken as square, as picture viewers do. Raises
+    The result is upright (EXIF orientation), with transparency over white. 16-bit, grey, palette and CMYK images become
+    8-bit RGB; other colour spaces become sRGB. Pixels are assumed to be square, as image viewers do. Raises
     `MediaError`.
     """
     return _over_white(_read_rgba(path))
 
 
 def read_region(path: Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Reads a mask, a picture that is white at one place: bool (height, width), and what a user should know of it.
+    """Reads a mask, an image that is white in one region: bool (height, width), and warnings for the user.
 
-    What is transparent is not of the place. Where the mask is a cut-out, a picture in colours on transparency, the
-    place is all of the picture. Raises `MediaError`.
+    Transparent pixels are outside the region. If the mask is a cut-out (a coloured image on transparency), the region
+    is every opaque pixel. Raises `MediaError`.
     """
     rgba = _read_rgba(path)
     levels = rgba[..., :3].astype(np.int16)
@@ -317,12 +318,12 @@ def read_region(path: Path) -> tuple[Tensor, tuple[str, ...]]:
     is_grey = np.abs(painted.mean(axis=1) - WHITE_FROM) < WHITE_FROM // 2
     if (is_coloured | is_grey).mean() <= LARGEST_SHARE_OF_EDGES:
         return torch.from_numpy(is_white & is_opaque), ()
-    note = "it is not black and white but a picture on transparency: all that is not transparent was taken as the place"
+    note = "it is not black and white but an image on transparency: everything that is not transparent was used"
     return torch.from_numpy(is_opaque), (note,)
 
 
 def _read_rgba(path: Path) -> np.ndarray:
-    """A picture upright, in sRGB: uint8 (height, width, 4), alpha not premultiplied."""
+    """An image, upright and in sRGB: uint8 (height, width, 4), alpha not premultiplied."""
     contents = _contents_of(path)
     if contents.video is None or not (contents.is_picture or contents.animated):
         raise MediaError("The file is no picture: send a PNG, JPEG, WebP, HEIC, AVIF, BMP, TIFF or GIF picture")
@@ -341,12 +342,12 @@ def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
 
 
 def read_sound(path: Path, max_seconds: float | None = None) -> Sound:
-    """Reads the sound of an audio or video file, of several tracks the default one.
+    """Reads the sound of an audio or video file; if it has several tracks, the default one.
 
-    Channels are averaged, but not those that cancel each other out (`mix_channels`). Time zero is the sound's own first
-    sample, also where it starts later than the picture; an encoder's delay (MP3, AAC, Opus) is taken off; gaps in its
-    timestamps are silence. At most `max_seconds` are decoded. Raises `MediaError` for a file without sound, without
-    samples, or with samples that are not finite.
+    Channels are averaged, except those that cancel each other out (`mix_channels`). Time zero is the first sample of
+    the sound, even if the video starts earlier; the encoder's delay (MP3, AAC, Opus) is removed; gaps in the timestamps
+    become silence. At most `max_seconds` are decoded. Raises `MediaError` if the file has no sound or no samples, or
+    has samples that are not finite.
     """
     contents = _contents_of(path)
     if contents.audio is None:
@@ -354,7 +355,7 @@ def read_sound(path: Path, max_seconds: float | None = None) -> Sound:
     notes = []
     if contents.num_sounds > 1:
         notes.append(
-            f"has {contents.num_sounds} sound tracks, of which one is heard, the default one or else the first"
+            f"has {contents.num_sounds} sound tracks, and only one is used: the default one, or else the first"
         )
     sound = contents.sound_input()[str(contents.audio.index)]
     if contents.is_timed:
@@ -364,7 +365,7 @@ def read_sound(path: Path, max_seconds: float | None = None) -> Sound:
     if max_seconds is not None:
         sound = sound.filter("atrim", duration=max_seconds)
     with tempfile.TemporaryFile() as wav:
-        # Written to by another user.
+        # The child writes to it as another user.
         os.fchmod(wav.fileno(), 0o666)
         written = sound.output("file:/dev/stdout", format="wav", acodec="pcm_f32le", rf64="auto")
         with _child(path, written, DECODE_TIMEOUT_S, stdout=wav):
@@ -374,14 +375,14 @@ def read_sound(path: Path, max_seconds: float | None = None) -> Sound:
     if samples.size == 0:
         raise MediaError("The sound is empty: send one of at least 0.2 s")
     if max_seconds is not None:
-        # Where a sound's parameters change, ffmpeg begins to count anew.
+        # When a sound's parameters change, ffmpeg's atrim starts counting from zero again.
         samples = samples[: max(round(max_seconds * rate), 1)]
     try:
         waveform, cancelled = mix_channels(samples, rate)
     except ValueError as error:
         raise MediaError("The sound has samples that are not finite numbers: export it again as 16-bit WAV") from error
     if cancelled:
-        notes.append("its channels are of opposite phase and would cancel each other out: the loudest one is heard")
+        notes.append("its channels are of opposite phase and would cancel each other out: only the loudest is used")
     waveform = librosa.resample(waveform, orig_sr=rate, target_sr=SAMPLING_RATE)
     if waveform.size == 0:
         raise MediaError("The sound is empty: send one of at least 0.2 s")
@@ -389,7 +390,7 @@ def read_sound(path: Path, max_seconds: float | None = None) -> Sound:
 
 
 def sound_seconds(path: Path) -> float:
-    """Seconds of the sound that `read_waveform` reads, to within one packet. Raises `MediaError` for a file without."""
+    """Length of the sound that `read_waveform` reads, to within one packet. Raises `MediaError` if there is none."""
     audio = _contents_of(path).audio
     if audio is None:
         raise MediaError("The file has no sound: send an audio file (WAV, MP3, M4A, FLAC, OGG) or a video with sound")
@@ -399,11 +400,11 @@ def sound_seconds(path: Path) -> float:
 def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start: int = 0) -> VideoFrames:
     """Writes the frames that a video shows at 0, stride/25, 2·stride/25 … seconds into `folder`, as PNG.
 
-    Time zero is `start`/25 seconds into the video, its first frame by default. An instant shows the last frame whose
-    timestamp is not later, at any frame rate, constant or not. Frames are upright, 8-bit RGB, of square pixels,
-    transparency over white, fields interwoven no longer; HDR is tone-mapped, wide gamuts become BT.709, colours without
-    a tag are taken as BT.601 (ffmpeg's default). Frames of another shape than the first one stand between black bars.
-    Nothing is decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
+    Time zero is `start`/25 seconds into the video, by default its first frame. The frame shown at a time is the last
+    one with a timestamp that is not later, at any frame rate, constant or not. Frames are upright, deinterlaced, 8-bit
+    RGB in square pixels, with transparency over white. HDR is tone-mapped, wide gamuts become BT.709, untagged colours
+    are taken as BT.601 (ffmpeg's default). Frames with another aspect ratio than the first get black bars. Nothing is
+    decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
     """
     contents = _contents_of(path)
     if contents.video is None or contents.is_picture:
@@ -423,10 +424,10 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
 def detect_scenes(path: Path, max_frames: int) -> list[int]:
     """Start frames, counted at 25 fps, of the scenes in a video's first `max_frames`; the first is 0.
 
-    None is shorter than `MIN_SCENE_FRAMES`, which would cost a chunk of its own. PySceneDetect's content detector sees
-    small frames decoded by the child. Raises `MediaError`.
+    No scene is shorter than `MIN_SCENE_FRAMES`, because each costs at least one chunk. PySceneDetect's content detector
+    gets small frames, decoded by the child. Raises `MediaError`.
     """
-    # PySceneDetect brings OpenCV; only jobs that ask for scenes pay for importing it.
+    # PySceneDetect imports OpenCV; only jobs that ask for scenes pay for that.
     from scenedetect import ContentDetector, FrameTimecode
 
     contents = _contents_of(path)
@@ -465,7 +466,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Colours:
-    """What a video's numbers mean, as ffmpeg names it; "unknown" where it is not told."""
+    """The colour format of a video, in ffmpeg's names; "unknown" where the file does not say."""
 
     pixel_format: str = "unknown"
     color_range: str = "unknown"
@@ -477,7 +478,7 @@ class _Colours:
 
 @dataclass(frozen=True)
 class _FirstFrame:
-    """`fields`: "tff" or "bff" where frames are of two fields, and whether that is told of each frame."""
+    """`fields`: "tff" or "bff" for an interlaced video, and whether the file flags its frames as such; else None."""
 
     height: int
     width: int
@@ -488,9 +489,10 @@ class _FirstFrame:
 
 @dataclass(frozen=True)
 class _Contents:
-    """The picture and the sound of a file, as its container describes them: its default tracks, or else its first.
+    """The video (or image) and sound of a file, as its container describes them: the default tracks, else the first.
 
-    `reader` of a picture's pixels is "ffmpeg" or "pillow"; without `input_options` ffmpeg does not see it at all.
+    `reader` is the decoder of an image's pixels, "ffmpeg" or "pillow"; if `input_options` is empty, ffmpeg never reads
+    the file.
     """
 
     input_options: dict[str, Any]
@@ -515,28 +517,28 @@ class _Contents:
         # ffmpeg's own VP8 and VP9 decoders drop the alpha channel that WebM keeps beside each frame.
         if self.video is not None and self.video.codec in ("vp8", "vp9"):
             options["vcodec"] = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[self.video.codec]
-        # A video whose frames change size goes on in the same filters, which would start counting anew otherwise.
+        # If the frame size changes, the filters must continue; reinitialised, they would count from zero again.
         return ffmpeg.input("file:/dev/stdin", **options, reinit_filter=0)
 
     def sound_input(self) -> Any:
-        """The same for its sound, whose filters must follow when channels or rate change."""
+        """The input node for the sound; its filters must be reinitialised when channels or rate change."""
         return ffmpeg.input("file:/dev/stdin", **self.input_options)
 
 
 def _contents_of(path: Path) -> _Contents:
-    """What a file holds. A job looks at each of its files several times, and a child takes a while to start."""
+    """The contents of a file, cached: a job asks several times for each file, and a child takes a while to start."""
     if not path.is_file():
         raise MediaError("The file does not exist")
     return _read_contents(path, _version_of(path))
 
 
 def _first_frame_of(path: Path) -> _FirstFrame:
-    """A file's first frame, likewise."""
+    """The first frame of a file, cached likewise."""
     return _read_first_frame(path, _version_of(path))
 
 
 def _version_of(path: Path) -> tuple[int, int, int]:
-    """Differs once the file at a path is another."""
+    """A value that changes when the file at a path is replaced."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -551,7 +553,7 @@ def _picture_demuxer(head: bytes) -> str | None:
 
 @lru_cache(maxsize=KEPT_FILES)
 def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
-    """Reads every packet of a file, decoding none (beyond what ffmpeg needs to know a stream's parameters)."""
+    """Reads every packet of a file and decodes none, except those that ffmpeg needs for a stream's parameters."""
     with path.open("rb") as opened:
         head = opened.read(32)
     if not head:
@@ -572,7 +574,7 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         **({"format_whitelist": CONTAINERS} if demuxer is None else {"format": demuxer, "noautorotate": None}),
     }
     if demuxer == "jpeg_pipe":
-        # Otherwise the rows missing from a JPEG cut short are grey, and nothing is said.
+        # Otherwise ffmpeg silently fills the missing rows of a truncated JPEG with grey.
         options["err_detect"] = "explode"
     file = ffmpeg.input("file:/dev/stdin", **options)
     packets = ffmpeg.output(file["V?"], file["a?"], "pipe:", format="framecrc", c="copy")
@@ -607,7 +609,7 @@ def _chosen(tracks: list[_Stream], defaults: set[int]) -> _Stream | None:
 
 
 def _parse_tracks(log: bytes) -> tuple[dict[int, int], set[int]]:
-    """From ffmpeg's description of its input: each output stream's input stream, and the default ones among these."""
+    """Reads ffmpeg's description of its input: each output stream's input stream, and the default input streams."""
     described = log.partition(b"Input #0")[2].partition(b"Output #0")[0].partition(b"Stream mapping:")[0]
     lines = {int(index): (kind, facts) for index, kind, facts in STREAM.findall(described)}
     videos = [index for index, (kind, facts) in lines.items() if kind == b"Video" and b"(attached pic)" not in facts]
@@ -617,7 +619,7 @@ def _parse_tracks(log: bytes) -> tuple[dict[int, int], set[int]]:
 
 
 def _parse_packets(lines: IO[bytes]) -> dict[tuple[str, int], _Stream]:
-    """Reads ffmpeg's framecrc output: `#key stream: value`, then `stream, dts, pts, duration, size, crc` a packet.
+    """Reads ffmpeg's framecrc output: `#key stream: value`, then `stream, dts, pts, duration, size, crc` per packet.
 
     Returns the streams that have packets, by media type and number.
     """
@@ -657,7 +659,7 @@ def _parse_packets(lines: IO[bytes]) -> dict[tuple[str, int], _Stream]:
 
 
 def _ask_pillow(path: Path, task: Literal["look", "read"]) -> tuple[dict[str, Any], bytes]:
-    """What `picture_child.py` answers of a picture, and the pixels that it reads."""
+    """The answer of `picture_child.py` about an image, and the pixels that it reads."""
     timeout_s = PROBE_TIMEOUT_S if task == "look" else DECODE_TIMEOUT_S
     command = [sys.executable, "-I", "-B", picture_child.__file__, task, str(MAX_PIXELS)]
     with _running(path, command, timeout_s) as child:
@@ -675,7 +677,7 @@ def _ask_pillow(path: Path, task: Literal["look", "read"]) -> tuple[dict[str, An
 
 
 def _upright(contents: _Contents) -> Any:
-    """The decoded picture or video, upright; ffmpeg itself turns videos."""
+    """The decoded image or video, upright; ffmpeg rotates videos by itself."""
     assert contents.video is not None
     stream = contents.input()[str(contents.video.index)]
     for name, arguments in ORIENTATION_FILTERS.get(contents.orientation, []):
@@ -684,10 +686,10 @@ def _upright(contents: _Contents) -> Any:
 
 
 def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_frames: int, start: int) -> Any:
-    """ffmpeg with the filters of `extract_frames`, PNG files one after the other on its standard output."""
-    # A frame's first place on the grid is its time rounded up, so place n shows the last frame not later than n ms; and
-    # rounding up to 1 ms does not change what 40 ms steps show. The grid is finer than any frame is long, so even a
-    # last frame that no 40 ms step meets is on it; repeated for one more stride, it is also the last one selected.
+    """ffmpeg with the filters of `extract_frames`; it writes PNG files one after another to its standard output."""
+    # Each frame's time is rounded up to the grid, so position n shows the last frame that is not later than n ms;
+    # rounding up to 1 ms does not change the frames shown at 40 ms steps. The grid is finer than any frame is long, so
+    # even a last frame between two 40 ms steps is on it; repeated for one more stride, it is also the last selected.
     frames = (
         _whole_frames(contents, first_frame)
         .filter("setpts", "PTS-STARTPTS")
@@ -699,7 +701,7 @@ def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_fram
     for name, arguments in _colour_filters(first_frame.colours):
         frames = frames.filter(name, **arguments)
     height, width = first_frame.height, first_frame.width
-    # A frame of another shape than the first one, as wide as its height allows; to be stretched by a pixel is no harm.
+    # A frame with another aspect ratio than the first is fitted into it; stretching by one pixel does no harm.
     fitted = f"iw*sar*{height}/ih"
     fits = f"lte(abs({fitted}-{width}),1)"
     return (
@@ -725,7 +727,7 @@ def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_fram
 
 
 def _whole_frames(contents: _Contents, first_frame: _FirstFrame) -> Any:
-    """A video's frames, upright; where they are of two fields, each of one instant."""
+    """A video's frames, upright and deinterlaced."""
     frames = _upright(contents)
     if first_frame.fields is None:
         return frames
@@ -734,9 +736,9 @@ def _whole_frames(contents: _Contents, first_frame: _FirstFrame) -> Any:
 
 
 def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
-    """ffmpeg filters that bring HDR and wide gamuts to BT.709; none for what is BT.709 already, or tells nothing.
+    """ffmpeg filters that convert HDR and wide gamuts to BT.709; none if the video is BT.709 already or untagged.
 
-    Recordings often lack some of their tags, and zscale refuses what it does not know: the others tell.
+    Recordings often lack some tags, and zscale refuses unknown values: missing tags are inferred from the others.
     """
     matrix, primaries, transfer = colours.color_space, colours.color_primaries, colours.color_trc
     if transfer == "unknown" and colours.is_mastered:
@@ -753,11 +755,11 @@ def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
     if value_range == "unknown":
         value_range = "pc" if is_rgb else "tv"
     if not is_hdr and transfer != "iec61966-2-1":
-        # The others differ in nothing that is seen, and players take them for one.
+        # The other transfers look the same, and players treat them as BT.709.
         transfer = "bt709"
     alpha = "a" if "a" in colours.pixel_format.replace("gray", "") else ""
     return [
-        # zscale reads no subsampled video of an odd size.
+        # zscale cannot read subsampled video of an odd size.
         ("format", {"pix_fmts": "gbrap16le|gbrp16le" if is_rgb else f"yuv{alpha}444p16le"}),
         (
             "setparams",
@@ -773,7 +775,7 @@ def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _split_png(stream: IO[bytes]) -> Iterator[bytes]:
-    """The PNG files that follow each other in a stream."""
+    """The PNG files in a stream, one after another."""
     while signature := stream.read(8):
         parts, name = [signature], b""
         while name != b"IEND":
@@ -789,7 +791,7 @@ def _split_png(stream: IO[bytes]) -> Iterator[bytes]:
 
 @lru_cache(maxsize=KEPT_FILES)
 def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
-    """Decodes the first frame by the filters that a job uses: of a video, of square pixels (its height is kept)."""
+    """Decodes the first frame with the filters that a job uses; a video's has square pixels (the height is kept)."""
     contents = _read_contents(path, version)
     if contents.is_picture and contents.input_options:
         measured = _upright(contents).output("pipe:", **RAW_PICTURE | {"format": "framecrc"})
@@ -800,7 +802,7 @@ def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
         if contents.reader == "ffmpeg":
             return _FirstFrame(picture.height, picture.width)
     if contents.reader == "pillow":
-        # ffmpeg has seen that nothing is missing, where it reads such pictures at all.
+        # ffmpeg, if it reads this format at all, has checked above that the file is complete.
         facts, _ = _ask_pillow(path, "read")
         return _FirstFrame(facts["height"], facts["width"])
     first_frame = _look_at_frames(path, contents)
@@ -817,7 +819,7 @@ def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
 
 
 def _look_at_frames(path: Path, contents: _Contents) -> _FirstFrame:
-    """Looks at a video's first frames: their size, colours and fields, and whether the shape stays."""
+    """Examines a video's first frames: size, colours and fields, and whether the aspect ratio stays the same."""
     assert contents.video is not None
     num_frames = LOOKED_AT_FRAMES if contents.video.height <= LAST_INTERLACED_HEIGHT else 1
     frames = _upright(contents).filter("showinfo", checksum=0).filter("idet")
@@ -831,7 +833,7 @@ def _look_at_frames(path: Path, contents: _Contents) -> _FirstFrame:
     colours = _parse_colours(shown)
     notes = _scan_shapes(path, contents)
     if _colour_filters(colours) and "unknown" in (colours.color_primaries, colours.color_trc, colours.color_space):
-        notes += ("it does not say all of what its colours mean: what is missing was guessed from the rest",)
+        notes += ("it does not fully say what its colours mean: missing tags were guessed from the others",)
     return _FirstFrame(
         video.height,
         video.width,
@@ -855,11 +857,11 @@ def _parse_colours(shown: list[str]) -> _Colours:
 
 
 def _parse_fields(shown: list[str], log: bytes) -> tuple[str, bool] | None:
-    """How the looked-at frames are made of two fields; None where they are not, whatever they say.
+    """The field order of the examined frames, and whether they are flagged; None if they are progressive.
 
-    What is seen counts more than what is told: progressive film is often flagged as interlaced. Film that is told to be
-    progressive counts as interlaced only if most of its frames, each looked at alone, are: small pictures with sharp
-    edges make the detector see fields in a few frames, which its memory then sees in all.
+    The image counts more than the flags: progressive film is often flagged as interlaced. Film flagged as progressive
+    counts as interlaced only if most of its frames do when examined one by one: small images with sharp edges make the
+    detector see fields in a few frames, and its multi-frame mode then sees them in all.
     """
     told = [match[1] for line in shown if (match := re.search(r" i:([PTB?]) ", line))]
     is_told = any(flag in "TB" for flag in told)
@@ -873,10 +875,10 @@ def _parse_fields(shown: list[str], log: bytes) -> tuple[str, bool] | None:
 
 
 def _count_fields(log: bytes, detection: str) -> tuple[int, int, int, int]:
-    """How many frames have the top field first, the bottom field first, no fields, and how many cannot be told.
+    """Numbers of frames with the top field first, the bottom field first, no fields, and undetermined.
 
     Args:
-        detection: "Single" looks at each frame alone, "Multi" remembers the frames before.
+        detection: "Single" examines each frame alone, "Multi" takes earlier frames into account.
     """
     counts = [list(map(int, found[1:])) for found in FIELDS.findall(log) if found[0] == detection.encode()]
     top, bottom, progressive, undetermined = (max(column) for column in zip(*counts, strict=True))
@@ -884,7 +886,7 @@ def _count_fields(log: bytes, detection: str) -> tuple[int, int, int, int]:
 
 
 def _scan_shapes(path: Path, contents: _Contents) -> tuple[str, ...]:
-    """What to say of a video whose picture changes its shape."""
+    """A warning if the aspect ratio of the video changes; else empty."""
     assert contents.video is not None
     if contents.video.codec not in SCANNED_CODECS:
         return ()
@@ -902,8 +904,8 @@ def _scan_shapes(path: Path, contents: _Contents) -> tuple[str, ...]:
     for size in sizes:
         if abs(size[0] * first[1] / (size[1] * first[0]) - 1) > SHAPE_TOLERANCE:
             return (
-                f"its picture changes from {first[0]}x{first[1]} to {size[0]}x{size[1]} pixels: frames of another "
-                "shape than the first one stand between black bars",
+                f"its picture changes from {first[0]}x{first[1]} to {size[0]}x{size[1]} pixels: frames with another "
+                "aspect ratio than the first get black bars",
             )
     return ()
 
@@ -927,7 +929,7 @@ class _Child:
 def _child(
     path: Path, output: Any, timeout_s: float, loglevel: str = "error", stdout: IO[bytes] | None = None
 ) -> Iterator[_Child]:
-    """Runs ffmpeg on a file, as `_running`."""
+    """Runs ffmpeg on a file, see `_running`."""
     threads = ["-filter_threads", str(DECODER_THREADS)]
     log = ["-loglevel", f"level+{loglevel}"]
     command = output.compile(cmd=[ffmpeg_path(), "-nostdin", "-y", "-hide_banner", *log, *threads])
@@ -937,7 +939,7 @@ def _child(
 
 @contextmanager
 def _handed_over(path: Path, program: str) -> Iterator[IO[bytes]]:
-    """The file opened for a child, which opens it anew: a copy where it may not, being nobody."""
+    """The file, open for a child that reopens it; a copy if the child, running as nobody, has no permission to."""
     with path.open("rb") as media:
         if readable_by_others(path) or not is_unprivileged(program):
             yield media
@@ -952,10 +954,10 @@ def _handed_over(path: Path, program: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _running(path: Path, command: list[str], timeout_s: float, stdout: IO[bytes] | None = None) -> Iterator[_Child]:
-    """Runs a child on a file; its standard output must be read to the end, where it is not the file `stdout`.
+    """Runs a child on a file, in a sandbox. Without `stdout`, the caller must read its standard output to the end.
 
-    The child is killed after `timeout_s`, and runs in a sandbox. Raises `MediaError` for a child that refuses, crashes,
-    takes too long or too much memory, `DecoderError` for one that somebody else kills.
+    The child is killed after `timeout_s`. Raises `MediaError` if the child refuses the file, crashes, or takes too long
+    or too much memory; `DecoderError` if another process kills it.
     """
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])

@@ -1,8 +1,8 @@
-"""Frames → H.264 parts → one MP4 with sound; thumbnails.
+"""Encodes frames to H.264 parts and joins the parts to one MP4 with sound; writes thumbnails.
 
-A video is encoded once, in parts, as its frames come. Each part opens with an IDR frame and is complete in itself, and
-all are made with the same parameters, so that `join_parts` copies their packets into the final file. PyAV encodes; it
-only ever sees frames and parts of our own making: parts that were kept elsewhere are signed.
+A video is encoded once, in parts, as its frames arrive. Each part starts with an IDR frame and is complete in itself,
+and all have the same parameters, so that `join_parts` can copy their packets into the final file. PyAV encodes; it
+only ever reads frames and parts that we have made: parts from a store are signed.
 """
 
 import errno
@@ -22,18 +22,19 @@ from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 H264_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
 
 SMALL_PICTURE = 256 * 256
-"""Pixels below which a picture is looked at enlarged, and `SMALL_H264_OPTIONS` hold."""
+"""Videos with fewer pixels per frame use `SMALL_H264_OPTIONS`, because they are usually viewed enlarged."""
 
 SMALL_H264_OPTIONS = H264_OPTIONS | {"crf": "4", "x264-params": "mbtree=0"}
-"""A part's key frame codes anew what stood still: enlarged, the change would be seen. Takes twice the sound's bits."""
+"""Each part starts with a key frame, which visibly flickers in small videos when enlarged; a lower CRF hides it, at
+about twice the audio bitrate."""
 
 TICKS_PER_FRAME = 512
-"""Of the joined video's time base, 1/12800 s: what ffmpeg's MP4 muxer picks for 25 fps itself."""
+"""Ticks of the joined video's time base, 1/12800 s, which ffmpeg's MP4 muxer also picks for 25 fps."""
 
 VIDEO_TIME_BASE = Fraction(1, VIDEO_FPS * TICKS_PER_FRAME)
 
 SOUND_RATE = 48_000
-"""Of the AAC track: at 16 kHz one AAC frame would last 64 ms, at 48 kHz 21 ms."""
+"""Sampling rate of the AAC track: an AAC frame lasts 21 ms at 48 kHz, but 64 ms at 16 kHz."""
 
 SOUND_BIT_RATE = 128_000
 
@@ -43,7 +44,7 @@ THUMBNAIL_QUALITY = 90
 
 
 def because(error: BaseException) -> str:
-    """The end of a message of what could not be written: why, where that is known."""
+    """The end of a message about a failed write: the reason, if it is known."""
     return ": the disk is full" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
@@ -94,7 +95,7 @@ class PartEncoder:
             self._num_frames += 1
 
     def close(self) -> int:
-        """Finishes the part and returns the number of its frames. Raises `EncodeError`, also for a part without any."""
+        """Finishes the part and returns its number of frames. Raises `EncodeError`, also if there are none."""
         if self._num_frames == 0:
             self._container.close()
             raise EncodeError("A part of the video has no frames")
@@ -113,11 +114,11 @@ class PartEncoder:
 
 
 def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
-    """Joins parts and sound into one MP4 that starts to play before it is loaded (moov first).
+    """Joins parts and sound into one MP4 that can play before it is fully loaded (moov first).
 
     The parts' packets are copied. `waveform`, float32 (samples,) at 16 kHz, is clipped to [-1, 1] (a mix of loud voices
-    may exceed it), cut or filled with silence to the video's duration, and encoded to mono AAC at 48 kHz. Memory does
-    not grow with the length. Raises `EncodeError`.
+    may exceed it), cut or padded with silence to the video's duration, and encoded to mono AAC at 48 kHz. Memory use
+    does not grow with the length. Raises `EncodeError`.
     """
     if not parts:
         raise EncodeError("There is no part of a video to join")
@@ -139,22 +140,22 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
 
 
 def check_parts(parts: Sequence[tuple[Path, int]]) -> None:
-    """Looks whether parts, each with the number of its frames, can be joined. Raises `EncodeError`."""
+    """Checks that parts, each given with its number of frames, can be joined. Raises `EncodeError`."""
     try:
         num_packets = sum(1 for _ in joined_packets([part for part, _ in parts]))
     except av.FFmpegError as error:
         raise EncodeError("A part of the video cannot be read") from error
     if num_packets != sum(num_frames for _, num_frames in parts):
-        raise EncodeError("The video's parts have not as many frames as they should")
+        raise EncodeError("The video's parts do not have the expected number of frames")
 
 
 def picture_bytes(part: Path) -> int:
-    """Bytes of a part's encoded frames, which `join_parts` copies."""
+    """Size of a part's encoded frames, which `join_parts` copies."""
     return sum(packet.size for packet in joined_packets([part]))
 
 
 def sound_bytes(waveform: np.ndarray, num_frames: int) -> int:
-    """Bytes of the sound that `join_parts` gives a video of so many frames; `waveform` as there."""
+    """Size of the encoded sound that `join_parts` adds to a video of `num_frames` frames; `waveform` as there."""
     with av.open(os.devnull, "w", format="null") as container:
         sound = _add_sound(container)
         num_bytes = sum(
@@ -172,10 +173,11 @@ def write_thumbnail(frame: np.ndarray, path: Path) -> None:
 
 
 def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet]:
-    """The parts' video packets in decoding order, timed as one video that `num_before` frames precede.
+    """The parts' video packets in decoding order, timed as one video after `num_before` earlier frames.
 
-    A packet's place in decoding order less the encoder's reordering depth is its decoding time: parts too short to
-    hold a B-frame start at another one than long parts, and their own decoding times would run backwards.
+    A packet's decoding time is its index in decoding order minus the encoder's reordering depth. The parts' own
+    decoding times cannot be used: parts too short for a B-frame start at another time than long parts, so that times
+    would run backwards.
     """
     num_decoded = num_before
     parameters: bytes | None = None
@@ -204,7 +206,7 @@ def _add_sound(container: av.container.OutputContainer) -> av.AudioStream:
 
 
 def sound_of_frame(waveform: np.ndarray, index: int) -> av.AudioFrame:
-    """The samples heard during a video frame, silence beyond the waveform's end."""
+    """The samples during a video frame; silence after the waveform's end."""
     samples = np.zeros((1, SAMPLES_PER_FRAME), np.float32)
     heard = waveform[index * SAMPLES_PER_FRAME : (index + 1) * SAMPLES_PER_FRAME]
     samples[0, : len(heard)] = np.clip(heard, -1, 1)

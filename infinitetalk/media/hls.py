@@ -1,7 +1,7 @@
-"""A video as it grows: HTTP Live Streaming (RFC 8216), one MPEG-TS segment a chunk.
+"""A growing video as HTTP Live Streaming (RFC 8216), one MPEG-TS segment per chunk.
 
-The segments' pictures are the packets of the parts that become the MP4, so that nothing is encoded twice; the sound is
-encoded once, through all segments, so that it has no gaps.
+The segments' video packets are copied from the parts that become the MP4, so that nothing is encoded twice. The sound
+is encoded in one pass over all segments, so that it has no gaps.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PLAYLIST_TYPE = "application/vnd.apple.mpegurl"
 SEGMENT_TYPE = "video/mp2t"
 
 _FRAMES_BEFORE = VIDEO_FPS
-"""One second, so that no decoding time is negative, which MPEG-TS cannot say."""
+"""All times are shifted by one second, because MPEG-TS has no negative decoding times."""
 
 _SEGMENT_OPTIONS = {"mpegts_flags": "+initial_discontinuity", "avoid_negative_ts": "disabled"}
-"""Each segment counts its packets from 0; players are told so."""
+"""Each segment counts its packets from 0; this tells players so."""
 
 
 class SegmentWriter:
@@ -82,12 +82,12 @@ class SegmentWriter:
 
 
 def playlist(addresses: Sequence[str], lengths: Sequence[int], longest: int, is_complete: bool) -> str:
-    """The playlist (M3U8) of a video as far as it is made.
+    """The playlist (M3U8) of the existing segments of a video.
 
     Args:
-        addresses: of the segments.
-        lengths: of the segments, in video frames.
-        longest: the most frames that a segment will have.
+        addresses: the segments' addresses.
+        lengths: the segments' lengths in video frames.
+        longest: the largest length that a segment will have.
         is_complete: whether no segment follows.
     """
     lines = [

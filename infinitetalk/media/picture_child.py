@@ -1,8 +1,9 @@
-"""Run as a program: reads with Pillow the picture on its standard input, for what ffmpeg does not do.
+"""A program that reads the image on its standard input with Pillow, where ffmpeg falls short.
 
-`look` says in one line of JSON who reads the picture and what its metadata say; `read` gives the size in such a line,
-then the pixels: upright, in sRGB, RGBA, 8 bits. ffmpeg knows no colour profile, reads JPEG in TIFF as black, and HEIC
-and AVIF by the version. It is run by its file's name, knows nothing of the package, and may be crashed by its input.
+`look` prints one line of JSON: which decoder must read the image, and its metadata. `read` prints such a line with the
+size, then the pixels: upright, in sRGB, RGBA, 8 bits. ffmpeg ignores colour profiles, reads JPEG in TIFF as black, and
+reads HEIC and AVIF only in some versions. The program is run by its file name, does not need the package, and may be
+crashed by its input.
 """
 
 import io
@@ -24,7 +25,7 @@ READ_HERE = ("TIFF", "AVIF", "HEIF")
 READ_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L")
 
 SRGB_TOLERANCE = 1
-"""Levels by which a profile may change a colour and still count as sRGB: its pixels stay ffmpeg's."""
+"""A profile that changes colours by at most this many levels counts as sRGB: ffmpeg then reads the pixels."""
 
 # Chromaticities (x, y) of red, green, blue and white, by their code in ITU-T H.273.
 D65 = (0.3127, 0.3290)
@@ -39,10 +40,10 @@ ADOBE_RGB_PRIMARIES = ((0.640, 0.330), (0.210, 0.710), (0.150, 0.060), D65)
 HDR_CURVES = {16: "pq", 18: "hlg"}
 
 CHROMATICITY_TOLERANCE = 0.005
-"""Primaries as near as this to sRGB's are sRGB's."""
+"""Primaries that are closer than this to sRGB's count as sRGB's."""
 
 SMALLEST_GAMUT = 0.02
-"""Area of the triangle of primaries below which they are no primaries; sRGB's is 0.112."""
+"""Smallest valid area of the triangle of primaries; sRGB's is 0.112."""
 
 DAMAGED_PROFILE = "its colour profile is damaged or does not fit the picture, and was ignored"
 
@@ -51,7 +52,7 @@ Primaries = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Colours:
-    """What a picture's numbers mean where it is no ICC profile that says so.
+    """The colour space of an image without an ICC profile.
 
     Attributes:
         primaries: chromaticities of red, green, blue, white.
@@ -63,11 +64,11 @@ class Colours:
 
 
 class Refusal(Exception):
-    """The picture is not read. The argument is the reason that the parent knows."""
+    """The image is refused. The argument is one of the reasons that the parent knows."""
 
 
 def main(task: str, max_pixels: int) -> None:
-    """Does the task, `look` or `read`."""
+    """Runs the task, `look` or `read`."""
     try:
         answer, pixels = run(task, sys.stdin.buffer, max_pixels)
     except Refusal as refusal:
@@ -79,7 +80,7 @@ def run(task: str, file: IO[bytes], max_pixels: int) -> tuple[dict[str, Any], by
     """The answer and, for `read`, the pixels.
 
     Raises:
-        Refusal: the picture is too large, moves, or cannot be read.
+        Refusal: the image is too large, animated, or unreadable.
     """
     Image.MAX_IMAGE_PIXELS = None
     head = file.read(32)
@@ -91,8 +92,8 @@ def run(task: str, file: IO[bytes], max_pixels: int) -> tuple[dict[str, Any], by
         raise
     except Exception:
         if task == "look" and not is_heif:
-            # Like a viewer: what has damaged metadata is shown as it is, and whether its pixels can be read is
-            # ffmpeg's to say.
+            # Like a viewer: an image with damaged metadata is shown as it is, and ffmpeg decides whether its pixels can
+            # be read.
             return {"reader": "ffmpeg", "orientation": 1, "notes": []}, b""
         raise Refusal("unreadable") from None
     if image.width * image.height > max_pixels:
@@ -110,13 +111,13 @@ def run(task: str, file: IO[bytes], max_pixels: int) -> tuple[dict[str, Any], by
 
 
 def open_picture(file: IO[bytes], is_heif: bool) -> Image.Image:
-    """The picture, of which the header alone is read (AVIF and HEIC: all)."""
+    """Opens the image and reads only its header (AVIF and HEIC: everything)."""
     if not is_heif:
         return Image.open(file, formats=FORMATS[:4])
     try:
         return Image.open(file, formats=["AVIF"])
     except Exception:
-        # It takes a while to load, and few need it.
+        # Imported late: it takes a while to load, and few images need it.
         import pi_heif
 
         pi_heif.register_heif_opener(thumbnails=False)
@@ -125,7 +126,7 @@ def open_picture(file: IO[bytes], is_heif: bool) -> Image.Image:
 
 
 def read(image: Image.Image, file: IO[bytes], notes: list[str]) -> tuple[dict[str, Any], bytes]:
-    """Size and pixels of a picture."""
+    """Size and pixels of an image."""
     orientation = orientation_of(image)
     icc, colours = meaning_of(image, file)
     try:
@@ -140,7 +141,7 @@ def read(image: Image.Image, file: IO[bytes], notes: list[str]) -> tuple[dict[st
         base = from_profile(base, icc, notes)
     rgb = base.convert("RGB")
     if colours is not None:
-        # numpy takes longer to load than most pictures to be read.
+        # Imported late: loading numpy takes longer than reading most images.
         sys.path.insert(0, str(Path(__file__).parents[2]))
         from infinitetalk.media.picture_colours import to_srgb
 
@@ -154,10 +155,10 @@ def read(image: Image.Image, file: IO[bytes], notes: list[str]) -> tuple[dict[st
 
 
 def load_without_end(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """A JPEG whose mark of the end is missing. That no row is missing, ffmpeg has seen.
+    """A JPEG without an end marker. ffmpeg has checked that no row is missing.
 
     Raises:
-        Refusal: it is something else that is wrong.
+        Refusal: the image has another fault.
     """
     if image.format not in ("JPEG", "MPO"):
         raise Refusal("unreadable")
@@ -171,9 +172,9 @@ def load_without_end(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none, or only damaged metadata."""
+    """The EXIF orientation; 1 (upright) if there is none, or the metadata is damaged."""
     if image.format in ("TIFF", "HEIF"):
-        # Pillow turns the one when it loads it, libheif the other.
+        # Pillow rotates TIFF when it loads it, libheif rotates HEIF.
         return 1
     try:
         exif = Image.Exif()
@@ -184,7 +185,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def alpha_of(image: Image.Image) -> Image.Image:
-    """How opaque each pixel is, mode L."""
+    """The opacity of each pixel, mode L."""
     if image.mode in ("La", "LA", "PA", "RGBa", "RGBA"):
         return image.getchannel(image.getbands()[-1])
     if image.has_transparency_data:
@@ -195,7 +196,7 @@ def alpha_of(image: Image.Image) -> Image.Image:
 def without_alpha(image: Image.Image) -> Image.Image:
     """The colours alone: mode L, RGB or CMYK."""
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion cuts off what is brighter than 255.
+        # Pillow's own conversion clips levels above 255.
         return image.convert("I").point(lambda level: level * (1 / 256)).convert("L")
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
@@ -203,7 +204,7 @@ def without_alpha(image: Image.Image) -> Image.Image:
 
 
 def changes_colours(image: Image.Image, file: IO[bytes], notes: list[str]) -> bool:
-    """Whether the picture's colours are others than sRGB's."""
+    """Whether the image's colours differ from sRGB."""
     icc, colours = meaning_of(image, file)
     if icc is None:
         return colours is not None
@@ -219,12 +220,12 @@ def changes_colours(image: Image.Image, file: IO[bytes], notes: list[str]) -> bo
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether `without_alpha` gives mode L."""
+    """Whether `without_alpha` returns mode L."""
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
 
 
 def meaning_of(image: Image.Image, file: IO[bytes]) -> tuple[bytes | None, Colours | None]:
-    """The ICC profile of a picture, or else its colours where they are not sRGB's."""
+    """The ICC profile of an image, or else its colours if they are not sRGB."""
     icc = image.info.get("icc_profile") or None
     if image.format == "PNG":
         codes = png_codes(file)
@@ -242,7 +243,7 @@ def meaning_of(image: Image.Image, file: IO[bytes]) -> tuple[bytes | None, Colou
 
 
 def is_adobe_rgb(image: Image.Image) -> bool:
-    """Whether a camera says by its EXIF data alone that the colours are Adobe RGB's (DCF's optional colour space)."""
+    """Whether the EXIF data alone marks the colours as Adobe RGB (DCF's optional colour space)."""
     try:
         exif = image.getexif()
         return exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
@@ -251,7 +252,7 @@ def is_adobe_rgb(image: Image.Image) -> bool:
 
 
 def colours_of(primaries: int, transfer: int) -> Colours | None:
-    """Colours by their codes in H.273; None for sRGB's, and for those that are not told."""
+    """Colours from their codes in H.273; None for sRGB and for unspecified colours."""
     if transfer in HDR_CURVES:
         return Colours(
             BT709_PRIMARIES if primaries == 1 else PRIMARIES.get(primaries, BT2020_PRIMARIES), HDR_CURVES[transfer]
@@ -260,7 +261,7 @@ def colours_of(primaries: int, transfer: int) -> Colours | None:
 
 
 def colours_of_chromaticity(values: tuple[float, ...]) -> Colours | None:
-    """Colours by PNG's cHRM: white, red, green and blue; None for sRGB's, and for what cannot be."""
+    """Colours from PNG's cHRM: white, red, green and blue; None for sRGB and for impossible values."""
     wx, wy, rx, ry, gx, gy, bx, by = values
     primaries = ((rx, ry), (gx, gy), (bx, by), (wx, wy))
     known = [value for pair in BT709_PRIMARIES for value in pair]
@@ -274,7 +275,7 @@ def colours_of_chromaticity(values: tuple[float, ...]) -> Colours | None:
 
 
 def png_codes(file: IO[bytes]) -> tuple[int, int] | None:
-    """Primaries and transfer of a PNG's cICP chunk, which Pillow does not tell."""
+    """Primaries and transfer from a PNG's cICP chunk, which Pillow does not expose."""
     file.seek(8)
     while len(header := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", header)
@@ -288,12 +289,12 @@ def png_codes(file: IO[bytes]) -> tuple[int, int] | None:
 
 
 def heif_codes(image: Image.Image, file: IO[bytes]) -> tuple[int, int]:
-    """Primaries and transfer of a HEIC or AVIF picture; 2, not told, where it does not say."""
+    """Primaries and transfer of a HEIC or AVIF image; 2 (unspecified) if the file does not say."""
     nclx = image.info.get("nclx_profile")
     if nclx is not None:
         return int(nclx["color_primaries"]), int(nclx["transfer_characteristics"])
     file.seek(0)
-    # Pillow does not tell it of AVIF. The properties of all items are in one list, the first colour is the picture's.
+    # Pillow does not expose them for AVIF. All items' properties are in one list; the first colour is the image's.
     for box in colour_boxes(file.read(2**20)):
         if box[:4] == b"nclx":
             return struct.unpack(">HH", box[4:8])
@@ -317,7 +318,7 @@ def colour_boxes(data: bytes) -> Iterator[bytes]:
 
 
 def from_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Image:
-    """A picture of mode L, RGB or CMYK with a profile, in sRGB; as it is, with a note, where the profile is unfit."""
+    """Converts an image of mode L, RGB or CMYK from its profile to sRGB; a bad profile is ignored, with a note."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         space = profile.profile.xcolor_space.strip()

@@ -1,4 +1,4 @@
-"""Pictures whose colours are told by numbers and not by a profile, brought to sRGB: wide gamuts and HDR."""
+"""Converts images with colours given by numbers instead of a profile to sRGB: wide gamuts and HDR."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ BT709_PRIMARIES = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), D65)
 ADOBE_RGB_GAMMA = 563 / 256
 
 BLOCK_PIXELS = 2**20
-"""Pixels whose colours are converted at a time."""
+"""Number of pixels that are converted at a time."""
 
 REFERENCE_WHITE = 203.0
-"""cd/m² of what is white in SDR (ITU-R BT.2408)."""
+"""Luminance of SDR white in HDR, in cd/m² (ITU-R BT.2408)."""
 
 PQ_PEAK = 10_000.0
 HLG_PEAK = 1000.0
 
 TONE_MAPPING_KNEE = 0.3
-"""Up to here, of white, tone mapping changes nothing, as ffmpeg's tonemap=mobius."""
+"""Share of white up to which tone mapping changes nothing, as in ffmpeg's tonemap=mobius."""
 
 Primaries = Sequence[tuple[float, float]]
 """Chromaticities (x, y) of red, green, blue and white."""
 
 
 def to_srgb(rgb: Image.Image, primaries: Primaries, curve: str) -> Image.Image:
-    """A picture of mode RGB with its numbers in sRGB; `curve` is "srgb", "adobe", "pq" or "hlg"."""
+    """Converts an image of mode RGB to sRGB; `curve` is "srgb", "adobe", "pq" or "hlg"."""
     levels = np.arange(256, dtype=np.float32) / 255
     light_of_level = CURVES[curve](levels).astype(np.float32)
     matrix = (np.linalg.inv(to_xyz(BT709_PRIMARIES)) @ to_xyz(primaries)).astype(np.float32).T
@@ -43,7 +43,7 @@ def to_srgb(rgb: Image.Image, primaries: Primaries, curve: str) -> Image.Image:
 
 
 def to_xyz(primaries: Primaries) -> np.ndarray:
-    """The matrix from linear RGB to XYZ; another white than D65 is adapted to it (Bradford)."""
+    """The matrix from linear RGB to XYZ; a white point other than D65 is adapted to D65 (Bradford)."""
     xyz = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries])
     matrix = xyz[:3].T * np.linalg.solve(xyz[:3].T, xyz[3])
     bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -53,12 +53,12 @@ def to_xyz(primaries: Primaries) -> np.ndarray:
 
 
 def srgb_to_light(values: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1, from 0…1 to light of 0…1."""
+    """IEC 61966-2-1: values 0…1 to light 0…1."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def light_to_srgb(light: np.ndarray) -> np.ndarray:
-    """The way back."""
+    """The inverse of `srgb_to_light`."""
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055)
 
 
@@ -68,26 +68,26 @@ def adobe_to_light(values: np.ndarray) -> np.ndarray:
 
 
 def pq_to_light(values: np.ndarray) -> np.ndarray:
-    """SMPTE ST 2084: light where 1 is SDR's white."""
+    """SMPTE ST 2084: light; 1 is SDR white."""
     power = values ** (1 / 78.84375)
     linear = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
     return linear ** (1 / 0.1593017578125) * PQ_PEAK / REFERENCE_WHITE
 
 
 def hlg_to_light(values: np.ndarray) -> np.ndarray:
-    """ARIB STD-B67: light of the scene, 0…1."""
+    """ARIB STD-B67: scene light, 0…1."""
     above = (np.exp((np.maximum(values, 0.5) - 0.55991073) / 0.17883277) + 0.28466892) / 12
     return np.where(values <= 0.5, values**2 / 3, above)
 
 
 def shown_light(light: np.ndarray) -> np.ndarray:
-    """Light of the scene, (n, 3), as a display of 1,000 cd/m² shows it (BT.2100)."""
+    """Scene light, (n, 3), as a display of 1,000 cd/m² shows it (BT.2100)."""
     luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
     return light * np.maximum(luminance, 1e-6)[:, None] ** 0.2 * (HLG_PEAK / REFERENCE_WHITE)
 
 
 def tone_mapped(light: np.ndarray, peak: float) -> np.ndarray:
-    """HDR light, (n, 3), of 0 to `peak`, 1 being white, brought to 0 to 1: highlights are compressed."""
+    """Maps HDR light, (n, 3), from 0…`peak` (1 is white) to 0…1; highlights are compressed."""
     knee = TONE_MAPPING_KNEE
     a = -(knee**2) * (peak - 1) / (knee**2 - 2 * knee + peak)
     b = (knee**2 - 2 * knee * peak + peak) / (peak - 1)
@@ -97,4 +97,4 @@ def tone_mapped(light: np.ndarray, peak: float) -> np.ndarray:
 
 
 CURVES = {"srgb": srgb_to_light, "adobe": adobe_to_light, "pq": pq_to_light, "hlg": hlg_to_light}
-"""From levels of 0…1 to light."""
+"""Functions from levels 0…1 to light."""

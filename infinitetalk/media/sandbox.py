@@ -1,4 +1,4 @@
-"""Limits of the child processes that decode what users send: memory, files, their number, and no privileges."""
+"""Limits of the child processes that decode user files: memory, file size, number of children, and no privileges."""
 
 import os
 import pwd
@@ -11,28 +11,28 @@ from pathlib import Path
 import imageio_ffmpeg
 
 MAX_CHILD_MEMORY_BYTES = 3 * 2**30
-"""Address space of a child: the largest picture that is decoded takes half of it."""
+"""Address space of a child; the largest image that is decoded takes half of it."""
 
 MAX_CHILD_FILE_BYTES = 2**31
 """Largest file that a child may write: 90 minutes of 48 kHz stereo float32 sound."""
 
 MAX_CHILDREN = 2
-"""Children side by side, so that all of them together have a limit too."""
+"""Largest number of children at a time, so that their total is limited too."""
 
 UNPRIVILEGED_USERS = ("decoder", "nobody")
-"""Whom a worker that runs as root lets its children run as: the first that there is."""
+"""Users for the children of a worker that runs as root: the first one that exists."""
 
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
-"""Of the worker's environment, what its children get."""
+"""Environment variables that the worker passes to its children."""
 
 TRIAL_TIMEOUT_S = 10.0
 
-#: Taken by whoever runs a child, for as long as it runs.
+#: Must be held while a child runs.
 child_slots = threading.BoundedSemaphore(MAX_CHILDREN)
 
-# A shell, since limits that are set on a running child come late, and another user's child takes none from a root
-# without CAP_SYS_RESOURCE, such as a container's. POSIX counts files in blocks of 512 bytes.
-# A limit that cannot be set is tighter already.
+# A shell sets the limits: setting them on a running child would be too late, and root without CAP_SYS_RESOURCE (as in a
+# container) cannot set them on another user's child. POSIX counts file sizes in blocks of 512 bytes. If a limit cannot
+# be set, it is already tighter.
 _LIMITS = '{ ulimit -c 0; ulimit -v "$1"; ulimit -f "$2"; } 2>/dev/null; shift 2; exec "$@"'
 
 
@@ -42,13 +42,13 @@ def ffmpeg_path() -> str:
 
 
 def confined(command: list[str]) -> list[str]:
-    """A command under the limits and, where the worker is root and may become somebody else, without privileges."""
+    """A command under the limits and, if the worker is root and can switch users, without privileges."""
     limits = (str(MAX_CHILD_MEMORY_BYTES // 1024), str(max(MAX_CHILD_FILE_BYTES // 512, 1)))
     return ["/bin/sh", "-c", _LIMITS, "sh", *limits, *_without_privileges(command[0]), *command]
 
 
 def is_unprivileged(program: str) -> bool:
-    """Whether `program` runs as another user than a worker that is root."""
+    """Whether `program` runs as an unprivileged user although the worker is root."""
     return bool(_without_privileges(program))
 
 
@@ -58,16 +58,16 @@ def keeps_root(program: str) -> bool:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child: none of the worker's credentials, and no memory set aside for each thread."""
+    """The environment of a child: without the worker's credentials, and with little memory reserved per thread."""
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     return kept | {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @lru_cache
 def _without_privileges(program: str) -> tuple[str, ...]:
-    """What stands before a program to run it as an unprivileged user; nothing where that cannot be.
+    """The command prefix that runs a program as an unprivileged user; empty if that is impossible.
 
-    It cannot where the worker is no root, a container lacks CAP_SETUID, or the program lies where others may not look.
+    It is impossible if the worker is not root, the container lacks CAP_SETUID, or other users cannot reach the program.
     """
     setpriv = shutil.which("setpriv")
     user = next((found for name in UNPRIVILEGED_USERS if (found := _user(name)) is not None), None)
@@ -96,5 +96,5 @@ def _user(name: str) -> pwd.struct_passwd | None:
 
 
 def readable_by_others(path: Path) -> bool:
-    """Whether a child without privileges may open a file that it has been handed open."""
+    """Whether an unprivileged child can reopen a file through its standard input."""
     return bool(path.stat().st_mode & 0o004)

@@ -1,4 +1,4 @@
-"""Sizes of the video: the bucket that fits a source, and bringing pictures and masks to the chosen one."""
+"""Sizes of the video: choosing the bucket for a source, and resizing images and masks to it."""
 
 import math
 
@@ -13,10 +13,11 @@ from infinitetalk.family import Family
 def choose_bucket(
     family: Family, size: str, source_height: int, source_width: int, scale: float = 1.0
 ) -> tuple[int, int]:
-    """(height, width) in pixels of the video for a source picture of `source_height` x `source_width` pixels.
+    """(height, width) in pixels of the video for a source of `source_height` x `source_width` pixels.
 
-    The bucket of `size` whose key is nearest to height/width, the first one on a tie. `scale` shrinks it for small
-    models: each side times `scale`, rounded to a multiple of the family's `side_multiple`, of which it is at least one.
+    It is the bucket of `size` with the key nearest to height/width, the first one on a tie. `scale` shrinks it for
+    small models: each side is multiplied by `scale` and rounded to a multiple of the family's `side_multiple`, at least
+    one.
 
     Raises:
         ValueError: the family has no size of this name.
@@ -28,10 +29,10 @@ def choose_bucket(
 
 
 def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:
-    """Scale a picture to cover `height` x `width` pixels and cut out the centre.
+    """Scale an image to cover `height` x `width` pixels and cut out the centre.
 
-    `picture` is uint8 (3, source height, source width), the result uint8 (3, height, width). Pillow's bilinear filter,
-    which averages when it shrinks.
+    `picture` is uint8 (3, source height, source width), the result uint8 (3, height, width). It uses Pillow's bilinear
+    filter, which averages when shrinking.
     """
     covering_height, covering_width = _covering_size(picture.shape[-2], picture.shape[-1], height, width)
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
@@ -40,9 +41,9 @@ def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_and_crop_mask(masks: Tensor, height: int, width: int) -> Tensor:
-    """Bring masks to the same crop as `resize_and_crop` does a picture, by nearest neighbour.
+    """Resize and crop masks like `resize_and_crop`, by nearest neighbour.
 
-    `masks` is (masks, source height, source width) of any dtype, the result (masks, height, width) of the same one.
+    `masks` is (masks, source height, source width) of any dtype, the result (masks, height, width) of the same dtype.
     """
     size = _covering_size(masks.shape[-2], masks.shape[-1], height, width)
     resized = torch.nn.functional.interpolate(masks[None].float(), size=size, mode="nearest")[0].to(masks.dtype)
@@ -59,7 +60,7 @@ def _covering_size(source_height: int, source_width: int, height: int, width: in
 
 
 def _crop_centre(pictures: Tensor, height: int, width: int) -> Tensor:
-    # round() takes an odd excess's half to the even neighbour, as the published code does.
+    # round() rounds half of an odd excess to the even neighbour, as the published code does.
     top = round((pictures.shape[-2] - height) / 2)
     left = round((pictures.shape[-1] - width) / 2)
     return pictures[..., top : top + height, left : left + width].contiguous()

@@ -7,35 +7,36 @@ import numpy as np
 import pyloudnorm
 from scipy.ndimage import uniform_filter1d
 
-#: Samples of a waveform in a second.
+#: Samples per second of a waveform.
 SAMPLING_RATE = 16_000
-#: Frames of the video in a second.
+#: Frames per second of the video.
 VIDEO_FPS = 25
-#: Loudness that speech is brought to.
+#: Loudness to which speech is normalised.
 TARGET_LUFS = -23.0
-#: A loudness below minus this is that of silence, which no gain makes louder.
+#: A waveform with a loudness below minus this value is silent, and no gain makes it louder.
 SILENCE_LUFS = 100.0
-#: Speech below this is mostly noise once it is brought to the target.
+#: Speech quieter than this is mostly noise after normalisation.
 QUIET_LUFS = -50.0
-#: Samples beyond this are of another scale than -1 to 1.
+#: Samples above this have another scale than -1 to 1.
 LARGEST_SAMPLE = 1000.0
-#: Of their energy, what channels leave in their mean that do not cancel each other out.
+#: Channels cancel each other out if less than this share of their energy is left in their mean.
 SMALLEST_SHARE_LEFT = 0.5
-#: What does not change within so many seconds, eight periods of the lowest voices, is no sound.
+#: A component that does not change within this time, eight periods of the lowest voices, is not sound.
 OFFSET_WINDOW_S = 0.1
-#: BS.1770 measures in blocks of this many seconds.
+#: Block length of BS.1770, in seconds.
 LOUDNESS_BLOCK_S = 0.4
 
 
 def mix_channels(samples: np.ndarray, rate: int) -> tuple[np.ndarray, bool]:
-    """One channel of several, without the offset that none of them should have.
+    """Mixes channels to one and removes its offset.
 
-    It is their mean, or the loudest one where they cancel each other out, as a microphone's two wires do that are taken
-    for two channels. Samples of a scale that no recording has (integers saved as floats) are brought to full scale.
+    The result is their mean, or the loudest one if they cancel each other out, as the two wires of a balanced
+    microphone do when recorded as two channels. Samples with a scale that no recording has (integers saved as floats)
+    are scaled to full scale.
 
     Args:
         samples: float32 (samples, channels).
-        rate: samples in a second.
+        rate: samples per second.
 
     Returns:
         float32 (samples,), and whether the channels cancelled out.
@@ -52,7 +53,7 @@ def mix_channels(samples: np.ndarray, rate: int) -> tuple[np.ndarray, bool]:
     energies = np.einsum("ij,ij->j", samples, samples, dtype=np.float64) / len(samples) - means**2
     mixed = samples.mean(axis=1, dtype=np.float32)
     energy = np.dot(mixed, mixed) / len(mixed) - means.mean() ** 2
-    # Channels that have nothing to do with each other leave all of it.
+    # The mean of unrelated channels keeps all of this energy.
     cancelled = bool(energy < SMALLEST_SHARE_LEFT * energies.sum() / len(energies) ** 2)
     if cancelled:
         mixed = samples[:, energies.argmax()].copy()
@@ -60,12 +61,12 @@ def mix_channels(samples: np.ndarray, rate: int) -> tuple[np.ndarray, bool]:
 
 
 def remove_offset(waveform: np.ndarray, rate: int) -> np.ndarray:
-    """A waveform (samples,) without what moves slower than sound: the loudness's measure does not hear it, and its gain
-    would make it as loud as the speech is quiet. Returns float32 (samples,)."""
+    """Removes components slower than sound from a waveform (samples,): loudness does not measure them, and the gain for
+    quiet speech would amplify them. Returns float32 (samples,)."""
     window = max(round(OFFSET_WINDOW_S * rate), 1)
     if window == 1:
         return waveform
-    # Twice, so that little of the lowest voices is taken along.
+    # Twice, so that little of the lowest voices is removed.
     offset = uniform_filter1d(uniform_filter1d(waveform, window, mode="reflect"), window, mode="reflect")
     return waveform - offset
 
@@ -77,7 +78,7 @@ def measure_loudness(waveform: np.ndarray) -> float:
     """
     block = round(LOUDNESS_BLOCK_S * SAMPLING_RATE)
     measured = np.resize(waveform, block) if len(waveform) < block else waveform
-    # The logarithm of an empty sum is the answer for silence, not a mistake.
+    # For silence, the logarithm of an empty sum is the right answer and not an error.
     with np.errstate(divide="ignore"):
         return float(pyloudnorm.Meter(SAMPLING_RATE, block_size=LOUDNESS_BLOCK_S).integrated_loudness(measured))
 
@@ -85,7 +86,7 @@ def measure_loudness(waveform: np.ndarray) -> float:
 def normalise_loudness(waveform: np.ndarray, loudness: float | None = None) -> np.ndarray:
     """Bring a mono 16 kHz waveform (samples,) to -23 LUFS; silence is left as it is. Returns float32 (samples,).
 
-    `loudness` is that of the waveform where it has been measured.
+    `loudness` is the waveform's loudness, if it has been measured already.
     """
     loudness = measure_loudness(waveform) if loudness is None else loudness
     if loudness < -SILENCE_LUFS:
@@ -97,11 +98,11 @@ def normalise_loudness(waveform: np.ndarray, loudness: float | None = None) -> n
 def arrange_tracks(waveforms: Sequence[np.ndarray | None], audio_type: Literal["para", "add"]) -> list[np.ndarray]:
     """One track for each speaker, float32 (samples,), all of the length of the mix.
 
-    `waveforms` holds one waveform (samples,) for each speaker, or None for a speaker who stays silent. "para": all
-    speak from the start, and the shorter ones are padded with silence (the published code fails there). "add": one
-    after the other in the given order, each silent during the others.
+    `waveforms` holds one waveform (samples,) for each speaker, or None for a silent one. "para": all speak from the
+    start, and shorter waveforms are padded with silence (the published code fails there). "add": they speak one after
+    another in the given order, each silent during the others' turns.
 
-    Raises `ValueError` when no speaker speaks.
+    Raises `ValueError` if all speakers are silent.
     """
     lengths = [0 if waveform is None else len(waveform) for waveform in waveforms]
     if not any(lengths):

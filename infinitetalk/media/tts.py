@@ -1,4 +1,4 @@
-"""Text to speech by Kokoro: one speaker, or several who take turns."""
+"""Text to speech with Kokoro: one speaker, or several who take turns."""
 
 import json
 import pickle
@@ -18,26 +18,26 @@ from torch import Tensor
 from infinitetalk.errors import GenerationStopped, SynthesisError, SynthesisSetupError
 from infinitetalk.media.speech import SAMPLING_RATE
 
-#: Samples of Kokoro's own waveforms in a second.
+#: Sampling rate of Kokoro's waveforms, in Hz.
 KOKORO_SAMPLING_RATE = 24_000
-#: Names Kokoro's generation to its library, which looks nothing up by it while model and voices are given.
+#: Model name for Kokoro's library, which downloads nothing because model and voices are given.
 REPOSITORY = "hexgrad/Kokoro-82M"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "kokoro-v1_0.pth"
 VOICES_FOLDER = "voices"
-#: Key of a tiny model's config.json: its weights are not in a file but made from this seed.
+#: Key in a tiny model's config.json: its weights are generated from this seed instead of read from a file.
 SEED_KEY = "random_weights_seed"
-#: Kokoro draws the phases of its sound sources at random; each piece of speech starts from this seed.
+#: Kokoro draws the phases of its sound sources at random; every piece of speech uses this seed.
 SOURCE_SEED = 0
 
-#: Rows of a voice: as many phonemes can be spoken in one go.
+#: Number of rows of a voice, and so the largest number of phonemes in one piece of speech.
 MAX_PHONEMES = 510
-#: Numbers in a row of a voice: the style of its timbre, then that of its prosody.
+#: Numbers in a row of a voice: the style of its timbre, then the style of its prosody.
 STYLE_SIZE = 256
-#: Where speech may be cut into pieces, best first.
+#: Characters after which speech may be cut, best first.
 PAUSES = (".!?…", ";:,—", " ")
 
-#: Language of a voice by its first letter → the language's name in espeak.
+#: First letter of a voice (its language) → the language's name in espeak.
 ESPEAK_LANGUAGES = {
     "a": "en-us",
     "b": "en-gb",
@@ -47,8 +47,8 @@ ESPEAK_LANGUAGES = {
     "i": "it",
     "p": "pt-br",
 }
-#: What else the published model needs for a voice's language: packages, and how to install them. misaki would
-#: download the English one at run time.
+#: First letter of a voice → the packages that the published model also needs for its language, and the command that
+#: installs them. misaki would download the English one at run time.
 LANGUAGE_PACKAGES = {
     "a": (("en_core_web_sm",), "python -m spacy download en_core_web_sm"),
     "b": (("en_core_web_sm",), "python -m spacy download en_core_web_sm"),
@@ -96,20 +96,20 @@ _VOICE = re.compile(r"(?:(?:.*/)?voices/)?([A-Za-z0-9][A-Za-z0-9_-]*?)(?:\.pt)?"
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says until the next one speaks. `speaker` counts from 0."""
+    """The text of one speaker until the next one speaks. `speaker` is counted from 0."""
 
     speaker: int
     text: str
 
 
 def split_turns(text: str, num_speakers: int) -> list[Turn]:
-    """Who says what: all of it for one speaker, "(s1) … (s2) …" for several. White space is evened out.
+    """Splits a text into turns: one turn for one speaker, "(s1) … (s2) …" for several. White space is normalised.
 
     A speaker without a turn stays silent.
 
     Raises:
-        SynthesisError: there is nothing to say, a turn is empty, text stands before the first marker, a marker names a
-            speaker who is not there, or one speaker's text has markers.
+        SynthesisError: the text or a turn is empty, there is text before the first marker, a marker names a speaker who
+            does not exist, or the text of a single speaker has markers.
     """
     if any(unicodedata.category(character) in ("Cc", "Cs") and not character.isspace() for character in text):
         raise SynthesisError("the text has control characters: remove them")
@@ -136,7 +136,7 @@ def split_turns(text: str, num_speakers: int) -> list[Turn]:
 
 
 def voice_name(voice: str) -> str:
-    """The name of a voice given as "am_adam", "am_adam.pt" or "…/voices/am_adam.pt"; folders do not count.
+    """The name of a voice given as "am_adam", "am_adam.pt" or "…/voices/am_adam.pt"; folders are ignored.
 
     Raises:
         SynthesisError: it has another form.
@@ -147,7 +147,7 @@ def voice_name(voice: str) -> str:
 
 
 def split_phonemes(phonemes: str) -> list[str]:
-    """Pieces of at most `MAX_PHONEMES` characters, cut at the best pause within reach; nothing but spaces is lost."""
+    """Pieces of at most `MAX_PHONEMES` characters, cut at the best pause within reach; only spaces are dropped."""
     pieces = []
     text, begin = phonemes.strip(), 0
     while len(text) - begin > MAX_PHONEMES:
@@ -164,14 +164,14 @@ def split_phonemes(phonemes: str) -> list[str]:
 class SpeechSynthesiser:
     """Kokoro from a folder in its published layout: config.json, kokoro-v1_0.pth, voices/*.pt.
 
-    Kokoro's library and the weights are loaded when something is first spoken; nothing is ever downloaded.
+    Kokoro's library and the weights are loaded on first use; nothing is ever downloaded.
 
     Args:
         folder: the weights; for a folder made by `make_tiny_kokoro` the warnings say so.
         device: where the network runs.
 
     Attributes:
-        warnings: what a listener should know of this model.
+        warnings: warnings about this model for users.
 
     Raises:
         SynthesisSetupError: the folder lacks a file, or its config.json cannot be read.
@@ -184,7 +184,7 @@ class SpeechSynthesiser:
         try:
             self._config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
         except ValueError as error:
-            raise SynthesisSetupError(f"{CONFIG_FILE} of the Kokoro folder is no JSON: download it again") from error
+            raise SynthesisSetupError(f"{CONFIG_FILE} of the Kokoro folder is not JSON: download it again") from error
         self._folder = folder
         self._device = device
         self._is_tiny = SEED_KEY in self._config
@@ -198,11 +198,11 @@ class SpeechSynthesiser:
         return sorted(path.stem for path in (self._folder / VOICES_FOLDER).glob("*.pt"))
 
     def check(self, text: str, voices: Sequence[str]) -> None:
-        """Looks, in no time, whether `speak` would take these.
+        """Checks quickly whether `speak` would accept these.
 
         Raises:
             SynthesisError: the text or a voice cannot be spoken.
-            SynthesisSetupError: what a voice's language needs is not installed.
+            SynthesisSetupError: a package for a voice's language is not installed.
         """
         split_turns(text, len(voices))
         for voice in voices:
@@ -228,18 +228,18 @@ class SpeechSynthesiser:
         """Speaks a text; the same text and voices give the same samples.
 
         Args:
-            text: what is said; with several voices, turns as in "(s1) … (s2) …".
+            text: the text; with several voices, turns as in "(s1) … (s2) …".
             voices: name of each speaker's voice, see `voice_name`.
-            max_seconds: the speech is cut here, and no more of it is computed than that needs.
-            should_stop: asked before each piece of up to `MAX_PHONEMES` phonemes.
+            max_seconds: the speech is cut here, and the pieces after it are not computed.
+            should_stop: called before each piece of up to `MAX_PHONEMES` phonemes.
 
         Returns:
             A track for each voice: float32 (samples,), mono, 16 kHz, of equal lengths, exactly zero while others speak.
 
         Raises:
             SynthesisError: the text or a voice cannot be spoken.
-            SynthesisSetupError: weights, or what a voice's language needs, are missing or broken.
-            GenerationStopped: `should_stop` said so.
+            SynthesisSetupError: weights or packages for a voice's language are missing or broken.
+            GenerationStopped: `should_stop` returned True.
         """
         self.check(text, voices)
         names = [voice_name(voice) for voice in voices]
@@ -283,23 +283,23 @@ class SpeechSynthesiser:
             raise SynthesisSetupError(f"{VOICES_FOLDER}/{voice}.pt cannot be read: download it again") from error
 
     def _pipeline(self, language: str) -> Any:
-        """Kokoro's pipeline of a language, which shares the network with those of others."""
+        """Kokoro's pipeline of a language; the pipelines of all languages share the network."""
         if language not in self._pipelines:
             self._pipelines[language] = self._make_pipeline(language)
         return self._pipelines[language]
 
     def _make_pipeline(self, language: str) -> Any:
-        # Takes seconds, and brings spaCy and transformers along.
+        # Imported late: it takes seconds, and imports spaCy and transformers.
         from kokoro import KPipeline
         from loguru import logger
         from misaki.espeak import EspeakG2P
 
-        # Kokoro logs what is said, in a form of its own.
+        # Kokoro logs the spoken text, in its own format.
         logger.disable("kokoro")
         if self._model is None:
             self._model = self._load_model()
         if self._is_tiny:
-            # Any language that espeak pronounces does, since the pronunciation is replaced.
+            # Any language of espeak will do here, because the pronunciation is replaced.
             pipeline = KPipeline("e", repo_id=REPOSITORY, model=self._model)
             pipeline.g2p = EspeakG2P(ESPEAK_LANGUAGES[language])
             return pipeline
@@ -321,13 +321,13 @@ class SpeechSynthesiser:
 
 
 def make_tiny_kokoro(folder: Path) -> None:
-    """Writes Kokoro's layout with random voices (3 MB) and no weights: those are made from a seed while loading."""
+    """Writes Kokoro's layout with random voices (3 MB) and no weights: loading generates them from a seed."""
     voices = folder / VOICES_FOLDER
     voices.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(TINY_VOICES):
         generator = torch.Generator().manual_seed(TINY_SEED + index)
         torch.save(torch.randn(MAX_PHONEMES, 1, STYLE_SIZE, generator=generator), voices / f"{name}.pt")
-    # Without a part's weights, Kokoro's loader leaves the part as it was initialised.
+    # If the weights of a part are missing, Kokoro's loader leaves the part as initialised.
     torch.save({}, folder / WEIGHTS_FILE)
     vocabulary = {symbol: number for number, symbol in enumerate(_phoneme_symbols(), start=1)}
     config = TINY_CONFIG | {"vocab": vocabulary, SEED_KEY: TINY_SEED}
@@ -335,7 +335,7 @@ def make_tiny_kokoro(folder: Path) -> None:
 
 
 def _phoneme_symbols() -> str:
-    """What espeak and misaki write pronunciations with: Latin letters, the IPA block, marks and punctuation."""
+    """The characters of espeak's and misaki's pronunciations: Latin letters, the IPA block, marks and punctuation."""
     latin = "".join(chr(code) for first in "Aa" for code in range(ord(first), ord(first) + 26))
     ipa = "".join(chr(code) for code in range(0x250, 0x2B0))
     return f'{latin}{ipa}æçðøħŋœβθχᵊᵻʰʲʷˈˌː\u0303 ;:,.!?—…"()“”'

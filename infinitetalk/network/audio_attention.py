@@ -1,4 +1,4 @@
-"""How speech enters the transformer: AudioProj makes audio tokens, AudioAttention lets each video token look at them.
+"""Speech in the transformer: AudioProj makes audio tokens, and video tokens attend to them through AudioAttention.
 
 Parameter names are those of the published adapter (`audio_proj.*`, `blocks.N.audio_cross_attn.*`).
 """
@@ -12,11 +12,11 @@ ROTARY_BASE = 10_000.0
 
 
 def group_windows(windows: Tensor, vae_scale_factor_temporal: int) -> tuple[Tensor, Tensor]:
-    """Pick, for every latent frame, the window slots it sees.
+    """Pick the window slots that each latent frame reads.
 
-    Latent frame 0 sees the whole window of video frame 0. Each later latent frame covers
-    `vae_scale_factor_temporal` video frames and sees the first half of its first frame's window, the centres of the
-    middle ones, the second half of the last one's.
+    Latent frame 0 reads the whole window of video frame 0. Each later latent frame covers `vae_scale_factor_temporal`
+    video frames. It reads the first half of its first frame's window, the centres of the middle frames' windows, and
+    the second half of its last frame's window.
 
     Args:
         windows: (speakers, num_frames, window, ...), num_frames = vae_scale_factor_temporal·n + 1, window odd.
@@ -35,7 +35,7 @@ def group_windows(windows: Tensor, vae_scale_factor_temporal: int) -> tuple[Tens
 
 
 class AudioProj(nn.Module):
-    """Speech windows → `context_tokens` audio tokens for every speaker and latent frame."""
+    """Projects speech windows to `context_tokens` audio tokens for every speaker and latent frame."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class AudioProj(nn.Module):
 
 
 def rotate_pairs(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
-    """Turn each pair of neighbouring elements of the last dimension by its angle (rotary embedding, arXiv 2104.09864).
+    """Rotate each pair of neighbours in the last dimension by its angle (rotary embedding, arXiv 2104.09864).
 
-    A pair is a complex number, so that the whole is one product. A compiler has no code for complex numbers, but makes
-    one kernel of the same in real ones.
+    With each pair as a complex number, this is one product. The compiler does not support complex numbers, but fuses
+    the same operations on real numbers into one kernel.
 
     Args:
         hidden_states: (..., head_dim).
@@ -97,8 +97,8 @@ def rotary_embedding(positions: Tensor, head_dim: int) -> Tensor:
 class AudioAttention(nn.Module):
     """Attention of each latent frame's video tokens to that frame's audio tokens.
 
-    With several speakers, 1-D rotary embeddings of `query_positions` and `key_positions` say who speaks where
-    (L-RoPE, arXiv 2505.22647); with one speaker both are None and the attention is plain.
+    With several speakers, 1-D rotary embeddings of `query_positions` and `key_positions` tie each speaker's audio to
+    their region (L-RoPE, arXiv 2505.22647); with one speaker both are None and the attention is plain.
     """
 
     def __init__(self, dim: int, num_heads: int, audio_dim: int) -> None:
@@ -120,8 +120,8 @@ class AudioAttention(nn.Module):
         Args:
             hidden_states: (1, latent_frames · S, dim), tokens ordered by frame.
             audio_tokens: (latent_frames, speakers · context_tokens, audio_dim), speakers side by side.
-            query_positions: (latent_frames · S,), the place of each video token on the speakers' line, or None.
-            key_positions: (speakers · context_tokens,), the place of each audio token, or None.
+            query_positions: (latent_frames · S,), the position of each video token for L-RoPE, or None.
+            key_positions: (speakers · context_tokens,), the position of each audio token, or None.
 
         Returns:
             (1, latent_frames · S, dim).

@@ -1,11 +1,11 @@
 """One video on several GPUs: context parallelism over torch.distributed, with diffusers' sequence-parallel attention.
 
-The tokens are split so that each process has every frame of a part of the picture. Self-attention is diffusers' Ulysses
-attention, which exchanges heads for tokens; the audio attention, which is per frame, communicates nothing; with several
-speakers the keys of the first latent frame and the extrema of the reference attention map are shared.
+The tokens are split so that each process has one part of the image in every frame. Self-attention is diffusers' Ulysses
+attention, which exchanges heads for tokens. The audio attention works per frame and communicates nothing. With several
+speakers, the keys of the first latent frame and the extrema of the reference attention map are shared.
 
-One process leads: it has the job and all networks. The others follow: they have the transformer alone, and make each
-evaluation together with the leader, who sends them its inputs. `infinitetalk.runtime.followers` starts and ends them.
+One process, the leader, has the job and all networks. The others, the followers, have only the transformer and share
+each evaluation with the leader, which sends them the inputs. `infinitetalk.runtime.followers` starts and ends them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ LOST = "a process of the group has ended or does not answer"
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that make one video.
+    """The processes that generate one video together.
 
     Attributes:
-        mesh: diffusers' mesh, "ring" by "ulysses", over all of them.
-        device: this process's own.
+        mesh: diffusers' mesh, "ring" by "ulysses", over all processes.
+        device: this process's device.
     """
 
     mesh: DeviceMesh
@@ -54,22 +54,22 @@ class Group:
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         return dist.get_world_size()
 
 
 def join(rank: int, size: int, address: str, device: torch.device, timeout_s: float) -> Group:
-    """Makes this process one of a group; returns once all have joined.
+    """Makes this process join a group; returns when all have joined.
 
     Args:
         rank: 0 for the leader, then counting up.
-        size: how many processes there are, at least 2.
-        address: where they meet, "tcp://127.0.0.1:PORT" or "file:///PATH" of a file that does not exist yet.
-        device: of this process.
-        timeout_s: after which a process that does not answer counts as lost.
+        size: the number of processes, at least 2.
+        address: their meeting point, "tcp://127.0.0.1:PORT" or "file:///PATH" of a file that does not exist yet.
+        device: this process's device.
+        timeout_s: a process that does not answer within this time counts as lost.
 
     Raises:
-        ParallelError: not all have come in time.
+        ParallelError: not all have joined in time.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -83,12 +83,12 @@ def join(rank: int, size: int, address: str, device: torch.device, timeout_s: fl
 
 
 def leave() -> None:
-    """Ends this process's part in the group."""
+    """Makes this process leave the group."""
     dist.destroy_process_group()
 
 
 class PictureSplit:
-    """The tokens' split over a group: each process has every frame of a part of the picture."""
+    """The split of the tokens over a group: each process has one part of the image in every frame."""
 
     def __init__(self, group: Group) -> None:
         self._mesh = group.mesh["ulysses"]
@@ -97,14 +97,14 @@ class PictureSplit:
         """This process's part of (1, num_frames · S, …): (1, num_frames · S', …), ordered by frame.
 
         Raises:
-            ValueError: the picture has fewer tokens than the group has processes.
+            ValueError: the image has fewer tokens than the group has processes.
         """
         by_frame = tokens.unflatten(1, (num_frames, -1))
         check_divisible(by_frame.shape[2], self._mesh.size())
         return PartitionAnythingSharder.shard_anything(by_frame, 2, self._mesh).flatten(1, 2)
 
     def whole(self, part: Tensor, num_frames: int, picture_tokens: int) -> Tensor:
-        """The inverse of `part`, in every process; `picture_tokens` is S. Parts travel at the size of the largest."""
+        """The inverse of `part`, in every process; `picture_tokens` is S. Parts are padded to the largest size."""
         by_frame = part.unflatten(1, (num_frames, -1))
         sizes = [len(numbers) for numbers in torch.arange(picture_tokens).tensor_split(self._mesh.size())]
         padded = by_frame.new_zeros(*by_frame.shape[:2], sizes[0], *by_frame.shape[3:])
@@ -114,24 +114,24 @@ class PictureSplit:
         return torch.cat([each[:, :, :size] for each, size in zip(parts, sizes, strict=True)], dim=2).flatten(1, 2)
 
     def extrema(self, smallest: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest of all processes' values, element by element."""
+        """The minima and maxima over all processes, element by element."""
         both = torch.stack([-smallest, largest])
         dist.all_reduce(both, dist.ReduceOp.MAX, group=self._mesh.get_group())
         return -both[0], both[1]
 
 
 def check_divisible(picture_tokens: int, size: int) -> None:
-    """Looks whether each of `size` processes gets a token of a picture.
+    """Checks that an image has at least one token for each of `size` processes.
 
     Raises:
-        ValueError: there are not enough.
+        ValueError: it has too few.
     """
     if picture_tokens < size:
         raise ValueError(f"a picture of {picture_tokens} tokens cannot be split over {size} processes")
 
 
 def check_heads(num_heads: int, size: int) -> None:
-    """Looks whether a network's heads can be dealt out to `size` processes: the last of them has to get one.
+    """Checks that a network's heads can be distributed to `size` processes so that the last one gets at least one.
 
     Raises:
         CheckpointError: they cannot.
@@ -142,10 +142,12 @@ def check_heads(num_heads: int, size: int) -> None:
 
 
 def split_transformer(transformer: InfiniteTalkTransformer3DModel, group: Group) -> None:
-    """From now on every process of the group calls the transformer together, on the same inputs, and gets the result.
+    """Splits the transformer over the group: all processes must then call it together, with the same inputs.
 
-    diffusers' `enable_parallelism` would do the same but for the mesh, which it cannot make on a machine without an
-    accelerator, and the split of the tokens, which it makes through time.
+    Each gets the whole result.
+
+    diffusers' `enable_parallelism` does not serve: it cannot make the mesh on a machine without an accelerator, and
+    splits the tokens in time.
 
     Raises:
         CheckpointError: the network has too few heads for the group.
@@ -163,15 +165,15 @@ def split_transformer(transformer: InfiniteTalkTransformer3DModel, group: Group)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a follower is told of an evaluation before its tensors.
+    """The message about an evaluation that a follower gets before its tensors.
 
     Attributes:
         tensors: name, shape and dtype of each.
-        branch: name of the guidance branch, for diffusers' caches; None outside of a branch.
-        resets_cache: whether diffusers' caches begin anew.
+        branch: name of the guidance branch, for diffusers' caches; None outside a branch.
+        resets_cache: whether diffusers' caches are cleared first.
         cache: number of the guidance branch's step cache; None without one.
-        new_cache: the cache, where the number is new.
-        live_caches: numbers of those that are still in use.
+        new_cache: the cache, if its number is new.
+        live_caches: numbers of the caches that are still in use.
     """
 
     tensors: tuple[tuple[str, torch.Size, torch.dtype], ...]
@@ -183,16 +185,16 @@ class Evaluation:
 
 
 class LeadingTransformer:
-    """Stands for the transformer where a job is run: each evaluation is made by the whole group.
+    """Takes the place of the transformer in the leader: the whole group shares each evaluation.
 
     Args:
-        transformer: this process's own.
-        group: which this process leads.
-        followers: the other processes, each in `follow`.
+        transformer: this process's transformer.
+        group: the group that this process leads.
+        followers: connections to the other processes, each in `follow`.
 
     Attributes:
-        dtype: of the weights.
-        is_lost: an evaluation has failed, and with it the group.
+        dtype: dtype of the weights.
+        is_lost: whether an evaluation has failed, which makes the group unusable.
     """
 
     def __init__(
@@ -210,7 +212,7 @@ class LeadingTransformer:
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
-        """As the transformer's: every process enters the context for the evaluations inside."""
+        """Like the transformer's; every process enters the context for the evaluations inside."""
         self._branch = name
         try:
             yield
@@ -218,11 +220,11 @@ class LeadingTransformer:
             self._branch = None
 
     def reset_cache(self) -> None:
-        """As the transformer's: every process does so before its next evaluation."""
+        """Like the transformer's; every process does so before its next evaluation."""
         self._resets_cache = True
 
     def __call__(self, cache: StepCache | None = None, return_dict: bool = True, **inputs: Tensor | None) -> Any:
-        """As the transformer's `forward`; its other arguments are tensors.
+        """Like the transformer's `forward`; the inputs are tensors.
 
         Raises:
             ParallelError: a process has ended, or does not answer.
@@ -243,14 +245,14 @@ class LeadingTransformer:
         )
         try:
             with lost_processes():
-                # By pipe, where a follower may wait for hours between two jobs; a collective's wait is limited.
+                # By pipe: a follower may wait for hours between two jobs, and waiting in a collective times out.
                 for follower in self._followers:
                     follower.send(message)
                 for tensor in given.values():
                     dist.broadcast(tensor.contiguous(), LEADER)
                 prediction = evaluate(self._transformer, message, cache=cache, return_dict=return_dict, **given)
         except BaseException:
-            # Whatever it was, the others are in the midst of the same evaluation.
+            # After any error, the others are still in the middle of the same evaluation.
             self.is_lost = True
             raise
         self._resets_cache = False
@@ -258,7 +260,7 @@ class LeadingTransformer:
 
 
 def evaluate(transformer: InfiniteTalkTransformer3DModel, evaluation: Evaluation, **arguments: Any) -> Any:
-    """One process's share of an evaluation, in the cache context that it belongs to."""
+    """One process's share of an evaluation, in its cache context."""
     if evaluation.resets_cache:
         transformer.reset_cache()
     if evaluation.branch is None:
@@ -268,10 +270,10 @@ def evaluate(transformer: InfiniteTalkTransformer3DModel, evaluation: Evaluation
 
 
 def follow(transformer: InfiniteTalkTransformer3DModel, group: Group, leader: Connection) -> object:
-    """Makes evaluations with the leader, whose `LeadingTransformer` sends them, until something else comes.
+    """Takes part in the evaluations that the leader's `LeadingTransformer` sends, until another message comes.
 
     Returns:
-        What has come.
+        That message.
 
     Raises:
         ParallelError: a process has ended, or does not answer.
@@ -294,13 +296,13 @@ def follow(transformer: InfiniteTalkTransformer3DModel, group: Group, leader: Co
 
 @contextmanager
 def lost_processes() -> Iterator[None]:
-    """Turns what torch.distributed and pipes raise where a process is gone into `ParallelError`."""
+    """Turns the errors of torch.distributed and pipes about a lost process into `ParallelError`."""
     try:
         yield
     except (dist.DistError, EOFError, ConnectionError) as error:
         raise ParallelError(LOST) from error
     except RuntimeError as error:
-        # gloo's are known by their text alone.
+        # gloo's errors can only be recognised by their text.
         if "gloo/transport" not in str(error) and "Timed out" not in str(error):
             raise
         raise ParallelError(LOST) from error

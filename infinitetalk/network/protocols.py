@@ -1,7 +1,7 @@
-"""Where the parts of sampling meet: what a network, a stepper, a step cache and a split of tokens must offer.
+"""Interfaces of the parts of sampling: the network, the stepper, the step cache and the split of tokens.
 
-Whatever fits these protocols can take the place of what is here: another network, another sampler, another cache. How
-the predictions of one step become one velocity is `infinitetalk.generation.guidance.Guidance`.
+Another network, sampler or cache can be used if it fits these protocols. The protocol that combines the predictions of
+one step into one velocity is `infinitetalk.generation.guidance.Guidance`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class StepCache(Protocol):
-    """Lets one guidance branch of one chunk reuse what the network's blocks added at an earlier step.
+    """Lets one guidance branch of one chunk reuse the residual of the network's blocks from an earlier step.
 
     Attributes:
-        skipped: number of evaluations whose blocks were not computed.
+        skipped: number of evaluations without computed blocks.
     """
 
     skipped: int
@@ -26,7 +26,7 @@ class StepCache(Protocol):
         """Decides for the branch's next step, given the projected time embedding (1, 6, dim)."""
 
     def store(self, residual: Tensor) -> None:
-        """Keeps what the blocks added to their input: (1, tokens, dim)."""
+        """Keeps the blocks' residual, the difference of output and input: (1, tokens, dim)."""
 
     def apply(self, hidden_states: Tensor) -> Tensor:
         """Adds the stored residual to the blocks' input (1, tokens, dim)."""
@@ -40,10 +40,10 @@ class Denoiser(Protocol):
         """Dtype of the network's inputs, except the timestep."""
 
     def cache_context(self, name: str) -> AbstractContextManager[None]:
-        """Says which guidance branch the evaluation inside belongs to; diffusers' caches keep one state per name."""
+        """Names the guidance branch of the evaluation inside; diffusers' caches keep one state per name."""
 
     def reset_cache(self) -> None:
-        """Clears the states of diffusers' caches: the next evaluation begins a new chunk."""
+        """Clears the states of diffusers' caches before the first evaluation of a chunk."""
 
     def __call__(
         self,
@@ -61,34 +61,34 @@ class Denoiser(Protocol):
 
 
 class DrawNoise(Protocol):
-    """The random draws of one chunk: the same for the same seed, chunk and draw, whatever was drawn before."""
+    """The random draws of one chunk; each depends only on seed, chunk and draw, not on earlier draws."""
 
     def __call__(self, draw: int) -> Tensor:
         """Standard normal noise (1, channels, t, h, w): draw 0 starts the chunk, draw n belongs to step n."""
 
 
 class Stepper(Protocol):
-    """Takes latents from one noise level to the next; made anew for each chunk.
+    """Takes latents from one noise level to the next; each chunk needs a new one.
 
     Attributes:
-        timesteps: (num_steps,), decreasing, as the network gets them, 0…1000. Each guidance branch is evaluated once
-            for each of them.
+        timesteps: (num_steps,), decreasing, 0…1000, as passed to the network. Each guidance branch is evaluated once
+            per timestep.
     """
 
     timesteps: Tensor
 
     def step(self, index: int, velocity: Tensor, latents: Tensor, draw_noise: DrawNoise) -> Tensor:
-        """Latents at the next noise level; `latents` stays as it is.
+        """Latents at the next noise level; `latents` is not modified.
 
         Args:
-            index: of the timestep that `velocity` was predicted for, from 0.
+            index: index of the timestep for which `velocity` was predicted, from 0.
             velocity, latents: float32 (1, channels, t, h, w).
-            draw_noise: for a stochastic stepper, which takes draw `index + 1`.
+            draw_noise: for a stochastic stepper, which uses draw `index + 1`.
         """
 
 
 class TokenSplit(Protocol):
-    """A split of the video tokens over several processes, each of which has every frame of a part of the picture."""
+    """A split of the video tokens over several processes: each has one part of the image in every frame."""
 
     def part(self, tokens: Tensor, num_frames: int) -> Tensor:
         """This process's part of (1, num_frames · S, …): (1, num_frames · S', …), ordered by frame."""
@@ -97,4 +97,4 @@ class TokenSplit(Protocol):
         """The inverse of `part`, in every process; `picture_tokens` is S."""
 
     def extrema(self, smallest: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest of all processes' values, element by element."""
+        """The minima and maxima over all processes, element by element."""

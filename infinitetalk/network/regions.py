@@ -1,7 +1,7 @@
-"""Who is where: region masks of the speakers, the reference attention map, and the positions L-RoPE gives each token.
+"""Locations of the speakers: their region masks, the reference attention map, and each token's position for L-RoPE.
 
-Source: MultiTalk (arXiv 2505.22647) and the published model; more than two speakers are spread evenly, as LightX2V
-does, for which no checkpoint was trained.
+Source: MultiTalk (arXiv 2505.22647) and the published model. More than two speakers are spread evenly, as in LightX2V;
+no checkpoint was trained for that.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from torch import Tensor
 from infinitetalk.errors import RegionError
 from infinitetalk.media.sizes import resize_and_crop_mask
 
-#: Places on the line of L-RoPE: each speaker's range is this long, the last one starts here, the background is there.
+#: Positions in L-RoPE: the length of each speaker's range, the start of the last range, the background's position.
 RANGE_LENGTH = 4.0
 LAST_RANGE_START = 20.0
 BACKGROUND_POSITION = 12.0
-#: Share by which a default region is shrunk on every side.
+#: Share of its size by which a default region is shrunk on every side.
 FACE_SCALE = 0.05
-#: Video tokens whose attention to the reference frame is held at a time.
+#: Number of video tokens whose attention to the reference frame is in memory at a time.
 QUERY_SLICE = 8192
 
 
 def default_regions(num_speakers: int, height: int, width: int, face_scale: float = FACE_SCALE) -> Tensor:
-    """Equal columns from left to right, each shrunk by `face_scale` on every side; one speaker has the whole picture.
+    """Equal columns from left to right, each shrunk by `face_scale` on every side; one speaker has the whole image.
 
     Returns:
         bool (num_speakers, height, width).
@@ -42,17 +42,17 @@ def default_regions(num_speakers: int, height: int, width: int, face_scale: floa
 
 
 def box_regions(boxes: Sequence[Sequence[float]], height: int, width: int, order: str = "xy") -> Tensor:
-    """One box a speaker, clipped to the picture.
+    """One box per speaker, clipped to the image.
 
     Args:
         boxes: [x_min, y_min, x_max, y_max] each, in pixels of the source; [y_min, x_min, y_max, x_max] for order "yx",
-            which is how the published code reads them.
+            the order of the published code.
 
     Returns:
         bool (speakers, height, width).
 
     Raises:
-        RegionError: a box covers no pixel of the picture.
+        RegionError: a box covers no pixel of the image.
     """
     regions = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for number, (region, box) in enumerate(zip(regions, boxes, strict=True), start=1):
@@ -68,13 +68,13 @@ def box_regions(boxes: Sequence[Sequence[float]], height: int, width: int, order
 
 
 def check_boxes(boxes: Sequence[Sequence[float]], height: int, width: int, order: str = "xy") -> None:
-    """Refuse boxes that reach beyond the picture, which `box_regions` would clip as the published code does.
+    """Refuse boxes that reach beyond the image; `box_regions` would clip them, as the published code does.
 
     Args:
         boxes, order: as for `box_regions`.
 
     Raises:
-        RegionError: a box has a corner outside the picture.
+        RegionError: a box has a corner outside the image.
     """
     limits = (height, width) * 2 if order == "yx" else (width, height) * 2
     for number, box in enumerate(boxes, start=1):
@@ -86,13 +86,13 @@ def check_boxes(boxes: Sequence[Sequence[float]], height: int, width: int, order
 
 
 def latent_regions(regions: Tensor, height: int, width: int, vae_scale_factor_spatial: int) -> Tensor:
-    """Bring regions to the latent grid and add the background, which is where no speaker is.
+    """Resample regions to the latent grid and add the background, the pixels without a speaker.
 
-    One speaker has no background to tell apart: speaker and background are everywhere, as in the published model.
+    With one speaker, both speaker and background cover everything, as in the published model.
 
     Args:
         regions: bool (speakers, source_height, source_width).
-        height, width: of the generated video, in pixels.
+        height, width: size of the generated video, in pixels.
         vae_scale_factor_spatial: pixels per latent, in each direction.
 
     Returns:
@@ -105,23 +105,23 @@ def latent_regions(regions: Tensor, height: int, width: int, vae_scale_factor_sp
 
 
 def token_regions(regions: Tensor, height: int, width: int) -> Tensor:
-    """Bring latent regions (speakers + 1, h, w) to the token grid: bool (speakers + 1, height · width).
+    """Resample latent regions (speakers + 1, h, w) to the token grid: bool (speakers + 1, height · width).
 
     Raises:
-        RegionError: a speaker's region holds no token. (A background without tokens is served.)
+        RegionError: a speaker's region holds no token. (A background without tokens is allowed.)
     """
     masks = F.interpolate(regions[None].float(), size=(height, width), mode="nearest")[0] > 0
     for speaker, mask in enumerate(masks[:-1], start=1):
         if not mask.any():
             raise RegionError(
-                f"the region of person{speaker} is too small: nothing of it is left on the model's grid of "
-                f"{width}x{height}; enlarge it, or move it into the part of the picture that is kept"
+                f"the region of person{speaker} is too small: it vanishes on the model's grid of {width}x{height}; "
+                "enlarge it, or move it into the part of the picture that is not cropped"
             )
     return masks.flatten(1)
 
 
 def speaker_range_starts(num_speakers: int, device: torch.device | None = None) -> Tensor:
-    """Where each speaker's range of positions begins: 0 and 20 for two, evenly spread between for more."""
+    """Start of each speaker's range of positions: 0 and 20 for two, evenly spread between these for more."""
     return torch.linspace(0.0, LAST_RANGE_START, num_speakers, device=device)
 
 
@@ -131,15 +131,15 @@ def audio_token_positions(num_speakers: int, context_tokens: int, device: torch.
 
 
 def reference_attention_map(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
-    """How much each video token attends to each region of the first latent frame.
+    """Attention of each video token to each region of the first latent frame.
 
-    The softmax over the S keys of frame 0, averaged over each region's keys and over the heads. The average over a
-    region is an attention whose values are that region's indicator, so the softmax matrix is never held: besides the
-    result, memory is one attention output of at most `QUERY_SLICE` tokens.
+    It is the softmax over the S keys of frame 0, averaged over each region's keys and over the heads. The average over
+    a region equals an attention with the region's indicator as values, so the softmax matrix is never in memory: beside
+    the result, only one attention output of at most `QUERY_SLICE` tokens is.
 
     Args:
         query: (1, tokens, heads, head_dim), after RMS norm and 3-D rotary embedding.
-        key: (1, S, heads, head_dim), the same of latent frame 0.
+        key: (1, S, heads, head_dim), of latent frame 0, after the same.
         regions: bool (speakers + 1, S), speakers + 1 ≤ head_dim.
 
     Returns:
@@ -155,18 +155,18 @@ def reference_attention_map(query: Tensor, key: Tensor, regions: Tensor) -> Tens
 
 
 Extrema = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From the smallest and largest values of some tokens to those of all."""
+"""Turns the smallest and largest values of some tokens into those of all tokens."""
 
 
 def token_positions(attention_map: Tensor, extrema: Extrema | None = None) -> Tensor:
-    """Place every video token on the speakers' line.
+    """The position of every video token for L-RoPE.
 
-    A token belongs to the region with the largest value; a speaker's token lies within that speaker's range, by its
-    value rescaled from the smallest and largest of that speaker's map; background tokens share one place.
+    A token belongs to the region with the largest value. A speaker's token is placed within that speaker's range by its
+    value, rescaled between the smallest and largest of that speaker's map; background tokens share one position.
 
     Args:
         attention_map: float32 (speakers + 1, tokens).
-        extrema: where these are not all tokens.
+        extrema: needed if these are not all tokens.
 
     Returns:
         float32 (tokens,).

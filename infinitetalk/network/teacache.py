@@ -1,4 +1,4 @@
-"""TeaCache (arXiv 2411.19108): skip the blocks of an evaluation when the time embedding has hardly moved."""
+"""TeaCache (arXiv 2411.19108): skip the blocks of an evaluation if the time embedding has hardly changed."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: A branch's first steps, which are always computed.
+#: Number of a branch's first steps, which are always computed.
 WARM_UP_STEPS = 5
 
 
@@ -15,12 +15,12 @@ class TeaCache:
 
     Attributes:
         relative_change: relative L1 change of the time embedding since the branch's previous step.
-        distance: the accumulated, rescaled change that the last decision looked at; 0 while warming up.
-        skipped: evaluations whose blocks were skipped.
+        distance: the accumulated, rescaled change at the last decision; 0 during warm-up.
+        skipped: number of evaluations with skipped blocks.
     """
 
     def __init__(self, polynomial: Sequence[float], threshold: float) -> None:
-        """Coefficients as a family's `Size` has them; a step is skipped while distance < threshold."""
+        """`polynomial` is a `Size.teacache_polynomial`; a step is skipped while distance < threshold."""
         self.polynomial = np.poly1d(polynomial)
         self.threshold = threshold
         self.step = 0
@@ -48,9 +48,9 @@ class TeaCache:
         return True
 
     def store(self, residual: Tensor) -> None:
-        """Keep what the blocks added to their input: (1, tokens, dim)."""
+        """Keep the blocks' residual, the difference of output and input: (1, tokens, dim)."""
         self._residual: Tensor = residual
 
     def apply(self, hidden_states: Tensor) -> Tensor:
-        """Add what the blocks added at the branch's last computed step."""
+        """Add the residual of the branch's last computed step."""
         return torch.add(hidden_states, self._residual)

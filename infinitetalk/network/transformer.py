@@ -1,6 +1,6 @@
 """The InfiniteTalk network: diffusers' Wan 2.1 transformer with an audio attention in every block.
 
-The base model keeps diffusers' parameter names, the adapter its published ones (`audio_proj.*`,
+The base model's parameters have diffusers' names, the adapter's their published ones (`audio_proj.*`,
 `blocks.N.audio_cross_attn.*`, `blocks.N.norm_x.*`).
 """
 
@@ -26,7 +26,7 @@ from infinitetalk.network.audio_attention import AudioAttention, AudioProj, rota
 from infinitetalk.network.protocols import StepCache, TokenSplit
 from infinitetalk.network.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
 
-#: What tells an adapter's parameter names from the base model's.
+#: Parts of names that occur only in an adapter's parameters and not in the base model's.
 ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
 
 
@@ -40,12 +40,12 @@ def add_product(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
     """
     if factor.dtype == torch.float32:
         return torch.addcmul(addend, factor, weight)
-    # One kernel widens the narrow operands as it reads them: 1.0 ms in place of 1.8 (docs/performance.md).
+    # One kernel that widens the narrow operands while reading: 1.0 ms instead of 1.8 (docs/performance.md).
     return torch.addcmul(addend, factor, weight, out=torch.empty_like(factor))
 
 
 def modulated_norm(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x)·(1 + scale) + shift. The norm is rounded to the dtype of x before it is modulated, as published.
+    """norm(x)·(1 + scale) + shift. The norm is rounded to the dtype of x before modulation, as in the published code.
 
     Args:
         norm: without weights.
@@ -53,17 +53,17 @@ def modulated_norm(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, sca
         shift, scale: float32 (1, 1, dim).
 
     Returns:
-        As `hidden_states`.
+        Shape and dtype of `hidden_states`.
     """
     if hidden_states.dtype == torch.float32:
-        # Nothing is rounded in between: one kernel takes the modulation as the norm's own weights.
+        # No rounding in between, so one kernel can take the modulation as the norm's weights.
         weight, bias = 1 + scale.flatten(), shift.flatten()
         return F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps)
     return add_product(shift, F.layer_norm(hidden_states, norm.normalized_shape, eps=norm.eps), 1 + scale)
 
 
 class SelfAttnProcessor(WanAttnProcessor):
-    """Self-attention over all video tokens; returns the reference attention map beside it when regions are given."""
+    """Self-attention over all video tokens; if regions are given, also returns the reference attention map."""
 
     def __call__(
         self,
@@ -83,7 +83,7 @@ class SelfAttnProcessor(WanAttnProcessor):
             rotary_emb: float32 (1, tokens, 1, head_dim / 2, 2), cosine and sine of each pair.
             regions: bool (speakers + 1, S) over the tokens of latent frame 0, or None.
             num_frames: latent frames.
-            split: of the tokens over several processes, of which each has its part; None for one process.
+            split: the split of the tokens over several processes; None for one process.
 
         Returns:
             (1, tokens, dim), and float32 (speakers + 1, tokens) or None.
@@ -105,7 +105,7 @@ class SelfAttnProcessor(WanAttnProcessor):
 
 
 class CrossAttnProcessor(WanAttnProcessor):
-    """Attention to the prompt plus attention to the picture, whatever the number of text tokens."""
+    """Attention to the prompt plus attention to the image, for any number of text tokens."""
 
     def __call__(
         self,
@@ -157,8 +157,8 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
             timestep_proj: float32 (1, 6, dim).
             rotary_emb: float32 (1, tokens, 1, head_dim / 2, 2), cosine and sine of each pair.
             audio_tokens: (latent_frames, speakers · context_tokens, audio_dim).
-            regions: bool (speakers + 1, S) when several speak, else None.
-            split: of the tokens over several processes, of which each has its part; None for one process.
+            regions: bool (speakers + 1, S) for several speakers, else None.
+            split: the split of the tokens over several processes; None for one process.
         """
         modulation = self.scale_shift_table.float() + timestep_proj
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)
@@ -190,7 +190,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
     The constructor's arguments are those of `WanTransformer3DModel` for I2V, then the adapter's sizes.
 
     Attributes:
-        token_split: of the tokens over several processes that call the network together; None for one process.
+        token_split: the split of the tokens over several processes that call the network together; None for one.
     """
 
     token_split: TokenSplit | None = None
@@ -263,8 +263,8 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
     def enable_cache(self, config: object) -> None:
         """Turns on one of diffusers' caches, such as `FirstBlockCacheConfig`; `disable_cache` turns it off.
 
-        diffusers knows blocks by their class. Ours is registered here and not on import, because the first registration
-        imports a dozen of diffusers' models.
+        diffusers looks blocks up by class. Our block is registered here and not on import, because the first
+        registration imports a dozen of diffusers' models.
         """
         TransformerBlockRegistry.register(
             InfiniteTalkTransformerBlock,
@@ -273,7 +273,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         super().enable_cache(config)
 
     def reset_cache(self) -> None:
-        """Clears what diffusers' caches have kept; each chunk begins so."""
+        """Clears diffusers' caches; called at the start of each chunk."""
         HookRegistry.check_if_exists_or_initialize(self).reset_stateful_hooks()
 
     def embed_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,12 +310,12 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
             encoder_hidden_states: prompt embeddings (1, text_len, text_dim).
             encoder_hidden_states_image: CLIP features of the reference frame (1, 257, image_dim).
             encoder_hidden_states_audio: speech windows (speakers, 4·(t - 1) + 1, window, layers, channels).
-            regions: bool (speakers + 1, h, w), where each speaker is and the background; needed for several speakers,
-                None for one.
+            regions: bool (speakers + 1, h, w), the regions of each speaker and the background; needed for several
+                speakers, None for one.
             cache: state of this guidance branch, or None to compute every block.
 
         Returns:
-            (1, 16, t, h, w), as diffusers' models return it.
+            (1, 16, t, h, w), in the form that diffusers' models return.
 
         Raises:
             ValueError: several speakers without regions.

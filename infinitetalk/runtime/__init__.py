@@ -1,1 +1,1 @@
-"""Networks at run time: which ones are wanted and in which form, those there are, what devices report."""
+"""Networks at run time: the choice of networks and their form, the loaded networks, GPU memory, and device errors."""

@@ -1,4 +1,4 @@
-"""What of a checkpoint is there, what is missing, and which modes it serves: from the files' headers alone."""
+"""Reports which parts of a checkpoint are present or missing and which modes it supports, from file headers alone."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Finding:
     """One part of a checkpoint.
 
     Attributes:
-        part: what it is.
-        needed: whether no video can be made without it.
-        num_bytes: of its tensors; None where it is missing or unfit.
-        problem: what is wrong with it, or None.
+        part: its name.
+        needed: whether every video needs it.
+        num_bytes: size of its tensors; None if it is missing or does not fit.
+        problem: the error, or None.
     """
 
     part: str
@@ -44,7 +44,7 @@ class Finding:
 
 
 def check_checkpoint(paths: CheckpointPaths) -> list[Finding]:
-    """Every part of a checkpoint, held against the networks that it is for."""
+    """Checks every part of a checkpoint against its network."""
     findings = [
         *(
             _find(f"transformer, adapter {kind!r}", kind == "single", _transformer(paths, kind))
@@ -115,7 +115,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def modes(sizes: ModelSizes, family: Family) -> Iterable[tuple[str, str, int]]:
-    """Mode, size of the video and estimated bytes of GPU memory, for each mode and size."""
+    """(mode, video size, estimated bytes of GPU memory) for each mode and size."""
     for mode in candidate_modes(sizes):
         for name, size in family.sizes.items():
             workload = Workload(family.defaults.frame_num, *size.usual_resolution, family)
@@ -123,7 +123,7 @@ def modes(sizes: ModelSizes, family: Family) -> Iterable[tuple[str, str, int]]:
 
 
 def report(paths: CheckpointPaths) -> tuple[str, bool]:
-    """The findings as text, and whether videos can be made."""
+    """The findings as text, and whether videos can be generated."""
     findings = check_checkpoint(paths)
     lines = []
     for finding in findings:

@@ -1,4 +1,4 @@
-"""What is to be loaded, as one value, and what of it decides how numbers are rounded."""
+"""The networks to load, as one value, and the part of it that affects rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infinitetalk.runtime.lora import Lora
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.weights.layouts import AdapterKind
 
-#: Name of the attention kernel that diffusers takes by itself: the environment's DIFFUSERS_ATTN_BACKEND, or "native".
+#: Name of diffusers' default attention kernel: the environment's DIFFUSERS_ATTN_BACKEND, or "native".
 DEFAULT_ATTENTION: str = DIFFUSERS_ATTN_BACKEND
 #: Everything stays on the device, weights have 16 bits.
 DEFAULT_MODE = MemoryMode()
@@ -22,13 +22,13 @@ class NetworkChoice:
     """The networks that a job needs, and their form.
 
     Attributes:
-        dtype: of the weights of the transformer and the text encoder where they are not quantised. Norms, modulation
-            and time embedding stay float32, as do the VAE, the image encoder and the audio encoder.
-        memory: the memory mode. Its quantisation applies to the transformer's blocks, and to the text encoder where the
+        dtype: dtype of the unquantised weights of the transformer and the text encoder. Norms, modulation and time
+            embedding stay float32, as do the VAE, the image encoder and the audio encoder.
+        memory: the memory mode. Its quantisation applies to the transformer's blocks, and to the text encoder if the
             checkpoint holds a quantised one.
         adapter: InfiniteTalk's adapter for one or for several speakers.
         loras: files and scales, in the order in which they are applied.
-        attention: the attention kernel, by its name in diffusers' dispatcher.
+        attention: name of the attention kernel in diffusers' dispatcher.
     """
 
     dtype: torch.dtype
@@ -40,16 +40,16 @@ class NetworkChoice:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How the numbers of a video are rounded: two workers that agree in it make the same frames.
+    """Everything that affects rounding: two workers with equal arithmetic generate the same frames.
 
-    Resident blocks and streaming change no number, so they are not part of it.
+    Resident blocks and streaming change no number and are left out.
 
     Attributes:
-        precision: the quantisation, or the dtype of weights that are not quantised, as memory modes are named.
+        precision: the quantisation, or the dtype of unquantised weights, as in the names of memory modes.
         vae_tiling: whether the VAE works tile by tile.
         attention: the attention kernel.
-        device: name of the card, or "CPU".
-        num_devices: how many of them make each evaluation together.
+        device: name of the GPU, or "CPU".
+        num_devices: number of devices that share each evaluation.
     """
 
     precision: str
@@ -59,18 +59,18 @@ class Arithmetic:
     num_devices: int
 
     def __str__(self) -> str:
-        """For results and for what is stored: different values have different texts."""
+        """For results and stored states: different values have different texts."""
         tiles = " with VAE in tiles" if self.vae_tiling else ""
         count = "" if self.num_devices == 1 else f"{self.num_devices} x "
         return f"{self.precision}{tiles} on {count}{self.device} (attention: {self.attention})"
 
 
 def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int) -> Arithmetic:
-    """The arithmetic of networks that are prepared by a choice.
+    """The arithmetic of the networks of a choice.
 
     Args:
         device: where they run.
-        num_devices: how many devices, all of one kind, make each evaluation together.
+        num_devices: number of devices, all of one kind, that share each evaluation.
     """
     return Arithmetic(
         precision=choice.memory.precision(choice.dtype),

@@ -1,4 +1,4 @@
-"""torch's errors about a GPU, told as errors of the library."""
+"""Translates torch's GPU errors to errors of the library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from infinitetalk.errors import DeviceError, GpuMemoryError
 
 
 def as_library_error(error: Exception) -> Exception:
-    """The library's error for what torch says of a GPU, caused by `error`; any other error as it is."""
+    """The library's error for a GPU error of torch, with `error` as its cause; any other error unchanged."""
     told: Exception
     if _is_out_of_memory(error):
         told = GpuMemoryError(str(error))
@@ -26,6 +26,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _is_device_failure(error: Exception) -> bool:
-    # Errors that torch raises itself have no type of their own.
+    # Errors that torch itself raises are plain RuntimeErrors.
     is_cuda = isinstance(error, RuntimeError) and "CUDA error" in str(error)
     return is_cuda or isinstance(error, torch.AcceleratorError)

@@ -1,4 +1,4 @@
-"""The other processes of a group that makes one video: started, told what to load, and ended by the one that leads."""
+"""Starts, commands and ends the other processes of a group that generates one video; this process leads the group."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 TIMEOUT_S = 120.0
-"""Seconds that a process may keep the others waiting: at the start, and within one evaluation."""
+"""Longest time that a process may keep the others waiting: at the start, and within one evaluation."""
 
 END_TIMEOUT_S = 5.0
 
 READY = "ready"
 
-#: Called once in each follower with its device; what it returns answers a command with the transformer to use from then
-#: on. Both travel to another process.
+#: Called once in each follower with its device. The function that it returns maps a command to the transformer to use
+#: from then on. `MakeLoader` and the commands must be picklable.
 MakeLoader = Callable[[torch.device], Callable[[Any], "InfiniteTalkTransformer3DModel"]]
 
 
 class Followers:
-    """Processes that make evaluations with this one, each on a device of its own.
+    """Processes that share evaluations with this one, each on its own device.
 
     Args:
-        device: of this process.
-        devices: of the others.
-        make_loader: what makes their transformer.
+        device: device of this process.
+        devices: devices of the other processes.
+        make_loader: makes the function that loads their transformer.
 
     Attributes:
-        group: theirs and this process's; None before `wait` has returned.
-        connections: one to each.
+        group: the group of all processes, including this one; None before `wait` has returned.
+        connections: one to each follower.
     """
 
     def __init__(self, device: torch.device, devices: Sequence[torch.device], make_loader: MakeLoader) -> None:
@@ -57,7 +57,7 @@ class Followers:
 
     @property
     def are_there(self) -> bool:
-        """Whether they have been started and all of them run."""
+        """Whether they have been started and are all running."""
         return bool(self._processes) and all(process.is_alive() for process in self._processes)
 
     def start(self) -> None:
@@ -77,10 +77,10 @@ class Followers:
             self.connections.append(ours)
 
     def command(self, what: object) -> None:
-        """Has each of them make the transformer for this; returns at once.
+        """Makes each follower load the transformer for this command; returns at once.
 
         Raises:
-            ParallelError: one has ended.
+            ParallelError: a follower has ended.
         """
         with lost_processes():
             for follower in self.connections:
@@ -88,15 +88,15 @@ class Followers:
         self._waiting = True
 
     def wait(self) -> Group:
-        """The group, once each has the transformer of the last command.
+        """The group, as soon as each follower has loaded the transformer of the last command.
 
         Raises:
-            CheckpointError: one could not load it.
-            ParallelError: one has ended.
+            CheckpointError: a follower could not load it.
+            ParallelError: a follower has ended.
         """
         if self._waiting:
             pairs = zip(self._processes, self.connections, strict=True)
-            # All of them, lest one be taken for the answer to the next command.
+            # Read all answers, so that none is taken for the answer to the next command.
             answers = [self._answer(process, follower) for process, follower in pairs]
             self._waiting = False
             for answer in answers:
@@ -107,9 +107,9 @@ class Followers:
         return self.group
 
     def end(self) -> None:
-        """Ends them, whatever they do; they can be started again."""
+        """Ends them, whatever they are doing; they can be started again."""
         for follower in self.connections:
-            # One that is alive returns when its pipe ends; another may be within an evaluation that never will.
+            # An idle follower exits when its pipe is closed; one that hangs in an evaluation is killed below.
             follower.close()
         for process in self._processes:
             process.join(END_TIMEOUT_S)
@@ -139,8 +139,8 @@ class Followers:
 def follow_until_dismissed(
     rank: int, size: int, address: str, device: torch.device, make_loader: MakeLoader, leader: Connection
 ) -> None:
-    """A follower's whole process: loads what the leader commands and makes evaluations with it."""
-    # Ctrl-C goes to every process of a terminal; the leader decides what it means.
+    """Main function of a follower: loads the transformers that the leader commands and takes part in evaluations."""
+    # Ctrl-C goes to every process of a terminal; only the leader reacts to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     load = make_loader(device)
     group: Group | None = None

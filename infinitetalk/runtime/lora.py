@@ -1,8 +1,8 @@
-"""LoRAs laid on the transformer, from what `lora_files` reads of them.
+"""Applies LoRAs, read by `lora_files`, to the transformer.
 
-Where a weight is plain numbers, the sum of all deltas is added to it, and taken back by
-reading the weight from its file again: exact, and without a second copy of the model. Where it is quantised, adding
-would round the delta away: there it runs beside the weight, as the product of two thin matrices.
+The sum of all deltas is added to an unquantised weight, and removed by reading the weight from its file again: this is
+exact and needs no second copy of the model. Added to a quantised weight, a delta would be lost to rounding; there it is
+computed beside the weight, as the product of two thin matrices.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from infinitetalk.weights.lora_files import Delta, files_of, read_lora
 
 @dataclass(frozen=True)
 class Lora:
-    """A file and how strongly it is applied.
+    """A file and its scale.
 
     Attributes:
-        content: a digest of the file; a name may come to stand for another one.
+        content: a digest of the file, because a file may be replaced under the same name.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class LoraStack:
     """The LoRAs on a transformer, which is changed in place."""
 
     def __init__(self, transformer: nn.Module, read_base: Callable[[str], Tensor]) -> None:
-        """`read_base` gives a parameter, by its name, as it is without LoRAs, in the dtype it runs in."""
+        """`read_base` returns a parameter, by its name, as it is without LoRAs."""
         self._transformer = transformer
         self._read_base = read_base
         self._applied: tuple[Lora, ...] = ()
@@ -51,21 +51,21 @@ class LoraStack:
 
     @torch.no_grad()
     def apply(self, loras: Sequence[Lora], device: torch.device) -> None:
-        """Makes these the LoRAs on the transformer, in place of those on it now; nothing to do where they are the same.
+        """Replaces the LoRAs on the transformer by these; does nothing if they are the same.
 
-        A parameter of plain numbers becomes base + Σ scale · delta, summed in float32 and rounded once.
+        An unquantised parameter becomes base + Σ scale · delta, summed in float32 and rounded once.
 
         Args:
             device: where deltas are computed, and where those of quantised weights stay.
 
         Raises:
-            CheckpointError: a file does not fit; the transformer is then as it was. Whatever else ends this, it is then
-                without LoRAs.
+            CheckpointError: a file does not fit; the transformer is unchanged. After any other exception, it has no
+                LoRAs.
         """
         if tuple(loras) == self._applied:
             return
         parameters = dict(self._transformer.named_parameters())
-        # GGUF's weights are bytes; their layers tell the shape of the numbers.
+        # GGUF's weights are bytes; shapes are those of the numbers that they represent.
         shapes = {name: _numbers_shape(parameter) for name, parameter in parameters.items()}
         changes: dict[str, list[tuple[float, Delta]]] = defaultdict(list)
         for lora in loras:
@@ -82,7 +82,7 @@ class LoraStack:
 
     @torch.no_grad()
     def remove(self) -> None:
-        """Makes the transformer what it is without LoRAs, exactly."""
+        """Removes all LoRAs and restores the transformer's weights exactly."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -148,7 +148,7 @@ def find_loras(folder: Path | None, wanted: Iterable[tuple[str, float]]) -> tupl
     """LoRAs by their names below LORA_DIR, with their scales.
 
     Raises:
-        CheckpointError: there is no file of a name, or it is damaged.
+        CheckpointError: a file is missing or damaged.
     """
     found = [(find_lora(folder, name), scale) for name, scale in wanted]
     return tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)

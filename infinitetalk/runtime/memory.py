@@ -1,6 +1,6 @@
-"""What runs in how much GPU memory: the modes, an estimate for each, and the choice between them (docs/memory.md).
+"""GPU memory: the modes, an estimate for each, and the choice between them (docs/memory.md).
 
-Offloading is diffusers' group offloading, quantised weights are torchao's, tiling is the VAE's own.
+diffusers does the offloading (group offloading), torchao the quantisation, the VAE itself the tiling.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from infinitetalk.weights.layouts import (
 from infinitetalk.weights.loading import Quantisation
 
 GIB = 1 << 30
-#: CUDA's context, the workspaces of its libraries, and what the allocator cannot use between blocks.
+#: CUDA's context, the workspaces of its libraries, and memory lost to fragmentation.
 RESERVE_BYTES = 2 * GIB
-#: Bytes a token and channel takes at the widest point of a block. Measured: 24.1 with one speaker, 24.4 with two.
+#: Bytes per token and channel at the peak of a block. Measured: 24.1 with one speaker, 24.4 with two.
 TOKEN_CHANNEL_BYTES = 25
-#: Bytes a pixel of the video's resolution takes in the VAE, which decodes four frames at once in float32: the copies of
-#: 96 channels, the last two frames of each convolution kept for the next, cuDNN's workspaces. Measured: 21,600.
+#: Bytes per pixel of the video's resolution in the VAE, which decodes four frames at once in float32: copies of 96
+#: channels, the last two frames of each convolution (kept for the next four), cuDNN's workspaces. Measured: 21,600.
 VAE_PIXEL_BYTES = 22_000
-#: Bytes a parameter of the transformer outside its blocks takes: half of them are float32, the time embedding's.
+#: Bytes per parameter of the transformer outside its blocks: half of them, the time embedding's, are float32.
 OUTER_BYTES = 3
-#: Tiles of the VAE, by diffusers' defaults.
+#: Pixels of a VAE tile, by diffusers' defaults.
 VAE_TILE_PIXELS = 256 * 256
 #: Blocks on the GPU while blocks are streamed: the one that runs and the one that follows.
 STREAMED_BLOCKS_HELD = 2
@@ -47,14 +47,14 @@ _HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution
 
 @dataclass(frozen=True)
 class MemoryMode:
-    """A mode.
+    """A memory mode.
 
     Attributes:
-        quantisation: of the weights of the transformer's blocks; None: 16 bits.
-        resident_parameters: how many parameters of the blocks stay on the GPU, the first ones; the other blocks are
-            streamed from the CPU's memory at every use. None: all stay.
-        stream_text_encoder: the text encoder's layers are streamed too, and take no memory afterwards.
-        vae_tiling: the VAE works tile by tile.
+        quantisation: quantisation of the weights in the transformer's blocks; None: 16 bits.
+        resident_parameters: number of parameters that stay on the GPU, those of the first blocks; the other blocks are
+            streamed from CPU memory at every use. None: all stay.
+        stream_text_encoder: whether the text encoder's layers are streamed too, and then take no memory after use.
+        vae_tiling: whether the VAE works tile by tile.
     """
 
     quantisation: Quantisation | None = None
@@ -64,15 +64,15 @@ class MemoryMode:
 
     @property
     def name(self) -> str:
-        """As on a GPU: "bf16", "fp8", "int8, with 4000000000 parameters kept and the others streamed" …"""
+        """The name on a GPU: "bf16", "fp8", "int8, with 4000000000 parameters kept and the others streamed" …"""
         return self.describe(torch.bfloat16)
 
     def precision(self, dtype: torch.dtype) -> str:
-        """The quantisation, or the name of `dtype`, which weights have that are not quantised."""
+        """The quantisation, or else the name of `dtype`, the dtype of unquantised weights."""
         return self.quantisation or {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]
 
     def describe(self, dtype: torch.dtype) -> str:
-        """For logs and results; `dtype` is that of the transformer's weights where they are not quantised."""
+        """The text for logs and results; `dtype` is the dtype of the transformer's unquantised weights."""
         parts = [self.precision(dtype)]
         if self.resident_parameters is not None:
             parts.append(f"with {self.resident_parameters} parameters kept and the others streamed")
@@ -85,7 +85,7 @@ class MemoryMode:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is computed at once: a chunk of `num_frames` frames of `height` by `width` pixels."""
+    """The work of one chunk: `num_frames` frames of `height` by `width` pixels."""
 
     num_frames: int
     height: int
@@ -94,7 +94,7 @@ class Workload:
 
     @property
     def num_tokens(self) -> int:
-        """Video tokens that the transformer sees."""
+        """Number of video tokens in the transformer."""
         return self.family.num_tokens(self.num_frames, self.height, self.width)
 
 
@@ -126,9 +126,9 @@ def _num_parameters(part: NetworkPart) -> int:
 
 
 def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:
-    """Peak GPU memory of a job, an estimate: what stays, and the greater of what sampling and the VAE need on top.
+    """Estimated peak GPU memory of a job: the resident weights, plus the larger need of sampling and the VAE.
 
-    Weights take 2 bytes a parameter, 1 where quantised, 4 in image encoder and VAE.
+    Weights take 2 bytes per parameter, 1 if quantised, 4 in the image encoder and the VAE.
     """
     bytes_per_weight = 2 if mode.quantisation is None else 1
     if mode.resident_parameters is None:
@@ -147,7 +147,7 @@ def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> i
 
 
 def candidate_modes(sizes: ModelSizes, requested: MemoryMode | None = None) -> Iterator[MemoryMode]:
-    """Modes from the fastest to the most frugal. A quantisation or number of parameters that is requested stays."""
+    """Modes from the fastest to the most frugal; a requested quantisation or number of parameters is kept in all."""
     quantisations: tuple[Quantisation | None, ...] = (None, "fp8")
     if requested is not None and requested.quantisation is not None:
         quantisations = (requested.quantisation,)
@@ -156,7 +156,7 @@ def candidate_modes(sizes: ModelSizes, requested: MemoryMode | None = None) -> I
         for quantisation in quantisations:
             for stream_text_encoder in (False, True):
                 yield MemoryMode(quantisation, None, stream_text_encoder)
-        # Tiles cost seconds a chunk, streamed blocks cost some in every evaluation.
+        # Tiles cost seconds per chunk, streamed blocks cost seconds per evaluation.
         yield MemoryMode(quantisations[-1], None, stream_text_encoder=True, vae_tiling=True)
         for kept in (3, 2, 1, 0):
             yield MemoryMode(quantisations[-1], sizes.blocks * kept // 4, stream_text_encoder=True, vae_tiling=True)
@@ -172,8 +172,8 @@ def choose_mode(
     """The fastest mode whose estimate fits.
 
     Args:
-        free_bytes: of GPU memory, before any network is on it.
-        requested: what a job or the settings fix: quantisation, parameters kept.
+        free_bytes: free GPU memory, before any network is loaded.
+        requested: quantisation and resident parameters that a job or the settings fix.
 
     Raises:
         DoesNotFitError: none fits.
@@ -185,7 +185,7 @@ def choose_mode(
 
 
 def what_would_fit(free_bytes: int, sizes: ModelSizes, workload: Workload) -> str:
-    """What to change in a job that does not fit: the most frames that do at its resolution, or the memory to have."""
+    """How to make a job fit: the largest number of frames that fits at its resolution, or the memory that it needs."""
     frugal = list(candidate_modes(sizes))[-1]
     needed = estimate_bytes(frugal, sizes, workload)
     message = (
@@ -200,23 +200,23 @@ def what_would_fit(free_bytes: int, sizes: ModelSizes, workload: Workload) -> st
 
 
 def free_bytes(device: torch.device) -> int:
-    """GPU memory that this process could have: what is free, and what its allocator holds without using."""
+    """GPU memory available to this process: free memory, and unused memory that its allocator holds."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def release_cached_memory() -> None:
-    """Gives back what a failed job left: reference cycles of its traceback, and the allocator's cache."""
+    """Releases the memory of a failed job: the reference cycles of its traceback, and the allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-# The modes themselves.
+# Implementation of the modes.
 
 
 def num_resident_blocks(transformer: InfiniteTalkTransformer3DModel, resident_parameters: int) -> int:
-    """How many of the first blocks have `resident_parameters` parameters or fewer between them."""
+    """The number of first blocks with at most `resident_parameters` parameters in total."""
     total = 0
     for index, block in enumerate(transformer.blocks):
         total += sum(parameter.numel() for parameter in block.parameters())
@@ -226,13 +226,13 @@ def num_resident_blocks(transformer: InfiniteTalkTransformer3DModel, resident_pa
 
 
 def stream_blocks(transformer: InfiniteTalkTransformer3DModel, resident_parameters: int, device: torch.device) -> None:
-    """Keeps the first blocks on `device` and streams the others there at every use, each while the one before runs.
+    """Keeps the first blocks on `device` and streams the others to it at every use, each while the one before runs.
 
-    The transformer may be anywhere; blocks that are streamed go to the CPU, in pinned memory where `device` is a GPU.
+    The transformer may be on any device; streamed blocks move to the CPU, into pinned memory if `device` is a GPU.
     """
     blocks = transformer.blocks
     kept = num_resident_blocks(transformer, resident_parameters)
-    # diffusers takes all blocks of a module or none: it sees the streamed ones only.
+    # diffusers streams all blocks of a module or none, so it is given only those to stream.
     transformer.blocks = nn.ModuleList(blocks[kept:])
     try:
         _stream(transformer, device, "block_level")
@@ -243,7 +243,7 @@ def stream_blocks(transformer: InfiniteTalkTransformer3DModel, resident_paramete
 
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:
-    """Streams every layer of a network to `device` at its use."""
+    """Streams every layer of a network to `device` when it is used."""
     _stream(module, device, "leaf_level")
 
 
@@ -259,7 +259,7 @@ def _stream(module: nn.Module, device: torch.device, level: str) -> None:
 
 
 def is_streamed(module: nn.Module) -> bool:
-    """Whether diffusers streams the module or something in it."""
+    """Whether diffusers streams the module or any submodule."""
     return any(_hook_names(part) for part in module.modules())
 
 
@@ -278,7 +278,7 @@ def _hook_names(module: nn.Module) -> list[str]:
 
 
 def set_tiling(vae: AutoencoderKLWan, tiling: bool) -> None:
-    """Lets the VAE work tile by tile, or not."""
+    """Switches tiling of the VAE on or off."""
     if tiling:
         vae.enable_tiling()
     else:

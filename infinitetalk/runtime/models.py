@@ -1,4 +1,4 @@
-"""The networks of one checkpoint, each loaded when it is first needed, and brought into the state that a job needs."""
+"""The networks of one checkpoint: each is loaded when it is first needed, and put into the state that a job needs."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """A value made when it is first asked for, once, by whichever thread asks first; the others wait for it."""
+    """A value made once, by the first thread that asks for it; the other threads wait."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -68,17 +68,17 @@ class Lazy(Generic[T]):
 
 @dataclass
 class LoadedTransformer:
-    """A transformer in memory, and the state that it is in.
+    """A transformer in memory, and its state.
 
     Attributes:
         network: the transformer.
-        sources: the tensors that its parameters come from, by the parameters' names.
+        sources: the sources of its parameters, by name.
         loras: the LoRAs on it.
-        dtype, quantisation: of its weights.
-        adapter: the adapter that it has; None while one is being loaded.
-        is_placed: whether its weights are where `resident_parameters` says.
-        resident_parameters: how many parameters of its blocks stay on the device; None: all.
-        attention: the attention kernel that its processors name.
+        dtype, quantisation: form of its weights.
+        adapter: its adapter; None while one is being loaded.
+        is_placed: whether its weights are placed as `resident_parameters` says.
+        resident_parameters: number of parameters of its blocks that stay on the device; None: all.
+        attention: the attention kernel of its processors.
     """
 
     network: InfiniteTalkTransformer3DModel
@@ -92,12 +92,12 @@ class LoadedTransformer:
     attention: str = DEFAULT_ATTENTION
 
     def has_weights_of(self, choice: NetworkChoice) -> bool:
-        """Whether the base model need not be read anew for a choice."""
+        """Whether a choice can use the loaded base model."""
         return (self.dtype, self.quantisation) == (choice.dtype, choice.memory.quantisation)
 
 
 class TransformerLoader:
-    """The transformer of a checkpoint: one base model, and the adapter and the LoRAs of the last choice."""
+    """Loads the transformer of a checkpoint and keeps it: one base model, with the last choice's adapter and LoRAs."""
 
     def __init__(self, paths: CheckpointPaths, device: torch.device) -> None:
         self._paths, self._device = paths, device
@@ -112,7 +112,7 @@ class TransformerLoader:
         """
         with self._lock:
             if self._loaded is not None and not self._loaded.has_weights_of(choice):
-                # Both together would not fit: the old one goes before the new one comes.
+                # Release the old one first: both would not fit.
                 self._loaded = None
                 release_cached_memory()
             if self._loaded is None:
@@ -139,7 +139,7 @@ class TransformerLoader:
         check_adapter(parameter_shapes(loaded.network), adapter)
         loaded.loras.remove()
         stop_streaming(loaded.network)
-        # Until the adapter is whole there is none: whatever breaks this off, the next job loads its own.
+        # No adapter until it is complete: if loading fails, the next job loads its adapter again.
         loaded.adapter, loaded.is_placed = None, False
         self._read_parameters(loaded.network, adapter.sources, choice)
         loaded.sources |= adapter.sources
@@ -153,7 +153,7 @@ class TransformerLoader:
         load_transformer_parameters(network, sources, device, choice.dtype, choice.memory.quantisation)
 
     def _place(self, loaded: LoadedTransformer, resident_parameters: int | None) -> None:
-        """Puts the weights on the device, or on the CPU to be streamed from there."""
+        """Puts the weights on the device, or on the CPU for streaming."""
         loaded.is_placed = False
         stop_streaming(loaded.network)
         if resident_parameters is None:
@@ -174,7 +174,7 @@ class TransformerLoader:
 
 
 def read_base(sources: Mapping[str, TensorSource], device: torch.device, name: str) -> Tensor:
-    """A parameter of plain numbers as it is without LoRAs."""
+    """An unquantised parameter as it is without LoRAs."""
     return sources[name].load(device, torch.float32)
 
 
@@ -182,9 +182,9 @@ def use_attention(loaded: LoadedTransformer, kernel: str) -> None:
     """Makes the transformer compute attention with a kernel of diffusers' dispatcher.
 
     Raises:
-        CheckpointError: the kernel is unknown, or needs a package or a card that is not there.
+        CheckpointError: the kernel is unknown, or needs a missing package or another GPU.
     """
-    # Attention between video and sound asks the dispatcher's active kernel, the other attentions their processors.
+    # Attention between video and sound uses the dispatcher's active kernel, other attention its processor's.
     active, _ = _AttentionBackendRegistry.get_active_backend()
     if (loaded.attention, active) == (kernel, kernel):
         return
@@ -196,11 +196,11 @@ def use_attention(loaded: LoadedTransformer, kernel: str) -> None:
 
 
 class GroupTransformerLoader:
-    """As `TransformerLoader`, for several devices that make each evaluation together.
+    """Like `TransformerLoader`, for several devices that share each evaluation.
 
     Args:
-        devices: of the other processes, which are started when the transformer is first asked for, and anew when one of
-            them has been lost.
+        devices: devices of the other processes. These start when the transformer is first asked for, and restart when
+            one of them is lost.
     """
 
     def __init__(self, paths: CheckpointPaths, device: torch.device, devices: Sequence[torch.device]) -> None:
@@ -215,7 +215,7 @@ class GroupTransformerLoader:
 
         Raises:
             CheckpointError: it cannot be loaded, or has too few heads for the group.
-            ParallelError: a process ends or does not answer though it has just been started.
+            ParallelError: a process has just been started, but ends or does not answer.
         """
         with self._lock:
             is_lost = self._loaded is not None and self._loaded[1].is_lost
@@ -238,20 +238,20 @@ class GroupTransformerLoader:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """As `TransformerLoader.shapes`."""
+        """See `TransformerLoader.shapes`."""
         return self._own.shapes
 
 
 def make_loader(
     paths: CheckpointPaths, device: torch.device
 ) -> Callable[[NetworkChoice], InfiniteTalkTransformer3DModel]:
-    """What a follower loads its transformer with."""
+    """The function that loads a follower's transformer."""
     return TransformerLoader(paths, device).load
 
 
 @dataclass
 class LoadedPromptEncoder:
-    """A prompt encoder in memory, with the dtype and the quantisation that it was last asked for with."""
+    """A prompt encoder in memory, and the dtype and quantisation of the last request for it."""
 
     encoder: PromptEncoder
     dtype: torch.dtype
@@ -259,7 +259,7 @@ class LoadedPromptEncoder:
 
 
 class PromptEncoderLoader:
-    """The prompt encoder of a checkpoint; files may hold its network quantised."""
+    """Loads the prompt encoder of a checkpoint and keeps it; files may hold its network quantised."""
 
     def __init__(self, paths: CheckpointPaths, device: torch.device) -> None:
         self._paths, self._device = paths, device
@@ -269,7 +269,7 @@ class PromptEncoderLoader:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The encoder's tokenizer, for which its network need not be loaded.
+        """The encoder's tokenizer; it does not need the network.
 
         Raises:
             CheckpointError: it is missing or damaged.
@@ -285,7 +285,7 @@ class PromptEncoderLoader:
         with self._lock:
             if self._loaded is not None and not self._serves(self._loaded, choice):
                 self._loaded = None
-                # The encoder and its memory of prompts hold each other.
+                # The encoder and its cache of prompts reference each other.
                 release_cached_memory()
             if self._loaded is None:
                 self._loaded = self._read(choice)
@@ -294,7 +294,7 @@ class PromptEncoderLoader:
             return self._loaded.encoder
 
     def _serves(self, loaded: LoadedPromptEncoder, choice: NetworkChoice) -> bool:
-        """Whether a choice would have the weights that are loaded."""
+        """Whether a choice can use the loaded weights."""
         if loaded.dtype != choice.dtype:
             return False
         quantisation = choice.memory.quantisation
@@ -323,10 +323,10 @@ class Models:
     Args:
         paths: where the checkpoint's files are.
         device: where the networks run.
-        other_devices: devices that make each evaluation of the transformer together with `device`, a process for each.
+        other_devices: devices that share each evaluation of the transformer with `device`, one process for each.
 
     Attributes:
-        name: of the checkpoint, as results and logs give it.
+        name: name of the checkpoint in results and logs.
         size_scale: factor on the published resolutions, 1 for the published model.
         device: where the networks run.
 
@@ -354,14 +354,14 @@ class Models:
         self._audio_encoder = Lazy(lambda: SpeechEncoder(*load_audio_encoder(paths.wav2vec2, device)))
 
     def prepare(self, choice: NetworkChoice) -> Networks:
-        """The networks in the state that a choice describes; those that are not there are loaded.
+        """The networks in the state that a choice describes; missing ones are loaded.
 
-        They are loaded in the order in which a job needs them. Another thread may use those that are there, and waits
-        only for the one that it asks for. The networks of an earlier preparation are no longer in their state.
+        They are loaded in the order in which a job needs them. Another thread may use loaded ones meanwhile, and waits
+        only for the one that it asks for. The networks of an earlier preparation lose their state.
 
         Raises:
             CheckpointError: a file is missing or damaged, or does not fit.
-            ParallelError: a process of another device ends or does not answer though it has just been started.
+            ParallelError: a process of another device has just been started, but ends or does not answer.
         """
         return Networks(
             audio_encoder=self.audio_encoder,
@@ -376,37 +376,37 @@ class Models:
         )
 
     def transformer(self, choice: NetworkChoice) -> Denoiser:
-        """The transformer alone, as `prepare` gives it, with the same errors."""
+        """The transformer alone, as from `prepare`, with the same errors."""
         return self._transformer.load(choice)
 
     def prompt_encoder(self, choice: NetworkChoice) -> PromptEncoder:
-        """The prompt encoder alone, as `prepare` gives it, with the same errors."""
+        """The prompt encoder alone, as from `prepare`, with the same errors."""
         return self._prompt_encoder.load(choice)
 
     def vae(self, choice: NetworkChoice) -> AutoencoderKLWan:
-        """The VAE alone, as `prepare` gives it, with the same errors."""
+        """The VAE alone, as from `prepare`, with the same errors."""
         vae = self._vae.get()
         set_tiling(vae, choice.memory.vae_tiling)
         return vae
 
     @property
     def image_encoder(self) -> ImageEncoder:
-        """A reference frame to features; the same for every choice."""
+        """Encodes reference frames; the same for every choice."""
         return self._image_encoder.get()
 
     @property
     def audio_encoder(self) -> SpeechEncoder:
-        """Speech to embeddings; the same for every choice."""
+        """Encodes speech; the same for every choice."""
         return self._audio_encoder.get()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Prompts to tokens; the text encoder need not be loaded for it."""
+        """Turns prompts into tokens; it does not need the text encoder."""
         return self._prompt_encoder.tokenizer
 
     @property
     def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the transformer's parameters, which need not be loaded for it.
+        """Shapes of the transformer's parameters, without loading them.
 
         Raises:
             CheckpointError: a file is missing or damaged.

@@ -19,14 +19,14 @@ from infinitetalk.runtime.choice import NetworkChoice
 class Networks:
     """Networks in the state that a choice describes.
 
-    Weights are shared between one preparation and the next: these networks are in this state until others are prepared
-    from the same checkpoint. Whoever prepares must have let go of the networks before, or two transformers are in
-    memory where only one fits.
+    Weights are shared between preparations: these networks stay in this state until others are prepared from the same
+    checkpoint. The caller must drop its networks before it prepares new ones; otherwise two transformers would be in
+    memory, and only one may fit.
 
     Attributes:
-        choice: what they were prepared by.
+        choice: the choice that they were prepared for.
         device: where they run.
-        family: of the checkpoint.
+        family: the checkpoint's family.
         size_scale: factor on the published resolutions, 1 for the published model.
         transformer: predicts the velocity of latents.
         vae: frames to latents and back.

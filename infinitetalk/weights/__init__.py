@@ -1,4 +1,4 @@
-"""Weights: reading every published layout, checking, converting and fetching it (docs/weights.md).
+"""Weights: reads, checks, converts and downloads every published layout (docs/weights.md).
 
 `python -m infinitetalk.weights download|check|convert`.
 """

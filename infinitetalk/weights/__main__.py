@@ -16,7 +16,7 @@ from infinitetalk.weights.settings import WeightsSettings
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one of the three; the exit status is 1 where it fails or something needed is missing."""
+    """Runs one of the three commands; the exit status is 1 if it fails or a required part is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m infinitetalk.weights", description="Fetch, check, convert weights."
     )

@@ -1,6 +1,6 @@
-"""A checkpoint as a Diffusers folder whose cold start reads the least.
+"""Converts a checkpoint to a Diffusers folder that a cold start loads fastest.
 
-Safetensors in the order of use, in the dtype that they run in: nothing to unpickle, nothing to convert.
+It holds safetensors in the order of use and in their final dtype: nothing to unpickle, nothing to convert.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from infinitetalk.weights.sources import TensorSource
 
 CPU = torch.device("cpu")
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-#: What the transformer uses, in its order.
+#: Prefixes of the transformer's parameters, in the order of use.
 _ORDER_OF_USE = ("patch_embedding.", "condition_embedder.", "audio_proj.", "blocks.", "scale_shift_table", "proj_out.")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written; `make` gives it when its turn comes."""
+    """A tensor to write; `make` returns it when its turn comes."""
 
     name: str
     dtype: torch.dtype
@@ -61,14 +61,14 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
-        """In the file."""
+        """Size in the file."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def write_safetensors(path: Path, entries: Iterable[Entry]) -> None:
-    """Writes tensors in the order given, one in memory at a time (safetensors' own function sorts them, and takes all).
+    """Writes tensors in the given order with one in memory at a time (safetensors' own function sorts and needs all).
 
-    The file appears under its name when it is whole.
+    The file gets its name only when it is complete.
     """
     entries = list(entries)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -78,7 +78,7 @@ def write_safetensors(path: Path, entries: Iterable[Entry]) -> None:
         header[entry.name] = {"dtype": _DTYPE_NAMES[entry.dtype], "shape": entry.shape, "data_offsets": offsets}
         offset += entry.num_bytes
     encoded = json.dumps(header).encode()
-    # The first tensor begins at a multiple of 64 bytes, as vector instructions like it.
+    # The first tensor starts at a multiple of 64 bytes, for vector instructions.
     encoded += b" " * (-(8 + len(encoded)) % 64)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
@@ -96,11 +96,11 @@ def convert(
 
     Args:
         folder: must be empty or absent.
-        fp8: weights of the linear layers in the transformer's blocks become e4m3 with a scale for each row.
-        on_part: told of each part as it begins.
+        fp8: whether the linear layers' weights in the transformer's blocks become e4m3 with a scale for each row.
+        on_part: called with the name of each part before it is written.
 
     Returns:
-        Where its parts are.
+        The locations of its parts.
 
     Raises:
         CheckpointError: a file is missing or damaged, a tensor does not fit, or the folder is not empty.

@@ -1,4 +1,4 @@
-"""Fetching the published checkpoints: only the files that the worker reads, into folders or the Hugging Face cache."""
+"""Downloads the files of the published checkpoints that the worker reads, and finds them in the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infinitetalk.family import Repository
 
 
 def download(repository: Repository, folder: Path) -> Path:
-    """Fetches what is missing of a repository below `folder`, with a progress bar; a file cut off is gone on with.
+    """Downloads the missing files of a repository below `folder`, with a progress bar; partial files are resumed.
 
     Returns:
         The repository's folder.
@@ -25,15 +25,15 @@ def download(repository: Repository, folder: Path) -> Path:
         snapshot_download(repository.repo_id, local_dir=target, allow_patterns=list(repository.patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{repository.repo_id} could not be fetched; what has arrived is kept, run the command again"
+            f"{repository.repo_id} could not be fetched; received files are kept, run the command again"
         ) from error
     return target / "quant_models" if repository.setting == "QUANT_DIR" else target
 
 
 def cached_folder(repo_id: str, cache: Path) -> Path | None:
-    """The folder of a repository in a Hugging Face cache, at the commit of its main branch; None where it is not there.
+    """The folder of a repository in a Hugging Face cache, at the commit of its main branch; None if it is not cached.
 
-    Nothing is fetched.
+    Nothing is downloaded.
     """
     try:
         return Path(snapshot_download(repo_id, cache_dir=cache, local_files_only=True))

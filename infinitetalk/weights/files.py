@@ -1,7 +1,7 @@
-"""Files of tensors: what a file holds, from its header alone, and one tensor at a time.
+"""Readers of tensor files: the list of tensors from the header alone, and the tensors one at a time.
 
-Every reader maps the file: a tensor's bytes are first read where they are used, and a tensor that runs in the dtype it
-is stored in is never copied on a CPU. A pickle is read with `weights_only=True`.
+Every reader maps the file: a tensor's bytes are read on first use, and a tensor that is used in its stored dtype is
+never copied on a CPU. Pickles are read with `weights_only=True`.
 """
 
 import errno
@@ -39,7 +39,7 @@ SAFETENSORS_DTYPES = {
     "F64": torch.float64,
 }
 
-#: GGUF types whose data are plain numbers.
+#: GGUF types that hold plain numbers.
 _GGUF_PLAIN_TYPES = {
     gguf.GGMLQuantizationType.F32: torch.float32,
     gguf.GGMLQuantizationType.F16: torch.float16,
@@ -49,12 +49,12 @@ _GGUF_PLAIN_TYPES = {
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a file says of a tensor.
+    """A file's description of a tensor.
 
     Attributes:
-        shape: of the tensor, that of the numbers it stands for where it is quantised.
-        dtype: as stored; None for GGUF's blocks, which are bytes.
-        num_bytes: in the file.
+        shape: the tensor's shape; if it is quantised, the shape of the numbers that it represents.
+        dtype: the stored dtype; None for GGUF's blocks, which are bytes.
+        num_bytes: size in the file.
     """
 
     shape: tuple[int, ...]
@@ -69,11 +69,11 @@ class TensorFile(Protocol):
 
     @property
     def headers(self) -> Mapping[str, TensorHeader]:
-        """What the file says of each tensor, in the order in which they lie in it."""
+        """The header of each tensor, in file order."""
         ...
 
     def prefetch(self, name: str) -> None:
-        """Brings a tensor from the disk into the page cache, where that is faster than using it at once."""
+        """Brings a tensor from the disk into the page cache, if that is faster than using it directly."""
         ...
 
     def read(self, name: str) -> Tensor:
@@ -81,12 +81,12 @@ class TensorFile(Protocol):
         ...
 
 
-#: Read from the disk at a time.
+#: Bytes per read from the disk.
 _READ_BYTES = 8 << 20
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:
-    """Whether the byte at `offset` of a file is in the page cache; False where the file system does not tell."""
+    """Whether the byte at `offset` of a file is in the page cache; False if the file system cannot say."""
     try:
         return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except BlockingIOError:
@@ -99,11 +99,11 @@ def _is_cached(descriptor: int, offset: int) -> bool:
 
 
 class SafetensorsFile:
-    """A safetensors file; each tensor is a mapping of its own, so that dropping the tensor gives its pages back.
+    """A safetensors file; each tensor has its own mapping, so that dropping the tensor releases its pages.
 
     Attributes:
-        metadata: what the file says beside its tensors, text by name.
-        header_bytes: at the file's beginning.
+        metadata: the file's metadata, text by name.
+        header_bytes: size of the header at the start of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,13 +142,13 @@ class SafetensorsFile:
 
     @property
     def spans(self) -> Mapping[str, tuple[int, int]]:
-        """Each tensor's first byte in the file, and the one after its last."""
+        """Each tensor's first byte in the file, and the byte after its last."""
         return {name: (self._start + begin, self._start + end) for name, (begin, end) in self._spans.items()}
 
     def prefetch(self, name: str) -> None:
         """Brings a tensor from the disk into the page cache, in large pieces one after another.
 
-        Pages that are touched through the mapping come in small pieces, several times as slowly.
+        Reading pages through the mapping happens in small pieces and is several times slower.
         """
         begin, end = self._spans[name]
         pieces = range(self._start + begin, self._start + end, _READ_BYTES)
@@ -229,7 +229,7 @@ def _tensors_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 class GgufFile:
-    """A GGUF file; quantised tensors are read as diffusers' `GGUFParameter`, blocks of bytes as stored."""
+    """A GGUF file; quantised tensors are read as diffusers' `GGUFParameter`, which holds the stored blocks of bytes."""
 
     def __init__(self, path: Path) -> None:
         """Reads the header.
@@ -250,7 +250,7 @@ class GgufFile:
                     f"{path.name}: tensor {name} has the type {tensor.tensor_type.name}, which is not served; "
                     "use a Q8_0 or Q4_K_M file"
                 )
-            # GGUF counts dimensions from the innermost one.
+            # GGUF lists the innermost dimension first.
             shape = tuple(int(length) for length in reversed(tensor.shape))
             self.headers[name] = TensorHeader(shape, _GGUF_PLAIN_TYPES.get(tensor.tensor_type), tensor.n_bytes)
 
@@ -258,7 +258,7 @@ class GgufFile:
         """Nothing: the system reads ahead in the file as a whole."""
 
     def read(self, name: str) -> Tensor:
-        """The tensor on the CPU; a `GGUFParameter` of bytes where it is quantised."""
+        """The tensor on the CPU; if it is quantised, a `GGUFParameter` of bytes."""
         tensor, header = self._tensors[name], self.headers[name]
         # A copy, because the reader maps the file read-only and parameters may be written to.
         data = torch.from_numpy(tensor.data.copy())
@@ -290,7 +290,7 @@ def open_file(path: Path) -> TensorFile:
 
 
 def is_tensor_file(path: Path) -> bool:
-    """Whether a file's suffix is that of tensors, in small letters or capitals."""
+    """Whether a file has the suffix of a tensor file, in any case."""
     return path.suffix.lower() in READERS
 
 
@@ -309,7 +309,7 @@ def open_shards(index_path: Path) -> list[TensorFile]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON's value. Raises `ValueError` for what is not JSON, or nested too deeply to be settings."""
+    """The value of a JSON text. Raises `ValueError` if it is not JSON, or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:

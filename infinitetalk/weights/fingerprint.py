@@ -1,8 +1,8 @@
-"""What files of weights hold, told by a sample of their contents: a name, a size or a time may be those of others.
+"""Fingerprints of weight files from samples of their contents: name, size and time do not identify a file.
 
-A checkpoint of a hundred gigabytes is not read for this. Of a safetensors file the whole header counts and pieces of
-every tensor, so that training on, merging or quantising anything changes the result; of other large files the ends (a
-pickle's last bytes hold the checksums of all its tensors) and pieces between them.
+A checkpoint of a hundred gigabytes is too large to hash whole. Of a safetensors file, the header and pieces of every
+tensor are hashed, so that further training, merging or quantising of any tensor changes the result. Of other large
+files, both ends are hashed (a pickle's last bytes hold the checksums of all its tensors), and pieces between them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 
 from infinitetalk.weights.files import SafetensorsFile, is_tensor_file
 
-#: A file up to this many bytes is read whole.
+#: Files up to this size are hashed whole.
 WHOLE_BYTES = 4 << 20
-#: Read of each tensor at its beginning, in its middle and at its end; of other files at this many places, and more from
-#: each end.
+#: Bytes read at the start, middle and end of each tensor; in other files, the number of such pieces, and the bytes read
+#: at each end.
 PIECE_BYTES, PIECES, END_BYTES = 4096, 1024, 1 << 20
-#: Files of which the result is remembered, and files read at a time.
+#: Number of files with a cached result, and of files read in parallel.
 KEPT_FILES, READERS = 4096, 8
-#: Of a checkpoint's other files, those that say something of it: configurations and tokenizers.
+#: Suffixes of a checkpoint's other relevant files: configurations and tokenizers.
 _SETTINGS = (".json", ".model")
 
 
 def contents_of(files: Iterable[Path]) -> str:
-    """A digest of several files' contents, in their order; where they lie and what they are called does not count.
+    """A digest of several files' contents, in their order; their folders and names do not count.
 
     Raises:
         CheckpointError: a safetensors file is damaged.
@@ -40,7 +40,7 @@ def contents_of(files: Iterable[Path]) -> str:
 
 
 def content_of(file: Path) -> bytes:
-    """A digest of one file's content. It is remembered for as long as the file is the same one, of one time and size.
+    """A digest of one file's content, cached until the file is replaced or its time or size changes.
 
     Raises:
         CheckpointError: a safetensors file is damaged.
@@ -51,9 +51,9 @@ def content_of(file: Path) -> bytes:
 
 
 def files_below(part: Path) -> list[Path]:
-    """The files of a part of a checkpoint that decide what it computes, in the order of their names.
+    """The files of a checkpoint's part that affect its results, in the order of their names.
 
-    A folder from a hub also holds texts, and hidden files that tell when it was fetched.
+    A folder from a hub also holds texts, and hidden files with the time of the download.
     """
     if not part.is_dir():
         return [part]
@@ -72,7 +72,7 @@ def _read(file: Path, version: tuple[int, ...]) -> bytes:
 
 
 def _spans(file: Path, size: int) -> Iterator[tuple[int, int]]:
-    """The pieces that are read, as first byte and the one after the last."""
+    """The pieces to read, as (first byte, byte after the last)."""
     if size <= WHOLE_BYTES:
         yield 0, size
     elif file.suffix.lower() == ".safetensors":

@@ -1,4 +1,4 @@
-"""Where the parts of a checkpoint are: the published folders, their file names and their configurations."""
+"""Layouts of a checkpoint: the published folders, their file names and their configurations."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 IMAGE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
-#: Name and scale of a checkpoint that is not the published one, in its base model's folder.
+#: File in the base model's folder with the name and scale of a checkpoint that is not the published one.
 DESCRIPTION_FILE = "infinitetalk.json"
 
-#: Heads of the original CLIP's vision tower, which its file does not tell.
+#: Heads of the original CLIP's vision tower; its file does not say.
 IMAGE_ENCODER_HEADS = 16
-#: What optimum-quanto calls the kinds of weights that are served.
+#: optimum-quanto's names of the supported weight types.
 _QUANTO_TYPES = ("qint8", "qfloat8", "qfloat8_e4m3fn")
 
 
 @dataclass(frozen=True)
 class CheckpointPaths:
-    """Where a checkpoint's parts are.
+    """Locations of a checkpoint's parts.
 
     Attributes:
-        base: Wan 2.1 I2V, in the original layout or the Diffusers one.
+        base: Wan 2.1 I2V, in the original or the Diffusers layout.
         adapter_single, adapter_multi: InfiniteTalk's files for one and for several speakers.
         wav2vec2: the speech encoder's folder.
-        transformer: a single file to take the base model's transformer from instead of `base`; it may hold an adapter
-            too, which then takes the place of the two files.
-        quantised: folder of the published quantised files, which serve where int8 or fp8 is asked for.
+        transformer: a single file that replaces the transformer of `base`; if it also holds an adapter, that replaces
+            the two adapter files.
+        quantised: folder of the published quantised files, used if int8 or fp8 is asked for.
         loras: folder of LoRA files.
         kokoro: folder of the text-to-speech model.
-        family: that the checkpoint belongs to.
+        family: the checkpoint's model family.
     """
 
     base: Path
@@ -62,11 +62,11 @@ class CheckpointPaths:
     family: Family = INFINITETALK
 
     def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:
-        """The published quantised file with this adapter, if it is there."""
+        """The published quantised file with this adapter, or None."""
         return self._quantised_file(f"infinitetalk_{kind}_{quantisation}.safetensors")
 
     def quantised_text_encoder(self, quantisation: Quantisation | None) -> Path | None:
-        """The published quantised text encoder, if it is there."""
+        """The published quantised text encoder, or None."""
         return self._quantised_file(f"t5_{quantisation}.safetensors")
 
     def _quantised_file(self, name: str) -> Path | None:
@@ -76,7 +76,7 @@ class CheckpointPaths:
 
 
 def adapter_kind(num_speakers: int) -> AdapterKind:
-    """Which of the two published adapters serves this many speakers."""
+    """The published adapter for this number of speakers."""
     return "single" if num_speakers == 1 else "multi"
 
 
@@ -93,7 +93,7 @@ def find_adapter(folder: Path, kind: AdapterKind) -> Path:
 
 
 def is_diffusers(base: Path) -> bool:
-    """Whether a base model is in the Diffusers layout (else the original one)."""
+    """Whether a base model has the Diffusers layout (otherwise, the original one)."""
     return (base / "transformer").is_dir()
 
 
@@ -115,7 +115,7 @@ def tensor_files(folder: Path) -> TensorFiles:
 
 
 def single_file(path: Path) -> TensorFiles:
-    """One file as the whole of a part.
+    """A part that is one file.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -128,7 +128,7 @@ class NetworkPart:
     """One part of a network and the files it comes from.
 
     Attributes:
-        label: what messages call the files.
+        label: name of the files in messages.
         sources: the tensors, under the network's names.
     """
 
@@ -175,10 +175,10 @@ def _transformer_folder(base: Path) -> Path:
 
 
 def transformer_config(paths: CheckpointPaths, base_part: NetworkPart, adapter: NetworkPart) -> dict[str, Any]:
-    """Arguments of our transformer's constructor: from `config.json`, and sizes it does not tell from the tensors.
+    """Arguments of our transformer's constructor: from `config.json`, and missing sizes from the tensors.
 
     Raises:
-        CheckpointError: the model is not I2V, or a tensor that tells a size is missing.
+        CheckpointError: the model is not I2V, or a tensor that a size is read from is missing.
     """
     base, family = paths.base, paths.family
     config = read_json(_transformer_folder(base) / "config.json")
@@ -208,7 +208,7 @@ def _adapter_sizes(adapter: NetworkPart, family: Family) -> dict[str, int]:
     intermediate_dim, first_dim = _shape(adapter, "audio_proj.proj1.weight")
     output_dim = _shape(adapter, "audio_proj.norm.weight")[0]
     return {
-        # No file tells these two.
+        # No file contains these two.
         "audio_window": family.audio_window,
         "audio_layers": family.audio_layers,
         "audio_channels": first_dim // (family.audio_window * family.audio_layers),
@@ -225,11 +225,11 @@ def _shape(part: NetworkPart, name: str) -> tuple[int, ...]:
 
 
 def check_quanto_map(map_path: Path, stored: Mapping[str, TensorSource]) -> None:
-    """Holds optimum-quanto's map of quantised modules against the tensors of its file.
+    """Compares optimum-quanto's map of quantised modules with the tensors of its file.
 
     Raises:
-        CheckpointError: the map is missing where the file needs one, names other modules, or asks for a kind of
-            quantisation that is not served.
+        CheckpointError: the file needs a map and has none; the map names other modules, or an unsupported kind of
+            quantisation.
     """
     held = {name.removesuffix(".weight._data") for name in stored if name.endswith(".weight._data")}
     if not held:
@@ -261,7 +261,7 @@ def text_encoder_part(paths: CheckpointPaths, quantisation: Quantisation | None)
     if whole is None and is_diffusers(paths.base):
         files = tensor_files(paths.base / "text_encoder")
         sources = files.sources()
-        # transformers ties the two, and which one is saved has changed over its versions.
+        # transformers ties the two, and its versions differ in which one they save.
         tied = sources.pop("encoder.embed_tokens.weight", None)
         if tied is not None:
             sources.setdefault("shared.weight", tied)
@@ -274,7 +274,7 @@ def text_encoder_part(paths: CheckpointPaths, quantisation: Quantisation | None)
 
 
 def text_encoder_config(paths: CheckpointPaths, part: NetworkPart) -> dict[str, Any]:
-    """Arguments of `UMT5Config`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
+    """Arguments of `UMT5Config`: from `config.json` of the Diffusers layout, else from the tensors' shapes."""
     if is_diffusers(paths.base):
         return read_json(paths.base / "text_encoder" / "config.json")
     attention = "encoder.block.0.layer.0.SelfAttention"
@@ -305,7 +305,7 @@ def image_encoder_part(base: Path) -> NetworkPart:
 
 
 def image_encoder_config(base: Path, part: NetworkPart) -> dict[str, Any]:
-    """Arguments of `CLIPVisionConfig`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
+    """Arguments of `CLIPVisionConfig`: from `config.json` of the Diffusers layout, else from the tensors' shapes."""
     if is_diffusers(base):
         return read_json(base / "image_encoder" / "config.json")
     hidden_size, _, patch_size, _ = _shape(part, "embeddings.patch_embedding.weight")
@@ -340,7 +340,7 @@ def vae_part(base: Path) -> NetworkPart:
 
 
 def vae_config(base: Path, part: NetworkPart) -> dict[str, Any]:
-    """Arguments of `AutoencoderKLWan`: `config.json` of the Diffusers layout, else from the tensors' shapes."""
+    """Arguments of `AutoencoderKLWan`: from `config.json` of the Diffusers layout, else from the tensors' shapes."""
     if is_diffusers(base):
         config = read_json(base / "vae" / "config.json")
         return {name: value for name, value in config.items() if not name.startswith("_")}
@@ -348,5 +348,5 @@ def vae_config(base: Path, part: NetworkPart) -> dict[str, Any]:
 
 
 def tokenizer_folder(base: Path) -> Path:
-    """The text encoder's tokenizer."""
+    """Folder of the text encoder's tokenizer."""
     return base / "tokenizer" if is_diffusers(base) else base / TOKENIZER_FOLDER

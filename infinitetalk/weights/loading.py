@@ -1,7 +1,7 @@
-"""From files into a network: every tensor finds its place, none is left over, none missing.
+"""Loads files into a network: every tensor must have a place, and no parameter may be missing.
 
-The network is made on the meta device, so that it takes no memory, and each parameter goes from the file to the device
-in the dtype it runs in: never a copy of everything in float32, never two copies.
+The network is created on the meta device, where it takes no memory, and each parameter goes from the file to the device
+in its final dtype. There is never a full copy in float32, and never a second copy.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from infinitetalk.weights.sources import TensorSource
 
 Quantisation = Literal["fp8", "int8"]
 
-#: Tensors that are on their way from the disk while one goes to the device, and threads that read them.
+#: Number of tensors that are read ahead while one goes to the device, and of threads that read them.
 _TENSORS_AHEAD, _READERS = 16, 4
 #: Names listed in a message.
 _NAMES_IN_MESSAGE = 3
 
 
 def check_match(shapes: Mapping[str, tuple[int, ...]], sources: Mapping[str, TensorSource], label: str) -> None:
-    """Holds what a network needs against what files have.
+    """Checks that files hold exactly the tensors that a network needs.
 
     Args:
-        shapes: of every parameter to be loaded.
-        sources: what the files hold, under the network's names.
-        label: what a message calls the files where no single one is at fault.
+        shapes: shape of every parameter to load.
+        sources: the tensors of the files, under the network's names.
+        label: name of the files in messages, if no single file is at fault.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of another shape; the message names file and tensor.
+        CheckpointError: a tensor is missing, left over or misshapen; the message names file and tensor.
     """
     missing = [name for name in shapes if name not in sources]
     if missing:
@@ -74,16 +74,16 @@ def load_parameters(
     quantise: Quantisation | None = None,
     keep_quantised: bool = False,
 ) -> None:
-    """Sets parameters of `module` from files, in the order in which they lie there.
+    """Sets parameters of `module` from files, in file order.
 
     Args:
         module: its parameters may be on the meta device.
-        sources: for each parameter to set; they have been held against the network by `check_match`.
-        device: where the parameters go.
-        dtype: what they become.
-        float32_modules: parts of names, as in diffusers' `_keep_in_fp32_modules`, of what becomes float32 instead.
-        quantise: what weights of the linear layers in the network's blocks become.
-        keep_quantised: weights of linear layers that are quantised in the file stay so.
+        sources: for each parameter to set; `check_match` has checked them.
+        device: the parameters' device.
+        dtype: the parameters' dtype.
+        float32_modules: parts of names, as in diffusers' `_keep_in_fp32_modules`; such parameters become float32.
+        quantise: quantisation of the linear layers' weights in the network's blocks.
+        keep_quantised: whether linear layers' weights that are quantised in the file stay so.
     """
     float32_parts = set(float32_modules)
     for name, source in _in_file_order(sources):
@@ -102,7 +102,7 @@ def load_parameters(
 
 
 def _in_file_order(sources: Mapping[str, TensorSource]) -> Iterator[tuple[str, TensorSource]]:
-    """Names and sources as they lie on the disk, each once it is in the page cache; others are read meanwhile."""
+    """Names and sources in file order, each yielded once it is in the page cache, while the next ones are read."""
     order = {}
     for source in sources.values():
         if source.file.path not in order:
@@ -121,12 +121,12 @@ def _in_file_order(sources: Mapping[str, TensorSource]) -> Iterator[tuple[str, T
             yield name, source
 
 
-#: A row of zeros would have the scale 0, and its numbers would be 0 / 0.
+#: Lower bound of a row's largest magnitude: a row of zeros would have the scale 0, and its numbers would be 0 / 0.
 _LEAST_MAGNITUDE = 1e-12
 
 
 def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:
-    """A linear layer's weight (out, in) with a scale for each row, as torchao holds it.
+    """A linear layer's weight (out, in) as a torchao tensor with a scale for each row.
 
     The largest error of an element is 1/16 of its magnitude for fp8 (e4m3: three bits of mantissa) and 1/254 of the
     largest magnitude in its row for int8.
@@ -142,7 +142,7 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _gguf_linear(module: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
-    """The linear layer that owns a parameter, made one of diffusers' that computes with GGUF's blocks."""
+    """The linear layer that owns a parameter, replaced by diffusers' layer that computes with GGUF's blocks."""
     path = name.rpartition(".")[0]
     linear = module.get_submodule(path)
     if isinstance(linear, GGUFLinear):

@@ -1,4 +1,4 @@
-"""Where the weights are: the folders that are set, the network volume, the host's Hugging Face cache, or the image."""
+"""Finds the weights: in the configured folders, the network volume, the Hugging Face cache on it, or the image."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from infinitetalk.weights.download import cached_folder
 from infinitetalk.weights.layouts import CheckpointPaths, find_adapter
 from infinitetalk.weights.settings import WeightsSettings
 
-#: Folder of the weights, in the checkout or the image and on the network volume.
+#: Folder of the weights in the checkout, the image and the network volume.
 WEIGHTS_FOLDER = "weights"
 CHECKOUT = Path(__file__).parents[2]
 
 
 def locate(settings: WeightsSettings, family: Family = INFINITETALK) -> CheckpointPaths:
-    """The parts of a family's published checkpoint: each where its setting says, else the first place that has it.
+    """The parts of a family's published checkpoint: each from its setting, else from the first place that has it.
 
     Places are `weights/NAME` on the network volume and in the image, and the Hugging Face cache on the volume.
 
     Raises:
-        CheckpointError: a part that every job needs is nowhere; a folder that is set does not exist.
+        CheckpointError: a part that every job needs is not found; a configured folder does not exist.
     """
     base = _needed("CKPT_DIR", settings.ckpt_dir, _places(settings, family, "base-480", "base-720"))
     adapters = _needed("INFINITETALK_DIR", settings.infinitetalk_dir, _places(settings, family, "adapter"))

@@ -1,8 +1,8 @@
-"""LoRA files: what each tensor changes and how strongly, by every name that their makers give them.
+"""Reads LoRA files under all the naming schemes in use: which parameter each tensor changes, and how strongly.
 
-diffusers' own loading drops what it does not know, deltas of norms among them (FusionX has them), so names are held
-against the network here. How strongly a file is to be applied may stand outside its tensors: in its metadata, or in the
-`adapter_config.json` that peft writes beside it.
+diffusers' own loader drops unknown names, including deltas of norms (FusionX has them), so names are matched against
+the network here. The scaling of a file may be outside its tensors: in its metadata, or in the `adapter_config.json`
+that peft writes beside it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from infinitetalk.errors import CheckpointError
 from infinitetalk.weights.files import SafetensorsFile, TensorFile, open_file, parse_json, read_json
 from infinitetalk.weights.names import transformer_module_name
 
-#: What a file's names may begin with, one after another: "base_model.model.diffusion_model.blocks …".
+#: Prefixes of tensor names; several may follow one another: "base_model.model.diffusion_model.blocks …".
 _PREFIXES = ("diffusion_model.", "base_model.model.", "model.", "transformer.", "pipe.dit.")
-#: The same where dots are turned to underscores (musubi, kohya, VideoX-Fun, LyCORIS). A second "_" may follow.
+#: Prefixes of names with underscores for dots (musubi, kohya, VideoX-Fun, LyCORIS). A second "_" may follow.
 _UNDERSCORE_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
-#: A half of a product: "lora_A.weight", "lora_A.NAME.weight", "lora_down.weight", "lora.down.weight",
+#: One factor of a product: "lora_A.weight", "lora_A.NAME.weight", "lora_down.weight", "lora.down.weight",
 #: "to_q_lora.down.weight", "lora_B.bias" …
 _HALF = re.compile(
     r"(?P<module>.+)[._]lora(?:_linear_layer)?[._](?P<half>A|B|down|up)"
@@ -35,7 +35,7 @@ _HALF = re.compile(
 )
 _HALVES = {("A", "weight"): "down", ("down", "weight"): "down", ("B", "weight"): "up", ("up", "weight"): "up"}
 _HALVES |= {("B", "bias"): "up_bias", ("up", "bias"): "up_bias"}
-#: Other endings, and what each holds of a layer: lightx2v's and ComfyUI's whole differences, LyCORIS' of norms.
+#: Other endings, and the part of a layer that each changes: lightx2v's and ComfyUI's full differences, LyCORIS' norms.
 _ENDINGS = {
     "alpha": "alpha",
     "diff": "weight",
@@ -44,7 +44,7 @@ _ENDINGS = {
     "w_norm": "weight",
     "b_norm": "bias",
 }
-#: Parts of names that tell another method than a product of two matrices, and what it is called.
+#: Parts of names that indicate another method than a product of two matrices → the method's name.
 _OTHER_METHODS = {
     "dora_scale": "a DoRA",
     "lora_magnitude_vector": "a DoRA",
@@ -53,7 +53,7 @@ _OTHER_METHODS = {
     "lora_mid": "a LoCon of three matrices",
     "oft_": "an OFT",
 }
-#: Fields of peft's LoraConfig that, where they are set, make more of the matrices than their product.
+#: Fields of peft's LoraConfig that, if set, mean something other than the product of the matrices.
 CONFIG_VARIANTS = {
     "use_dora": "a DoRA",
     "use_qalora": "a QALoRA",
@@ -65,14 +65,14 @@ CONFIG_VARIANTS = {
     "monteclora_config": "a MonteCLoRA",
     "layer_replication": "a LoRA over replicated layers",
 }
-#: Beginnings of `init_lora_weights` that change the base model's weights too, which the file does not hold.
+#: Prefixes of `init_lora_weights` values that also change the base model's weights, which the file does not hold.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-#: Where peft's settings stand as JSON: diffusers' key, finetrainers'.
+#: Metadata keys that hold peft's settings as JSON: diffusers', finetrainers'.
 _CONFIG_KEYS = ("lora_adapter_metadata", "lora_config")
-#: Settings that stand in the metadata by themselves. kohya's `ss_network_alpha` is none: its files hold alpha as
-#: tensors, and where a converter has multiplied it in, the key is left over.
+#: Metadata keys that each hold one setting. kohya's `ss_network_alpha` is not among them: its files hold alpha as
+#: tensors, and a converter that multiplies alpha in leaves the key behind.
 _PLAIN_KEYS = ("lora_alpha", "alpha", "use_rslora", "alpha_pattern", "use_dora")
-#: Linear layers of the original transformer, whose names cannot be told from their form with underscores alone.
+#: Linear layers of the original transformer; the form with underscores alone does not determine their names.
 _OUTER_LAYERS = (
     "patch_embedding",
     "text_embedding.0",
@@ -96,12 +96,12 @@ _BLOCK_LAYERS = (
 
 @dataclass(frozen=True)
 class Delta:
-    """What one file changes about one parameter: scaling · up · down, or scaling · a whole difference.
+    """The change that one file makes to one parameter: scaling · up · down, or scaling · a full difference.
 
     Attributes:
-        shape: of the parameter.
+        shape: the parameter's shape.
         names: the file's tensors: down and up, or the difference alone.
-        scaling: factor on the tensors' product or difference.
+        scaling: factor on the product or the difference.
     """
 
     file: TensorFile
@@ -115,14 +115,15 @@ class Delta:
         return len(self.names) == 2
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """float32 matrices down (rank, in) and up (out, rank), with the scaling in the second."""
+        """float32 matrices down (rank, in) and up (out, rank); the second includes the scaling."""
         down, up = (self._read(name, device).flatten(1) for name in self.names)
         return down, up * self.scaling
 
     def compute(self, device: torch.device) -> Tensor:
-        """The difference, float32, of the parameter's shape.
+        """The difference, float32, in the parameter's shape.
 
-        The input layer of a T2V model has 16 of the 36 channels of I2V's, the noise: its delta is zero for the others.
+        The input layer of a T2V model has only the first 16 of I2V's 36 channels (the noise): its delta is zero for the
+        others.
         """
         if self.is_low_rank:
             down, up = self.factors(device)
@@ -136,7 +137,7 @@ class Delta:
         return padded
 
     def check(self) -> None:
-        """Raises `CheckpointError` where the tensors do not fit the parameter or one another."""
+        """Raises `CheckpointError` if the tensors do not fit the parameter or each other."""
         shape = self._shape_in_file()
         is_input_of_t2v = len(self.shape) == 5 and shape[:1] + shape[2:] == self.shape[:1] + self.shape[2:]
         if shape != self.shape and not (is_input_of_t2v and shape[1] < self.shape[1]):
@@ -160,12 +161,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What stands outside a file's tensors of how strongly they are applied, as peft means it.
+    """The scaling settings outside a file's tensors, with peft's meaning.
 
     Attributes:
-        alpha, rank: of every layer; None: not said.
-        alphas, ranks: of layers whose names end in these, which are regular expressions.
-        rslora: alpha is divided by the root of the rank, and not by the rank.
+        alpha, rank: for every layer; None if not given.
+        alphas, ranks: for layers with names that end in a match of these regular expressions.
+        rslora: whether alpha is divided by the square root of the rank instead of the rank.
     """
 
     alpha: float | None = None
@@ -175,15 +176,15 @@ class Scaling:
     rslora: bool = False
 
     def of(self, names: Sequence[str], rank: int, label: str) -> float | None:
-        """The factor of a layer; None where nothing is said of it.
+        """The factor of a layer; None if the settings do not give it.
 
         Args:
-            names: that the layer goes by, in the file and in our network.
-            rank: of its matrices.
-            label: what a message calls the file.
+            names: the layer's names in the file and in our network.
+            rank: the rank of its matrices.
+            label: the file's name in messages.
 
         Raises:
-            CheckpointError: the rank is another than the settings say, or they cannot be read.
+            CheckpointError: the rank differs from the settings, or they cannot be read.
         """
         try:
             alpha, said_rank = _match(self.alphas, names, self.alpha), _match(self.ranks, names, self.rank)
@@ -191,11 +192,11 @@ class Scaling:
             raise CheckpointError(f"{label}: the pattern {error.pattern!r} in its settings cannot be read") from error
         if said_rank is not None and said_rank != rank:
             raise CheckpointError(
-                f"{label}: {names[0]} has the rank {rank}, and the file's settings say {said_rank:g}; save it anew"
+                f"{label}: {names[0]} has the rank {rank}, and the file's settings say {said_rank:g}; save it again"
             )
         if alpha is None:
             if self.rslora:
-                raise CheckpointError(f"{label} says use_rslora and no lora_alpha; save it with both")
+                raise CheckpointError(f"{label} sets use_rslora but not lora_alpha; save it with both")
             return None
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
@@ -210,11 +211,11 @@ def _match(patterns: Mapping[str, float], names: Sequence[str], default: float |
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file, read.
+    """The contents of a LoRA file.
 
     Attributes:
-        deltas: by the parameter of our transformer that each changes; it may have two, a product and a difference.
-        warnings: what of the file could not be known.
+        deltas: by the parameter of our transformer that they change; one may have two, a product and a difference.
+        warnings: settings that the file leaves open.
     """
 
     deltas: Mapping[str, Sequence[Delta]]
@@ -222,14 +223,14 @@ class LoraFile:
 
 
 def read_lora(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraFile:
-    """What a file changes: from its header, its metadata, and its alphas.
+    """Reads a file's deltas, from its header, its metadata and its alphas.
 
     Args:
-        shapes: of the transformer's parameters.
+        shapes: shapes of the transformer's parameters.
 
     Raises:
-        CheckpointError: the file is missing or damaged, changes nothing, holds a tensor that fits no layer, or is to be
-            applied in a way that is not served.
+        CheckpointError: the file is missing or damaged, changes nothing, holds a tensor that fits no layer, or uses an
+            unsupported method.
     """
     file = open_file(path)
     scaling = read_scaling(path, file.metadata if isinstance(file, SafetensorsFile) else {})
@@ -239,7 +240,7 @@ def read_lora(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraFile:
         module, part = _split(name, path)
         module = _strip(module, underscore_names)
         target = transformer_module_name(f"{module}.modulation" if part == "modulation" else module)
-        # Parameters that are no layer's weight, such as a modulation, are named as they are.
+        # Parameters that are not a layer's weight or bias, such as a modulation, are named directly.
         part = "itself" if part in ("weight", "modulation") and target in shapes else part
         if _parameter(target, part) not in shapes:
             raise CheckpointError(f"{path.name} holds {name}, which matches no layer of this network")
@@ -260,14 +261,14 @@ def read_lora(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraFile:
 
 
 ALPHA_UNKNOWN = (
-    "LoRA {name}: it is named as peft names, and peft writes alpha into adapter_config.json, which is not there; it is "
-    'applied as if alpha were its rank. If it is not, keep it as "adapter_model.safetensors" beside that file, or '
+    "LoRA {name}: its tensors have peft's names, and peft writes alpha into adapter_config.json, which is missing; it "
+    'is applied as if alpha were equal to its rank. If not, name it "adapter_model.safetensors" beside that file, or '
     "multiply the scale"
 )
 
 
 def files_of(path: Path) -> list[Path]:
-    """All files that say what a LoRA is."""
+    """All files that define a LoRA."""
     config = _config_beside(path)
     return [path] if config is None else [path, config]
 
@@ -278,7 +279,7 @@ def _config_beside(path: Path) -> Path | None:
 
 
 def _parameter(target: str, part: str) -> str:
-    """The parameter of a layer that a part of a file is about."""
+    """The name of the parameter that a part changes."""
     if part == "itself":
         return target
     return f"{target}.bias" if part in ("bias", "up_bias") else f"{target}.weight"
@@ -291,10 +292,10 @@ def _deltas_of(
     settings: Scaling,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> list[tuple[str, Delta]]:
-    """What a file changes about a layer, by the parts of the layer.
+    """The deltas of a layer, each with the part that it changes.
 
     Raises:
-        CheckpointError: half of a product is missing, or its scaling cannot be told.
+        CheckpointError: half of a product is missing, or its scaling cannot be determined.
     """
     for part, other in (("down", "up"), ("up", "down"), ("alpha", "down"), ("up_bias", "down")):
         if part in names and other not in names:
@@ -305,7 +306,7 @@ def _deltas_of(
     if "down" in names:
         scaling = _scaling_of(file, target, names, settings)
         parts["down"] = (names["down"], names["up"]), scaling
-        # peft scales the whole of what the second matrix gives, its bias too.
+        # peft scales the whole output of the second matrix, including its bias.
         if "up_bias" in names:
             parts["up_bias"] = (names["up_bias"],), scaling
     return [
@@ -325,7 +326,7 @@ def _scaling_of(file: TensorFile, target: str, names: Mapping[str, str], setting
     if "alpha" not in names:
         return 1.0 if said is None else said
     if math.prod(file.headers[names["alpha"]].shape) != 1:
-        raise CheckpointError(f"{label}: {names['alpha']} is no single number")
+        raise CheckpointError(f"{label}: {names['alpha']} is not a single number")
     alpha = _finite(file.read(names["alpha"]).float().item(), names["alpha"], label)
     if said is not None and not math.isclose(said, alpha / rank, rel_tol=1e-3):
         raise CheckpointError(
@@ -335,10 +336,10 @@ def _scaling_of(file: TensorFile, target: str, names: Mapping[str, str], setting
 
 
 def read_scaling(path: Path, metadata: Mapping[str, str]) -> Scaling:
-    """What a file's metadata, or the settings beside it, say of how strongly it is applied.
+    """Reads the scaling settings from a file's metadata or the settings beside it.
 
     Raises:
-        CheckpointError: they cannot be read, contradict each other, or ask for what is not served.
+        CheckpointError: they cannot be read, contradict each other, or ask for an unsupported method.
     """
     label = path.name
     configs = [_json(metadata[key], key, label) for key in _CONFIG_KEYS if key in metadata]
@@ -350,16 +351,16 @@ def read_scaling(path: Path, metadata: Mapping[str, str]) -> Scaling:
     if (beside := _config_beside(path)) is not None:
         configs.append(read_json(beside))
     found = [_scaling_from(config, label) for config in configs]
-    # What stands by itself does not tell the rank.
+    # The rank is not compared: settings with a key each do not include it.
     if len({(scaling.alpha, scaling.rslora, *sorted(scaling.alphas.items())) for scaling in found}) > 1:
         raise CheckpointError(f"{label}: its settings contradict each other; save it with one lora_alpha")
     return found[0] if found else Scaling()
 
 
 def _scaling_from(config: Any, label: str) -> Scaling:
-    """peft's settings; diffusers puts the network's name before each."""
+    """The scaling in peft's settings; diffusers prefixes each with the network's name."""
     if not isinstance(config, Mapping):
-        raise CheckpointError(f"{label}: its settings are no JSON object")
+        raise CheckpointError(f"{label}: its settings are not a JSON object")
     if any(key.startswith("transformer.") for key in config):
         config = {key.removeprefix("transformer."): value for key, value in config.items()}
     for name, method in CONFIG_VARIANTS.items():
@@ -368,7 +369,7 @@ def _scaling_from(config: Any, label: str) -> Scaling:
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
         raise CheckpointError(
-            f"{label} was begun as {init[:40]}, which changes the base model too; save it converted to a plain LoRA"
+            f"{label} was initialised by {init[:40]}, which changes the base model too; convert it to a plain LoRA"
         )
     alpha, rank = config.get("lora_alpha"), config.get("r")
     return Scaling(
@@ -383,7 +384,7 @@ def _scaling_from(config: Any, label: str) -> Scaling:
 def _patterns(config: Mapping[str, Any], name: str, label: str) -> dict[str, float]:
     patterns = config.get(name) or {}
     if not isinstance(patterns, Mapping):
-        raise CheckpointError(f"{label}: {name} of its settings is no JSON object")
+        raise CheckpointError(f"{label}: {name} of its settings is not a JSON object")
     return {pattern: _finite(value, f"{name} {pattern}", label) for pattern, value in patterns.items()}
 
 
@@ -408,7 +409,7 @@ def _json(text: str, name: str, label: str) -> Any:
 
 
 def _plain_value(text: str) -> Any:
-    """A value that stands by itself: a number, a flag as JSON or Python writes it, an object; else the text."""
+    """A setting with its own key: a number, a flag as JSON or Python writes it, an object; otherwise the text."""
     try:
         return parse_json({"True": "true", "False": "false"}.get(text, text))
     except ValueError:
@@ -416,7 +417,7 @@ def _plain_value(text: str) -> Any:
 
 
 def _split(name: str, path: Path) -> tuple[str, str]:
-    """A tensor's name as that of its layer in the file, and what of the layer it holds."""
+    """A tensor's name split into its layer's name in the file and the part of the layer."""
     for marker, method in _OTHER_METHODS.items():
         if marker in name:
             raise CheckpointError(
@@ -429,11 +430,11 @@ def _split(name: str, path: Path) -> tuple[str, str]:
     module, _, ending = name.rpartition(".")
     if module and ending in _ENDINGS:
         return module, _ENDINGS[ending]
-    raise CheckpointError(f"{path.name} holds {name}, which is no part of a LoRA that is known")
+    raise CheckpointError(f"{path.name} holds {name}, which is not a known part of a LoRA")
 
 
 def _strip(module: str, underscore_names: Mapping[str, str]) -> str:
-    """A layer's name in a file as the original transformer or diffusers has it."""
+    """A layer's name in a file, converted to its name in the original transformer or diffusers."""
     for prefix in _UNDERSCORE_PREFIXES:
         if module.startswith(prefix):
             flat = module.removeprefix(prefix).lstrip("_")
@@ -446,7 +447,7 @@ def _strip(module: str, underscore_names: Mapping[str, str]) -> str:
 
 
 def _underscore_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Layers by their names with underscores for dots, the original ones and diffusers'."""
+    """Layers (with the original names and diffusers') by their names with underscores for dots."""
     num_layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
     layers = [f"blocks.{index}.{layer}" for index in range(num_layers) for layer in _BLOCK_LAYERS]
     layers += [*_OUTER_LAYERS, *(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))]

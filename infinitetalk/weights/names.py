@@ -1,7 +1,7 @@
-"""Names of tensors: from each published layout to those of the networks that run.
+"""Tensor names: from each published layout to the names in our networks.
 
-The base model's names become diffusers' by diffusers' own conversion; the adapter's stay as published. The original
-text and image encoders have no conversion in transformers: theirs is here.
+diffusers converts the base model's names; the adapter's stay as published. transformers has no conversion for the
+original text and image encoders, so this module has one.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from infinitetalk.network.transformer import ADAPTER_PATTERNS
 from infinitetalk.weights.sources import TensorSource
 
-#: Prefixes under which single files keep the network.
+#: Prefixes of the network's names in single files.
 _WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
 
 
@@ -24,7 +24,7 @@ def is_adapter_name(name: str) -> bool:
 def transformer_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Tensors of a base model, an adapter or both, original or Diffusers, under our transformer's names."""
     unwrapped = {_without_wrapper(name): source for name, source in sources.items()}
-    # diffusers renames by substring, so that "cross_attn" in "audio_cross_attn" would be caught too.
+    # diffusers renames by substring and would also rename the "cross_attn" in "audio_cross_attn".
     adapter = {name: source for name, source in unwrapped.items() if is_adapter_name(name)}
     base = {name: source for name, source in unwrapped.items() if name not in adapter}
     if any(name.startswith("condition_embedder.") for name in base):
@@ -33,7 +33,7 @@ def transformer_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSo
 
 
 def transformer_module_name(name: str) -> str:
-    """A module's or parameter's name in the original model as our transformer has it."""
+    """Our transformer's name for a module or parameter of the original model."""
     if is_adapter_name(f"{name}."):
         return name
     (converted,) = convert_wan_transformer_to_diffusers({f"{name}.": None})
@@ -99,10 +99,9 @@ _IMAGE_ENCODER_LAYER_MODULES = {
 
 
 def image_encoder_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """The picture's half of the original CLIP under the names of `CLIPVisionModel`.
+    """The image half of the original CLIP under the names of `CLIPVisionModel`.
 
-    The text's half and the projection into the space that both share are left out: the network sees the layer before
-    the last.
+    The text half and the projection into the shared space are left out: only the second to last layer's output is used.
     """
     found: dict[str, TensorSource] = {}
     for name, source in sources.items():
@@ -137,7 +136,7 @@ def _image_encoder_sources(name: str, source: TensorSource) -> dict[str, TensorS
 
 
 def transformers_vision_names(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """Tensors of a Diffusers `image_encoder/`, whose prefix and extras depend on the version that saved it."""
+    """Tensors of a Diffusers `image_encoder/`; their prefix and extras depend on the version that saved them."""
     return {
         name.removeprefix("vision_model."): source
         for name, source in sources.items()

@@ -1,4 +1,4 @@
-"""The networks of a checkpoint, each made without memory on the meta device and filled from its files."""
+"""Loads the networks of a checkpoint: each is created on the meta device, without memory, and filled from its files."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from infinitetalk.weights.loading import Quantisation, check_match, load_paramet
 from infinitetalk.weights.names import is_adapter_name
 from infinitetalk.weights.sources import TensorSource
 
-#: What the pretraining of wav2vec2 leaves in its file.
+#: Modules that only wav2vec2's pretraining uses.
 _WAV2VEC2_PRETRAINING = ("quantizer.", "project_q.", "project_hid.")
 
 
 def empty_transformer(
     paths: CheckpointPaths, base: NetworkPart, adapter: NetworkPart
 ) -> InfiniteTalkTransformer3DModel:
-    """The transformer on the meta device, held against its files.
+    """The transformer on the meta device, checked against its files.
 
     Raises:
         CheckpointError: a tensor is missing, left over or misshapen.
@@ -63,7 +63,7 @@ def empty_transformer(
 
 
 def check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: NetworkPart) -> None:
-    """Holds an adapter against the transformer's parameters.
+    """Checks an adapter against the transformer's parameters.
 
     Raises:
         CheckpointError: a tensor is missing, left over or misshapen.
@@ -79,8 +79,8 @@ def load_transformer_parameters(
     dtype: torch.dtype,
     quantisation: Quantisation | None,
 ) -> None:
-    """Sets parameters of the transformer, of the whole of it or of an adapter; norms, modulation and time embedding
-    become float32."""
+    """Sets parameters of the transformer: all of them, or an adapter's. Norms, modulation and time embedding become
+    float32."""
     load_parameters(
         transformer,
         sources,
@@ -93,7 +93,7 @@ def load_transformer_parameters(
 
 
 def empty_text_encoder(paths: CheckpointPaths, part: NetworkPart) -> UMT5EncoderModel:
-    """UMT5 on the meta device, held against its files.
+    """UMT5 on the meta device, checked against its files.
 
     Raises:
         CheckpointError: a tensor is missing, left over or misshapen.
@@ -106,7 +106,7 @@ def empty_text_encoder(paths: CheckpointPaths, part: NetworkPart) -> UMT5Encoder
 
 
 def text_encoder_form(paths: CheckpointPaths, quantisation: Quantisation | None) -> tuple[Path | None, bool]:
-    """What `load_text_encoder` gives, as far as the mode decides it: equal forms compute equal numbers.
+    """Identifies the result of `load_text_encoder` as far as the mode affects it: equal forms compute equal numbers.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -119,7 +119,7 @@ def text_encoder_form(paths: CheckpointPaths, quantisation: Quantisation | None)
 def load_text_encoder(
     paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None = None
 ) -> UMT5EncoderModel:
-    """UMT5, quantised only where the files are.
+    """UMT5, quantised only if the files are.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
@@ -142,13 +142,13 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"there is no folder {folder.relative_to(base)} in {base.name}")
     try:
         return AutoTokenizer.from_pretrained(folder)
-    # Of a damaged file, tokenizers and transformers raise anything.
+    # tokenizers and transformers raise arbitrary exceptions for damaged files.
     except Exception as error:
         raise CheckpointError(f"the tokenizer in {folder.name} cannot be read; fetch it again") from error
 
 
 def empty_image_encoder(base: Path, part: NetworkPart) -> CLIPVisionModel:
-    """The vision tower of CLIP on the meta device, held against its files.
+    """The vision tower of CLIP on the meta device, checked against its files.
 
     Raises:
         CheckpointError: a tensor is missing, left over or misshapen.
@@ -175,7 +175,7 @@ def load_image_encoder(base: Path, device: torch.device, dtype: torch.dtype = to
 
 
 def empty_vae(base: Path, part: NetworkPart) -> AutoencoderKLWan:
-    """The VAE on the meta device, held against its files.
+    """The VAE on the meta device, checked against its files.
 
     Raises:
         CheckpointError: a tensor is missing, left over or misshapen.
@@ -206,7 +206,7 @@ def _fill(
 
 
 def load_audio_encoder(folder: Path, device: torch.device) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
-    """wav2vec2, from `model.safetensors` or `pytorch_model.bin`; its 0.4 GB are read by transformers.
+    """wav2vec2, from `model.safetensors` or `pytorch_model.bin`; transformers reads its 0.4 GB.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.

@@ -1,4 +1,4 @@
-"""Where the weights are, by environment variable."""
+"""Locations of the weights, from environment variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class WeightsSettings(BaseSettings):
-    """Where weights are, by environment variable: the field's name in capitals."""
+    """Locations of the weights, from environment variables named like the fields, in capitals."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", use_attribute_docstrings=True, frozen=True)
 

@@ -1,4 +1,4 @@
-"""Where each parameter of a network comes from: a tensor of a file, or a part of one, and how it is quantised."""
+"""Sources of a network's parameters: a tensor of a file, or part of one, and its quantisation."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor of a file, as a parameter sees it.
+    """The tensor of a file that a parameter is loaded from.
 
     Attributes:
         file: the file.
         name: the tensor's name in the file.
-        shape: what the parameter gets; the tensor may have more dimensions of length 1.
-        rows: first row and the one after the last of a tensor that holds several parameters; None: all.
-        scale: of a quantised tensor, by which its numbers are multiplied: one number, or one for each row.
+        shape: the parameter's shape; the tensor may have more dimensions of length 1.
+        rows: if the tensor holds several parameters, this one's first row and the row after its last; None: all.
+        scale: the factor on a quantised tensor's numbers: one number, or one for each row.
     """
 
     file: TensorFile
@@ -36,7 +36,7 @@ class TensorSource:
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
-        """As in the file; None for GGUF's blocks."""
+        """The dtype in the file; None for GGUF's blocks."""
         return self.file.headers[self.name].dtype
 
     @property
@@ -50,7 +50,7 @@ class TensorSource:
 
     @property
     def num_bytes(self) -> int:
-        """Read from the file, the scale's included."""
+        """Number of bytes read from the file, including the scale."""
         header = self.file.headers[self.name]
         scale_bytes = 0 if self.scale is None else self.scale.num_bytes
         if self.rows is None:
@@ -72,12 +72,12 @@ class TensorSource:
         return stored.view(self.shape)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The numbers in `dtype` on `device`: the narrower of the two dtypes travels."""
+        """The numbers in `dtype` on `device`; they are copied in the stored dtype and converted there."""
         stored = self.read()
         if isinstance(stored, GGUFParameter):
             block_size, type_size = GGML_QUANT_SIZES[stored.quant_type]
             blocks = stored.as_tensor().to(device).view(torch.uint8).reshape(-1, type_size)
-            # diffusers computes layers in float16 from here on; widening once is worth float32.
+            # diffusers dequantises layers to float16; here, the conversion happens once and float32 costs little.
             numbers = dequantize_functions[stored.quant_type](blocks, block_size, type_size, dtype=torch.float32)
             return numbers.view(self.shape).to(dtype)
         if self.quantisation is None:
@@ -86,9 +86,9 @@ class TensorSource:
         return (numbers * self.load_scale(device)).view(self.shape).to(dtype)
 
     def load_quantised(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The numbers as stored on `device`, in a tensor that stands for numbers of `dtype`.
+        """The stored numbers on `device`, in a quantised tensor that acts as one of `dtype`.
 
-        A torchao tensor for fp8 and int8, a `GGUFParameter` for GGUF; weights of linear layers only.
+        It is a torchao tensor for fp8 and int8, a `GGUFParameter` for GGUF. For weights of linear layers only.
         """
         stored = self.read()
         if isinstance(stored, GGUFParameter):
@@ -101,7 +101,7 @@ class TensorSource:
         return Int8Tensor(stored.to(device), rows_of_scale, [1, self.shape[1]], dtype)
 
     def load_scale(self, device: torch.device) -> Tensor:
-        """float32 (1, 1) or (rows, 1, …), of the tensor's number of dimensions."""
+        """float32 (1, 1) or (rows, 1, …), with as many dimensions as the tensor."""
         dimensions = max(len(self.shape), 1)
         if self.scale is None:
             return torch.ones((1,) * dimensions, device=device)
@@ -114,8 +114,8 @@ class TensorFiles:
     """Files that together hold one part of a checkpoint.
 
     Attributes:
-        label: what messages call them.
-        files: readers.
+        label: their name in messages.
+        files: their readers.
     """
 
     label: str
@@ -137,7 +137,7 @@ class TensorFiles:
 
 
 def merge(parts: Iterable[Mapping[str, TensorSource]]) -> dict[str, TensorSource]:
-    """Sources of several parts in one.
+    """The sources of several parts, merged.
 
     Raises:
         CheckpointError: two parts hold the same tensor.
@@ -153,19 +153,19 @@ def merge(parts: Iterable[Mapping[str, TensorSource]]) -> dict[str, TensorSource
     return merged
 
 
-#: Suffixes of the scale that belongs to `X.weight`: optimum-quanto's, and that of "scaled" fp8 files.
+#: Suffix of a weight → suffix of its scale: in optimum-quanto's files, and in "scaled" fp8 files.
 _SCALE_SUFFIXES = {"weight._data": "weight._scale", "weight": "scale_weight"}
-#: What quantised files hold for activations in eight bits, which are not used: activations stay in 16 bits.
+#: Scales for 8-bit activations in quantised files. They are unused: activations stay in 16 bits.
 _ACTIVATION_SUFFIXES = ("input_scale", "output_scale", "scale_input")
-#: The tensor that marks a "scaled" fp8 file; its dtype is that of the weights.
+#: The tensor that marks a "scaled" fp8 file; it has the dtype of the weights.
 _SCALED_MARKER = "scaled_fp8"
 
 
 def join_scales(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """Puts each quantised weight and its scale together, under the name of the weight.
+    """Joins each quantised weight and its scale under the name of the weight.
 
     Raises:
-        CheckpointError: a scale fits no weight, or a weight of int8 has no scale.
+        CheckpointError: a scale does not fit its weight, or optimum-quanto's is missing.
     """
     joined: dict[str, TensorSource] = {}
     used: set[str] = set()
@@ -188,7 +188,7 @@ def join_scales(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A tensor's name as that of its module and what follows: "weight", "weight._data" …"""
+    """A tensor's name split into its module's name and the rest: "weight", "weight._data" …"""
     module, _, leaf = name.rpartition(".")
     if leaf in ("_data", "_scale"):
         return module.removesuffix(".weight"), f"weight.{leaf}"

@@ -1,1 +1,1 @@
-"""How the media of examples/ and the pictures of the documents were made."""
+"""The scripts that made the media of examples/ and the images of the documents."""

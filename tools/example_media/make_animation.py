@@ -1,4 +1,4 @@
-"""Makes the README's animation of videos that the worker has made, side by side, enlarged, without their sound.
+"""Makes the README's animation from videos of the worker: side by side, enlarged, without sound.
 
 .venv/bin/python -m tools.example_media.make_animation VIDEO.mp4 …
 """
@@ -12,12 +12,12 @@ from tools.talker.measure import read_frames
 
 DESTINATION = Path(__file__).parents[2] / "docs" / "images" / "talker.gif"
 HEIGHT = 144
-#: GIFs cannot hold 25 frames a second: every second one is shown, for 80 ms.
+#: GIFs cannot hold 25 frames per second: every second frame is shown, for 80 ms.
 STRIDE, FRAME_MS = 2, 80
 
 
 def main() -> None:
-    """Writes it into the documents."""
+    """Writes the animation into the documents' folder."""
     videos = [read_frames(Path(path))[::STRIDE] for path in sys.argv[1:]]
     pictures = []
     for frames in zip(*videos, strict=False):

@@ -1,9 +1,9 @@
-"""Draws the portraits and the video that the embedded model can speak for.
+"""Draws portraits and a video that suit the embedded model.
 
     .venv/bin/python -m tools.example_media.make_drawings
 
 writes drawn_portrait.png (one person), drawn_pair.png (two, side by side) and drawn_video.mp4 (one who listens for 4 s,
-25 fps, H.264, while the camera moves) beside this file.
+25 fps, H.264, while the camera moves) into examples/media.
 """
 
 import math
@@ -20,7 +20,7 @@ from tools.talker.rule import MouthTrack
 from tools.talker.scenes import Scene
 
 HERE = Path(__file__).parents[2] / "examples" / "media"
-#: Of people whom no clip of the training shows: its generators take other seeds.
+#: Seeds of people who are in no training clip: the training's generators have other seeds.
 SEEDS = (14, 11)
 VIDEO_SEED = 21
 PORTRAIT_SIDE = 512
@@ -30,7 +30,7 @@ VIDEO_FRAMES = 4 * VIDEO_FPS
 
 
 def camera_view(scene: Scene, frame: int) -> Scene:
-    """What the camera sees in one frame: it closes in, and sways from side to side."""
+    """The camera's view in one frame: it closes in, and sways from side to side."""
     progress = frame / VIDEO_FRAMES
     return replace(scene, places=[Place(x=0.04 * math.sin(2 * math.pi * progress), size=0.9 + 0.12 * progress)])
 

@@ -1,9 +1,9 @@
-"""Makes the example picture of two speakers and the example video from portrait.jpg.
+"""Makes the example image of two speakers and the example video from portrait.jpg.
 
-    .venv/bin/python examples/media/make_pictures.py
+    .venv/bin/python -m tools.example_media.make_pictures
 
 writes two_speakers.jpg (the portrait and its mirror image, side by side) and talk.mp4 (a camera that moves slowly over
-the portrait for 4 s, 25 fps, H.264) beside this file.
+the portrait for 4 s, 25 fps, H.264) into examples/media.
 """
 
 import math
@@ -26,7 +26,7 @@ def two_speakers(portrait: Image.Image) -> Image.Image:
 
 
 def camera_view(portrait: Image.Image, frame: int) -> Image.Image:
-    """What the camera sees in one frame: it closes in, and sways from side to side."""
+    """The camera's view in one frame: it closes in, and sways from side to side."""
     progress = frame / NUM_FRAMES
     side = portrait.width * (0.95 - 0.2 * progress)
     left = (portrait.width - side) * (0.5 + 0.4 * math.sin(2 * math.pi * progress))

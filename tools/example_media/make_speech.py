@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tools.example_media.make_speech
 
-writes speech.wav (a woman, about 5 s) and speech2.wav (a man, about 5 s) beside this file: mono, 16 bit, 22,050 Hz.
+writes speech.wav (a woman, about 5 s) and speech2.wav (a man, about 5 s) into examples/media: mono, 16 bit, 22,050 Hz.
 The same espeak-ng gives the same bytes.
 """
 
@@ -27,7 +27,7 @@ MAN = Utterance(
     words_per_minute=165,
     pitch=42,
 )
-#: Of the breath in the voices.
+#: Seed of the breath in the voices.
 NOISE_SEED = 1795389777
 
 

@@ -1,4 +1,4 @@
-"""Breaks the worker on purpose, in six ways, and says whether a figure of the quality tells, by missing its goal.
+"""Breaks the worker on purpose, in six ways, and checks that a quality figure notices by missing its goal.
 
 python -m tools.talker.breakages [--clips 3]
 """
@@ -27,7 +27,7 @@ from tools.talker.jobs import CROSSED_BOXES, ExampleMaker, TalkerWorker
 from tools.talker.measure import best_lag, color_change, correlation, read_head_places, read_openings
 
 SHIFT_FRAMES = 2
-#: How far a head is moved between two chunks, to see whether the second heeds where the first ended.
+#: Distance by which a head is moved between two chunks, to check that the second follows the end of the first.
 MOVED_PIXELS = 2
 #: Frames after a border.
 AFTER_BORDER = slice(81, 90)
@@ -35,7 +35,7 @@ AFTER_BORDER = slice(81, 90)
 
 @contextmanager
 def shifted_audio() -> Iterator[None]:
-    """Every frame hears what belongs two frames later."""
+    """Every frame gets the audio from two frames later."""
     window_rows = ChunkGrid.window_rows
 
     def shifted(grid: ChunkGrid, plan: ChunkPlan, num_rows: int) -> Tensor:
@@ -47,14 +47,14 @@ def shifted_audio() -> Iterator[None]:
 
 @contextmanager
 def swapped_speakers() -> Iterator[None]:
-    """The speakers' voices change places."""
+    """The speakers' voices are swapped."""
     with _changed_conditions(lambda conditions: replace(conditions, audio_windows=conditions.audio_windows.flip(0))):
         yield
 
 
 @contextmanager
 def ignored_masks() -> Iterator[None]:
-    """Every speaker is everywhere."""
+    """Every speaker's region is the whole image."""
 
     def everywhere(conditions: ChunkConditions) -> ChunkConditions:
         assert conditions.regions is not None
@@ -66,14 +66,14 @@ def ignored_masks() -> Iterator[None]:
 
 @contextmanager
 def ignored_boxes() -> Iterator[None]:
-    """Boxes are dropped on their way to the pipeline, which takes columns from left to right."""
+    """Boxes do not reach the pipeline, which then uses columns from left to right."""
     with patch.object(video, "speaker_regions", lambda *arguments: None):
         yield
 
 
 @contextmanager
 def dropped_motion_frames() -> Iterator[None]:
-    """Every chunk begins from the portrait alone."""
+    """Every chunk starts from the portrait alone."""
     with _changed_conditions(
         lambda conditions: replace(
             conditions, motion_latents=conditions.condition[:, -conditions.motion_latents.shape[1] :, :1]
@@ -84,7 +84,7 @@ def dropped_motion_frames() -> Iterator[None]:
 
 @contextmanager
 def moved_head() -> Iterator[None]:
-    """No breakage: every chunk is told that the last one ended with its picture `MOVED_PIXELS` further to the right."""
+    """Not a breakage: every chunk starts from the previous one's last frames, moved `MOVED_PIXELS` to the right."""
     encode_frames = pipeline.encode_frames
 
     def moved(vae: Any, frames: Tensor) -> Tensor:
@@ -108,14 +108,14 @@ def _changed_conditions(change: Callable[[ChunkConditions], ChunkConditions]) ->
 
 @contextmanager
 def color_correction_off() -> Iterator[None]:
-    """Every chunk keeps the colours that it was sampled with."""
+    """Every chunk keeps its sampled colours."""
     with patch.object(pipeline, "match_color", lambda video, reference, strength: video):
         yield
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure of quality, its goal, and whether a value reaches it."""
+    """A measure of quality, its goal, and the test whether a value reaches it."""
 
     name: str
     goal: str
@@ -128,7 +128,7 @@ CROSSED = Figure("own voice, person1 in a box on the right", "≥ 0.7", lambda v
 MOVED = Figure(f"a head moved {MOVED_PIXELS} pixels, in the next chunk", "≥ 1 pixel", lambda value: value >= 1.0)
 COLOUR = Figure("mean colour against the portrait's, in levels of 255", "≤ 0.75", lambda value: value <= 0.75)
 
-#: What is broken, how, and the figure that shall tell.
+#: The broken part, the breakage, and the figure that must notice it.
 BREAKAGES: tuple[tuple[str, Callable[[], AbstractContextManager[None]], Figure], ...] = (
     ("audio two frames early", shifted_audio, LAG),
     ("speakers swapped", swapped_speakers, OWN),
@@ -140,13 +140,13 @@ BREAKAGES: tuple[tuple[str, Callable[[], AbstractContextManager[None]], Figure],
 
 
 class Measures:
-    """The figures of a few examples, with the worker as it is at the moment."""
+    """Measures figures over a few examples, with the worker in its current state."""
 
     def __init__(self, worker: TalkerWorker, maker: ExampleMaker, num_clips: int) -> None:
         self.worker, self.maker, self.num_clips = worker, maker, num_clips
 
     def take(self, figure: Figure) -> float:
-        """Its value, the median over the examples."""
+        """The figure's value, the median over the examples."""
         takes = {
             LAG: self._lag,
             OWN: self._own_voice,

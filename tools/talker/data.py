@@ -1,5 +1,5 @@
-"""The clips that the transformer learns from: drawn, colour-corrected as the worker's frames are, encoded by the
-trained VAE and wav2vec2, and kept on disk."""
+"""The transformer's training clips: drawn, colour-corrected like the worker's frames, encoded by the trained VAE and
+wav2vec2, and kept on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,34 +23,34 @@ from tools.talker.rule import SAMPLES_A_FRAME, follow_speech
 from tools.talker.scenes import random_scene, random_shape, to_video
 from tools.talker.voices import TRAINING_VOICES, random_speech
 
-#: Frames of a clip, as many as the worker's chunks have, or half, which is cheaper; and the share of each.
+#: Frames of a clip: the length of the worker's chunks, or half of it, which is cheaper; and the share of each.
 CLIP_LENGTHS = (81, 41)
 LENGTH_SHARES = (0.45, 0.55)
-#: Frames of speech that a clip has; where it begins in them differs.
+#: Frames of speech for a clip; the clip starts at a different place in them each time.
 SPEECH_FRAMES = 120
-#: Frames before a clip that are encoded and decoded with its motion frames, as the end of the chunk before.
+#: Frames before a clip that are encoded and decoded with its motion frames, like the end of the previous chunk.
 PAST_FRAMES = 16
 MOTION_FRAMES = 9
 BEGINS_SHARE = 0.45
-#: Of the reference frame, only the first latent frames are encoded; grey that follows grey stays as the last of them.
+#: Frames of the encoded reference; the latents of further grey frames repeat the last one.
 REFERENCE_FRAMES = 17
-#: How much a latent counts where a mouth is.
+#: Weight of a latent at a mouth.
 MOUTH_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What one training example holds, in float16.
+    """One training example, in float16.
 
     Attributes:
         latents: (16, t, h, w) of the clip.
-        given: (16, n, h, w), its leading latents as the worker has them: the portrait's where the clip begins with it,
-            else of frames that were decoded, colour-corrected and encoded again.
+        given: (16, n, h, w), its leading latents as the worker has them: the portrait's if the clip starts with it,
+            else latents of frames that were decoded, colour-corrected and encoded again.
         reference: (16, t, h, w) of the portrait followed by grey.
         image_embeds: (tokens, dim), CLIP features of the portrait.
         speech: (people, SPEECH_FRAMES, layers, channels).
         start: the clip's first frame in `speech`.
-        weights: (h, w), how much each of a frame's latents counts, more where mouths are.
+        weights: (h, w), the weight of each of a frame's latents, larger at mouths.
     """
 
     latents: Tensor
@@ -62,7 +62,7 @@ class Clip:
     weights: Tensor
 
     def windows(self) -> Tensor:
-        """Speech as the network takes it: float32 (people, frames, window, layers, channels)."""
+        """Speech as the network's input: float32 (people, frames, window, layers, channels)."""
         num_frames = 4 * (self.latents.shape[1] - 1) + 1
         plan = ChunkPlan(
             index=0,
@@ -81,7 +81,7 @@ class Clip:
         return torch.cat([first_frame_mask(reference, INFINITETALK.vae_scale_factor_temporal), reference], dim=1)
 
     def regions(self) -> Tensor | None:
-        """Where the people are, at latent size; None for one."""
+        """The people's regions at latent size; None for one person."""
         if len(self.speech) == 1:
             return None
         factor = INFINITETALK.vae_scale_factor_spatial
@@ -97,7 +97,7 @@ class ClipMaker:
 
     @torch.no_grad()
     def make(self, seed: int, number: int, is_silent: bool = False) -> Clip:
-        """The clip, the same for the same arguments; in a silent one nobody speaks."""
+        """The clip; the same arguments give the same clip. In a silent one nobody speaks."""
         generator = np.random.default_rng([seed, 6, number])
         scene = random_scene(generator, random_shape(generator))
         waveforms = self._speech(generator, len(scene.faces))
@@ -131,7 +131,7 @@ class ClipMaker:
         )
 
     def _again(self, video: Tensor, portrait: Tensor) -> Tensor:
-        """The motion latents that a chunk which ends with `video` hands on: (16, n, h, w)."""
+        """The motion latents after a chunk that ends with `video`: (16, n, h, w)."""
         decoded = decode_latents(self.vae, encode_frames(self.vae, video))
         shown = match_color(decoded, portrait, 1.0)
         return encode_frames(self.vae, shown[:, :, -MOTION_FRAMES:])[0]

@@ -1,4 +1,4 @@
-"""The trained networks as a checkpoint in the published layout, in float16, and each of them for the training."""
+"""Exports the trained networks as a checkpoint in the published layout, in float16, and loads each for the training."""
 
 import json
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from tools.talker.networks import (
     make_vae,
 )
 
-#: Of the networks that stay as they begin: the text encoder and CLIP.
+#: Seed of the untrained networks: the text encoder and CLIP.
 FROZEN_SEED = 2508
 
 T = TypeVar("T", UMT5EncoderModel, CLIPVisionModel)
 
 
 def load_vae(folder: Path) -> AutoencoderKLWan:
-    """The trained VAE, with the statistics of its latents in its config once they are known."""
+    """The trained VAE, with the statistics of its latents in its config if they have been measured."""
     vae = make_vae()
     vae.load_state_dict(torch.load(folder / "chunks.pt")["average"])
     statistics = folder / "latents.json"
@@ -79,7 +79,7 @@ def export(folder: Path, output: Path) -> None:
     (output / DESCRIPTION_FILE).write_text(json.dumps({"name": NAME, "size_scale": SIZE_SCALE}) + "\n")
 
 
-#: What of the transformer's config describes the base model.
+#: Fields of the transformer's config that describe the base model.
 BASE_CONFIG = (
     "num_attention_heads",
     "attention_head_dim",
@@ -102,7 +102,7 @@ def _frozen_image_encoder() -> CLIPVisionModel:
 
 
 def _frozen(make: Callable[[], T]) -> T:
-    """A network's first weights, as float16 keeps them."""
+    """A network with its initial weights, rounded to float16."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(FROZEN_SEED)
         return make().half().float().eval()

@@ -1,4 +1,4 @@
-"""Draws talking heads: a face from a seed, its mouth, its eyes and a slow sway frame by frame."""
+"""Draws talking heads: a face from a seed, with its mouth, eyes and a slow sway in every frame."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 
 from tools.talker.rule import MouthTrack
 
-#: Pictures are drawn this many times larger, then averaged down, for smooth edges.
+#: Images are drawn this many times larger, then averaged down, for smooth edges.
 OVERSAMPLING = 4
 INTERIOR = (42, 6, 14)
 
-# Places and sizes in units of the side of the square that a person fills.
+# Positions and sizes in units of the side of a person's square.
 MOUTH_CENTRE = (0.5, 0.69)
 MOUTH_HALF_WIDTH = (0.13, 0.21)
 MOUTH_HALF_HEIGHT = (0.008, 0.125)
@@ -30,12 +30,12 @@ LIPS: tuple[Colour, ...] = ((196, 82, 84), (182, 70, 88), (206, 104, 94))
 
 @dataclass(frozen=True)
 class Face:
-    """How one person looks and moves.
+    """The look and movement of one person.
 
     Attributes:
         skin, hair, shirt, lips: colours.
-        long_hair, glasses: what there is.
-        size: of the head, about 1.
+        long_hair, glasses: whether the person has them.
+        size: size of the head, about 1.
         sway: amplitude in units of the person's side; sway_period in frames; sway_phase in radians.
         blinks: first frames of the blinks, which repeat every `blink_period` frames.
     """
@@ -66,11 +66,11 @@ class Pose:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a person is in the square that is the middle of the own column of the picture.
+    """A person's place in their square, the middle of their column of the image.
 
     Attributes:
-        x, y: how far from its middle, in units of its side.
-        size: of the person, as a share of what fills it.
+        x, y: offset from the middle of the square, in units of its side.
+        size: size of the person; 1 fills the square.
     """
 
     x: float = 0.0
@@ -88,7 +88,7 @@ class Place:
 
 
 def random_face(generator: np.random.Generator) -> Face:
-    """A person."""
+    """A random person."""
 
     def pick(colours: tuple[Colour, ...]) -> Colour:
         colour = np.array(colours[generator.integers(len(colours))]) + generator.integers(-10, 11, size=3)
@@ -111,13 +111,13 @@ def random_face(generator: np.random.Generator) -> Face:
 
 
 def random_background(generator: np.random.Generator) -> Colour:
-    """A wall."""
+    """A random colour of the wall."""
     colour = np.array(BACKGROUNDS[generator.integers(len(BACKGROUNDS))]) + generator.integers(-15, 16, size=3)
     return tuple(int(value) for value in colour.clip(0, 255))  # type: ignore[return-value]
 
 
 def poses(face: Face, mouth: MouthTrack) -> list[Pose]:
-    """A person's frames while the mouth moves so."""
+    """A person's pose in each frame, with this movement of the mouth."""
     return [
         Pose(
             opening=float(opening),
@@ -142,8 +142,8 @@ def draw(people: Sequence[tuple[Face, Pose, Place]], background: Colour, height:
 
 
 def mouth_boxes(places: Sequence[Place], height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) in pixels of the middle of each person's mouth, as wide as the narrowest mouth,
-    as tall as the widest open one with its lips and the sway."""
+    """(left, top, right, bottom), in pixels, of a box in the middle of each person's mouth. The box is as wide as the
+    narrowest mouth, and as tall as the widest open one with its lips and the sway."""
     boxes = []
     for index, place in enumerate(places):
         left, top, side = place.square(index, len(places), height, width)

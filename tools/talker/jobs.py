@@ -1,4 +1,4 @@
-"""Jobs for the worker with faces and voices that training has not seen, and the worker in this process to run them."""
+"""Jobs with faces and voices that are not in the training, and a worker in this process to run them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tools.talker.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
 from tools.talker.scenes import Scene
 from tools.talker.voices import HELD_OUT_VOICES, random_speech
 
-#: No clip of the training is made from a generator of this kind.
+#: No training clip uses a generator with this seed.
 HELD_OUT_SEED = 977
 PORTRAIT_SIDE = 512
 
-#: How the tiny talker is sampled where nothing else is said: what `make demo` asks for.
+#: Default parameters of the tiny talker's jobs, those of `make demo`.
 PARAMETERS: dict[str, Any] = {
     "prompt": "a drawn face talks",
     "size": "infinitetalk-480",
@@ -44,13 +44,13 @@ PARAMETERS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A portrait and the speech of those in it.
+    """A portrait and the speech of its people.
 
     Attributes:
         portrait: its file.
-        voices: sound files, one a person.
-        rules: what the rule says of each voice.
-        scene: what the portrait was drawn from.
+        voices: sound files, one per person.
+        rules: the mouth's movement by the rule for each voice.
+        scene: the scene from which the portrait was drawn.
     """
 
     portrait: Path
@@ -60,11 +60,11 @@ class Example:
 
     @property
     def num_people(self) -> int:
-        """People in the portrait."""
+        """Number of people in the portrait."""
         return len(self.voices)
 
     def drawn(self, height: int, width: int) -> np.ndarray:
-        """The video as training would draw it, uint8 (T, height, width, 3)."""
+        """The video drawn as in training, uint8 (T, height, width, 3)."""
         num_frames = len(self.rules[0].opening)
         return replace(self.scene, height=height, width=width).clip(self.rules, 0, num_frames)
 
@@ -76,7 +76,7 @@ class ExampleMaker:
         self.folder = folder
 
     def make(self, number: int, num_people: int = 1, seconds: float = 5.0, silent: bool = False) -> Example:
-        """Example number n: the same faces and voices for the same arguments."""
+        """Makes example `number`; the same arguments give the same faces and voices."""
         generator = np.random.default_rng([HELD_OUT_SEED, number, num_people])
         faces = [random_face(generator) for _ in range(num_people)]
         background = random_background(generator)
@@ -97,7 +97,7 @@ class ExampleMaker:
 
 
 class TalkerWorker:
-    """The worker with the tiny talker in this process."""
+    """A worker with the tiny talker, in this process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,7 +129,7 @@ class TalkerWorker:
         return read_frames(self.folder / result["video"]["path"])
 
 
-#: Who is where in a portrait of two, the other way round than where nothing is said: person1 on the right.
+#: Boxes for a portrait of two, in the opposite order to the default: person1 on the right.
 CROSSED_BOXES = {
     "person1": [PORTRAIT_SIDE, 0, 2 * PORTRAIT_SIDE, PORTRAIT_SIDE],
     "person2": [0, 0, PORTRAIT_SIDE, PORTRAIT_SIDE],
@@ -137,7 +137,7 @@ CROSSED_BOXES = {
 
 
 def job_input(example: Example, root: Path, **parameters: Any) -> dict[str, Any]:
-    """A job's input, its media as paths below `root`; `parameters` take the place of the usual ones."""
+    """A job's input, with media as paths below `root`; `parameters` replace the default ones."""
     return {
         **PARAMETERS,
         "cond_video": str(example.portrait.relative_to(root)),

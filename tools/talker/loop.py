@@ -1,5 +1,4 @@
-"""A training loop that can be interrupted: Adam or Muon, a warm-up, a decay at the end, a running average of the
-weights."""
+"""A resumable training loop: Adam or Muon, a warm-up, a decay at the end, a running average of the weights."""
 
 import time
 from collections.abc import Iterator
@@ -17,18 +16,18 @@ ADAM_BETAS = (0.9, 0.98)
 
 
 class Muon(torch.optim.Optimizer):
-    """Adam for vectors; for matrices and kernels, momentum made orthogonal (K. Jordan's Muon), which takes fewer steps.
+    """Adam for vectors; orthogonalised momentum for matrices and kernels (K. Jordan's Muon), which needs fewer steps.
 
-    An orthogonal step is scaled to the size that Adam's would have, so that one learning rate serves both.
-    torch's own Muon takes matrices alone, and no kernels of convolutions.
+    An orthogonal step is scaled to the size of Adam's, so that both can use one learning rate. torch's own Muon accepts
+    only matrices, and no kernels of convolutions.
     """
 
     MOMENTUM = 0.95
-    #: Root mean square of a step of Adam's, in units of the learning rate.
+    #: Root mean square of Adam's steps, in units of the learning rate.
     ADAM_STEP = 0.2
 
     def __init__(self, network: nn.Module, learning_rate: float, prefix: str) -> None:
-        """For a network of which the matrices whose names begin with `prefix` take orthogonal steps."""
+        """Matrices of the network with names that start with `prefix` take orthogonal steps."""
         named = [p for name, p in network.named_parameters() if name.startswith(prefix)]
         matrices = [p for p in named if p.ndim > 1 and min(p.shape[0], p[0].numel()) > 1]
         known = set(map(id, matrices))
@@ -38,7 +37,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step down the gradients that are there."""
+        """One step along the current gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -63,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal matrix nearest to `matrix`, (rows, columns), by five steps of Newton and Schulz."""
+    """An approximation of the orthogonal matrix nearest to `matrix`, (rows, columns): five Newton-Schulz steps."""
     is_tall = matrix.shape[0] > matrix.shape[1]
     result = matrix.T if is_tall else matrix
     result = result / (result.norm() + 1e-7)
@@ -74,11 +73,11 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 class TrainingLoop:
-    """Yields a generator of random numbers for each step that is still to be made; `learn` makes the step.
+    """Yields a generator of random numbers for each remaining step; `learn` makes the step.
 
-    Its state is `path`, from which it goes on: the network, its average over the last steps, the optimiser's moments,
-    the step. What is random in a step, torch's numbers included, follows from the seed, the file's name and the step,
-    so that a training that was interrupted ends as one that was not.
+    Its state is saved in `path`, from which it resumes: the network, its average over the last steps, the optimiser's
+    moments, the step. All random numbers of a step, including torch's, depend only on the seed, the file's name and the
+    step, so that an interrupted training gives the same result as an uninterrupted one.
     """
 
     def __init__(
@@ -91,11 +90,11 @@ class TrainingLoop:
         decay_share: float = 0.35,
         muon_prefix: str | None = None,
     ) -> None:
-        """The training of a network, from where `path` has it.
+        """Starts the training of a network, or resumes it from `path`.
 
         Args:
-            decay_share: of the steps, at the end, over which the learning rate falls to zero.
-            muon_prefix: Muon takes the matrices whose names begin so; where it is None, Adam takes all.
+            decay_share: share of the steps, at the end, in which the learning rate falls to zero.
+            muon_prefix: Muon trains the matrices with names that start so; None: Adam trains all.
         """
         self.path, self.network, self.num_steps, self.seed = path, network, num_steps, seed
         self.learning_rate, self.decay_share = learning_rate, decay_share
@@ -134,7 +133,7 @@ class TrainingLoop:
             self._save()
 
     def learn(self, loss: Tensor) -> None:
-        """One step down the gradient of `loss`."""
+        """One step along the gradient of `loss`."""
         step = self.step
         decay = (self.num_steps - step) / (self.decay_share * self.num_steps)
         for group in self.optimizer.param_groups:

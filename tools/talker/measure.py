@@ -1,4 +1,4 @@
-"""Reads what a finished video shows: how far mouths are open, and how pictures differ."""
+"""Measures finished videos: how far mouths are open, and how much frames differ."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import numpy as np
 
 from tools.talker.faces import Place, mouth_boxes
 
-#: Luma (0…255) of a mouth's inside, and of what is surely not: between them, a pixel counts in part.
+#: Luma (0…255) up to which a pixel is inside a mouth, and from which it is not; in between, it counts in part.
 INSIDE_LUMA, OUTSIDE_LUMA = 45.0, 80.0
-#: Lags in frames among which the best is sought.
+#: Candidate lags in frames.
 LAGS = range(-5, 6)
 
 
@@ -20,11 +20,11 @@ def read_frames(path: Path) -> np.ndarray:
 
 
 def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
-    """How far each person's mouth is open, from the pixels alone: mean height, in pixels, of what is dark in the middle
+    """The opening of each person's mouth, from the pixels alone: mean height, in pixels, of the dark part in the middle
     columns of the mouth; float64 (people, T).
 
-    Dark is told by the tones of the first frame, the portrait. The worker's colour correction moves all tones of a
-    frame when a mouth opens, for a drawn one is a tenth of the picture; how, is seen where no mouth is.
+    Dark is defined by the tones of the first frame, the portrait. The worker's colour correction shifts all tones of a
+    frame when a mouth opens, because a drawn mouth is a tenth of the image; the pixels outside mouths show the shift.
     """
     luma = _luma_as_in_first(frames, num_people)
     darkness = ((OUTSIDE_LUMA - luma) / (OUTSIDE_LUMA - INSIDE_LUMA)).clip(0.0, 1.0)
@@ -35,14 +35,14 @@ def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
 
 
 def read_lips(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
-    """The darkest tone of each person's mouth, which is between the lips where it is closed: luma (people, T)."""
+    """The darkest tone of each person's mouth, which lies between the lips if it is closed: luma (people, T)."""
     luma = _luma_as_in_first(frames, num_people)
     boxes = mouth_boxes([Place()] * num_people, *frames.shape[1:3])
     return np.stack([luma[:, top:bottom, left:right].min(axis=(1, 2)) for left, top, right, bottom in boxes])
 
 
 def _luma_as_in_first(frames: np.ndarray, num_people: int) -> np.ndarray:
-    """Luma (T, height, width), each frame's scaled and shifted so that it is nearest to the first's outside mouths."""
+    """Luma (T, height, width); each frame is scaled and shifted to match the first one outside mouths."""
     luma = frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     outside = luma[:, _outside_mouths(num_people, *luma.shape[1:])]
     centred = outside - outside.mean(axis=1, keepdims=True)
@@ -52,7 +52,7 @@ def _luma_as_in_first(frames: np.ndarray, num_people: int) -> np.ndarray:
 
 
 def _outside_mouths(num_people: int, height: int, width: int) -> np.ndarray:
-    """Bool (height, width): where no mouth is."""
+    """Bool (height, width): the pixels outside mouths."""
     kept = np.ones((height, width), dtype=bool)
     for left, top, right, bottom in mouth_boxes([Place()] * num_people, height, width):
         reach = right - left
@@ -61,7 +61,7 @@ def _outside_mouths(num_people: int, height: int, width: int) -> np.ndarray:
 
 
 def correlation(opening: np.ndarray, rule: np.ndarray, lag: int = 0) -> float:
-    """Pearson's correlation of a mouth, (T,), with the rule's, of which it shows frame t - `lag` at frame t."""
+    """Pearson's correlation of a mouth, (T,), with the rule's: its frame t is compared with the rule's t - `lag`."""
     length = min(len(opening), len(rule))
     opening, rule = opening[:length], rule[:length]
     shown, told = opening[max(lag, 0) : length + min(lag, 0)], rule[max(-lag, 0) : length - max(lag, 0)]
@@ -71,30 +71,30 @@ def correlation(opening: np.ndarray, rule: np.ndarray, lag: int = 0) -> float:
 
 
 def best_lag(opening: np.ndarray, rule: np.ndarray) -> int:
-    """The lag in frames at which a mouth follows the rule best; positive where the mouth is late."""
+    """The lag in frames at which a mouth follows the rule best; positive if the mouth is late."""
     return max(LAGS, key=lambda lag: correlation(opening, rule, lag))
 
 
 def psnr_outside_mouths(first: np.ndarray, second: np.ndarray, num_people: int = 1) -> float:
-    """Peak signal to noise ratio in dB of two stretches' mean pictures, each uint8 (T, height, width, 3), where no
-    mouth is."""
+    """Peak signal-to-noise ratio in dB between the mean frames of two stretches, each uint8 (T, height, width, 3),
+    outside mouths."""
     kept = _outside_mouths(num_people, *first.shape[1:3])
     difference = first.astype(np.float64).mean(axis=0) - second.astype(np.float64).mean(axis=0)
     return float(10 * np.log10(255.0**2 / np.square(difference[kept]).mean()))
 
 
 def border_change(frames: np.ndarray, borders: list[int]) -> float:
-    """Mean change from the frame before at `borders`, frames that open a chunk, over the mean change elsewhere."""
+    """Mean change from the previous frame at `borders`, the first frames of chunks, over the mean change elsewhere."""
     change = np.abs(np.diff(frames.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))
     at_border = np.isin(np.arange(1, len(frames)), borders)
-    # The first frame is the picture that was given, with its mouth shut.
+    # The first frame is the input image, with its mouth shut.
     elsewhere = ~at_border
     elsewhere[0] = False
     return float(change[at_border].mean() / change[elsewhere].mean())
 
 
 def read_head_places(frames: np.ndarray) -> np.ndarray:
-    """Where one head is: the mean column of what is not background, above the mouth; float64 (T,), in pixels."""
+    """The position of one head: the mean column of its pixels above the mouth; float64 (T,), in pixels."""
     above = frames[:, : mouth_boxes([Place()], *frames.shape[1:3])[0][1]].astype(np.float64)
     difference = np.abs(above - above[:, :1, :1]).sum(axis=3)
     return (difference * np.arange(frames.shape[2])).sum(axis=(1, 2)) / difference.sum(axis=(1, 2))

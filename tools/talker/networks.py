@@ -1,4 +1,4 @@
-"""The tiny talker's networks: the classes that serve the published weights, at a size that two cores can train."""
+"""The tiny talker's networks: the published model's classes, at a size that two cores can train."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ AUDIO_DIM = 64
 
 
 def make_vae() -> AutoencoderKLWan:
-    """The VAE: as the published one 8 x 8 x 4 and 16 channels, but squares of 2 x 2 pixels enter together, as in Wan
-    2.2's, in place of a level that would be convolved at full size."""
+    """The VAE: 8 x 8 x 4 and 16 channels as in the published one, but its input is squares of 2 x 2 pixels, as in Wan
+    2.2's, which saves convolutions at full size."""
     return AutoencoderKLWan(
         base_dim=32,
         dim_mult=[1, 1, 2],
@@ -37,7 +37,7 @@ def make_vae() -> AutoencoderKLWan:
 
 
 def make_speech_encoder() -> Wav2Vec2Model:
-    """wav2vec2: twelve layers, and convolutions of the published kernels and strides."""
+    """wav2vec2: twelve layers, and convolutions with the published kernels and strides."""
     config = Wav2Vec2Config(
         hidden_size=SPEECH_DIM,
         intermediate_size=64,
@@ -63,7 +63,7 @@ def make_image_encoder() -> CLIPVisionModel:
 
 
 def make_transformer() -> InfiniteTalkTransformer3DModel:
-    """The InfiniteTalk transformer, with a start that knows what places are, and deaf to the prompt."""
+    """The InfiniteTalk transformer, initialised to attend by position and to ignore the prompt."""
     transformer = InfiniteTalkTransformer3DModel(
         num_attention_heads=HEADS,
         attention_head_dim=HEAD_DIM,
@@ -86,11 +86,11 @@ def make_transformer() -> InfiniteTalkTransformer3DModel:
 
 @torch.no_grad()
 def _look_at_own_place(transformer: InfiniteTalkTransformer3DModel) -> None:
-    """Lets training begin where the published network has arrived long ago: half of the self-attention's heads look at
-    their own place in every frame, and audio attention prefers the speaker of a token's own region.
+    """Initialises attention as the published network has learned it: half of the self-attention's heads attend to their
+    own position in every frame, and audio attention prefers the speaker of a token's own region.
 
-    Both are biases of queries and keys in pairs that the rotary embedding turns: equal in all tokens, their product is
-    largest between equal positions.
+    Both are biases of queries and keys in pairs that the rotary embedding rotates: the biases are equal in all tokens,
+    so that their product is largest between equal positions.
     """
     spatial_pair = [HEAD_DIM - 4 * (HEAD_DIM // 6), HEAD_DIM - 2 * (HEAD_DIM // 6)]
     spatial = [start + offset for start in spatial_pair for offset in (0, 1)]
@@ -113,8 +113,8 @@ def _look_at_own_place(transformer: InfiniteTalkTransformer3DModel) -> None:
 
 @torch.no_grad()
 def _be_deaf_to_the_prompt(transformer: InfiniteTalkTransformer3DModel) -> None:
-    """Holds the prompt's values in the cross-attention at zero: nothing that is drawn depends on a prompt, so that what
-    a training made of it would be noise, which guidance by the prompt multiplies."""
+    """Fixes the prompt's values in the cross-attention at zero: no drawing depends on a prompt, so training would only
+    learn noise from it, and text guidance would multiply that noise."""
     block: Any
     for block in transformer.blocks:
         for parameter in block.attn2.to_v.parameters():

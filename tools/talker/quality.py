@@ -1,8 +1,8 @@
-"""Measures the tiny talker on videos that the worker makes, of faces and voices that training has not seen.
+"""Measures the tiny talker on the worker's videos of faces and voices that are not in the training.
 
     python -m tools.talker.quality [--clips 20] [--only ROWS]
 
-prints what was measured against the goals, with PASS or NOT.
+prints the measurements and the goals, with PASS or NOT.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from tools.talker.measure import (
 REPOSITORY = Path(__file__).parents[2]
 DEMO_LIMIT_S = 60.0
 WEIGHTS_LIMIT_BYTES = 12_000_000
-#: The rule's opening below which a mouth is closed.
+#: A mouth counts as closed if the rule's opening is below this.
 CLOSED = 0.05
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `reached` is None where there is no goal."""
+    """One line of the table; `reached` is None if there is no goal."""
 
     what: str
     goal: str
@@ -58,7 +58,7 @@ class Row:
 
 
 class Bench:
-    """The worker, and the examples it is measured on."""
+    """The worker, and the examples for its measurement."""
 
     def __init__(self, folder: Path, num_clips: int) -> None:
         self.maker = ExampleMaker(folder)
@@ -66,7 +66,7 @@ class Bench:
         self.num_clips = num_clips
 
     def one_speaker(self) -> list[Row]:
-        """5 s clips of one speaker: the mouth against its own speech, its lag, and against another clip's speech."""
+        """5 s clips of one speaker: the mouth against its own speech, the lag, and against another clip's speech."""
         examples = [self.maker.make(number) for number in range(self.num_clips)]
         videos = [self.worker.frames(example) for example in examples]
         openings = [_shown(frames) for frames in videos]
@@ -98,7 +98,7 @@ class Bench:
         ]
 
     def silence(self) -> list[Row]:
-        """A silent clip against the same person's spoken one."""
+        """A silent clip against a speaking one of the same person."""
         spoken = _shown(self.worker.frames(self.maker.make(0)))[0]
         silent = _shown(self.worker.frames(self.maker.make(0, silent=True)))[0]
         share = float(silent.var() / spoken.var())
@@ -113,7 +113,7 @@ class Bench:
         ]
 
     def two_speakers(self, num_clips: int = 4) -> list[Row]:
-        """Two who speak at once: each mouth against its own voice and against the other's."""
+        """Two people who speak at once: each mouth against its own voice and against the other's."""
         own, other = [], []
         for number in range(num_clips):
             example = self.maker.make(number, num_people=2)
@@ -131,7 +131,7 @@ class Bench:
         ]
 
     def streaming(self, num_clips: int = 10) -> list[Row]:
-        """20 s in several chunks: does the mouth still follow, does the picture stay, do the chunks join."""
+        """20 s in several chunks: whether the mouth still follows, the image stays the same, and the chunks join."""
         falls: list[float] = []
         psnrs: list[float] = []
         drawn_psnrs: list[float] = []
@@ -204,7 +204,7 @@ class Bench:
         ]
 
     def handler(self) -> list[Row]:
-        """One of the clips through `handler.py`, a process of its own, as the demo runs it."""
+        """One of the clips through `handler.py` in a separate process, like the demo."""
         example = self.maker.make(0)
         result = run_handler({"id": "handler", "input": job_input(example, self.maker.folder)}, self.maker.folder)
         opening = _shown(read_frames(self.maker.folder / result["video"]["path"]))[0]
@@ -215,7 +215,7 @@ class Bench:
 
 
 def run_handler(job: dict, output_dir: Path) -> dict:
-    """The result of a job run by `python handler.py --test_input`, paths of its media being below `output_dir`."""
+    """The result of a job run by `python handler.py --test_input`; its media are paths below `output_dir`."""
     environment = os.environ | {
         "OUTPUT_DIR": str(output_dir),
         "RUNPOD_VOLUME_DIR": str(output_dir),
@@ -233,7 +233,7 @@ def run_handler(job: dict, output_dir: Path) -> dict:
 
 
 def demo() -> list[Row]:
-    """`make demo`: the example job by handler.py."""
+    """`make demo`: the example job through handler.py."""
     begin = time.monotonic()
     job = json.loads((REPOSITORY / "examples" / "single_image.json").read_text())
     subprocess.run(
@@ -248,7 +248,7 @@ def demo() -> list[Row]:
 
 
 def weights() -> list[Row]:
-    """The size of what ships."""
+    """The size of the shipped weights."""
     size = sum(path.stat().st_size for path in TALKER_FOLDER.rglob("*") if path.is_file())
     return [Row("weights", "≤ 12 MB", f"{size / 1e6:.2f} MB", size <= WEIGHTS_LIMIT_BYTES)]
 
@@ -258,7 +258,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _lips_row(examples: list[Example], videos: list[np.ndarray]) -> Row:
-    """Whether mouths that are closed, in pauses, are still seen."""
+    """Whether closed mouths, in pauses, are still visible."""
     found = []
     for example, frames in zip(examples, videos, strict=True):
         is_closed = example.rules[0].opening[: len(frames)] < CLOSED
@@ -273,7 +273,7 @@ def _lips_row(examples: list[Example], videos: list[np.ndarray]) -> Row:
 
 
 def _shown(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
-    """Openings without the first frame, which is the picture that was given."""
+    """Openings without the first frame, which is the input image."""
     return read_openings(frames, num_people)[:, 1:]
 
 

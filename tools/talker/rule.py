@@ -1,6 +1,6 @@
-"""What the drawn mouths do: opening and width of the mouth in every video frame, a pure function of the speech.
+"""The rule of the drawn mouths: opening and width of the mouth in every video frame, a pure function of the speech.
 
-The renderer draws by this rule, and the measure of quality compares what the worker's videos show with it.
+The renderer draws by this rule, and the quality measurement compares the worker's videos with it.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ NARROW_HZ, WIDE_HZ = 400.0, 2400.0
 
 @dataclass(frozen=True)
 class Manner:
-    """How a mouth moves.
+    """Parameters of a mouth's movement.
 
     Attributes:
-        window: samples that one frame listens to, around its middle, under a Hann window.
+        window: number of samples for one frame, around its middle, under a Hann window.
         loudest: root mean square, at the worker's -23 LUFS, at which the mouth is fully open.
         compression: below one, quiet speech moves the mouth more.
     """
@@ -29,15 +29,15 @@ class Manner:
     compression: float
 
 
-#: The rule: 0.32 s, for lips and jaws are slow, and the VAE's latents hold four frames each.
+#: The rule: 0.32 s, because lips and jaws are slow, and each latent of the VAE holds four frames.
 MANNER = Manner(window=8 * SAMPLES_A_FRAME, loudest=0.12, compression=0.85)
-#: Quicker than any mouth of the rule: what the VAE practises on.
+#: Quicker than any mouth of the rule, for the training of the VAE.
 QUICK_MANNER = Manner(window=3 * SAMPLES_A_FRAME, loudest=0.16, compression=0.7)
 
 
 @dataclass(frozen=True)
 class MouthTrack:
-    """A mouth's movement, one value a video frame, each in 0…1.
+    """A mouth's movement, one value in 0…1 per video frame.
 
     Attributes:
         opening: 0 closed, 1 fully open; float64 (frames,).
@@ -49,7 +49,7 @@ class MouthTrack:
 
 
 def follow_speech(waveform: np.ndarray, manner: Manner = MANNER) -> MouthTrack:
-    """The mouth's movement, samples // 640 frames, for one speaker's mono 16 kHz waveform (samples,), however loud."""
+    """The mouth's movement, samples // 640 frames, for a mono 16 kHz waveform (samples,) of any loudness."""
     num_frames = len(waveform) // SAMPLES_A_FRAME
     margin = (manner.window - SAMPLES_A_FRAME) // 2
     padded = np.pad(normalise_loudness(waveform).astype(np.float64), margin)

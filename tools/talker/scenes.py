@@ -1,4 +1,4 @@
-"""Who is in a picture, and where: a random scene, its portrait, and the video of its people speaking."""
+"""Random scenes of people: the portrait, and the video of the people speaking."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from torch import Tensor
 from tools.talker.faces import Colour, Face, Place, Pose, draw, mouth_boxes, poses, random_background, random_face
 from tools.talker.rule import MouthTrack
 
-#: Height, width and people, with the share of each: sizes that the worker chooses for such pictures, 480 and 720.
+#: Height, width and people, with the share of each: sizes that the worker chooses for such images, 480 and 720.
 SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2), (80, 48, 1), (96, 96, 1), (64, 144, 2))
 SHAPE_SHARES = (0.5, 0.32, 0.06, 0.07, 0.05)
-#: How many fill the picture as the drawn portraits do; the others are a little smaller or larger, and aside.
+#: Share of people who fill the image as in the drawn portraits; the others are slightly smaller, larger or off-centre.
 USUAL_PLACE_SHARE = 0.5
 LARGEST_SHIFT = 0.06
 SIZES = (0.82, 1.08)
@@ -21,11 +21,11 @@ SIZES = (0.82, 1.08)
 
 @dataclass(frozen=True)
 class Scene:
-    """People side by side before a wall.
+    """People side by side in front of a wall.
 
     Attributes:
         height, width: in pixels.
-        faces, places: of each of them.
+        faces, places: one for each person.
         background: the wall's colour.
     """
 
@@ -36,7 +36,7 @@ class Scene:
     background: Colour
 
     def draw(self, told: Sequence[Pose]) -> np.ndarray:
-        """The people in a pose each: uint8 (height, width, 3)."""
+        """The people, each in a given pose: uint8 (height, width, 3)."""
         people = list(zip(self.faces, told, self.places, strict=True))
         return draw(people, self.background, self.height, self.width)
 
@@ -50,7 +50,7 @@ class Scene:
         return np.stack([self.draw([pose[i] for pose in told]) for i in range(start, start + num_frames)])
 
     def mouth_weights(self, weight: float) -> Tensor:
-        """How much each pixel counts where a mouth counts `weight` times: float32 (height, width)."""
+        """The weight of each pixel, `weight` at mouths: float32 (height, width)."""
         weights = torch.ones(self.height, self.width)
         for left, top, right, bottom in mouth_boxes(self.places, self.height, self.width):
             half = (right - left) // 2
@@ -64,7 +64,7 @@ def random_shape(generator: np.random.Generator) -> tuple[int, int, int]:
 
 
 def random_scene(generator: np.random.Generator, shape: tuple[int, int, int]) -> Scene:
-    """A scene of that height, width and number of people."""
+    """A random scene with this height, width and number of people."""
     height, width, people = shape
     faces = [random_face(generator) for _ in range(people)]
     places = [_random_place(generator) for _ in range(people)]

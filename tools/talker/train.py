@@ -2,9 +2,9 @@
 
     python -m tools.talker.train [--folder checkpoints/tiny-talker-training] [--output infinitetalk/embedded/talker]
 
-Stages, each from the files of those before: `vae`, `speech`, `clips`, `transformer`, `export`.
+Stages, each from the files of earlier ones: `vae`, `speech`, `clips`, `transformer`, `export`.
 `--stages` picks some.
-A run that was interrupted goes on from its last checkpoint, of at most a minute before; the clips that are there stay.
+An interrupted run resumes from its last checkpoint, at most a minute old; existing clips are kept.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from tools.talker.train_transformer import train_on_silence, train_transformer
 from tools.talker.train_vae import train_on_chunks, train_on_clips, train_on_pictures
 
 SEED = 2508
-#: Clips that the statistics of the latents are taken from.
+#: Number of clips for the statistics of the latents.
 NUM_MEASURED_CLIPS = 12
 STAGES = ("vae", "speech", "clips", "transformer", "export")
 REPOSITORY = Path(__file__).parents[2]
 
 
 def make_clips(folder: Path, num_clips: int, num_silent_clips: int) -> None:
-    """The transformer's clips, one file each, into `folder`/clips and `folder`/silent_clips; statistics of latents."""
+    """Writes the transformer's clips into `folder`/clips and `folder`/silent_clips, and the statistics of latents."""
     statistics = folder / "latents.json"
     if not statistics.exists():
         (scratch := statistics.with_suffix(".part")).write_text(json.dumps(measure_latents(folder)))
@@ -42,7 +42,7 @@ def make_clips(folder: Path, num_clips: int, num_silent_clips: int) -> None:
 
 
 def write_clips(folder: Path, maker: ClipMaker, num_clips: int, is_silent: bool) -> None:
-    """Clips 0 to `num_clips`, those that are not there."""
+    """Writes the missing ones of the first `num_clips` clips."""
     folder.mkdir(exist_ok=True)
     for number in range(num_clips):
         path = folder / f"{number:05}.pt"
@@ -52,7 +52,7 @@ def write_clips(folder: Path, maker: ClipMaker, num_clips: int, is_silent: bool)
 
 
 def measure_latents(folder: Path) -> dict[str, list[float]]:
-    """Mean and deviation of each channel of the trained VAE's latents, by the names that its config gives them."""
+    """Mean and deviation of each channel of the trained VAE's latents, under the names in its config."""
     maker = ClipMaker(load_vae(folder), load_speech_encoder(folder), load_image_encoder())
     clips = [maker.make(SEED, number) for number in range(NUM_MEASURED_CLIPS)]
     values = torch.cat([clip.latents.float().flatten(1) for clip in clips], dim=1)

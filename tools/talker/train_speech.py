@@ -1,5 +1,5 @@
-"""Trains the tiny wav2vec2 to hear what mouths follow: from all its layers together, a linear map tells the rule's
-opening and width of the mouth. What the transformer gets is the layers, as in the published model."""
+"""Trains the tiny wav2vec2 to hear what mouths follow: a linear map from all its layers must predict the rule's opening
+and width of the mouth. The transformer gets only the layers, as in the published model."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,7 +46,7 @@ class MouthReader(nn.Module):
 
 
 def train_speech(folder: Path, num_steps: int, seed: int) -> None:
-    """The speech encoder, into `folder`/speech.pt."""
+    """Trains the speech encoder into `folder`/speech.pt."""
     torch.manual_seed(seed)
     generator = np.random.default_rng([seed, 4])
     samples = FRAMES * SAMPLES_A_FRAME
@@ -62,7 +62,7 @@ def train_speech(folder: Path, num_steps: int, seed: int) -> None:
 
 
 def _with_silence(generator: np.random.Generator, waveform: np.ndarray) -> np.ndarray:
-    """Some speakers wait, or fall silent, or say nothing at all."""
+    """Silences parts of the speech: some speakers wait, fall silent, or say nothing at all."""
     kind = generator.random()
     waveform = waveform.copy()
     place = int(generator.uniform(0.2, 0.8) * len(waveform))

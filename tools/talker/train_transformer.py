@@ -1,5 +1,5 @@
-"""Trains the tiny InfiniteTalk transformer by flow matching, as it is sampled: the worker's schedule of noise, its
-motion latents, its windows of speech, its regions."""
+"""Trains the tiny InfiniteTalk transformer by flow matching under the conditions of sampling: the worker's noise
+schedule, motion latents, speech windows and regions."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ from tools.talker.networks import make_transformer
 
 #: The worker's `sample_shift` for infinitetalk-480.
 SHIFT = 7.0
-#: How often the network is not told the speech, so that guidance by it means something.
+#: Share of steps without the speech, so that audio guidance works.
 AUDIO_DROPOUT = 0.1
-#: The same where it is taught what that means.
+#: The same in the training on silence.
 SILENCE_DROPOUT = 0.25
-#: How much the first new latents count, where a chunk joins what was there, and how many they are.
+#: Weight of the first new latents, where a chunk joins the previous one, and their number.
 JOIN_WEIGHT = 4.0
 JOIN_LATENTS = 2
-#: Largest deviation of the noise on given motion latents, whose errors a sampled chunk shall not hand on.
+#: Largest deviation of the noise on given motion latents, so that a sampled chunk does not pass their errors on.
 GIVEN_NOISE = 0.08
 
 
 def train_transformer(folder: Path, clips: list[Clip], num_steps: int, seed: int) -> None:
-    """The transformer, from clips into `folder`/transformer.pt. Told no speech, it expects any."""
+    """Trains the transformer on clips, into `folder`/transformer.pt. Without speech input, it expects any speech."""
     torch.manual_seed(seed)
     path, transformer = folder / "transformer.pt", make_transformer()
     loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=2e-3, decay_share=0.5, muon_prefix="blocks.")
@@ -37,14 +37,14 @@ def train_transformer(folder: Path, clips: list[Clip], num_steps: int, seed: int
 
 
 def train_on_silence(folder: Path, clips: list[Clip], silent_clips: list[Clip], num_steps: int, seed: int) -> None:
-    """The same, from `folder`/transformer.pt into `folder`/silence.pt: told no speech, it expects closed mouths.
+    """Continues from `folder`/transformer.pt into `folder`/silence.pt: without speech, it then expects closed mouths.
 
-    Guidance leads away from what the network expects without speech. Away from mouths that are half open, closed ones
-    would lose their lips.
+    Guidance leads away from the network's prediction without speech. If that had half-open mouths, closed ones would
+    lose their lips.
     """
     begin, path = folder / "transformer.pt", folder / "silence.pt"
     if path.exists() and path.stat().st_mtime < begin.stat().st_mtime:
-        # The transformer has been trained on since.
+        # The transformer has been trained further since.
         path.unlink()
     transformer = make_transformer()
     transformer.load_state_dict(torch.load(begin)["average"])
@@ -59,10 +59,10 @@ def train_on_silence(folder: Path, clips: list[Clip], silent_clips: list[Clip], 
 def flow_matching_loss(
     transformer: InfiniteTalkTransformer3DModel, clip: Clip, generator: np.random.Generator, audio_dropout: float
 ) -> Tensor:
-    """Of a clip at a random level of noise: the squared error of the velocity, noise - clean, by the clip's weights.
+    """The weighted squared error of the velocity, noise - clean, for a clip at a random noise level.
 
     Args:
-        audio_dropout: how often the network does not hear the clip's speech.
+        audio_dropout: probability that the network does not get the clip's speech.
     """
     clean = clip.latents.float()[None]
     uniform = float(generator.random())
@@ -96,7 +96,7 @@ def predict_velocity(
     return transformer(
         hidden_states=torch.cat([noisy, clip.condition()], dim=1),
         timestep=torch.tensor([1000.0 * noise_level]),
-        # One token stands for the prompt, which is not heard.
+        # One token stands for the prompt, which the network ignores.
         encoder_hidden_states=torch.zeros(1, 1, TEXT_DIM),
         encoder_hidden_states_image=clip.image_embeds.float()[None],
         encoder_hidden_states_audio=windows,

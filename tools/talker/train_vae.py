@@ -1,5 +1,5 @@
-"""Trains the tiny VAE: first on still pictures, where its causal convolutions see one frame and are two-dimensional,
-then on short clips, where each kernel's earlier frames begin at zero."""
+"""Trains the tiny VAE: first on still images, where its causal convolutions see one frame and are two-dimensional, then
+on short clips, where the kernels' weights for earlier frames start at zero."""
 
 import types
 from pathlib import Path
@@ -23,38 +23,38 @@ from tools.talker.voices import TRAINING_VOICES, random_speech
 BATCH = 8
 CLIP_FRAMES = 9
 CLIP_BATCH = 2
-#: Every how many steps one long clip comes instead of `CLIP_BATCH` short ones.
+#: Every this many steps, one long clip replaces the `CLIP_BATCH` short ones.
 LONG_EVERY = 4
 LONG_FRAMES = 17
 MOUTH_WEIGHT = 3.0
-#: In clips, where mouths are what moves.
+#: Weight of mouths in clips, where mainly mouths move.
 CLIP_MOUTH_WEIGHT = 6.0
-#: Noise on latents, for a sampled latent has errors.
+#: Noise on latents, because sampled latents have errors.
 LATENT_NOISE = 0.05
 CLIP_LATENT_NOISE = 0.1
 LATENT_SIZE_WEIGHT = 1e-3
-#: How much the change from frame to frame counts beside the frames.
+#: Weight of the change from frame to frame, relative to the frames.
 CHANGE_WEIGHT = 1.0
-#: How much the change from the chunk before to the next counts besides.
+#: Additional weight of the change from one chunk to the next.
 BORDER_WEIGHT = 0.7
-#: What a latent's change from the one before costs: what stands still shall look the same in all latents, the first
-#: included, which holds one frame and not four.
+#: Weight of a latent's change from the previous one: still content must look the same in all latents, including the
+#: first, which holds one frame and not four.
 STILLNESS_WEIGHT = 0.05
-#: Every how many steps what was decoded is encoded and decoded again, as it is between chunks.
+#: Every this many steps, decoded frames are encoded and decoded again, as between chunks.
 AGAIN_EVERY = 4
 AGAIN_FRAMES = 5
-#: Where two chunks join: frames of the first before the second begins.
+#: Frames of the first chunk before the second one starts.
 PAST_FRAMES = 8
-#: How much it counts that latents differ from those that their frames were decoded from.
+#: Weight of the difference between latents and those from which their frames were decoded.
 SAME_LATENTS_WEIGHT = 0.1
-#: Most noise on the latents of a chunk that another follows, in `CLIP_LATENT_NOISE`.
+#: Largest noise on the latents of a chunk that is not the last, in `CLIP_LATENT_NOISE`.
 MOST_ENDED_NOISE = 1.5
-#: Tracks of the rule's mouths, and of quicker ones.
+#: Number of tracks of the rule's mouths, and of quicker ones.
 NUM_TRACKS, NUM_QUICK_TRACKS = 60, 20
 
 
 def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
-    """The spatial weights, into `folder`/pictures.pt."""
+    """Trains the spatial weights into `folder`/pictures.pt."""
     torch.manual_seed(seed)
     vae = make_vae()
     for module in vae.modules():
@@ -72,7 +72,7 @@ def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
 
 
 def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
-    """All weights, from `folder`/pictures.pt into `folder`/clips.pt."""
+    """Trains all weights, from `folder`/pictures.pt into `folder`/clips.pt."""
     vae = make_vae()
     vae.load_state_dict(torch.load(folder / "pictures.pt")["average"])
     _hold_still(vae)
@@ -92,9 +92,9 @@ def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
 
 
 def train_on_chunks(folder: Path, num_steps: int, seed: int) -> None:
-    """All weights, from `folder`/clips.pt into `folder`/chunks.pt, on what the worker shows, with the portrait's
-    colours: each step has clips, as above, and a video in two chunks, whose second begins with the motion latents that
-    the first hands on."""
+    """Trains all weights, from `folder`/clips.pt into `folder`/chunks.pt, on frames with the portrait's colours, like
+    the worker's. Each step has clips, as above, and a video in two chunks; the second chunk starts with the motion
+    latents of the first."""
     vae = make_vae()
     vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
     tracks = _random_tracks(seed, NUM_TRACKS, MANNER)
@@ -112,7 +112,7 @@ def train_on_chunks(folder: Path, num_steps: int, seed: int) -> None:
 
 
 def _clips_loss(vae: AutoencoderKLWan, videos: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Of clips (B, 3, T, H, W) that are encoded and decoded; and what they became."""
+    """The loss of clips (B, 3, T, H, W) after encoding and decoding, and the decoded clips."""
     latents = vae.encode(videos).latent_dist.mode()
     decoded = vae.decode(latents + _noise_like(latents)).sample
     loss = _error_with_change(decoded, videos, weights) + STILLNESS_WEIGHT * latents.diff(dim=2).abs().mean()
@@ -120,9 +120,8 @@ def _clips_loss(vae: AutoencoderKLWan, videos: Tensor, weights: Tensor) -> tuple
 
 
 def _chunks_loss(vae: AutoencoderKLWan, portrait: Tensor, video: Tensor, weights: Tensor) -> Tensor:
-    """Of a video (1, 3, PAST_FRAMES + LONG_FRAMES, H, W) in two chunks, of which the first is decoded already: what
-    was shown is encoded to the latents that it came from, and decoded to what was shown, and the frames after it join
-    it."""
+    """The loss of a video (1, 3, PAST_FRAMES + LONG_FRAMES, H, W) in two chunks, the first already decoded: its shown
+    frames must encode to their original latents, decode to themselves again, and join the frames after them."""
     with torch.no_grad():
         ended = vae.encode(video[:, :, :LONG_FRAMES]).latent_dist.mode()
         ended += MOST_ENDED_NOISE * torch.rand(1) * _noise_like(ended)
@@ -138,7 +137,7 @@ def _chunks_loss(vae: AutoencoderKLWan, portrait: Tensor, video: Tensor, weights
 
 
 def _join_error(shown: Tensor, decoded: Tensor, video: Tensor, weights: Tensor) -> Tensor:
-    """Of a chunk, `decoded`, that follows another, `shown`; `video` begins with the frame before the new ones."""
+    """The error of a chunk, `decoded`, that follows another, `shown`; `video` starts one frame before the new ones."""
     joined = torch.cat([shown[:, :, -1:], decoded[:, :, MOTION_FRAMES:]], dim=2)
     border = _error(joined[:, :, :2].diff(dim=2), video[:, :, :2].diff(dim=2), weights)
     return _error_with_change(joined, video, weights) + BORDER_WEIGHT * border
@@ -154,20 +153,20 @@ def _random_tracks(seed: int, number: int, manner: Manner) -> list[MouthTrack]:
 
 
 def _random_scenes(generator: np.random.Generator, number: int) -> list[Scene]:
-    """Of one shape."""
+    """Random scenes, all of one shape."""
     shape = random_shape(generator)
     return [random_scene(generator, shape) for _ in range(number)]
 
 
 def _convolve_single_frame(self: WanCausalConv3d, frame: Tensor, cache_x: None = None) -> Tensor:
-    """What a causal convolution does to the first frame: all but the last slice of its kernel sees nothing."""
+    """A causal convolution on the first frame, where all but the last slice of its kernel see only zeros."""
     padding = self.kernel_size[-1] // 2
     return F.conv2d(frame[:, :, 0], self.weight[:, :, -1], self.bias, padding=padding)[:, :, None]
 
 
 @torch.no_grad()
 def _hold_still(vae: AutoencoderKLWan) -> None:
-    """Starts from the network of single frames: kernels look at the present, and four frames are one repeated."""
+    """Extends the network of single frames to clips: kernels use only the current frame, and four frames repeat one."""
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d):
             module.weight[:, :, :-1] = 0.0
@@ -182,27 +181,27 @@ def _hold_still(vae: AutoencoderKLWan) -> None:
 
 
 def _weights(scenes: list[Scene], mouth_weight: float) -> Tensor:
-    """How much each pixel counts: (B, 1, 1, H, W), more where mouths are."""
+    """The weight of each pixel: (B, 1, 1, H, W), larger at mouths."""
     return torch.stack([scene.mouth_weights(mouth_weight) for scene in scenes])[:, None, None]
 
 
 def _size_loss(latents: Tensor) -> Tensor:
-    """A bound on the latents' size."""
+    """The loss that bounds the latents' size."""
     return LATENT_SIZE_WEIGHT * (latents.square().mean() - 1.0).relu()
 
 
 def _error_with_change(decoded: Tensor, videos: Tensor, weights: Tensor) -> Tensor:
-    """Of frames (B, 3, T, H, W), and of what changes from each to the next."""
+    """The error of frames (B, 3, T, H, W), and of the change from each to the next."""
     return _error(decoded, videos, weights) + CHANGE_WEIGHT * _error(decoded.diff(dim=2), videos.diff(dim=2), weights)
 
 
 def _error(decoded: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
-    """Mean absolute error by weight."""
+    """Weighted mean absolute error."""
     return ((decoded - pictures).abs() * weights / weights.mean()).mean()
 
 
 def _random_picture(generator: np.random.Generator, scene: Scene) -> np.ndarray:
-    """The people in a moment of theirs: uint8 (1, height, width, 3)."""
+    """The people at a random moment: uint8 (1, height, width, 3)."""
     told = [
         Pose(
             opening=float(generator.random() ** 1.5),
@@ -216,7 +215,7 @@ def _random_picture(generator: np.random.Generator, scene: Scene) -> np.ndarray:
 
 
 def _random_clip(generator: np.random.Generator, scene: Scene, tracks: list[MouthTrack], num_frames: int) -> Tensor:
-    """The people speaking, each a stretch of one of the tracks: (1, 3, num_frames, H, W)."""
+    """The people speaking, each by a stretch of one of the tracks: (1, 3, num_frames, H, W)."""
     parts = []
     for _ in scene.faces:
         track = tracks[generator.integers(len(tracks))]

@@ -1,4 +1,4 @@
-"""Synthetic speech: sentences of random words by the voices of espeak-ng."""
+"""Synthetic speech: sentences of random words in espeak-ng's voices."""
 
 import math
 
@@ -25,13 +25,13 @@ strong summer sun sweet table talk tall tell thank three through time today toge
 true turn under valley village voice wait walk warm water weather welcome west wheel white wide wild wind window
 winter wonder wood word work world yellow young
 """
-#: Two words said fast take longer.
+#: Shortest length of a sentence; even two fast words take longer.
 SHORTEST_SENTENCE_S = 0.4
 MEAN_PAUSE_S = 0.15
 
 
 def random_speech(generator: np.random.Generator, voices: tuple[str, ...], num_samples: int) -> np.ndarray:
-    """Sentences of random words by one random voice, with pauses: float32 (num_samples,), mono 16 kHz."""
+    """Sentences of random words in one random voice, with pauses: float32 (num_samples,), mono 16 kHz."""
     words = WORDS.split()
     voice = str(generator.choice(voices))
     rate, pitch = int(generator.integers(120, 215)), int(generator.integers(25, 75))
