@@ -1,4 +1,4 @@
-"""Runs a job from the queue. Refusing a job needs no network: the code that makes videos is imported after validation."""
+"""Runs a job from the queue. Refusing it needs no network: the code that makes videos is imported after validation."""
 
 from __future__ import annotations
 
