@@ -169,7 +169,7 @@ def _own_words(error: Exception, stage: Stage) -> JobError:
 
 
 def may_load_elsewhere(error: Exception) -> bool:
-    """True if the failure may be local to this worker (disk errors, unexpected exceptions), false for invalid weights."""
+    """Whether the failure may be local to this worker: disk errors and unexpected exceptions, not invalid weights."""
     return not is_expected(error) or failed_to_read(error)
 
 
