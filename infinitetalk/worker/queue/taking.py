@@ -172,7 +172,7 @@ async def take_job(session: aiohttp.ClientSession) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         job = await asyncio.to_thread(read_refused, text)
     if not isinstance(job, dict) or not isinstance(job.get("id"), str):
-        raise NoJobError("no job, or one without an id")
+        raise NoJobError("not a job, or a job without an id")
     return job
 
 
