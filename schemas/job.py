@@ -195,7 +195,7 @@ class Lora(StrictModel):
     """File below the worker's LORA_DIR."""
 
     scale: Annotated[float, Field(ge=-4, le=4)] = 1.0
-    """How strongly it is applied."""
+    """Strength with which it is applied."""
 
 
 class SingleJob(StrictModel):

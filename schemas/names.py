@@ -74,7 +74,7 @@ PLACES: dict[str, str] = {
     "s3config": 'it belongs beside "input", not into it',
     "webhook": 'it belongs beside "input", not into it',
     "policy": 'it belongs beside "input", not into it',
-    "input": 'send what it holds in its place, without an "input" within "input"',
+    "input": 'send its fields directly, without an "input" within "input"',
 }
 """Fields of a request that are not part of a job's input, and what to do with them."""
 
@@ -89,7 +89,7 @@ def hint_for(unknown: str, known: Collection[str]) -> str:
     if name in PLACES:
         return PLACES[name]
     if any(name in _names_of(field) for field in STORE_FIELDS):
-        return 'a store of the job\'s own is named in s3Config, beside "input"'
+        return 'name the job\'s own store in s3Config, beside "input"'
     return f"the known ones are {', '.join(sorted(known))}"
 
 

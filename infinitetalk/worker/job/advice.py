@@ -81,12 +81,12 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
     differences = GuidanceScales(job.sample_text_guide_scale, job.sample_audio_guide_scale).differences
     #: A field, whether it has no effect, and the reason.
     rules = [
-        ("audio_type", job.tts_audio is not None, "with tts_audio, whose speakers take turns"),
+        ("audio_type", job.tts_audio is not None, "with tts_audio: its speakers take turns"),
         ("audio_type", job.cond_audio is not None and voices == 1, "with one voice"),
         ("bbox", one_speaker, "with one speaker"),
         ("mask", one_speaker, "with one speaker"),
         ("bbox_order", job.bbox is None or one_speaker, "without a bbox of several speakers"),
-        ("scene_seg", is_picture, "with a picture"),
+        ("scene_seg", is_picture, "with an image"),
         ("max_frame_num", job.mode == "clip", 'in mode "clip"'),
         ("motion_frame", one_chunk, "in a video of one chunk"),
         ("crossfade_frame", one_chunk, "in a video of one chunk"),
@@ -193,7 +193,7 @@ def flat_chunks(are_flat: list[bool]) -> list[str]:
         return []
     chunks = f"chunk{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} of {len(are_flat)}"
     return [
-        f"{chunks}: nothing but one colour, which the source is not. Look at the video: a source whose first frame is "
+        f"{chunks}: nothing but one colour, unlike the source. Look at the video: a source whose first frame is "
         "one colour needs a lower color_correction_strength; guidance scales and scales of LoRAs may be too high"
     ]
 
@@ -229,7 +229,7 @@ def step_warnings(job: SingleJob) -> list[str]:
 def loudness_warnings(loudness: float) -> list[str]:
     """Warnings about speech of a loudness in LUFS."""
     if abs(loudness) > SILENCE_LUFS:
-        return ["is silent where it is used: the mouth stays closed; send a recording in which speech is heard"]
+        return ["is silent in the part used: the mouth stays closed; send a recording with audible speech"]
     if loudness < QUIET_LUFS:
         return [
             f"is very quiet ({loudness:.0f} LUFS): it was made {TARGET_LUFS - loudness:.0f} dB louder, and its noise "

@@ -52,7 +52,7 @@ class StageClock:
             self._enter(stage)
 
     def begin_sampling(self, num_done: int = 0) -> None:
-        """Enters sampling, whose steps give the remaining time; `num_done` chunks exist already."""
+        """Enters sampling; its steps give the remaining time. `num_done` chunks exist already."""
         with self._lock:
             self._enter(Stage.SAMPLING)
             self._sampling_since = self._since

@@ -379,7 +379,7 @@ def _too_large(field: str, limit: int) -> WorkerError:
 
 
 def _listed(kinds: Collection[str]) -> str:
-    return " or ".join({"image": "a picture", "video": "a video", "audio": "sound"}[kind] for kind in sorted(kinds))
+    return " or ".join({"image": "an image", "video": "a video", "audio": "sound"}[kind] for kind in sorted(kinds))
 
 
 def _described(info: MediaInfo) -> str:
