@@ -71,9 +71,9 @@ MEANINGS: dict[str, str] = {
 """Our names → other tools' names for the same thing, if they differ in more than spelling."""
 
 PLACES: dict[str, str] = {
-    "s3config": 'it belongs beside "input", not into it',
-    "webhook": 'it belongs beside "input", not into it',
-    "policy": 'it belongs beside "input", not into it',
+    "s3config": 'it belongs beside "input", not inside it',
+    "webhook": 'it belongs beside "input", not inside it',
+    "policy": 'it belongs beside "input", not inside it',
     "input": 'send its fields directly, without an "input" within "input"',
 }
 """Fields of a request that are not part of a job's input, and what to do with them."""

@@ -92,7 +92,7 @@ class PublishedCheckpoint(Checkpoint):
         if self._paths.kokoro is None:
             raise CheckpointError(
                 "tts_audio needs Kokoro-82M, which is neither in KOKORO_DIR nor on the network volume nor in the "
-                "image; the worker's operator fetches it by `python -m infinitetalk.weights download`"
+                "image; the worker's operator can fetch it by `python -m infinitetalk.weights download`"
             )
         return self._paths.kokoro
 

@@ -1,4 +1,4 @@
-"""Several videos of one job, made in turn."""
+"""Makes the videos of a batch one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's payload as the interface's models."""
+"""Parses a job's payload into the interface's models."""
 
 from __future__ import annotations
 

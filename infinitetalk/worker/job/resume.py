@@ -7,8 +7,8 @@ queue has it. State is ignored if it does not fit the job (its id, parameters, i
 RESUME_TTL_S; older state is also removed.
 
 Two workers may hold one job. All their files have unique names except `state.json`, which references the files of one
-of them. Each worker removes only the files that its own state references, and none that the state of another worker
-in its place references.
+of them. A worker removes only its own files and those that it continued from, but never files that another worker's
+`state.json` references.
 
 Stored files are not trusted: `state.json` is signed, and only files that it references are opened. A worker that has no
 secret to sign with saves state only in its own place.

@@ -93,7 +93,7 @@ class PutStore(Store):
 
 @dataclass(frozen=True)
 class Put:
-    """A file and the address that it goes to.
+    """A file and the address to which it is sent.
 
     Attributes:
         field: the job's field, for messages.

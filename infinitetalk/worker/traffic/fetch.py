@@ -350,7 +350,7 @@ def _decode_base64(field: str, letters: bytes, limit: int, target: Path) -> None
 def _allowed_file(field: str, source: str, limit: int, settings: Settings) -> Path:
     refusal = _invalid(
         field,
-        "is none of these: an http(s) URL, a data URI with base64, base64, the path of a file below the worker's "
+        "is none of these: an http(s) URL, a data URI with base64, base64, or the path of a file below the worker's "
         "input folders",
     )
     if len(source) > MAX_PATH_CHARACTERS or not source.isprintable() or _SCHEME.match(source):
