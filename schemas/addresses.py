@@ -1,4 +1,4 @@
-"""Addresses that a job names: one spelling of each, which every library reads alike and which is sent as it is."""
+"""Addresses that a job names: only spellings that every library reads alike and that are sent unchanged."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 def check_address(address: str) -> str:
-    """An http(s) address that means the same to every parser of URLs, and is sent as it is written.
+    """Checks that an http(s) address means the same to every URL parser and is sent as it is written.
 
-    The case of scheme, host and percent escapes does not count.
+    The case of scheme, host and percent escapes is ignored.
 
     Raises:
-        ValueError: it is too long, holds a space, a backslash, a control character, a letter that is not ASCII, a user
-            name, or anything else that would be sent in another form.
+        ValueError: the address is too long, or contains a space, a backslash, a control character, a letter that is not
+            ASCII, a user name, or anything else that would be sent in another form.
     """
     if len(address) > MAX_ADDRESS_CHARACTERS:
         raise ValueError(f"must have at most {MAX_ADDRESS_CHARACTERS} characters")
     odd = next((letter for letter in address if letter == "\\" or not "!" <= letter <= "~"), None)
     if odd is not None:
         raise ValueError(
-            f"must not hold {odd!a}: percent-encode what is no plain ASCII character, and write a host's name in "
-            "its xn-- form"
+            f"must not hold {odd!a}: percent-encode all but plain ASCII characters, and write a host's name in its "
+            "xn-- form"
         )
     match = _ADDRESS.fullmatch(address)
     if match is None:

@@ -1,4 +1,4 @@
-"""What every model of the interface shares: strict types, no unknown fields, messages that say what to change."""
+"""The base of all models of the interface: strict types, no unknown fields, messages that say what to change."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ SHOWN_VALUE_CHARACTERS = 40
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_EXPLAINED = 20
 MAX_VALUES = 10_000
-"""Of a job's input together: a batch of 50 items that use every field has 7,000."""
+"""Largest number of values in a job's input: a batch of 50 items that use every field has 7,000."""
 
 
 class StrictModel(BaseModel):
-    """A model that takes JSON types as they are (no "81" for 81) and refuses fields it does not know."""
+    """A model that does not convert JSON types (no "81" for 81) and refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def refuse_unknown_fields(cls, data: Any) -> Any:
-        """Names the first unknown field and what it was meant to be.
+        """Refuses unknown fields; the message names the first one and suggests the intended field.
 
         Raises:
-            ValueError: a field is not one of the model's, or there are more values than any job has.
+            ValueError: a field is unknown, or there are more values than any valid job has.
         """
         _limit_values(data)
         if isinstance(data, dict):
@@ -40,11 +40,11 @@ class StrictModel(BaseModel):
 
 
 def explain(error: ValidationError, root: str = "", shows_values: bool = True) -> str:
-    """A validation error as one line for the client: each field by its path, what it must be, what was given.
+    """A validation error as one line for the client: each field's path, its requirement, and the given value.
 
-    `root` is the path of the model itself, where it is not the job's input. Values are shown only where they are short
-    scalars, so that no media and no text of length is echoed, and none where `shows_values` is false: among credentials
-    any may be one. What no text can hold is escaped, and a message of thousands of mistakes is cut.
+    `root` is the path of the model itself if it is not the job's input. Only short scalars are shown, so that no media
+    and no long texts are echoed. With `shows_values` false, no value is shown, since any of them may be a credential.
+    Lone surrogates are escaped, and long messages are cut.
     """
     details = error.errors(include_url=False)[:MAX_EXPLAINED]
     mistakes = [_explain_one(mistake, root, shows_values) for mistake in details]
@@ -55,12 +55,12 @@ def explain(error: ValidationError, root: str = "", shows_values: bool = True) -
 
 
 def sendable(text: str) -> str:
-    """A text with lone surrogates, which no encoding carries, escaped."""
+    """A text with its lone surrogates escaped, since no encoding can carry them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _limit_values(data: Any) -> None:
-    """Refuses what would cost gigabytes to refuse value by value.
+    """Refuses inputs with so many values that checking each of them would take gigabytes.
 
     Raises:
         ValueError: there are more than `MAX_VALUES`.
@@ -71,7 +71,7 @@ def _limit_values(data: Any) -> None:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         num_values += len(inner)
         if num_values > MAX_VALUES:
-            raise ValueError(f"has more than {MAX_VALUES} values; leave out what is no part of the interface")
+            raise ValueError(f"has more than {MAX_VALUES} values; leave out values that are not part of the interface")
         waiting.extend(inner)
 
 

@@ -1,4 +1,4 @@
-"""A job's input: one video (`SingleJob`) or several (`BatchJob`), and where the result goes (`OutputConfig`)."""
+"""A job's input: one video (`SingleJob`) or several (`BatchJob`), and the result's destination (`OutputConfig`)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ DEFAULT_PREFIX = "infinitetalk/jobs"
 _DEFAULTS = INFINITETALK.defaults
 MAX_SPEAKERS = 8
 LARGEST_SEED = 2**53 - 1
-"""The largest integer that every JSON client carries exactly."""
+"""The largest integer that every JSON client represents exactly."""
 
 OWN_ENDINGS = (".mp4", ".jpg", ".json", ".preview")
-"""Of the files and folders that jobs leave."""
+"""Endings of the files and folders that jobs create."""
 
 STORES = {"s3": True, "volume": True, "inline": False, "put": False}
-"""The words that name a store, and whether it keeps files below a prefix, where a preview can lie too."""
+"""The names of stores, and whether each keeps files below a prefix, where a preview can also be stored."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
 def check_safe_name(name: str) -> str:
-    """A job's or an item's id, which becomes part of a file name and of an S3 key.
+    """Checks a job's or an item's id, which becomes part of a file name and of an S3 key.
 
     Raises:
         ValueError: it is not 1 to 128 letters, digits, "-", "_" or "." (not leading).
@@ -39,7 +39,7 @@ def check_safe_name(name: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """A prefix below which the result is stored; it cannot climb out of its root.
+    """Checks a prefix below which the result is stored; it cannot lead out of its root.
 
     Raises:
         ValueError: it is absolute, has an empty, "." or ".." component, a backslash or a control character, or a
@@ -56,10 +56,10 @@ def check_prefix(prefix: str) -> str:
 
 
 def check_store(name: Any) -> str:
-    """A word that names a store.
+    """Checks the name of a store.
 
     Raises:
-        PydanticKnownError: it is none of `STORES`.
+        PydanticKnownError: it is not in `STORES`.
     """
     if isinstance(name, str) and name in STORES:
         return name
@@ -68,10 +68,10 @@ def check_store(name: Any) -> str:
 
 
 def check_frame_num(frame_num: int) -> int:
-    """The number of frames of a chunk, whose first latent frame holds one video frame and every other one four.
+    """Checks the number of frames of a chunk: its first latent frame holds one video frame, every other one four.
 
     Raises:
-        ValueError: it is not 4n+1.
+        ValueError: the number is not 4n+1.
     """
     if frame_num % 4 != 1:
         below = frame_num - (frame_num - 1) % 4
@@ -80,10 +80,10 @@ def check_frame_num(frame_num: int) -> int:
 
 
 def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
-    """Speakers are named person1, person2, … without a gap.
+    """Checks that speakers are named person1, person2, … without a gap; returns them in this order.
 
     Raises:
-        ValueError: a name is missing, wrong, or there are more than `MAX_SPEAKERS`.
+        ValueError: a name is missing or wrong, or there are more than `MAX_SPEAKERS` speakers.
     """
     expected = [f"person{number}" for number in range(1, len(speakers) + 1)]
     if not speakers or sorted(speakers) != sorted(expected) or len(speakers) > MAX_SPEAKERS:
@@ -100,11 +100,11 @@ BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
 class OutputConfig(StrictModel):
-    """Where the video and its thumbnail go."""
+    """The destination of the video and its thumbnail."""
 
     store: StoreName = "s3"
     """"s3": an S3-compatible store (the job's s3Config, else the worker's settings). "volume": the worker's output
-    folder, the network volume on Runpod. "inline": base64 in the result, for small videos only. "put": the addresses
+    folder, on Runpod the network volume. "inline": base64 in the result, for small videos only. "put": the addresses
     video_url and thumbnail_url."""
 
     prefix: Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(check_prefix)] = (
@@ -114,21 +114,21 @@ class OutputConfig(StrictModel):
     {prefix}/{job_id}.jpg; {prefix}/{job_id}.json says how they were made."""
 
     video_url: Address | None = None
-    """Store "put": presigned address that takes the MP4 by PUT, with Content-Type video/mp4."""
+    """Store "put": presigned address for a PUT of the MP4 with Content-Type video/mp4."""
 
     thumbnail_url: Address | None = None
-    """Store "put": presigned address that takes the JPEG by PUT, with Content-Type image/jpeg."""
+    """Store "put": presigned address for a PUT of the JPEG with Content-Type image/jpeg."""
 
     preview: bool = False
-    """Finished chunks are published while the job runs, as HLS below {prefix}/{job_id}.preview/; progress names the
-    playlist. For the stores "s3" and "volume"."""
+    """Publish finished chunks while the job runs, as HLS below {prefix}/{job_id}.preview/; progress gives the
+    playlist's address. For the stores "s3" and "volume"."""
 
     @model_validator(mode="after")
     def check_preview(self) -> OutputConfig:
-        """A preview needs a place of its own.
+        """Checks that the store can hold a preview.
 
         Raises:
-            ValueError: the store has none.
+            ValueError: it cannot.
         """
         if self.preview and not STORES[self.store]:
             fit = " or ".join(f'"{name}"' for name, has_prefix in STORES.items() if has_prefix)
@@ -137,10 +137,10 @@ class OutputConfig(StrictModel):
 
     @model_validator(mode="after")
     def check_addresses(self) -> OutputConfig:
-        """Addresses belong to the store "put", which needs both.
+        """Checks that both addresses are given with the store "put", and none with another store.
 
         Raises:
-            ValueError: one is missing, or given for another store.
+            ValueError: an address is missing, or given for another store.
         """
         addresses = [self.video_url, self.thumbnail_url]
         if self.store == "put" and None in addresses:
@@ -166,15 +166,15 @@ class S3Config(StrictModel):
     """Name of the bucket."""
 
     region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}$")] | None = None
-    """Region of the store; null: the one that the name of its host tells, else the one that the store answers with,
-    else us-east-1."""
+    """Region of the store; null: the region in its host's name, else the region in the store's answer, else
+    us-east-1."""
 
 
 class TtsAudio(StrictModel):
     """Speech made from text by Kokoro."""
 
     text: Annotated[str, StringConstraints(min_length=1, max_length=5000)]
-    """What is said; two speakers take turns with "(s1) … (s2) …"."""
+    """The text to speak; two speakers take turns with "(s1) … (s2) …"."""
 
     human1_voice: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     """Voice of person1: a name such as "am_adam", or …/voices/am_adam.pt below the worker's Kokoro folder."""
@@ -184,29 +184,29 @@ class TtsAudio(StrictModel):
 
     @property
     def voices(self) -> list[str]:
-        """Voice of each speaker."""
+        """The voice of each speaker."""
         return [self.human1_voice] if self.human2_voice is None else [self.human1_voice, self.human2_voice]
 
 
 class Lora(StrictModel):
-    """One LoRA file laid on the base model."""
+    """One LoRA file applied to the base model."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     """File below the worker's LORA_DIR."""
 
     scale: Annotated[float, Field(ge=-4, le=4)] = 1.0
-    """How strongly it is applied."""
+    """Strength with which it is applied."""
 
 
 class SingleJob(StrictModel):
-    """One talking video: what is said, by whom in which picture, and how it is made."""
+    """One talking video: its speech, its source image or video, and the parameters of its generation."""
 
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=5000)]
-    """What the picture shows, in words; at most 512 tokens of it count."""
+    """Description of the video; only its first 512 tokens count."""
 
     cond_video: Media
-    """Picture or video of those who speak: http(s) URL, data URI, base64, or a path below the worker's volume. Of a
-    video, each chunk continues from the frame that is shown where it begins."""
+    """Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video,
+    each chunk's reference is the video's frame at the chunk's start."""
 
     cond_audio: Annotated[dict[str, Media | None], AfterValidator(check_speakers)] | None = None
     """Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same
@@ -216,67 +216,67 @@ class SingleJob(StrictModel):
     """Text to be spoken. Give this or cond_audio."""
 
     audio_type: Literal["para", "add"] = "para"
-    """Several speakers: "para", all from the start; "add", one after the other."""
+    """Order of several speakers: all from the start ("para"), or one after the other ("add")."""
 
     bbox: Annotated[dict[str, BoundingBox], AfterValidator(check_speakers)] | None = None
-    """Where each speaker is: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source.
+    """Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source.
     Null: side by side, left to right. Give this or mask."""
 
     bbox_order: Literal["xy", "yx"] = "xy"
-    """"xy" as the names say; "yx" reads [y_min, x_min, y_max, x_max], as the published code does."""
+    """"xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code."""
 
     mask: Annotated[dict[str, Media], AfterValidator(check_speakers)] | None = None
-    """Where each speaker is: a picture per speaker, white there. Give this or bbox."""
+    """Each speaker's mask: an image that is white where the speaker is. Give this or bbox."""
 
     loras: list[Lora] = Field(default_factory=list, max_length=8)
-    """LoRA files to lay on the base model."""
+    """LoRA files to apply to the base model."""
 
     scene_seg: bool = False
-    """Cut a source video at its scenes and drive each with its own stretch of the speech."""
+    """Split a source video into its scenes and generate each of them with its own part of the speech."""
 
     dry_run: bool = False
-    """Only say what the job would do."""
+    """Return only a plan of the job."""
 
     size: Literal["infinitetalk-480", "infinitetalk-720"] = Field(_DEFAULTS.size, validate_default=True)
-    """Table of resolutions; the one nearest to the source's shape is used."""
+    """Table of resolutions; the resolution nearest to the source's aspect ratio is used."""
 
     mode: Literal["clip", "streaming"] = "clip"
-    """"clip": one chunk, at most frame_num frames. "streaming": as many chunks as the speech needs, at most
+    """"clip": one chunk of at most frame_num frames. "streaming": as many chunks as the speech needs, at most
     max_frame_num frames."""
 
     frame_num: Annotated[int, Field(ge=5, le=401), AfterValidator(check_frame_num)] = _DEFAULTS.frame_num
-    """Video frames of a chunk, 4n+1, at 25 frames a second."""
+    """Number of video frames of a chunk, 4n+1, at 25 per second."""
 
     max_frame_num: Annotated[int, Field(ge=1, le=90_000)] = _DEFAULTS.max_frame_num
-    """Video frames at most in streaming mode, at 25 frames a second (90,000 are an hour)."""
+    """Largest number of video frames in streaming mode, at 25 per second (90,000 are an hour)."""
 
     sample_steps: Annotated[int, Field(ge=1, le=200)] = _DEFAULTS.num_inference_steps
-    """Sampling steps of a chunk."""
+    """Number of sampling steps of a chunk."""
 
     sample_shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Shift of the noise schedule; null: 7 for infinitetalk-480, 11 for infinitetalk-720."""
 
     sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.text_guide_scale
-    """How strongly the prompt guides; 1 saves a third of the work and turns the negative prompt off."""
+    """Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off."""
 
     sample_audio_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.audio_guide_scale
-    """How strongly the speech guides."""
+    """Strength of the speech's guidance."""
 
     motion_frame: Annotated[int, Field(ge=1, le=400)] = _DEFAULTS.motion_frame
-    """Video frames of one chunk that the next one continues from (streaming); fewer than frame_num."""
+    """Number of video frames of one chunk from which the next one continues (streaming); less than frame_num."""
 
     crossfade_frame: Annotated[int, Field(ge=0, le=25)] = _DEFAULTS.crossfade_frame
-    """Video frames in which one chunk fades into the next (streaming), at most motion_frame rounded down to 4n+1;
-    0 cuts, as published."""
+    """Number of video frames of the fade from one chunk into the next (streaming), at most motion_frame rounded down to
+    4n+1; 0: a cut, as in the published code."""
 
     negative_prompt: Annotated[str, StringConstraints(max_length=5000)] | None = None
-    """What the picture should not show; null: the published model's default."""
+    """Description of things that the video should not show; null: the published model's default."""
 
     color_correction_strength: Annotated[float, Field(ge=0, le=1)] = _DEFAULTS.color_correction_strength
-    """How far each frame's colours are brought to the reference frame's, 0 to 1."""
+    """How far each frame's colours are moved towards the reference frame's, 0 to 1."""
 
     use_teacache: bool = False
-    """Reuse the network's last output where it would hardly change."""
+    """Reuse the network's last output if it would hardly change."""
 
     teacache_thresh: Annotated[float, Field(gt=0, le=10)] = _DEFAULTS.teacache_threshold
     """TeaCache: the accumulated relative change above which the network runs again."""
@@ -291,10 +291,10 @@ class SingleJob(StrictModel):
     """APG: largest norm of the guidance."""
 
     base_seed: Annotated[int, Field(ge=-1, le=LARGEST_SEED)] = 42
-    """Seed of the noise; -1: drawn from the job's id, and the result's params name the seed used."""
+    """Seed of the noise; -1: derived from the job's id. The result's params contain the seed used."""
 
     num_persistent_param_in_dit: Annotated[int, Field(ge=0)] | None = None
-    """Parameters of the transformer that stay on the GPU; null: the worker chooses."""
+    """Number of parameters of the transformer that stay on the GPU; null: the worker chooses."""
 
     offload_model: bool | None = None
     """Move networks off the GPU when they are not in use; null: the worker chooses."""
@@ -303,14 +303,14 @@ class SingleJob(StrictModel):
     """Quantised weights; null: the worker chooses."""
 
     output_config: OutputConfig | None = None
-    """Where the result goes; null: s3, prefix infinitetalk/jobs."""
+    """Destination of the result; null: s3, prefix infinitetalk/jobs."""
 
     @model_validator(mode="after")
     def check_combinations(self) -> SingleJob:
-        """Rules that span fields.
+        """Checks the rules that span fields.
 
         Raises:
-            ValueError: a combination that cannot be served.
+            ValueError: a combination of fields cannot be served.
         """
         if (self.cond_audio is None) == (self.tts_audio is None):
             raise ValueError(
@@ -340,7 +340,7 @@ class SingleJob(StrictModel):
 
     @property
     def frame_limit(self) -> int:
-        """The most video frames that the mode allows."""
+        """The largest number of video frames that the mode allows."""
         return self.frame_num if self.mode == "clip" else self.max_frame_num
 
     @property
@@ -362,17 +362,17 @@ class BatchItem(SingleJob):
 
 
 class BatchJob(StrictModel):
-    """Several jobs that run in turn on one GPU."""
+    """Several jobs that run one after the other."""
 
     batch: Annotated[list[BatchItem], Field(min_length=1)]
-    """The items; their ids differ, and there are at most as many as the worker's MAX_BATCH_ITEMS."""
+    """The items; their ids must differ, and their number must not exceed the worker's MAX_BATCH_ITEMS."""
 
     output_config: OutputConfig | None = None
-    """Where the items' results go, unless an item says otherwise; null: s3, prefix infinitetalk/jobs."""
+    """Destination of the items' results, unless an item has its own; null: s3, prefix infinitetalk/jobs."""
 
     @model_validator(mode="after")
     def check_ids(self) -> BatchJob:
-        """Equal ids would overwrite each other's files.
+        """Checks that ids differ: items with equal ids would overwrite each other's files.
 
         Raises:
             ValueError: two items have the same id.
@@ -387,7 +387,7 @@ def parse_input(payload: Any) -> SingleJob | BatchJob:
     """The `input` of a job as a model.
 
     Raises:
-        pydantic.ValidationError: `explain` makes a message for the client of it.
+        pydantic.ValidationError: the input is invalid; `explain` makes a message for the client from the error.
     """
     if isinstance(payload, dict) and "batch" in payload:
         return BatchJob.model_validate(payload)

@@ -1,4 +1,4 @@
-"""What a field that is not known was meant to be: by what other tools call ours, else by its spelling."""
+"""Guesses the intended field of an unknown name: by the names that other tools use, else by its spelling."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from collections.abc import Collection
 
 LONGEST_NAME = 40
-"""Characters of a name that are looked at: comparing spellings takes their square."""
+"""Number of characters of a name that are compared: the time of comparing spellings grows with its square."""
 
 SPELLING_CUTOFF = 0.7
-"""Of difflib's ratio, below which a name is another word. "promt" and "prompt" have 0.91, "input" and "quant" 0.6."""
+"""difflib ratio below which two names are different words; "promt" and "prompt" have 0.91, "input" and "quant" 0.6."""
 
 MEANINGS: dict[str, str] = {
     "batch": "items jobs inputs tasks",
@@ -68,28 +68,28 @@ MEANINGS: dict[str, str] = {
     "name": "path file filename file_name lora id url",
     "scale": "strength weight multiplier alpha model_strength strength_model",
 }
-"""Our names → those of other tools for the same thing, as far as they differ in more than their spelling."""
+"""Our names → other tools' names for the same thing, if they differ in more than spelling."""
 
 PLACES: dict[str, str] = {
-    "s3config": 'it belongs beside "input", not into it',
-    "webhook": 'it belongs beside "input", not into it',
-    "policy": 'it belongs beside "input", not into it',
-    "input": 'send what it holds in its place, without an "input" within "input"',
+    "s3config": 'it belongs beside "input", not inside it',
+    "webhook": 'it belongs beside "input", not inside it',
+    "policy": 'it belongs beside "input", not inside it',
+    "input": 'send its fields directly, without an "input" within "input"',
 }
-"""Fields of a request that are none of a job's input, and what to do with them."""
+"""Fields of a request that are not part of a job's input, and what to do with them."""
 
 STORE_FIELDS = ("endpointUrl", "accessId", "accessSecret", "bucketName", "region")
 
 
 def hint_for(unknown: str, known: Collection[str]) -> str:
-    """What to do about a field that is not known. One is suggested only where it is near, by meaning or spelling."""
+    """Advice on an unknown field. A known field is suggested only if its meaning or spelling is near."""
     name = _plain(unknown[:LONGEST_NAME])
     if nearest := _nearest(name, known):
         return f'the nearest known one is "{nearest}"'
     if name in PLACES:
         return PLACES[name]
     if any(name in _names_of(field) for field in STORE_FIELDS):
-        return 'a store of the job\'s own is named in s3Config, beside "input"'
+        return 'name the job\'s own store in s3Config, beside "input"'
     return f"the known ones are {', '.join(sorted(known))}"
 
 

@@ -1,4 +1,4 @@
-"""What a client sees while its job runs."""
+"""The progress messages that a client gets while its job runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.base import StrictModel
 
 
 class Stage(StrEnum):
-    """The stages of a job, in order: the same list for progress, timings and errors."""
+    """The stages of a job, in order; progress, timings and errors use the same list."""
 
     VALIDATION = "validation"
     DOWNLOAD = "download"
@@ -28,25 +28,25 @@ class Progress(StrictModel):
     """One progress message, the job's `output` while it is IN_PROGRESS."""
 
     stage: Stage
-    """What the worker is doing."""
+    """The current stage."""
 
     pct: Annotated[float, Field(ge=0, le=100)]
-    """Share of the work done, in per cent; never goes back."""
+    """Share of the work done, in per cent; it never decreases."""
 
     job_id: str
-    """The job."""
+    """Id of the job."""
 
     seq: Annotated[int, Field(ge=1)]
-    """Number of the message, counted up."""
+    """Number of the message; it increases with each message."""
 
     eta_s: Annotated[float, Field(ge=0)] | None = None
-    """Seconds left, as far as known, of the item in a batch; null until a sampling step has been timed."""
+    """Estimated seconds left, in a batch for the current item; null until a sampling step has been timed."""
 
     item_id: str | None = None
-    """Of a batch: the item at work."""
+    """In a batch: id of the current item."""
 
     item_index: Annotated[int, Field(ge=0)] | None = None
-    """Of a batch: the item's place in it, counted from 0."""
+    """In a batch: position of the current item, counted from 0."""
 
     preview_url: str | None = None
     """With output_config.preview and store "s3": address of the HLS playlist, from the first chunk on."""
@@ -55,5 +55,5 @@ class Progress(StrictModel):
     """With output_config.preview and store "volume": the playlist's path below the output folder."""
 
     details: dict[str, Any] = Field(default_factory=dict)
-    """More on the stage; for sampling: chunk, num_chunks, step, num_steps, each counted from 1; for
-    download and upload: bytes so far and, where known, total_bytes."""
+    """Details of the stage; for sampling: chunk, num_chunks, step, num_steps, each counted from 1; for
+    download and upload: bytes so far and, if known, total_bytes."""

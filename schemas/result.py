@@ -1,4 +1,4 @@
-"""What a job ends with."""
+"""The results of jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas.progress import Stage
 
 
 class ErrorCode(StrEnum):
-    """What went wrong; `infinitetalk.worker.errors` says what to do for each."""
+    """The kinds of errors; `infinitetalk.worker.errors` says what to do about each."""
 
     INPUT_VALIDATION = "E_INPUT_VALIDATION"
     DOWNLOAD_FAILED = "E_DOWNLOAD_FAILED"
@@ -26,11 +26,11 @@ class ErrorCode(StrEnum):
 
 
 class Video(StrictModel):
-    """The video made, in exactly one place, and its thumbnail in the same."""
+    """The finished video and its thumbnail, both in the same one of three places."""
 
     url: str | None = None
-    """Store "s3": address of the MP4, which the worker has tried. Store "put": the address given, without its query and
-    untried."""
+    """Store "s3": address of the MP4, tested by the worker. Store "put": the given address without its query, not
+    tested."""
 
     path: str | None = None
     """Store "volume": path of the MP4 relative to the volume's root."""
@@ -39,10 +39,10 @@ class Video(StrictModel):
     """Store "inline": the MP4 in base64."""
 
     mime: Literal["video/mp4"] = "video/mp4"
-    """Type of the file."""
+    """Media type of the file."""
 
     bytes: Annotated[int, Field(ge=1)]
-    """Size of the MP4."""
+    """Size of the MP4 in bytes."""
 
     thumbnail_url: str | None = None
     """Stores "s3" and "put": address of the JPEG."""
@@ -60,26 +60,26 @@ class Video(StrictModel):
     """Store "volume": path of the same file relative to the volume's root."""
 
     width: Annotated[int, Field(ge=1)]
-    """Pixels."""
+    """Width in pixels."""
 
     height: Annotated[int, Field(ge=1)]
-    """Pixels."""
+    """Height in pixels."""
 
     fps: Annotated[float, Field(gt=0)]
-    """Frames a second."""
+    """Frames per second."""
 
     num_frames: Annotated[int, Field(ge=1)]
-    """Frames in the video."""
+    """Number of frames in the video."""
 
     duration_s: Annotated[float, Field(gt=0)]
-    """Seconds: num_frames / fps."""
+    """Length in seconds: num_frames / fps."""
 
     @model_validator(mode="after")
     def check_places(self) -> Video:
-        """One place for the video, the same one for the thumbnail.
+        """Checks that there is one place for the video, and that the thumbnail is in the same place.
 
         Raises:
-            ValueError: none, several, or different ones.
+            ValueError: there are none, several, or different places.
         """
         places = [name for name in ("url", "path", "data") if getattr(self, name) is not None]
         thumbnails = [name for name in ("url", "path", "data") if getattr(self, f"thumbnail_{name}") is not None]
@@ -98,32 +98,32 @@ class Success(StrictModel):
     """The job succeeded."""
 
     video: Video
-    """The video made."""
+    """The finished video."""
 
     timings: dict[str, Annotated[int, Field(ge=0)]]
     """Milliseconds: <stage>_ms for each stage, and total_ms."""
 
     params: dict[str, Any]
-    """The parameters as used: defaults filled in, a random seed named."""
+    """The parameters as used, with defaults filled in and the drawn seed."""
 
     model: str
     """The model that made the video; "tiny-random" makes noise."""
 
     memory_mode: str
-    """How the networks were held: "bf16", "fp8, VAE in tiles" …"""
+    """The networks' memory mode: "bf16", "fp8, VAE in tiles" …"""
 
     evaluations: Annotated[int, Field(ge=0)]
-    """Network evaluations made."""
+    """Number of network evaluations made."""
 
     evaluations_skipped: Annotated[int, Field(ge=0)]
-    """Network evaluations that TeaCache saved."""
+    """Number of network evaluations that TeaCache saved."""
 
     warnings: list[str] = Field(default_factory=list)
-    """What may disappoint in this result, in words."""
+    """Likely flaws of this result, in words."""
 
 
 class Plan(StrictModel):
-    """What a job with `dry_run` would do. Nothing was generated, stored or drawn by lot."""
+    """The plan of a job with `dry_run`. No video was generated or stored, and no random seed was chosen."""
 
     job_id: str
     """The job."""
@@ -132,32 +132,32 @@ class Plan(StrictModel):
     """The job can be run."""
 
     width: Annotated[int, Field(ge=1)]
-    """Pixels."""
+    """Width in pixels."""
 
     height: Annotated[int, Field(ge=1)]
-    """Pixels."""
+    """Height in pixels."""
 
     num_frames: Annotated[int, Field(ge=1)]
-    """Frames of the video, at 25 a second."""
+    """Number of frames of the video, at 25 per second."""
 
     duration_s: Annotated[float, Field(gt=0)]
-    """Seconds of the video."""
+    """Length of the video in seconds."""
 
     num_chunks: Annotated[int, Field(ge=1)]
-    """Chunks that it is made in."""
+    """Number of chunks of the video."""
 
     evaluations: Annotated[int, Field(ge=1)]
-    """Network evaluations; TeaCache may save some of them."""
+    """Number of network evaluations; TeaCache may save some of them."""
 
     memory_mode: str
-    """How the networks would be held: the fastest mode whose estimate fits."""
+    """The networks' memory mode: the fastest one that fits by its estimate."""
 
     estimate_s: Annotated[float, Field(ge=0)] | None = None
-    """Seconds of generating, without fetching, loading and storing; null where nothing is known of this model."""
+    """Seconds of generating, without fetching, loading and storing; null if nothing is known about this model."""
 
     estimate_from: Literal["this worker", "table"] | None = None
-    """"this worker": from the last chunk that it has made, by the work of an evaluation. "table": from what
-    docs/deploy.md assumes."""
+    """"this worker": from the last chunk that this worker made, scaled by the operations of an evaluation. "table":
+    from the assumptions in docs/deploy.md."""
 
     params: dict[str, Any]
     """The parameters as they would be used; a random seed is still -1."""
@@ -166,23 +166,23 @@ class Plan(StrictModel):
     """The model that would make the video."""
 
     warnings: list[str] = Field(default_factory=list)
-    """What may disappoint, in words."""
+    """Likely flaws of the result, in words."""
 
 
 class JobError(StrictModel):
     """Why a job failed."""
 
     code: ErrorCode
-    """One of the listed codes."""
+    """The error code."""
 
     message: str
     """What happened and what to change."""
 
     retryable: bool
-    """True where the same job may succeed later."""
+    """Whether the same job may succeed later."""
 
     at_stage: Stage
-    """Where it failed."""
+    """The stage at which the job failed."""
 
 
 class Failure(StrictModel):
@@ -195,7 +195,7 @@ class Failure(StrictModel):
     """The job failed."""
 
     error: JobError
-    """Why."""
+    """Why the job failed."""
 
 
 class ItemSuccess(Success):
@@ -206,7 +206,7 @@ class ItemSuccess(Success):
 
 
 class ItemPlan(Plan):
-    """What an item of a batch would do."""
+    """The plan of an item of a batch."""
 
     item_id: str
     """The item."""
@@ -220,7 +220,7 @@ class ItemFailure(Failure):
 
 
 class BatchResult(StrictModel):
-    """A batch of which at least one item succeeded, or, with `error`, none."""
+    """The result of a batch; `error` is set if no item succeeded."""
 
     job_id: str
     """The job."""
@@ -235,7 +235,7 @@ class BatchResult(StrictModel):
     """Milliseconds: total_ms."""
 
     warnings: list[str] = Field(default_factory=list)
-    """What concerns the whole batch."""
+    """Warnings about the whole batch."""
 
     error: JobError | None = None
-    """Set when no item succeeded, so that the job is FAILED."""
+    """Set if no item succeeded; the job is then FAILED."""

@@ -339,8 +339,8 @@ def test_each_kind_has_its_own_limit(settings, tmp_path):
 @pytest.mark.parametrize(
     ("data", "kinds", "message"),
     [
-        (speech_bytes(0.3), ("image", "video"), "cond_video must be a picture or a video, but it is sound"),
-        (PICTURE, ("audio",), "cond_video must be sound, but it is a picture"),
+        (speech_bytes(0.3), ("image", "video"), "cond_video must be an image or a video, but it is sound"),
+        (PICTURE, ("audio",), "cond_video must be sound, but it is an image"),
         (b"no media at all, only words, however many of them there may be", ("image",), "cond_video: "),
         (PICTURE[:60], ("image",), "cond_video: "),
     ],

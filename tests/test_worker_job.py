@@ -36,7 +36,7 @@ def failure_of(job_input: Any, tmp_path: Path, job_id: str = "job-1", **envelope
     ("changes", "code", "words"),
     [
         ({"cond_audio": {"person1": picture_bytes().hex()}}, "E_INPUT_VALIDATION", "cond_audio.person1"),
-        ({"cond_video": speech_uri(0.5)}, "E_INPUT_VALIDATION", "must be a picture or a video, but it is sound"),
+        ({"cond_video": speech_uri(0.5)}, "E_INPUT_VALIDATION", "must be an image or a video, but it is sound"),
         ({"cond_audio": {"person1": speech_uri(0.1)}}, "E_INPUT_VALIDATION", "at least 0.2 s"),
         ({"cond_video": "http://127.0.0.1:9/face.png"}, "E_DOWNLOAD_FAILED", "public address"),
         ({"cond_video": "examples/media/speech.wav"}, "E_INPUT_VALIDATION", "cond_video is none of these"),

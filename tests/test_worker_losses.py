@@ -174,7 +174,7 @@ def test_a_chunk_of_one_colour_is_warned_of_where_the_source_is_not(worker):
     }
     result = worker.run({"id": "job-1", "input": small_job(**changes)})
     (warning,) = result["warnings"]
-    assert warning.startswith("chunk 2 of 2: nothing but one colour, which the source is not")
+    assert warning.startswith("chunk 2 of 2: nothing but one colour, unlike the source")
     uncorrected = worker.run({"id": "job-1", "input": small_job(**changes, color_correction_strength=0.0)})
     assert uncorrected["warnings"] == []
     assert flat_chunks([False, True, True]) == [warning.replace("chunk 2 of 2", "chunks 2, 3 of 3")]
@@ -251,7 +251,7 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bbox": ({"bbox": {"person1": [0, 0, 9, 9]}}, "bbox has no effect with one speaker"),
     "mask": ({"mask": {"person1": "m"}}, "mask has no effect with one speaker"),
     "bbox_order": ({"bbox_order": "yx"}, "bbox_order has no effect without a bbox"),
-    "scene_seg": ({"scene_seg": True}, "scene_seg has no effect with a picture"),
+    "scene_seg": ({"scene_seg": True}, "scene_seg has no effect with an image"),
     "max_frame_num": ({"max_frame_num": 500}, 'max_frame_num has no effect in mode "clip"'),
     "motion_frame": ({"motion_frame": 5}, "motion_frame has no effect in a video of one chunk"),
     "crossfade_frame": ({"crossfade_frame": 0}, "crossfade_frame has no effect in a video of one chunk"),

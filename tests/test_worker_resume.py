@@ -325,7 +325,7 @@ def test_a_worker_that_computes_otherwise_goes_on_and_says_so_and_one_that_place
     assert mixed["evaluations"] == whole["evaluations"]
     assert mixed["warnings"] == [
         "chunks 1 to 2 were made in float32 on CPU (attention: native), the rest in fp8 on CPU (attention: native): "
-        "another worker went on with the job, and details may change where it did"
+        "another worker continued the job, and details may change there"
     ]
     assert not np.array_equal(frames_of(narrow, "job-1"), frames_of(narrow, "whole"))
 

@@ -863,7 +863,7 @@ def test_a_public_address_that_does_not_serve_the_video_is_a_warning(local_worke
     local_worker.settings = with_store(local_worker, s3_settings, s3_public_base=f"{s3_server.endpoint}/private")
     result = local_worker.run({"id": "job-1", "input": small_job(output_config=None)})
     (warning,) = result["warnings"]
-    assert "the address was tried by this worker, and answered with status" in warning
+    assert "this worker tested the address, which answered with status" in warning
 
 
 class HostileStore:

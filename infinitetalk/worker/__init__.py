@@ -1,1 +1,1 @@
-"""The Runpod worker: all that knows the queue, the stores and the JSON of the interface."""
+"""The Runpod worker: all code that uses the queue, the stores or the JSON of the interface."""

@@ -1,4 +1,4 @@
-"""The error codes: what each means for a client, and which exception becomes which."""
+"""The error codes: their meaning for clients, and the exceptions that lead to them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from schemas import ErrorCode, JobError, Stage
 
 @dataclass(frozen=True)
 class CodeFacts:
-    """What a code means.
+    """The meaning of a code.
 
     Attributes:
-        message: what happened, where nothing more precise is known.
+        message: what happened, used if nothing more precise is known.
         hint: what the client can do.
         retryable: whether the same job may succeed later.
     """
@@ -40,7 +40,7 @@ CODES: dict[ErrorCode, CodeFacts] = {
         "the model could not be loaded", "the worker's operator has to check its weights and settings", False
     ),
     ErrorCode.OOM: CodeFacts(
-        "the GPU's memory does not suffice", "use size infinitetalk-480 or a smaller frame_num, or a larger GPU", False
+        "the GPU has too little memory", "use size infinitetalk-480 or a smaller frame_num, or a larger GPU", False
     ),
     ErrorCode.FFMPEG: CodeFacts("the video could not be encoded", "send the job again", True),
     ErrorCode.GENERATION_RUNTIME: CodeFacts("the video could not be generated", "send the job again", True),
@@ -61,7 +61,7 @@ STAGE_CODES: dict[Stage, ErrorCode] = {
     Stage.UPLOAD: ErrorCode.UPLOAD,
     Stage.COMPLETED: ErrorCode.GENERATION_RUNTIME,
 }
-"""The code of an exception that nobody expects. None is a client's mistake, wherever it comes up."""
+"""The code of an unexpected exception at each stage. Such an exception is never the client's mistake."""
 
 CAUSE_CODES: dict[Cause, ErrorCode] = {
     Cause.INPUT: ErrorCode.INPUT_VALIDATION,
@@ -71,34 +71,34 @@ CAUSE_CODES: dict[Cause, ErrorCode] = {
     Cause.DEVICE: ErrorCode.GENERATION_RUNTIME,
     Cause.GROUP: ErrorCode.GENERATION_RUNTIME,
 }
-"""The code of an error of the library, whatever stage it comes up at."""
+"""The code of an error of the library, at any stage."""
 
 CAUSE_WORDS: dict[Cause, str] = {
     Cause.DEVICE: "the GPU failed, and this worker is being replaced; send the job again",
     Cause.GROUP: f"one of the worker's GPUs does not answer; {CODES[ErrorCode.GENERATION_RUNTIME].hint}",
 }
-"""What a client is told in the place of a message that is not for it."""
+"""Messages for the client that replace messages not meant for it."""
 
 TELLS_OF_WORKER = (ErrorCode.PIPELINE_LOAD, ErrorCode.FFMPEG)
-"""Codes that lay nothing at the client's door, its input, its address or its store."""
+"""Codes that do not blame the client's input, address or store."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-"""What the machine itself is short of, whatever was tried."""
+"""Errors that mean that the machine itself has run out of a resource."""
 
 OF_INPUT = (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.EFBIG)
-"""What a file system says of names and sizes that an input may have brought along."""
+"""Errors of a file system that an input's names or sizes may have caused."""
 
 FAILED_DISK = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN)
 
 
 class WorkerError(Exception):
-    """A failure with a code, whose message a client may read: no path, host name, credential or traceback in it.
+    """A failure with a code. Clients read its message: it must not contain a path, host name, credential or traceback.
 
     Args:
         code: one of the interface's codes.
         message: what happened and what to change.
-        retryable: whether the same job may succeed later; None: as the code says.
+        retryable: whether the same job may succeed later; None: the code's default.
     """
 
     def __init__(self, code: ErrorCode, message: str, retryable: bool | None = None) -> None:
@@ -109,7 +109,7 @@ class WorkerError(Exception):
 
 
 class MachineError(Exception):
-    """The machine lacks what every job needs, whatever a job's own error said."""
+    """The machine lacks something that every job needs, so that a job's own error does not count."""
 
 
 def is_expected(error: BaseException) -> bool:
@@ -118,14 +118,14 @@ def is_expected(error: BaseException) -> bool:
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Whether the GPU has failed in a way that it does not recover from within this process."""
+    """Whether the GPU has failed and cannot recover within this process."""
     return isinstance(error, DeviceError)
 
 
 def is_machine_error(error: BaseException) -> bool:
-    """Whether the machine has failed under a job: its temporary folder, its disk, its limits, a program or a library.
+    """Whether a job failed because of the machine: its temporary folder, its disk, its limits, a program or a library.
 
-    Errors that somebody expected have been looked at, and say themselves whose they are, unless something has run out.
+    Expected errors already name their cause and do not count, unless the machine has run out of a resource.
     """
     if isinstance(error, MachineError):
         return True
@@ -141,7 +141,7 @@ def is_machine_error(error: BaseException) -> bool:
 
 
 def job_error(error: Exception, stage: Stage) -> JobError:
-    """What a client is told of an exception raised at a stage. Unexpected ones get their code's words only."""
+    """The client's error for an exception raised at a stage. An unexpected exception's own message is not shown."""
     told = _own_words(error, stage)
     if not is_machine_error(error) or (told.code in TELLS_OF_WORKER and told.retryable):
         return told
@@ -169,13 +169,12 @@ def _own_words(error: Exception, stage: Stage) -> JobError:
 
 
 def may_load_elsewhere(error: Exception) -> bool:
-    """Whether another worker may load what this one could not: weights that do not fit it cannot, but a disk that
-    failed, or what nobody expects, may have been this worker's alone."""
+    """Whether the failure may be local to this worker: disk errors and unexpected exceptions, not invalid weights."""
     return not is_expected(error) or failed_to_read(error)
 
 
 def load_error(error: Exception) -> Exception:
-    """An error met while a model is loaded, with the code that it has there, at whatever stage a job is told of it."""
+    """An error of loading a model, with its code for that stage, so that a job at another stage gets the same code."""
     if not may_load_elsewhere(error):
         return error
     told = job_error(error, Stage.LOAD)
@@ -183,7 +182,7 @@ def load_error(error: Exception) -> Exception:
 
 
 def failed_to_read(error: BaseException | None) -> bool:
-    """Whether a disk or a network's file system failed, whatever a loader made of that."""
+    """Whether a disk or a network file system failed, even if a loader raised another error from it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FAILED_DISK:
             return True
@@ -198,12 +197,12 @@ def _code_of(error: Exception, stage: Stage) -> ErrorCode:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a job has filled the disk; once it has ended, there may be room again."""
+    """Whether a job has filled the disk; there may be space again once the job has ended."""
     return any(isinstance(cause, OSError) and cause.errno in FULL_DISK for cause in _causes(error))
 
 
 def _is_of_the_system(error: BaseException) -> bool:
-    """Whether the operating system refused something that has to do with no network and no input."""
+    """Whether the operating system refused something that does not depend on the network or the input."""
     if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError | ssl.SSLError):
         return False
     return error.errno is not None and error.errno > 0 and error.errno not in OF_INPUT

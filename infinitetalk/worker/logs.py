@@ -1,6 +1,6 @@
-"""Logs: one JSON object a line on stderr: ts, level, event and, where they apply, job_id, item_id, lat_ms, details.
+"""Logs: one JSON object per line on stderr with ts, level, event and, if they apply, job_id, item_id, lat_ms, details.
 
-Of a job's input only what is known to hold no secret is logged; `infinitetalk.worker.streams` writes the lines.
+Only those parts of a job's input are logged that cannot hold a secret. `infinitetalk.worker.streams` writes the lines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPEAKER_FIELDS = ("cond_audio", "mask", "bbox")
 
 
 def configure_logs(settings: Settings) -> None:
-    """Makes structlog write JSON lines on stderr, which leaves stdout to results."""
+    """Makes structlog write JSON lines on stderr, since stdout is for results."""
     secrets = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
     stderr = keep_streams_writable(secrets)
     # Its warnings, of headers that it cannot parse say, quote what a server sends, and a server may send a token back.
@@ -52,15 +52,15 @@ def configure_logs(settings: Settings) -> None:
 
 
 def shorten(logger: Any, method: str, line: Any) -> str:
-    """A line of limited length, still JSON: of one that is too long, the end of each long text, a traceback's say, and
-    the fields that are short. It is redacted before, for half a secret is not known as one."""
+    """Shortens a line that is too long; it stays valid JSON. Of long texts, such as a traceback, only the end is kept,
+    and other long fields are dropped. Lines are redacted before, since half a secret would not be recognised."""
     if len(line) <= MAX_LINE_CHARACTERS:
         return line
     kept: dict[str, Any] = {"cut_characters": len(line)}
     for name, value in json.loads(line).items():
         if isinstance(value, str):
             end = value[-MAX_FIELD_CHARACTERS:]
-            # JSON writes some letters as six.
+            # JSON writes some characters as six.
             kept[name] = end if len(json.dumps(end)) <= 2 * MAX_FIELD_CHARACTERS else end[-MAX_FIELD_CHARACTERS // 6 :]
         elif len(json.dumps(value)) <= MAX_FIELD_CHARACTERS:
             kept[name] = value
@@ -73,8 +73,8 @@ def job_logger(job_id: str) -> Any:
 
 
 def loggable(job_input: Any) -> Any:
-    """What may be logged of a job's input, whatever it holds: of fields that the interface has, numbers and choices as
-    they are, media by their kind or host, and texts by their lengths; of all others how many there are."""
+    """The loggable form of any job input. Of known fields, numbers and choices are shown as they are, media by their
+    kind or host, and texts by their length; unknown fields are only counted."""
     return _fields_of(job_input, {*_JOB_CHOICES, "batch"})
 
 
@@ -109,7 +109,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def _of_speaker(value: Any) -> Any:
-    """Speech or mask, by its kind, or a box."""
+    """The loggable form of a speaker's speech, mask or box."""
     is_box = isinstance(value, list) and len(value) <= 4 and all(isinstance(side, int | float) for side in value)
     if value is None or is_box:
         return value
@@ -129,7 +129,7 @@ def _medium(source: str) -> str:
 
 
 def _choices_of(model: type[BaseModel]) -> dict[str, set[str]]:
-    """The fields of a model that are a choice of words, and those words."""
+    """The fields of a model, each with the words that it may be chosen from, if any."""
     found = {}
     for name, schema in model.model_json_schema()["properties"].items():
         kinds = [schema, *schema.get("anyOf", [])]

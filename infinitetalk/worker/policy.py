@@ -1,7 +1,7 @@
-"""A job's `policy`: how long it may run and be kept, as Runpod's API takes it, in milliseconds.
+"""A job's `policy`: Runpod's limits on its running time and its lifetime, in milliseconds.
 
-Some give it in seconds, {"executionTimeout": 1800, "ttl": 86400}. Runpod takes no executionTimeout below 5,000 ms, so
-that one below tells that the whole policy is in seconds.
+Some clients give seconds: {"executionTimeout": 1800, "ttl": 86400}. Runpod allows no executionTimeout below 5,000 ms,
+so a smaller value means that the whole policy is in seconds.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ LONGEST_MS = 7 * 24 * 3600 * 1000
 """Runpod's limits."""
 
 LONGEST_TIMEOUT_S = 1e9
-"""Decades: more is no limit."""
+"""About 30 years: a larger value counts as no limit."""
 
 TIMEOUT_MARGIN_S = 1.0
-"""Seconds before the platform's own executionTimeout, whose answer has no code, that a job's time is over."""
+"""A job ends this many seconds before the platform's executionTimeout, since the platform's answer has no error code.
+"""
 
 
 class PolicyError(ValueError):
-    """A job's `policy` that Runpod would refuse, and that is not plainly in seconds either."""
+    """A job's `policy` that Runpod would refuse and that is not clearly in seconds."""
 
 
 def is_in_seconds(policy: Any) -> bool:
@@ -30,7 +31,7 @@ def is_in_seconds(policy: Any) -> bool:
 
 
 def timeout_s(policy: Any) -> float | None:
-    """Seconds after which a job ends by itself, just before the platform would end it; None where nothing limits it."""
+    """Seconds after which a job ends by itself, just before the platform would end it; None if there is no limit."""
     timeout = policy.get("executionTimeout") if isinstance(policy, dict) else None
     if not _is_number(timeout) or not 0 < timeout < LONGEST_TIMEOUT_S * 1000:
         return None
@@ -39,29 +40,29 @@ def timeout_s(policy: Any) -> float | None:
 
 
 def time_limit(policy: Any, job_timeout_s: float | None) -> float | None:
-    """Seconds that a job may take: the worker's JOB_TIMEOUT_S or those of the job's policy, whichever is less; None
-    where neither is set."""
+    """A job's time limit in seconds: the worker's JOB_TIMEOUT_S or the limit of the job's policy, whichever is less;
+    None if neither is set."""
     limits = [job_timeout_s, timeout_s(policy)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def policy_warnings(policy: Any) -> list[str]:
-    """What a job's result says of its policy."""
+    """Warnings about a job's policy."""
     if not is_in_seconds(policy):
         return []
     given = policy["executionTimeout"]
     shortest_ms = SHORTEST_MS["executionTimeout"]
     return [
-        f"policy was taken in seconds, since executionTimeout {given:g} is below Runpod's least, {shortest_ms} "
+        f"policy was taken in seconds, since executionTimeout {given:g} is below Runpod's minimum of {shortest_ms} "
         f"milliseconds; Runpod itself may refuse or end such a job: give milliseconds, {given * 1000:.0f}"
     ]
 
 
 def checked_seconds(policy: Any, name: str) -> float | None:
-    """A time of a job's `policy` in seconds; None where it is not given.
+    """A time of a job's `policy` in seconds; None if it is not given.
 
     Raises:
-        PolicyError: it is no number within Runpod's limits.
+        PolicyError: it is not a number within Runpod's limits.
     """
     if not isinstance(policy, dict):
         raise PolicyError('policy must be an object: {"executionTimeout": milliseconds, "ttl": milliseconds}')

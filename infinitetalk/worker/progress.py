@@ -1,7 +1,7 @@
-"""Progress of a job: in order, never faster than an interval, never after the result.
+"""Sends a job's progress: in order, at most once per interval, and never after the result.
 
-The SDK's `progress_update` starts a thread for each call, so that messages overtake one another and the result. Here
-one task sends, by the SDK's own request, the latest message only, one at a time.
+The SDK's `progress_update` starts a thread for each call, so that messages overtake one another and the result. Here a
+single task sends messages by the SDK's own request, one at a time, and only the latest one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schemas import Progress, Stage
 
 REQUEST_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 4.0
-"""Long enough for the request under way: one that is given up may be read by the queue after the result."""
+"""Long enough for the current request: the queue might read an abandoned one after the result."""
 
 STAGE_PERCENTAGES: dict[Stage, tuple[float, float]] = {
     Stage.VALIDATION: (0, 1),
@@ -35,14 +35,14 @@ STAGE_PERCENTAGES: dict[Stage, tuple[float, float]] = {
     Stage.UPLOAD: (95, 99),
     Stage.COMPLETED: (100, 100),
 }
-"""Per cent of a job at each stage's beginning and end, roughly by the time they take."""
+"""A job's percentage at the beginning and end of each stage, roughly proportional to the stages' durations."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class ItemPosition:
-    """Which item of a batch is at work; `index` counts from 0."""
+    """The current item of a batch; `index` counts from 0."""
 
     item_id: str
     index: int
@@ -51,15 +51,15 @@ class ItemPosition:
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """Where a job is.
+    """The state of a job's progress.
 
     Attributes:
         stage: the current stage.
-        fraction: 0 to 1, the part of the stage that is done.
-        eta_s: seconds left, where known.
-        details: more about the stage, fit for JSON.
+        fraction: finished part of the stage, 0 to 1.
+        eta_s: seconds left, if known.
+        details: more about the stage, as JSON types.
         preview: the preview's address, as fields of `schemas.Progress`.
-        item: for a batch, the item in progress; items have equal shares of the percentage.
+        item: for a batch, the current item; items have equal shares of the percentage.
     """
 
     stage: Stage
@@ -71,16 +71,16 @@ class ProgressEvent:
 
 
 Report = Callable[[ProgressEvent], None]
-"""Takes a job's progress, from any thread."""
+"""Takes a job's progress; may be called from any thread."""
 
 
 class ProgressReporter:
-    """Sends a job's progress while it is entered; `report` may be called from any thread.
+    """A context manager that sends a job's progress; `report` may be called from any thread.
 
     Args:
-        job_id: the job.
+        job_id: id of the job.
         send: sends one message.
-        interval_s: seconds at least between two messages.
+        interval_s: least number of seconds between two messages.
     """
 
     def __init__(self, job_id: str, send: Send, interval_s: float) -> None:
@@ -105,7 +105,7 @@ class ProgressReporter:
         await self.close(flush=error is None)
 
     def report(self, event: ProgressEvent) -> None:
-        """Takes an event; the next message tells the latest one."""
+        """Takes an event; the next message is about the latest event."""
         begin, end = STAGE_PERCENTAGES[event.stage]
         pct = begin + (end - begin) * event.fraction
         message = {"stage": event.stage, "eta_s": event.eta_s, "details": dict(event.details), **event.preview}
@@ -118,10 +118,10 @@ class ProgressReporter:
         self._loop.call_soon_threadsafe(self._changed.set)
 
     async def close(self, flush: bool) -> None:
-        """Ends the sending; nothing goes out afterwards.
+        """Ends sending; no message is sent afterwards.
 
         Args:
-            flush: whether a last message that still waits is sent first, within a limited time.
+            flush: whether a waiting last message is sent first, within a limited time.
         """
         try:
             if flush:
@@ -151,7 +151,7 @@ class ProgressReporter:
 
 
 class QueueSender:
-    """Posts progress to Runpod's queue, where it shows as the job's output while it is IN_PROGRESS."""
+    """Posts progress to Runpod's queue, which shows it as the job's output while the job is IN_PROGRESS."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
@@ -170,12 +170,12 @@ class QueueSender:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await send_result(self._session, {"status": "IN_PROGRESS", "output": message}, self.job)
         except TimeoutError:
-            # The next message says more than this one.
+            # A lost message does no harm: the next one is newer.
             job_logger(self.job["id"]).warning("progress.unanswered", details={"seq": message["seq"]})
 
 
 class LogSender:
-    """Logs progress where there is no queue."""
+    """Logs progress if there is no queue."""
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The worker's settings, read from the environment: those of the weights come from `infinitetalk.weights.settings`."""
+"""The worker's settings, read from the environment. `infinitetalk.weights.settings` has the settings of the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-"""What makes libraries' logs quieter."""
+"""Environment variables that make the libraries' logs quieter."""
 
 
 class Settings(WeightsSettings):
@@ -32,28 +32,29 @@ class Settings(WeightsSettings):
     )
 
     infinitetalk_model: Literal["talker", "tiny", "published"] | None = None
-    """"published": the checkpoint of CKPT_DIR, without which the worker stops. "talker": the embedded small model that
-    talks. "tiny": one with random weights, made by the worker. Unset: published where CKPT_DIR is set, else talker."""
+    """"published": the checkpoint in CKPT_DIR; the worker stops if it is missing. "talker": the embedded small model
+    that talks. "tiny": a small model with random weights, made by the worker. Unset: published if CKPT_DIR is set, else
+    talker."""
 
     tiny_dir: Path | None = None
-    """Folder that the random model is made in when first asked for; unset: checkpoints/ of the checkout."""
+    """Folder in which the random model is made when it is first needed; unset: checkpoints/ of the checkout."""
 
     device: str | None = None
-    """Torch device; unset: cuda where there is one, else cpu."""
+    """Torch device; unset: cuda if there is a GPU, else cpu."""
 
     gpus_per_job: Annotated[int, Field(ge=1)] | None = None
-    """GPUs that make a video together, a process for each; unset: all that the worker has."""
+    """Number of GPUs that make a video together, with one process each; unset: all GPUs of the worker."""
 
     output_dir: Path = Path("outputs")
-    """Root of the store "volume"; the network volume in the image. Inputs may be paths below it."""
+    """Root of the store "volume"; in the image, the network volume. Inputs may be paths below it."""
 
     s3_endpoint: Annotated[str | None, Field(validation_alias=AliasChoices("s3_endpoint", "BUCKET_ENDPOINT_URL"))] = (
         None
     )
-    """Address of the S3-compatible store; the bucket may stand before its host's name. Also BUCKET_ENDPOINT_URL."""
+    """Address of the S3-compatible store; the host's name may begin with the bucket. Also BUCKET_ENDPOINT_URL."""
 
     s3_region: str | None = None
-    """Region of the store. Unset: the one that the name of its host tells, else us-east-1."""
+    """Region of the store. Unset: the region in its host's name, else us-east-1."""
 
     s3_access_key: Annotated[
         str | None, Field(validation_alias=AliasChoices("s3_access_key", "BUCKET_ACCESS_KEY_ID"))
@@ -66,81 +67,80 @@ class Settings(WeightsSettings):
     """Secret access key. Also BUCKET_SECRET_ACCESS_KEY."""
 
     s3_bucket: str | None = None
-    """Name of the bucket. Unset: the one before the host's name in S3_ENDPOINT."""
+    """Name of the bucket. Unset: the bucket at the start of the host's name in S3_ENDPOINT."""
 
     s3_public_base: str | None = None
-    """Public address of the bucket's root; results are then given as {base}/{key} instead of presigned."""
+    """Public address of the bucket's root; results then have addresses {base}/{key} instead of presigned ones."""
 
     s3_url_expiry_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 7 * 24 * 3600
-    """Seconds that presigned addresses live; seven days at most."""
+    """Lifetime of presigned addresses in seconds; seven days at most."""
 
     serve_examples: bool = False
-    """Inputs may be paths below the checkout's examples/, as they may without a queue; set by `make serve`."""
+    """Inputs may be paths below the checkout's examples/; always allowed without a queue. Set by `make serve`."""
 
     max_image_bytes: Annotated[int, Field(ge=1)] = 50 * MEGABYTE
-    """Largest picture taken as input."""
+    """Largest image taken as input, in bytes."""
 
     max_audio_bytes: Annotated[int, Field(ge=1)] = 200 * MEGABYTE
-    """Largest sound taken as input."""
+    """Largest audio file taken as input, in bytes."""
 
     max_video_bytes: Annotated[int, Field(ge=1)] = 1000 * MEGABYTE
-    """Largest video taken as input."""
+    """Largest video taken as input, in bytes."""
 
     max_result_bytes: Annotated[int, Field(ge=1)] = 10 * MEGABYTE
-    """Largest result as JSON; Runpod drops larger ones of /run."""
+    """Largest result as JSON, in bytes; Runpod drops larger results of /run."""
 
     connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds that connecting to an input's or the store's address may take."""
+    """Time limit in seconds for connecting to an input's or the store's address."""
 
     read_timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds that an address may stay silent."""
+    """Longest silence of an address in seconds."""
 
     store_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds that a store which a job names may take for the job's result, and for all that is kept of it at once."""
+    """Time limit in seconds of a store that a job names, for the job's result and for each file of its saved state."""
 
     download_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds that one download may take, or one file's way to an address that a job names for it."""
+    """Time limit in seconds for one download, or for sending one file to an address of the store "put"."""
 
     download_attempts: Annotated[int, Field(ge=1)] = 4
-    """Times that a download is tried while what stops it may pass."""
+    """Number of attempts at a download whose error may be transient."""
 
     max_batch_items: Annotated[int, Field(ge=1, le=50)] = 20
-    """Items that a batch may have."""
+    """Largest number of items in a batch."""
 
     job_timeout_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds that a job may take; a job's own policy.executionTimeout may be shorter. Unset: as many as it needs."""
+    """Time limit of a job in seconds; a job's own policy.executionTimeout may be shorter. Unset: no limit."""
 
     stop_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds after which a job that was told to end, and does not, ends the worker."""
+    """Seconds after which the worker ends itself if a job does not stop when told to."""
 
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
-    """Seconds between SIGTERM and the worker's end; a job that needs longer is left to the next worker."""
+    """Seconds between SIGTERM and the worker's end; a job that needs more time is left to the next worker."""
 
     delivery_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds that a result is offered to a queue which does not take it."""
+    """Seconds after which the worker gives up sending a result to a queue that does not take it."""
 
     resume: bool = True
-    """What a job has made is stored as it grows, on the volume or in the bucket, so that another worker can go on from
-    there."""
+    """Save each finished chunk of a job on the volume or in the bucket, so that another worker can continue the job."""
 
     resume_ttl_s: Annotated[float, Field(ge=0)] = 24 * 3600.0
-    """Seconds after which that is ignored and removed; Runpod forgets a job after a day."""
+    """Seconds after which saved chunks are ignored and removed; Runpod forgets a job after a day."""
 
     resume_secret: SecretStr | None = None
-    """Signs what is stored of unfinished jobs; the same for all workers of an endpoint. Unset: made from S3_SECRET_KEY,
-    where that is set; with neither, nothing is stored where a job names the store, and on the volume unsigned."""
+    """Key that signs the saved state of unfinished jobs; the same for all workers of an endpoint. Unset: derived from
+    S3_SECRET_KEY. Without either, state is saved unsigned on the volume, and not at all in a store that a job names."""
 
     min_temporary_bytes: Annotated[int, Field(ge=0)] = 1000 * MEGABYTE
-    """Free bytes that the temporary folder must have, or the worker does not start."""
+    """Free bytes in the temporary folder without which the worker does not start."""
 
     progress_interval_s: Annotated[float, Field(ge=0)] = 1.0
-    """Seconds at least between two progress messages."""
+    """Least number of seconds between two progress messages."""
 
     webhook_get_job: Annotated[str | None, Field(validation_alias="RUNPOD_WEBHOOK_GET_JOB")] = None
-    """Where jobs are taken from; set by Runpod."""
+    """Address from which jobs are taken; set by Runpod."""
 
     webhook_post_output: Annotated[str | None, Field(validation_alias="RUNPOD_WEBHOOK_POST_OUTPUT")] = None
-    """Where progress and results go; set by Runpod."""
+    """Address to which progress and results are sent; set by Runpod."""
 
     @property
     def model(self) -> Literal["talker", "tiny", "published"]:
@@ -149,9 +149,9 @@ class Settings(WeightsSettings):
 
     @property
     def input_roots(self) -> list[tuple[Path, Path]]:
-        """Folders that inputs may lie below, each after the folder that relative paths start from.
+        """Pairs of a folder that relative paths start from and a folder that inputs must be below.
 
-        The checkout's examples are served on the machine of the one who runs them only.
+        The checkout's examples are allowed only on the machine of the person who runs the worker.
         """
         roots = [(folder.resolve(), folder.resolve()) for folder in (self.output_dir, self.volume_dir)]
         if self.serve_examples or self.webhook_get_job is None:
@@ -160,13 +160,13 @@ class Settings(WeightsSettings):
 
 
 def default_environment() -> None:
-    """Sets what libraries read while they are imported: quieter logs, unless the environment says otherwise.
+    """Sets environment variables that libraries read on import: quieter logs, unless the environment says otherwise.
 
-    The SDK's own default prints every payload. Others warn of kernels and file formats that are not in use.
+    By default the SDK prints every payload. Other libraries warn about kernels and file formats that are not used.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # A small picture can make Pillow warn of each of 65,535 tags.
+    # A small image can make Pillow warn about each of 65,535 tags.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,4 +1,4 @@
-"""When a job has to end before its work is done: it was cancelled, its time is over, or its worker goes."""
+"""Stops a job before its work is done: because it was cancelled, reached its time limit, or its worker ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class Stop:
-    """Asked by a job's thread before every network evaluation whether it has to end; any thread may tell it.
+    """Says whether a job has to end. The job's thread asks before every network evaluation; any thread may set it.
 
     Args:
-        time_limit_s: seconds that the job may take from now on; None: as many as it needs.
+        time_limit_s: time limit of the job in seconds from now on; None: no limit.
     """
 
     def __init__(self, time_limit_s: float | None = None) -> None:
@@ -34,25 +34,25 @@ class Stop:
 
     @property
     def timed_out(self) -> bool:
-        """Whether the job's time is over."""
+        """Whether the job has reached its time limit."""
         return self._deadline is not None and time.monotonic() > self._deadline
 
     def cancel(self) -> None:
-        """The job is wanted no longer."""
+        """Cancels the job."""
         self._cancelled.set()
 
     def drain(self, grace_s: float) -> None:
-        """The worker goes in this many seconds, at the latest; said again, the first time counts."""
+        """Tells the job that the worker ends in `grace_s` seconds at the latest; only the first call has an effect."""
         if self._gone_at is None:
             self._gone_at = time.monotonic() + grace_s
 
     @property
     def is_draining(self) -> bool:
-        """Whether the worker goes."""
+        """Whether the worker is about to end."""
         return self._gone_at is not None
 
     def leaves_time_for(self, seconds: float) -> bool:
-        """Whether the worker stays for as long as that."""
+        """Whether the worker continues for at least `seconds`."""
         return self._gone_at is None or time.monotonic() + seconds <= self._gone_at
 
 
@@ -60,8 +60,8 @@ def wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T:
     """The future's result.
 
     Raises:
-        GenerationStopped: `should_stop` said so first.
-        Exception: what the future ended with.
+        GenerationStopped: `should_stop` returned true before the future had a result.
+        Exception: the future's exception.
     """
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Standard streams that neither wait nor fail, and show no secret.
+"""Standard streams that neither block nor fail, and show no secret.
 
-A pipe that nobody reads or a full disk costs lines, which are counted, and no job. Whoever writes a line, credentials,
-addresses beyond their hosts and base64 are taken out of it.
+If nobody reads the pipe or the disk is full, lines are lost and counted, but no job fails. Credentials, base64 and
+everything after the host in an address are removed from every line.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from collections.abc import Callable
 
 LONGEST_HOST = 100
 LONGEST_LINE = 50_000
-"""Characters; what is more is cut before anything looks at it."""
+"""Characters; longer lines are cut before they are processed."""
 
 MAX_WAITING_LINES = 2_000
 FLUSH_S = 0.2
-"""Seconds that a line is waited for until it is written; once a write takes longer, no line is until one is written."""
+"""Longest wait in seconds until a line is written. After one write takes longer, `flush` does not wait until the next
+line has been written."""
 
 SHORTEST_BASE64 = 200
 
@@ -31,11 +32,11 @@ _QUERY = re.compile(r"(?<=[^\s\"'?])\?[^\s\"'\\]*")
 _SECRET = re.compile("signature|sig=|credential|token|key|secret|password", re.I)
 _ADDRESS = re.compile(r"(?<=://)[^\s\"'\\<>]+")
 _PATH = re.compile(r"(?<=with url: )/[^\s\"'\\]*")
-"""Of an address, in the words of urllib3."""
+"""The path of an address in the messages of urllib3."""
 
 
 class LogWriter:
-    """Writes lines to file descriptors in a thread of its own, as far as they take them."""
+    """Writes lines to file descriptors in a separate thread; counts the lines that it cannot write."""
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[tuple[int, bytes] | threading.Event] = queue.SimpleQueue()
@@ -44,14 +45,14 @@ class LogWriter:
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def put(self, descriptor: int, text: str) -> None:
-        """Hands a text over; may be called within a signal handler."""
+        """Queues a text; may be called within a signal handler."""
         if self._lines.qsize() < MAX_WAITING_LINES:
             self._lines.put((descriptor, text.encode("utf-8", "backslashreplace")))
         else:
             self._lost += 1
 
     def flush(self, timeout_s: float = FLUSH_S) -> None:
-        """Waits until what was handed over is written, unless the last wait was in vain."""
+        """Waits until the queued texts are written, unless the last wait timed out."""
         if not self._is_stalled:
             written = threading.Event()
             self._lines.put(written)
@@ -67,7 +68,7 @@ class LogWriter:
             lost = self._lost
             if lost:
                 note = {"level": "warning", "event": "log.lost", "details": {"lines": lost}}
-                # What was written last may have been a part of a line.
+                # The last write may have ended within a line.
                 data = f"\n{json.dumps(note)}\n".encode() + data
             try:
                 while data:
@@ -80,7 +81,7 @@ class LogWriter:
 
 
 class LogStream(io.TextIOBase):
-    """A text stream over a file descriptor, which takes every line and passes it on redacted by `redact`."""
+    """A text stream over a file descriptor: redacts every line and writes it."""
 
     encoding = "utf-8"
 
@@ -91,7 +92,7 @@ class LogStream(io.TextIOBase):
         self._begun = threading.local()
 
     def write(self, text: str) -> int:
-        """Takes a text; lines go on as they end, whole, whatever other threads write."""
+        """Takes a text and passes on complete lines, so that the lines of different threads do not mix."""
         begun = getattr(self._begun, "text", "") + text
         ended, newline, self._begun.text = begun.rpartition("\n")
         if newline:
@@ -100,7 +101,7 @@ class LogStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Waits a moment until all is written."""
+        """Passes on an unfinished line and waits a moment until everything is written."""
         begun = getattr(self._begun, "text", "")
         if begun:
             self._begun.text = ""
@@ -116,7 +117,7 @@ class LogStream(io.TextIOBase):
         return os.isatty(self._descriptor)
 
     def writable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def _pass_on(self, line: str) -> None:
@@ -126,10 +127,10 @@ class LogStream(io.TextIOBase):
 
 
 def keep_streams_writable(secrets: list[str]) -> LogStream:
-    """Replaces `sys.stdout` and `sys.stderr` by streams that neither wait nor fail, and show no secret.
+    """Replaces `sys.stdout` and `sys.stderr` by streams that neither block nor fail, and show no secret.
 
     Returns:
-        Another stream to the standard error, for lines that were redacted before: it writes them as they are.
+        Another stream to the standard error, for lines that are redacted already: it writes them as they are.
     """
     writer = LogWriter()
 
@@ -142,8 +143,8 @@ def keep_streams_writable(secrets: list[str]) -> LogStream:
 
 
 def redacted(line: str, secrets: list[str]) -> str:
-    """A line without credentials, addresses beyond their hosts and base64, whatever put them there: an exception's
-    words, say."""
+    """A line without credentials, base64, and everything after the host in an address; they may come from an
+    exception's message, for instance."""
     for secret in secrets:
         line = line.replace(secret, "***")
     line = _ADDRESS.sub(lambda found: _host_of(found[0]), line)
@@ -155,7 +156,7 @@ def redacted(line: str, secrets: list[str]) -> str:
 
 
 def _host_of(address: str) -> str:
-    """Of an address without its scheme, what a log may show: a path may hold a token, a name before "@" a password."""
+    """The loggable part of an address without its scheme: a path may hold a token, a name before "@" a password."""
     authority, *more = re.split(r"[/?#]", address, maxsplit=1)
     host = authority.rpartition("@")[2][:LONGEST_HOST]
     return f"{host}/…" if more and more[0] else address.removeprefix(f"{authority.rpartition('@')[0]}@")

@@ -1,7 +1,7 @@
 """The model and its use: the only part of the worker that touches tensors and the pipeline.
 
-`checkpoint` knows which weights there are, `loading` brings them into memory, `placement` chooses devices and memory
-modes, `estimate` tells a video's cost, `scenes` and `conditions` read a job's fields, and `engine` generates.
+`checkpoint` finds the weights, `loading` loads them into memory, `placement` chooses devices and memory modes,
+`estimate` computes a video's cost, `scenes` and `conditions` read a job's fields, and `engine` generates videos.
 """
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions

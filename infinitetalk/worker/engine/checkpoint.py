@@ -1,4 +1,4 @@
-"""The checkpoint that a worker serves: the published one, or one of the two that are embedded in this project."""
+"""The checkpoint that a worker serves: the published one, or one of the two small ones of this project."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Checkpoint(ABC):
     """A checkpoint as files.
 
     Attributes:
-        is_published: whether it is the published model, and not one that is embedded in this project.
-        lora_folder: folder of LoRA files; None where there is none.
+        is_published: whether it is the published model, not one of this project's small models.
+        lora_folder: folder of LoRA files; None if there is none.
     """
 
     is_published: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def files(self) -> CheckpointPaths:
-        """Where the files are; returns once they are there."""
+        """The paths of the files; returns once the files exist."""
 
     @abstractmethod
     def find_kokoro(self) -> Path:
@@ -46,7 +46,7 @@ class Checkpoint(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Which weights these are, by the contents of their files; known before any is loaded.
+        """Fingerprint of the contents of the weights' files; it is known before any weights are loaded.
 
         Raises:
             CheckpointError: a file is damaged.
@@ -57,7 +57,7 @@ class Checkpoint(ABC):
         return contents_of(file for part in (*parts, *others) for file in files_below(part))
 
     def check(self) -> None:
-        """Reads the headers of every file that videos need, and holds them against the networks.
+        """Reads the headers of every file that videos need and compares them with the networks.
 
         Raises:
             CheckpointError: a file is missing or unfit.
@@ -67,7 +67,7 @@ class Checkpoint(ABC):
                 raise CheckpointError(f"{finding.part}: {finding.problem}")
 
     def check_memory(self, free_bytes: int) -> None:
-        """Looks whether any memory mode fits so many free bytes of GPU memory.
+        """Checks that a memory mode fits the free GPU memory.
 
         Raises:
             DoesNotFitError: none does.
@@ -92,17 +92,13 @@ class PublishedCheckpoint(Checkpoint):
         if self._paths.kokoro is None:
             raise CheckpointError(
                 "tts_audio needs Kokoro-82M, which is neither in KOKORO_DIR nor on the network volume nor in the "
-                "image; the worker's operator fetches it by `python -m infinitetalk.weights download`"
+                "image; the worker's operator can fetch it by `python -m infinitetalk.weights download`"
             )
         return self._paths.kokoro
 
 
 class EmbeddedCheckpoint(Checkpoint):
-    """A small model of this project's own.
-
-    Args:
-        folder: that a small Kokoro is made in where none is set.
-    """
+    """A small model of this project. If KOKORO_DIR is not set, a small Kokoro is made in the folder of small models."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.lora_dir)
@@ -114,14 +110,14 @@ class EmbeddedCheckpoint(Checkpoint):
 
 
 class TalkerCheckpoint(EmbeddedCheckpoint):
-    """The small model that talks, whose trained weights are in this package."""
+    """The small trained model that talks; its weights are in this package."""
 
     def files(self) -> CheckpointPaths:
         return replace(talker_paths(), loras=self.lora_folder, kokoro=self._kokoro_folder)
 
 
 class RandomCheckpoint(EmbeddedCheckpoint):
-    """The small model of random weights, whose files are made from a seed when they are first asked for."""
+    """The small model with random weights; its files are made from a seed when they are first needed."""
 
     #: All workers make the same weights.
     fingerprint = "tiny"
@@ -130,17 +126,18 @@ class RandomCheckpoint(EmbeddedCheckpoint):
         return replace(ensure_tiny_model(self._folder), loras=self.lora_folder)
 
     def check(self) -> None:
-        """Nothing to do: its files are made by the code that reads them, while this is asked."""
+        """Does nothing: the files are made by the code that reads them."""
 
     def check_memory(self, free_bytes: int) -> None:
-        """Nothing to do: its few megabytes fit every GPU."""
+        """Does nothing: a few megabytes fit every GPU."""
 
 
 def find_checkpoint(settings: Settings) -> Checkpoint:
     """The checkpoint that the settings name.
 
     Raises:
-        CheckpointError: a part of the published one is neither set nor found, or a folder that is set does not exist.
+        CheckpointError: a part of the published checkpoint is neither set nor found, or a folder that is set does not
+            exist.
     """
     if settings.model == "tiny":
         return RandomCheckpoint(settings)

@@ -1,4 +1,4 @@
-"""A job's conditions beside its media: prompts, the resolution, and the regions of the speakers."""
+"""A job's conditions other than its media: prompts, the resolution, and the regions of the speakers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from schemas import SingleJob
 
 
 def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
-    """What decides the memory that a job takes beside its weights."""
+    """The values that determine a job's memory in addition to the weights."""
     height, width = choose_bucket(job.family, job.size, source.height, source.width, size_scale)
     return Workload(job.frame_num, height, width, job.family)
 
@@ -32,10 +32,10 @@ def negative_prompt_of(job: SingleJob) -> str:
 def speaker_regions(
     job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None, warnings: list[str]
 ) -> Tensor | None:
-    """Where each speaker is, bool (speakers, height, width) of the source; None: side by side.
+    """Each speaker's region, bool (speakers, height, width) of the source; None: side by side.
 
     Args:
-        warnings: gets what a client should know of them.
+        warnings: warnings for the client are added to this list.
 
     Raises:
         RegionError: a box or mask does not fit the source, or marks nothing.
@@ -56,12 +56,12 @@ def speaker_regions(
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much two speakers' regions have in common.
+    """The overlap of two speakers' regions.
 
     Attributes:
         one, other: the speakers.
-        fraction: of the smaller region, 0 to 1.
-        is_same: whether the regions are one.
+        fraction: overlapping share of the smaller region, 0 to 1.
+        is_same: whether the regions are equal.
     """
 
     one: str
@@ -71,7 +71,11 @@ class Overlap:
 
 
 def region_overlaps(job: SingleJob, regions: Tensor | None) -> list[Overlap]:
-    """What every two of the speakers' regions, bool (speakers, height, width), have in common; None: side by side."""
+    """The overlap of every two speakers' regions.
+
+    Args:
+        regions: bool (speakers, height, width); None: side by side, without overlap.
+    """
     if regions is None:
         return []
     return [
@@ -86,25 +90,25 @@ def region_overlaps(job: SingleJob, regions: Tensor | None) -> list[Overlap]:
 
 
 def read_mask(path: Path, speaker: str, source: MediaInfo, warnings: list[str]) -> Tensor:
-    """A speaker's mask, bool (height, width): where the picture is white and not transparent.
+    """A speaker's mask, bool (height, width): true where the image is white and not transparent.
 
     Args:
-        warnings: gets what a client should know of it.
+        warnings: warnings for the client are added to this list.
 
     Raises:
-        RegionError: it is not of the source's size, or white nowhere.
+        RegionError: the mask has another size than the source, or no white pixel.
         WorkerError: it cannot be decoded.
     """
     with naming(f"mask.{speaker}"):
         region, notes = read_region(path)
     if region.shape != (source.height, source.width):
         raise RegionError(
-            f"mask.{speaker} is {region.shape[1]}x{region.shape[0]} pixels; it must have those of cond_video, "
+            f"mask.{speaker} is {region.shape[1]}x{region.shape[0]} pixels; it must have the size of cond_video, "
             f"{source.width}x{source.height}"
         )
     if not region.any():
         raise RegionError(
-            f"mask.{speaker} is white nowhere (what is transparent does not count); paint the place of {speaker} white"
+            f"mask.{speaker} is white nowhere (transparent pixels do not count); paint the place of {speaker} white"
         )
     warnings += [f"mask.{speaker}: {note}" for note in notes]
     return region

@@ -1,4 +1,4 @@
-"""The worker's use of the library: a job's request becomes calls of the pipeline."""
+"""The worker's use of the library: turns a job's request into calls of the pipeline."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from schemas import ErrorCode, SingleJob
 
 @dataclass(frozen=True)
 class Request:
-    """What a video is to be generated from.
+    """A request to generate a video.
 
     Attributes:
         job: the parameters.
-        seed: of the noise.
-        source: picture or video of the speakers.
-        speech: embeddings of each speaker, of equal lengths.
-        regions: bool (speakers, height, width) of the source, where each speaker is; None: side by side.
-        folder: for temporary files.
-        networks: prepared for the job.
+        seed: seed of the noise.
+        source: image or video of the speakers.
+        speech: each speaker's embeddings, all of the same length.
+        regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
+        folder: folder for temporary files.
+        networks: the networks, prepared for the job.
     """
 
     job: SingleJob
@@ -65,12 +65,12 @@ class Engine:
     """Makes videos with the networks of one checkpoint.
 
     Args:
-        settings: of the worker.
-        measure: measures the memory that there is for networks; a GPU's by default.
+        settings: the worker's settings.
+        measure: measures the memory available for networks; by default that of a GPU.
 
     Attributes:
         checkpoint: the weights.
-        devices: where networks run.
+        devices: the devices of the networks.
         health: whether this process may serve jobs.
 
     Raises:
@@ -86,11 +86,11 @@ class Engine:
         self._synthesiser: SpeechSynthesiser | None = None
 
     def start(self) -> None:
-        """Begins to load the model; jobs may be validated and fetched meanwhile."""
+        """Starts loading the model; jobs may be validated and fetched meanwhile."""
         self._loading.start()
 
     def finish_loading(self) -> None:
-        """Waits until nothing is being loaded: what still is when the interpreter ends, fails."""
+        """Waits for loading to end: it fails if the interpreter exits before."""
         self._loading.finish()
 
     @property
@@ -99,10 +99,10 @@ class Engine:
         return self._loading.found().models.name
 
     def weights_for(self, job: SingleJob) -> str:
-        """The weights that a job uses, by their contents: the checkpoint's, its LoRAs', Kokoro's if its text is spoken.
+        """Fingerprint of the weights that a job uses: the checkpoint, the job's LoRAs, and Kokoro if it speaks a text.
 
         Raises:
-            CheckpointError: there is no file of a name, or one is damaged.
+            CheckpointError: a file is missing or damaged.
             WorkerError: the disk failed.
         """
         with self.reading_weights():
@@ -113,12 +113,12 @@ class Engine:
             return f"{self.checkpoint.fingerprint}\n{contents_of(files)}"
 
     def reading_weights(self) -> AbstractContextManager[None]:
-        """Wraps code that reads weights in a job, as `Health.reading_weights`."""
+        """As `Health.reading_weights`: wraps code that reads weights in a job."""
         return self.health.reading_weights()
 
     @property
     def synthesiser(self) -> SpeechSynthesiser:
-        """Kokoro, which loads its network when it first speaks.
+        """Kokoro; it loads its network when it first speaks.
 
         Raises:
             CheckpointError: its weights are missing.
@@ -128,7 +128,8 @@ class Engine:
         return self._synthesiser
 
     def check_memory(self) -> None:
-        """Looks whether any mode fits the GPU's memory; networks that this worker has loaded already do not count.
+        """Checks that a memory mode fits the GPU; memory of networks that this worker has already loaded counts as
+        free.
 
         Raises:
             DoesNotFitError: none does.
@@ -140,13 +141,13 @@ class Engine:
     def embed(
         self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False
     ) -> list[SpeechEmbeddings]:
-        """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, one row a video frame.
+        """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, with one row per video frame.
 
-        Waits for the audio encoder alone.
+        Waits for the audio encoder only, not for the other networks.
 
         Raises:
-            CheckpointError: it cannot be loaded.
-            GenerationStopped: `should_stop` said so.
+            CheckpointError: the audio encoder cannot be loaded.
+            GenerationStopped: `should_stop` returned true.
         """
         models = self._loading.found(should_stop).models
         with self.reading_weights():
@@ -159,13 +160,13 @@ class Engine:
         return speech
 
     def prepare(self, job: SingleJob, source: MediaInfo, should_stop: Callable[[], bool] = lambda: False) -> Networks:
-        """The networks as the job needs them: adapter, LoRAs, and a memory mode that fits.
+        """Prepares the networks for the job: adapter, LoRAs, and a memory mode that fits.
 
         Raises:
             CheckpointError: a network or a LoRA cannot be loaded.
             DoesNotFitError: no mode fits the free memory.
-            GenerationStopped: `should_stop` said so.
-            ParallelError: a process of another GPU ends or does not answer though it has just been started.
+            GenerationStopped: `should_stop` returned true.
+            ParallelError: another GPU's process has ended or does not answer although it was just started.
         """
         found = self._loading.loaded(should_stop)
         memory = found.placement.choose(job, workload_of(job, source, found.models.size_scale))
@@ -179,21 +180,22 @@ class Engine:
             raise
 
     def memory_mode(self, choice: NetworkChoice) -> str:
-        """Name of the mode that networks are in, as results give it."""
+        """Name of the networks' memory mode, as shown in results."""
         mode = choice.memory.describe(choice.dtype)
         return mode if self.devices.count == 1 else f"{mode}, {self.devices.count} GPUs"
 
     def arithmetic(self, choice: NetworkChoice) -> Arithmetic:
-        """How this worker computes with networks that are prepared by a choice."""
+        """How this worker computes with networks that were prepared by `choice`."""
         return arithmetic_of(choice, self.devices.first, self.devices.count)
 
     def check_loras(self, job: SingleJob, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
-        """Looks from their headers whether the job's LoRAs can be laid on the model; returns warnings for the client.
+        """Checks by the headers of the job's LoRAs that they can be applied to the model; returns warnings for the
+        client.
 
         Raises:
-            WorkerError: one is not there, or cannot be laid on the model.
+            WorkerError: a LoRA is missing or cannot be applied to the model.
             CheckpointError: the model could not be found.
-            GenerationStopped: `should_stop` said so.
+            GenerationStopped: `should_stop` returned true.
         """
         with naming_loras(), self.reading_weights():
             paths = [find_lora(self.checkpoint.lora_folder, lora.name) for lora in job.loras]
@@ -206,11 +208,11 @@ class Engine:
             return [warning for path in paths for warning in read_lora(path, shapes).warnings]
 
     def count_tokens(self, prompt: str, should_stop: Callable[[], bool] = lambda: False) -> int:
-        """Tokens of a prompt, of which the model reads the first `TEXT_LENGTH`.
+        """Number of tokens of a prompt; the model reads the first `TEXT_LENGTH`.
 
         Raises:
-            CheckpointError: the model could not be found, or its tokenizer not be loaded.
-            GenerationStopped: `should_stop` said so.
+            CheckpointError: the model could not be found, or its tokenizer could not be loaded.
+            GenerationStopped: `should_stop` returned true.
         """
         models = self._loading.found(should_stop).models
         with self.reading_weights():
@@ -222,13 +224,13 @@ class Engine:
         """The cost of a job's video; loads nothing and computes nothing on the GPU.
 
         Args:
-            num_rows: of the speech, one a video frame.
+            num_rows: number of rows of the speech, one per video frame.
 
         Raises:
             CheckpointError: the model could not be found.
             DoesNotFitError: no mode fits the free memory.
             WorkerError: the source cannot be decoded.
-            GenerationStopped: `should_stop` said so.
+            GenerationStopped: `should_stop` returned true.
         """
         found = self._loading.found(should_stop)
         workload = workload_of(job, source.info, found.models.size_scale)
@@ -237,7 +239,7 @@ class Engine:
         return video_cost(scenes, workload, memory_mode, self._speed)
 
     def recover(self) -> None:
-        """Gives back the memory that a failed job may still hold, unless the GPU answers no longer."""
+        """Releases memory that a failed job may still hold, unless this process is broken."""
         if not self.health.is_broken:
             release_cached_memory()
 
@@ -249,20 +251,20 @@ class Engine:
         num_done: int = 0,
         chunk_state: bytes | None = None,
     ) -> Iterator[Chunk]:
-        """The video, chunk by chunk; each scene of it is generated on its own.
+        """Generates the video chunk by chunk, and each scene separately.
 
         Args:
-            num_done: chunks that are there already, counted through all scenes.
-            chunk_state: the state of the last of them; None after a scene's last chunk.
-            should_stop: asked before every network evaluation.
-            on_step: told after every sampling step; chunks are counted through all scenes.
+            num_done: number of existing chunks, counted through all scenes.
+            chunk_state: the state after the last existing chunk; None after a scene's last chunk.
+            should_stop: is asked before every network evaluation.
+            on_step: is called after every sampling step; chunks are counted through all scenes.
 
         Raises:
-            GenerationStopped: `should_stop` said so.
+            GenerationStopped: `should_stop` returned true.
             RegionError: a speaker's region is lost at the model's resolution.
-            WorkerError: the source cannot be decoded, or the numbers of a step or of frames are not finite.
-            DoesNotFitError: the GPU's memory did not suffice.
-            ParallelError: a process of another GPU has ended or does not answer; the next job starts it anew.
+            WorkerError: the source cannot be decoded, or numbers of a step or of frames are not finite.
+            DoesNotFitError: the GPU has too little memory.
+            ParallelError: another GPU's process has ended or does not answer; the next job restarts it.
         """
         try:
             yield from self._generate(request, should_stop, on_step, num_done, chunk_state)
@@ -288,7 +290,7 @@ class Engine:
         num_done: int,
         chunk_state: bytes | None,
     ) -> Iterator[Chunk]:
-        """As `generate`."""
+        """Implements `generate`, without its handling of errors."""
         pipeline = InfiniteTalkPipeline(request.networks)
         job = request.job
         workload = workload_of(job, request.source.info, request.networks.size_scale)
@@ -323,7 +325,7 @@ class Engine:
 
 
 def what_overflows(job: SingleJob) -> str:
-    """What of a job may have made numbers that are not finite, as advice."""
+    """Advice on the fields of a job that may have led to numbers that are not finite."""
     if job.loras:
         names = ", ".join(lora.name for lora in job.loras)
         return f"leave out the LoRAs one by one ({names}), or lower their scale"
@@ -335,10 +337,10 @@ def what_overflows(job: SingleJob) -> str:
 
 @contextmanager
 def naming_loras() -> Iterator[None]:
-    """Wraps code that reads a job's LoRAs: one that does not fit is the job's mistake.
+    """Wraps code that reads a job's LoRAs: if a LoRA does not fit, the job's input is wrong.
 
     Raises:
-        WorkerError: it does not fit.
+        WorkerError: a LoRA does not fit.
     """
     try:
         yield

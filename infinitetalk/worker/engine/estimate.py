@@ -10,7 +10,7 @@ from infinitetalk.generation.sampling import GenerationSettings, make_sampler
 from infinitetalk.runtime.memory import Workload
 
 ASSUMED_FLOP_PER_S = 400e12
-"""The rate of a GPU before anything has been measured on it, as docs/deploy.md assumes."""
+"""The rate of a GPU until it has been measured, as assumed in docs/deploy.md."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class VideoCost:
     """The cost of a video.
 
     Attributes:
-        width, height: in pixels.
-        num_frames, num_chunks: of the video.
-        evaluations: of the network; TeaCache may save some.
-        memory_mode: name of the mode.
-        seconds: of generating; None where nothing is known.
-        is_measured: whether the seconds come from what this worker has done.
+        width, height: size of the video in pixels.
+        num_frames, num_chunks: length of the video.
+        evaluations: number of network evaluations; TeaCache may save some.
+        memory_mode: name of the memory mode.
+        seconds: time of generating; None if nothing is known.
+        is_measured: whether the time is based on this worker's own measurements.
     """
 
     width: int
@@ -37,10 +37,10 @@ class VideoCost:
 
 
 class Speed:
-    """The time that this worker takes for a floating-point operation of the network.
+    """This worker's time for a floating-point operation of the network.
 
     Args:
-        assumed_flop_per_s: before anything has been measured; None where there is nothing to assume.
+        assumed_flop_per_s: the rate until it has been measured; None if there is nothing to assume.
     """
 
     def __init__(self, assumed_flop_per_s: float | None) -> None:
@@ -48,12 +48,12 @@ class Speed:
         self.is_measured = False
 
     def record(self, seconds: float, evaluations: int, workload: Workload) -> None:
-        """Takes the speed from a chunk that took so many seconds."""
+        """Computes the speed from the time of a chunk."""
         self._seconds_per_flop = seconds / (max(evaluations, 1) * workload.family.evaluation_flop(workload.num_tokens))
         self.is_measured = True
 
     def seconds(self, evaluations: int, workload: Workload) -> float | None:
-        """The time of so many evaluations; None where nothing is known."""
+        """The time of a number of evaluations; None if the speed is unknown."""
         if self._seconds_per_flop is None:
             return None
         return self._seconds_per_flop * evaluations * workload.family.evaluation_flop(workload.num_tokens)
@@ -64,9 +64,9 @@ def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_
 
     Args:
         scenes: the settings of each scene.
-        workload: of a chunk.
-        memory_mode: name of the mode that the job will run in.
-        speed: of this worker.
+        workload: the workload of a chunk.
+        memory_mode: name of the job's memory mode.
+        speed: this worker's speed.
     """
     num_chunks = [number_of_chunks(settings, workload.family) for settings in scenes]
     evaluations = sum(
@@ -86,5 +86,5 @@ def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_
 
 
 def number_of_chunks(settings: GenerationSettings, family: Family) -> int:
-    """How many chunks a scene of `settings.max_frame_num` frames has."""
+    """The number of chunks of a scene of `settings.max_frame_num` frames."""
     return settings.grid(family).num_chunks(settings.max_frame_num)

@@ -1,4 +1,4 @@
-"""Networks on their way into memory, in a thread, while jobs are already validated and fetched."""
+"""Loads the networks in a thread, while jobs are already validated and fetched."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ class Health:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the machine has failed, or the model could not be read: another process may do better."""
+        """Whether the machine has failed or the model could not be read, so that another worker may do better."""
         return self._is_broken
 
     def mark_broken(self) -> None:
-        """Lets no other job be taken by this process."""
+        """Makes this process take no other job."""
         self._is_broken = True
 
     @contextmanager
     def reading_weights(self) -> Iterator[None]:
-        """Wraps code that reads weights in a job: if the disk fails, the job is told so, and another worker takes over.
+        """Wraps code that reads weights in a job: if the disk fails, the job fails as retryable and the worker is
+        replaced.
 
         Raises:
             WorkerError: the disk failed.
@@ -58,7 +59,7 @@ class Health:
 
 @dataclass(frozen=True)
 class FoundModels:
-    """A checkpoint whose files are there, and the memory that its networks may take."""
+    """The models of a checkpoint with all its files, and the placement of its networks in memory."""
 
     models: Models
     placement: Placement
@@ -68,10 +69,10 @@ class Loading:
     """Loads the networks of a checkpoint.
 
     Args:
-        checkpoint: which one.
-        devices: where its networks will run.
-        measure: measures the memory that there is before any network is loaded.
-        health: marked as broken where another process may do better.
+        checkpoint: the checkpoint.
+        devices: the devices of its networks.
+        measure: measures the available memory before any network is loaded.
+        health: is marked as broken if another worker may do better.
     """
 
     def __init__(self, checkpoint: Checkpoint, devices: Devices, measure: MeasureMemory, health: Health) -> None:
@@ -84,8 +85,8 @@ class Loading:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begins to load."""
-        # No daemons: an interpreter that ends while torch loads in a thread aborts, and with it the exit code.
+        """Starts loading."""
+        # Not daemon threads: exiting while torch is importing in one aborts the process and loses the exit code.
         self._threads = [
             threading.Thread(target=warm_up_sound, name="warm-up"),
             threading.Thread(target=self._load, name="load"),
@@ -94,7 +95,7 @@ class Loading:
             thread.start()
 
     def finish(self) -> None:
-        """Waits until nothing is being loaded: what still is when the interpreter ends, fails."""
+        """Waits for loading to end: it fails if the interpreter exits before."""
         for thread in self._threads:
             thread.join()
 
@@ -103,7 +104,7 @@ class Loading:
 
         Raises:
             CheckpointError, WorkerError: they could not be found.
-            GenerationStopped: `should_stop` said so.
+            GenerationStopped: `should_stop` returned true.
         """
         return wait_for(self._found, should_stop)
 
@@ -112,7 +113,7 @@ class Loading:
 
         Raises:
             CheckpointError, WorkerError: they could not be loaded.
-            GenerationStopped: `should_stop` said so.
+            GenerationStopped: `should_stop` returned true.
         """
         found = self.found(should_stop)
         wait_for(self._loaded, should_stop)
@@ -144,7 +145,7 @@ class Loading:
 
 
 def warm_up_sound() -> None:
-    """Makes librosa import what it imports at its first use, which takes seconds, before a job needs it."""
+    """Uses librosa once before a job needs it: its imports at the first use take seconds."""
     with tempfile.TemporaryDirectory(prefix="infinitetalk-") as folder:
         file = Path(folder) / "silence.wav"
         soundfile.write(file, np.zeros(4800, dtype=np.float32), 48_000)

@@ -1,4 +1,4 @@
-"""Devices and memory modes: where networks run, and which mode fits the memory that there is."""
+"""Devices and memory modes: the devices of the networks, and the mode that fits the available memory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Devices:
     """The devices, all of one kind, that make a video together.
 
     Attributes:
-        first: where every network runs; the others take part in evaluations of the transformer.
-        count: how many there are, and how many processes.
+        first: the device of every network; the others take part in evaluations of the transformer.
+        count: number of devices, with one process each.
     """
 
     first: torch.device
@@ -42,25 +42,25 @@ class Devices:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the transformer and the text encoder on such devices."""
+        """The dtype of the transformer and the text encoder on these devices."""
         return torch.float32 if self.first.type == "cpu" else torch.bfloat16
 
 
 def devices_of(settings: Settings) -> Devices:
-    """The devices that the settings name, else all GPUs that there are, else the CPU."""
+    """The devices that the settings name, else all GPUs, else the CPU."""
     first = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     count = settings.gpus_per_job or (torch.cuda.device_count() if first.type == "cuda" else 1)
     return Devices(numbered(first), count)
 
 
 def numbered(device: torch.device) -> torch.device:
-    """A device with its number, without which no process of several can make it its own."""
+    """A device with its number, which each of several processes needs to select its own GPU."""
     return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """GPU memory in bytes before any network is on it, and the checkpoint's sizes."""
+    """Free GPU memory in bytes before any network is loaded, and the checkpoint's sizes."""
 
     free_bytes: int
     sizes: ModelSizes
@@ -70,7 +70,7 @@ MeasureMemory = Callable[[torch.device, CheckpointPaths], MemoryBudget | None]
 
 
 def measure_memory(device: torch.device, paths: CheckpointPaths) -> MemoryBudget | None:
-    """The budget of a GPU on which no network is yet; None for a CPU, whose memory is not counted.
+    """The budget of a GPU without any loaded network; None for a CPU, whose memory is not counted.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -82,8 +82,8 @@ class Placement:
     """Chooses memory modes.
 
     Args:
-        budget: the memory that there is; None where memory is not counted, and each job gets what it asks for.
-        family: of the checkpoint.
+        budget: the available memory; None if memory is not counted, and each job gets the mode that it asks for.
+        family: the checkpoint's family.
     """
 
     def __init__(self, budget: MemoryBudget | None, family: Family) -> None:
@@ -91,7 +91,7 @@ class Placement:
         self._family = family
 
     def choose_at_start(self) -> MemoryMode:
-        """The mode that networks are loaded in while no job has come.
+        """The mode in which networks are loaded before the first job.
 
         Raises:
             DoesNotFitError: no mode fits.
@@ -101,7 +101,7 @@ class Placement:
         return choose_mode(self._budget.free_bytes, self._budget.sizes, usual_workload(self._family))
 
     def choose(self, job: SingleJob, workload: Workload) -> MemoryMode:
-        """The mode that a job asks for; where memory is counted, completed to the fastest mode that fits.
+        """The mode that a job asks for; if memory is counted, completed to the fastest mode that fits.
 
         Raises:
             DoesNotFitError: no mode fits.
@@ -117,14 +117,14 @@ class Placement:
     def learn(
         self, job: SingleJob, workload: Workload, taken: MemoryMode, dtype: torch.dtype
     ) -> DoesNotFitError | None:
-        """Counts with less memory from now on, since a job ran out of it.
+        """Assumes less memory from now on, since a job ran out of memory.
 
         Args:
-            taken: the mode that the job ran in.
-            dtype: of weights that are not quantised.
+            taken: the job's mode.
+            dtype: dtype of weights that are not quantised.
 
         Returns:
-            What to tell the client; None where memory is not counted.
+            The error for the client; None if memory is not counted.
         """
         if self._budget is None:
             return None
@@ -136,20 +136,20 @@ class Placement:
         except DoesNotFitError as error:
             return error
         return DoesNotFitError(
-            f"the GPU's memory did not suffice in the mode {taken.describe(dtype)}: send the job again, "
+            f"the GPU has too little memory for the mode {taken.describe(dtype)}: send the job again, "
             f"this worker will run it in the mode {mode.describe(dtype)}",
             fits_next_time=True,
         )
 
 
 def usual_workload(family: Family) -> Workload:
-    """The workload that the mode is chosen for while no job has come: a chunk of the default length and size."""
+    """The workload for which the mode is chosen before the first job: a chunk of the default length and size."""
     defaults = family.defaults
     return Workload(defaults.frame_num, *family.sizes[defaults.size].usual_resolution, family)
 
 
 def requested_memory(job: SingleJob) -> MemoryMode:
-    """The part of the mode that a job fixes; offload_model keeps no block of the transformer on the GPU."""
+    """The part of the mode that a job sets; offload_model keeps no block of the transformer on the GPU."""
     kept = job.num_persistent_param_in_dit
     if kept is None and job.offload_model:
         kept = 0

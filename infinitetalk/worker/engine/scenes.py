@@ -1,4 +1,4 @@
-"""The scenes of a video, each of which is generated on its own: their frames, their speech, their settings."""
+"""The scenes of a video with their frames, speech and settings; each scene is generated separately."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Scene:
 
 
 def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
-    """The scenes of the video: those of the source video where the job asks for them, else one.
+    """The scenes of the video: the scenes of the source video if the job asks for them, else one.
 
-    The last one goes on to the end of the speech.
+    The last scene continues to the end of the speech.
 
     Args:
-        num_rows: of the speech, one a video frame.
+        num_rows: number of rows of the speech, one per video frame.
 
     Raises:
         WorkerError: the source cannot be decoded.
@@ -44,7 +44,7 @@ def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
 
 
 def chunk_grid(job: SingleJob) -> ChunkGrid:
-    """How the job's video is divided into chunks."""
+    """The division of the job's video into chunks."""
     return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame, job.family)
 
 
@@ -70,11 +70,11 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
 
 
 def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> Source:
-    """The reference frames of a scene, whose time begins with the scene.
+    """The reference frames of a scene; their time is counted from the scene's start.
 
     Args:
-        source: the picture or video of the speakers.
-        folder: for the frames of a video.
+        source: image or video of the speakers.
+        folder: folder for the frames of a video.
 
     Raises:
         WorkerError: the source cannot be decoded.
@@ -89,7 +89,7 @@ def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> S
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:
-    """The rows of a scene, and those after it that its last frames hear."""
+    """The rows of a scene, and the following rows that are context of its last frames."""
     end = min(scene.start + grid.usable_rows(scene.num_frames), len(embeddings))
     if (scene.start, end) == (0, len(embeddings)):
         return embeddings

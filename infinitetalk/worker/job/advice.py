@@ -1,4 +1,4 @@
-"""A job's warnings: what of its input is lost, which fields have no effect, and what may disappoint in the result."""
+"""A job's warnings: lost input, fields without effect, and likely flaws of the result."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from infinitetalk.worker.engine import Engine, Overlap, Scene, chunk_grid, gener
 from schemas import STORES, OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
-"""Of the smaller of two regions; edges that touch share less."""
+"""Share of the smaller region above which an overlap is reported; touching edges share less."""
 
 STEP_DISTILLED = ("fusionx", "lightx2v")
-"""In the names of LoRAs that make few steps enough, and guidance too much."""
+"""Words in the names of LoRAs that need few steps and no text guidance."""
 
 FEW_STEPS = 12
-"""Too few for the model as it was trained."""
+"""At most this many steps are too few for the model without a step-distilled LoRA."""
 
 TRAINED_SPEAKERS = 2
 
 LONGEST_VIDEO = 90_000
-"""Frames; `max_frame_num` takes no more."""
+"""Video frames; the upper limit of `max_frame_num`."""
 
 
 def cut_speech(job: SingleJob, seconds: float, is_estimate: bool) -> list[str]:
-    """Whether the video ends before the speech.
+    """A warning if the video ends before the speech.
 
     Args:
-        seconds: of all of the speech.
-        is_estimate: whether they are guessed from a text.
+        seconds: length of all of the speech.
+        is_estimate: whether the length is estimated from a text.
     """
-    # A hundredth of a frame is rounding.
+    # Up to a hundredth of a frame is a rounding error.
     num_frames = math.floor(seconds * VIDEO_FPS + 0.01)
     if num_frames <= job.frame_limit:
         return []
@@ -48,14 +48,14 @@ def cut_speech(job: SingleJob, seconds: float, is_estimate: bool) -> list[str]:
         enough = min(math.ceil(1.2 * num_frames), LONGEST_VIDEO) if is_estimate else num_frames
         setting = f"max_frame_num {job.max_frame_num}; {enough} would hold all of it"
     else:
-        setting = f"max_frame_num {job.max_frame_num}; at most {LONGEST_VIDEO} can be had, send the rest as another job"
+        setting = f"max_frame_num {job.max_frame_num}; at most {LONGEST_VIDEO} is allowed, send the rest separately"
     about = "about " if is_estimate else ""
     kept = job.frame_limit / VIDEO_FPS
     return [f"the speech is cut from {about}{round(seconds, 2):.10g} s to {round(kept, 2):.10g} s by {setting}"]
 
 
 def cut_prompts(job: SingleJob, count_tokens: Callable[[str], int]) -> list[str]:
-    """Which prompts are longer than the model reads."""
+    """A warning for each prompt that is longer than the model reads."""
     prompts = {"prompt": job.prompt} | (
         {"negative_prompt": negative_prompt_of(job)} if uses_negative_prompt(job) else {}
     )
@@ -67,26 +67,26 @@ def cut_prompts(job: SingleJob, count_tokens: Callable[[str], int]) -> list[str]
 
 
 def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: S3Config | None) -> list[str]:
-    """The fields that the job has set, and that change nothing in its video.
+    """A warning for each field that the job sets but that does not change its video.
 
     Args:
-        is_picture: whether the source is one.
-        num_chunks: of the video.
-        s3_config: the job's own store.
+        is_picture: whether the source is an image.
+        num_chunks: number of chunks of the video.
+        s3_config: the job's own store, if it names one.
     """
     one_chunk = num_chunks == 1
     one_step = job.sample_steps == 1
     voices = len(job.speakers) if job.cond_audio is None else sum(map(bool, job.cond_audio.values()))
     one_speaker = len(job.speakers) == 1
     differences = GuidanceScales(job.sample_text_guide_scale, job.sample_audio_guide_scale).differences
-    #: Field, whether it is without effect, and beside what.
+    #: A field, whether it has no effect, and the reason.
     rules = [
-        ("audio_type", job.tts_audio is not None, "with tts_audio, whose speakers take turns"),
+        ("audio_type", job.tts_audio is not None, "with tts_audio: its speakers take turns"),
         ("audio_type", job.cond_audio is not None and voices == 1, "with one voice"),
         ("bbox", one_speaker, "with one speaker"),
         ("mask", one_speaker, "with one speaker"),
         ("bbox_order", job.bbox is None or one_speaker, "without a bbox of several speakers"),
-        ("scene_seg", is_picture, "with a picture"),
+        ("scene_seg", is_picture, "with an image"),
         ("max_frame_num", job.mode == "clip", 'in mode "clip"'),
         ("motion_frame", one_chunk, "in a video of one chunk"),
         ("crossfade_frame", one_chunk, "in a video of one chunk"),
@@ -117,17 +117,17 @@ def uses_negative_prompt(job: SingleJob) -> bool:
 
 
 def negative_prompt_reason(job: SingleJob) -> str:
-    """Why it does not."""
+    """Why the job's guidance uses no negative prompt."""
     return f"with sample_text_guide_scale {job.sample_text_guide_scale:g}"
 
 
 def _is_set(job: Any, field: str) -> bool:
-    """Whether a model's field was given, and is not what it would be anyway."""
+    """Whether a model's field was given a value other than its default."""
     return field in job.model_fields_set and getattr(job, field) != type(job).model_fields[field].default
 
 
 def _unused_voices(job: SingleJob) -> list[str]:
-    """The voices of a text that has no turn of theirs."""
+    """A warning for each voice that has no turn in the text."""
     if job.tts_audio is None:
         return []
     voices = job.tts_audio.voices
@@ -140,7 +140,7 @@ def _unused_voices(job: SingleJob) -> list[str]:
 
 
 def _unused_places(output_config: OutputConfig, s3_config: S3Config | None) -> list[str]:
-    """What is said of a store that the result does not go to."""
+    """A warning for each setting of a store that the result does not go to."""
     store = output_config.store
     found = []
     if not STORES[store] and _is_set(output_config, "prefix"):
@@ -151,7 +151,7 @@ def _unused_places(output_config: OutputConfig, s3_config: S3Config | None) -> l
 
 
 def shared_regions(overlaps: Sequence[Overlap]) -> list[str]:
-    """Which speakers' regions are the same or overlap."""
+    """A warning for each two speakers whose regions are the same or overlap."""
     found = []
     for overlap in overlaps:
         if overlap.is_same:
@@ -167,10 +167,10 @@ def shared_regions(overlaps: Sequence[Overlap]) -> list[str]:
 
 
 def mixed_arithmetic(arithmetics: Sequence[str]) -> list[str]:
-    """Whether chunks were made by workers that compute differently.
+    """A warning if chunks were made by workers that compute differently.
 
     Args:
-        arithmetics: of each chunk, in order.
+        arithmetics: each chunk's arithmetic, in order.
     """
     runs = [(arithmetic, len(list(chunks))) for arithmetic, chunks in groupby(arithmetics)]
     if len(runs) < 2:
@@ -182,25 +182,24 @@ def mixed_arithmetic(arithmetics: Sequence[str]) -> list[str]:
         parts.append(f"{chunks} made in {arithmetic}")
         first = last + 1
     return [
-        f"{', '.join(parts)}, the rest in {runs[-1][0]}: another worker went on with the job, and details may change "
-        "where it did"
+        f"{', '.join(parts)}, the rest in {runs[-1][0]}: another worker continued the job, and details may change there"
     ]
 
 
 def flat_chunks(are_flat: list[bool]) -> list[str]:
-    """Which chunks, counted from 1, are one colour where the source is not."""
+    """A warning that names the chunks, counted from 1, that are one colour although the source is not."""
     numbers = [str(number) for number, is_flat in enumerate(are_flat, start=1) if is_flat]
     if not numbers:
         return []
     chunks = f"chunk{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} of {len(are_flat)}"
     return [
-        f"{chunks}: nothing but one colour, which the source is not. Look at the video: a source whose first frame is "
+        f"{chunks}: nothing but one colour, unlike the source. Look at the video: a source whose first frame is "
         "one colour needs a lower color_correction_strength; guidance scales and scales of LoRAs may be too high"
     ]
 
 
 def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
-    """What may disappoint in the result."""
+    """Warnings about likely flaws of the result that follow from the job's parameters."""
     warnings = [] if job.tts_audio is None else list(engine.synthesiser.warnings)
     warnings += engine.check_loras(job)
     if len(job.speakers) > TRAINED_SPEAKERS:
@@ -212,7 +211,7 @@ def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
 
 
 def step_warnings(job: SingleJob) -> list[str]:
-    """Whether the published model's steps and guidance go with the job's LoRAs."""
+    """Warnings if the steps or guidance do not suit the published model with the job's LoRAs."""
     is_distilled = any(name in lora.name.lower() for lora in job.loras for name in STEP_DISTILLED)
     if not is_distilled and job.sample_steps <= FEW_STEPS:
         return [
@@ -222,15 +221,15 @@ def step_warnings(job: SingleJob) -> list[str]:
     if is_distilled and job.sample_text_guide_scale > 1:
         return [
             f"sample_text_guide_scale {job.sample_text_guide_scale:g} with a step-distilled LoRA: colours will be "
-            "harsh, and each step takes an evaluation more; use 1"
+            "harsh, and each step takes one more evaluation; use 1"
         ]
     return []
 
 
 def loudness_warnings(loudness: float) -> list[str]:
-    """What to say of speech of so many LUFS."""
+    """Warnings about speech of a loudness in LUFS."""
     if abs(loudness) > SILENCE_LUFS:
-        return ["is silent where it is used: the mouth stays closed; send a recording in which speech is heard"]
+        return ["is silent in the part used: the mouth stays closed; send a recording with audible speech"]
     if loudness < QUIET_LUFS:
         return [
             f"is very quiet ({loudness:.0f} LUFS): it was made {TARGET_LUFS - loudness:.0f} dB louder, and its noise "

@@ -1,4 +1,4 @@
-"""Several videos of one job, made in turn."""
+"""Makes the videos of a batch one after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas import BatchItem, BatchJob, BatchResult, ItemFailure, ItemPlan, Ite
 
 
 class RunItem(Protocol):
-    """Makes one item's video; whatever goes wrong becomes an `ItemFailure`."""
+    """Makes one item's video; every error becomes an `ItemFailure`."""
 
     def __call__(self, item: BatchItem, report: Report) -> ItemSuccess | ItemPlan | ItemFailure: ...
 
@@ -24,16 +24,16 @@ def run_batch(
     report: Report,
     now: Callable[[], float] = time.monotonic,
 ) -> BatchResult:
-    """Runs a batch's items one after the other; one that fails does not stop the next.
+    """Runs a batch's items one after the other; a failed item does not stop the next one.
 
     Args:
-        job_id: the job.
+        job_id: id of the job.
         run_item: makes one item.
-        report: told where the batch is.
-        now: seconds, for the timings.
+        report: takes the batch's progress.
+        now: returns the time in seconds, for the timings.
 
     Raises:
-        GenerationStopped: `run_item` did.
+        GenerationStopped: `run_item` raised it.
     """
     begin = now()
     results = []
@@ -55,12 +55,12 @@ def run_batch(
 
 
 def reporting_item(report: Report, position: ItemPosition) -> Report:
-    """Takes an item's progress as its batch's."""
+    """A `Report` that passes an item's progress on as its batch's progress."""
     return lambda event: report(replace(event, item=position))
 
 
 def _error_of_all(failures: list[ItemFailure]) -> JobError:
-    """The first item's error, in the batch's words; retryable where any item is."""
+    """The first item's error, worded for the batch; retryable if any item's error is."""
     first = failures[0].error
     return JobError(
         code=first.code,

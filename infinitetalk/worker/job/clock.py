@@ -1,4 +1,4 @@
-"""Which stage a job is in, how long each stage has taken, and how long sampling will still take."""
+"""The job's current stage, the duration of each stage, and the remaining time of sampling."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from infinitetalk.generation.pipeline import Step
 
 AFTER_SAMPLING = (Stage.DECODE, Stage.MUX, Stage.UPLOAD, Stage.COMPLETED)
-"""Stages that take so little time that they report 0 seconds left."""
+"""Short stages, which report 0 seconds left."""
 
 
 class StageClock:
     """Measures the stages of one video and reports its progress.
 
-    Any thread may use it: the one that samples ahead, those that download, and the job's own. Events leave in the order
-    of what they tell.
+    Any thread may use it: the thread that samples ahead, the download threads, and the job's own. Events are reported
+    in the order in which they happen.
 
     Args:
         report: takes each event; must return quickly, since it is called under the clock's lock.
 
     Attributes:
         stage: the current stage.
-        eta_s: seconds that sampling will still take, from the last step on.
+        eta_s: remaining seconds of sampling, counted from the last step.
     """
 
     def __init__(self, report: Report) -> None:
@@ -52,7 +52,7 @@ class StageClock:
             self._enter(stage)
 
     def begin_sampling(self, num_done: int = 0) -> None:
-        """Enters sampling, which makes the time left known; `num_done` chunks exist already."""
+        """Enters sampling; its steps give the remaining time. `num_done` chunks exist already."""
         with self._lock:
             self._enter(Stage.SAMPLING)
             self._sampling_since = self._since
@@ -76,7 +76,7 @@ class StageClock:
                 return
             self._has_more = step.chunk < step.num_chunks
             if self._has_more:
-                # Decoding between two chunks is measured, but to the client sampling goes on.
+                # Decoding between two chunks is timed, but the client still sees the sampling stage.
                 self._count_towards(Stage.DECODE)
             else:
                 self._enter(Stage.DECODE)
@@ -88,14 +88,14 @@ class StageClock:
                 self._count_towards(Stage.SAMPLING)
 
     def count_bytes(self, done: int, total: int | None) -> None:
-        """Reports how many bytes were downloaded or stored, out of how many where that is known."""
+        """Reports the number of bytes downloaded or stored so far, and the total if it is known."""
         details = {"bytes": done} | ({} if total is None else {"total_bytes": total})
         fraction = min(done / total, 1.0) if total else 0.0
         with self._lock:
             self._tell(self.stage, fraction, 0.0 if self.stage in AFTER_SAMPLING else None, details)
 
     def timings(self) -> dict[str, int]:
-        """Milliseconds that each stage has taken so far, the current one included, and their total."""
+        """Milliseconds of each stage so far, the current one included, and their total."""
         with self._lock:
             now = time.monotonic()
             seconds = dict(self._seconds)

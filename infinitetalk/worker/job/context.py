@@ -11,14 +11,14 @@ from schemas import S3Config
 
 @dataclass(frozen=True)
 class JobContext:
-    """What the videos of a job share.
+    """The values that all videos of a job share.
 
     Attributes:
-        job_id: the job.
+        job_id: id of the job.
         num_inline: number of videos that share the space of the job's result, at least 1.
-        s3_config: the job's own store, where it names one.
-        resources: of the worker.
-        stop: asked before every network evaluation and while data arrives.
+        s3_config: the job's own store, if it names one.
+        resources: the worker's resources.
+        stop: is asked before every network evaluation and while data arrives.
     """
 
     job_id: str

@@ -1,4 +1,4 @@
-"""How a job's error is logged and told to the client."""
+"""Logs a job's error and turns it into the client's error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas import ErrorCode, JobError
 
 
 def log_failure(error: Exception, clock: StageClock, logger: Any) -> JobError:
-    """Logs an error with the time of each stage; returns what the client is told of it."""
+    """Logs an error with the time of each stage; returns the error for the client."""
     told = job_error(error, clock.stage)
     timings = clock.timings()
     logger.error(
@@ -24,13 +24,13 @@ def log_failure(error: Exception, clock: StageClock, logger: Any) -> JobError:
 
 
 def log_stop(stop: Stop, clock: StageClock, logger: Any) -> None:
-    """Logs that a job was cancelled, or is left to the next worker."""
+    """Logs that a job was cancelled or is left to the next worker."""
     timings = clock.timings()
     logger.info("job.stopped", lat_ms=timings["total_ms"], details={"timings": timings, "handed_over": not stop()})
 
 
 def timeout_error(time_limit_s: float | None) -> WorkerError:
-    """The error of a job whose time limit is over."""
+    """The error of a job that reached its time limit."""
     return WorkerError(
         ErrorCode.TIMEOUT,
         f"the job took longer than its {time_limit_s:g} s; allow more (policy.executionTimeout, or the worker's "

@@ -1,4 +1,4 @@
-"""A job's inputs: its media as local files, and the speech of each speaker as a track."""
+"""A job's inputs: its media as local files, and one track of speech for each speaker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from schemas import ErrorCode, SingleJob
 
 MIN_SPEECH_FRAMES = 5
 SPOKEN_CHARACTERS_PER_S = 15.0
-"""Typical of English text."""
+"""A typical rate for English text."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class JobMedia:
     """A job's media as local files.
 
     Attributes:
-        source: picture or video of the speakers.
-        speech: of each speaker; None for a silent one.
-        masks: of each speaker, where the job has masks.
-        warnings: what is lost of them, as far as they have been read.
+        source: image or video of the speakers.
+        speech: each speaker's speech; None for a silent speaker.
+        masks: each speaker's mask, if the job has masks.
+        warnings: the losses of the media read so far.
     """
 
     source: Media
@@ -48,11 +48,11 @@ class JobMedia:
 def download(
     job: SingleJob, folder: Path, settings: Settings, on_bytes: OnBytes, should_stop: Callable[[], bool]
 ) -> JobMedia:
-    """All media of a job as local files, each known to be of a fit kind.
+    """Downloads all media of a job and checks their kinds.
 
     Raises:
-        WorkerError: one cannot be fetched or decoded, is too large, or of the wrong kind.
-        GenerationStopped: `should_stop` said so.
+        WorkerError: a medium cannot be fetched or decoded, is too large, or is of the wrong kind.
+        GenerationStopped: `should_stop` returned true.
     """
     wanted = {"cond_video": Wanted(job.cond_video, ("image", "video"))}
     speech = job.cond_audio or {}
@@ -74,9 +74,9 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
     """One normalised track for each speaker, float32 (samples,), no longer than the video can use.
 
     Raises:
-        WorkerError: the speech is too short, cannot be decoded, or its text cannot be spoken.
+        WorkerError: the speech is too short or cannot be decoded, or its text cannot be spoken.
         CheckpointError: Kokoro cannot be loaded.
-        GenerationStopped: `should_stop` said so.
+        GenerationStopped: `should_stop` returned true.
     """
     max_seconds = usable_seconds(job)
     if job.tts_audio is not None:
@@ -95,9 +95,10 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
 
 
 def speech_seconds(job: SingleJob, media: JobMedia, tracks: Sequence[np.ndarray]) -> float:
-    """Seconds of all of a job's speech, of which `tracks` hold what the video can use.
+    """Length in seconds of all of a job's speech; `tracks` hold only the part that the video can use.
 
-    Of sounds that are cut, to within a packet; of a text that is, guessed from its characters.
+    If audio is cut, the length is accurate to a packet; if a text is cut, it is estimated from the number of
+    characters.
     """
     kept = len(tracks[0])
     if kept < round(usable_seconds(job) * SAMPLING_RATE):
@@ -111,20 +112,22 @@ def speech_seconds(job: SingleJob, media: JobMedia, tracks: Sequence[np.ndarray]
 
 
 def usable_seconds(job: SingleJob) -> float:
-    """Seconds of speech that a job's video can use: those it shows, and what its last frames hear."""
+    """Seconds of speech that a job's video can use: its own length, and the context of its last frames."""
     return chunk_grid(job).usable_rows(job.frame_limit) / VIDEO_FPS
 
 
 def count_rows(tracks: Sequence[np.ndarray]) -> int:
-    """Rows of the embeddings that each of the tracks, all as long, will have: one a video frame."""
+    """Number of embedding rows of each track, one per video frame; all tracks have the same length."""
     return len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE
 
 
 def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[np.ndarray | None]:
-    """The normalised sound of each speaker, float32 (samples,); None for a silent one. Adds to the media's warnings.
+    """The normalised sound of each speaker, float32 (samples,); None for a silent speaker.
+
+    Appends to `media.warnings`.
 
     Raises:
-        WorkerError: one cannot be decoded, or has samples too large to compute with.
+        WorkerError: a file cannot be decoded, or its samples are too large to compute with.
     """
     waveforms: list[np.ndarray | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):

@@ -1,4 +1,4 @@
-"""A job's payload as the interface's models."""
+"""Parses a job's payload into the interface's models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from schemas import BatchJob, ErrorCode, OutputConfig, S3Config, SingleJob, chec
 def parse_payload(
     job_id: str, payload: dict[str, Any], max_batch_items: int
 ) -> tuple[SingleJob | BatchJob, S3Config | None]:
-    """The job that a payload holds, and the store that it names itself.
+    """The job in a payload, and the job's own store if the payload names one.
 
     Args:
-        payload: `input` and, where the job names its own store, `s3Config`.
-        max_batch_items: items that a batch may have.
+        payload: `input` and, if the job names its own store, `s3Config`.
+        max_batch_items: largest allowed number of items in a batch.
 
     Raises:
         WorkerError: the payload breaks the interface.
@@ -44,7 +44,7 @@ def parse_payload(
 
 
 def count_inline(job: SingleJob | BatchJob) -> int:
-    """How many videos are returned inside the job's result, at least 1."""
+    """The number of videos that are returned inside the job's result, at least 1."""
     if isinstance(job, SingleJob):
         return 1
     stores = [(item.output_config or job.output_config or OutputConfig()).store for item in job.batch]

@@ -1,4 +1,4 @@
-"""A job's video while it is made: a playlist beside the outputs that grows by a segment a chunk."""
+"""A preview of a job's video: a playlist beside the outputs that grows by one segment per chunk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EncodedPart(Protocol):
 
 
 class Preview:
-    """No preview: what a job has that asks for none."""
+    """The preview of a job that asks for none: publishes nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -35,14 +35,14 @@ class Preview:
         return None
 
     def begin(self, waveform: np.ndarray) -> None:
-        """Takes the sound of the whole video, float32 (samples,) at 16 kHz, before the first part."""
+        """Takes the sound of the whole video, float32 (samples,) at 16 kHz; called before the first part."""
 
     def publish(self, parts: Sequence[EncodedPart], is_complete: bool = False) -> None:
-        """Publishes the parts that are new.
+        """Publishes the new parts.
 
         Args:
-            parts: all that have been made.
-            is_complete: whether no other one follows.
+            parts: all parts made so far.
+            is_complete: whether these are all parts of the video.
 
         Raises:
             EncodeError: a segment could not be written.
@@ -50,19 +50,19 @@ class Preview:
 
 
 class HlsPreview(Preview):
-    """Publishes a video's chunks as they end; what it has published goes with a job that does not end well.
+    """Publishes a video's chunks as they are made; removes them if the job fails.
 
-    Its files have names of their own: another worker may hold the same job, or may have finished it. What a lost worker
-    has published goes once the job has ended without a video (`JobStates.close`).
+    Its files have unique names: another worker may hold the same job or may have finished it. The files of a lost
+    worker are removed when the job ends without a video (`JobStates.close`).
 
-    A store that does not take the preview costs no job: what is missing goes out with the next chunk.
+    A job does not fail because its store refuses the preview: missing segments are published with the next chunk.
 
     Args:
-        objects: beside which the job's outputs go.
-        name: of the job's files; the preview's lie in {name}.preview/.
-        longest: the most video frames that a chunk has.
-        folder: for the segments.
-        on_address: told the playlist's field of `schemas.Progress` and its value, once it is there.
+        objects: the store of the job's outputs.
+        name: name of the job's files; the preview's files are in {name}.preview/.
+        longest: largest number of video frames of a chunk.
+        folder: folder for the segments.
+        on_address: takes the playlist's field in `schemas.Progress` and its value once the playlist is stored.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class HlsPreview(Preview):
                 data = (self._folder / segment_file(index)).read_bytes()
                 name = self._segment(index)
                 address = self._put(name, data, SEGMENT_TYPE)
-                # A presigned address holds for its object alone; else the playlist's neighbours are enough.
+                # A presigned address is valid for one object only; otherwise a relative name is enough.
                 self._addresses.append(address if "?" in address else name.rpartition("/")[2])
             text = playlist(self._addresses, self._lengths, self._longest, is_complete)
             address = self._put(self._playlist, text.encode(), PLAYLIST_TYPE)
@@ -121,7 +121,7 @@ class HlsPreview(Preview):
             return self._objects.url(name).text
 
     def _remove(self) -> None:
-        # One more than is known of: it may be there although the store's answer was lost.
+        # One more than is known to be stored: the store may have taken it although its answer was lost.
         names = [self._segment(index) for index in range(min(len(self._addresses) + 1, len(self._lengths)))]
         if not names:
             return
@@ -135,23 +135,23 @@ class HlsPreview(Preview):
 
 
 def segment_file(index: int) -> str:
-    """Name of a chunk's segment, counted from 0."""
+    """Name of the segment of a chunk; chunks are counted from 0."""
     return f"segment-{index:05d}.ts"
 
 
 def preview_folder(name: str) -> str:
-    """Begins the names of a preview's objects."""
+    """The prefix of the names of a preview's objects."""
     return f"{name}.preview/"
 
 
 def remove_lost_preview(objects: ObjectStore, name: str, logger: Any) -> None:
-    """Removes what was published of a video that has not been made, by whichever worker.
+    """Removes all previews of a video that has not been made, whichever worker published them.
 
-    It stays in a store that a job names: the listing of such a store may be endless.
+    They stay in a store that a job names: the listing of such a store may be endless.
 
     Args:
-        objects: of the job's outputs.
-        name: of the job's files.
+        objects: the store of the job's outputs.
+        name: name of the job's files.
     """
     try:
         if objects.is_own and objects.head(f"{name}.mp4") is None:

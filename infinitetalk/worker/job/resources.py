@@ -1,4 +1,4 @@
-"""What all jobs of a worker share."""
+"""The objects that all jobs of a worker share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resources:
-    """What all jobs of a worker share. Importing this imports no network.
+    """The objects that all jobs of a worker share. Importing this module imports no network.
 
     Attributes:
         settings: the worker's settings.
         engine: the model, which may still be loading.
-        states: what is kept of jobs, so that another worker can continue them.
+        states: the saved states of jobs, by which another worker can continue them.
     """
 
     settings: Settings

@@ -1,4 +1,4 @@
-"""What a job's result says of how the video was made."""
+"""The part of a job's result that says how the video was made."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python, the libraries that decide how a video looks, and this worker's own code, by its SHA-256."""
+    """Versions of Python, of the libraries that affect the video, and of this worker's code (its SHA-256)."""
     code = hashlib.sha256()
     for file in sorted(file for package in PACKAGES for file in package.rglob("*.py")):
         code.update(file.read_bytes())
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def video_facts(video: Path, rendering: Rendering) -> dict[str, Any]:
-    """A finished video as the fields of `schemas.Video`, without its addresses."""
+    """The fields of `schemas.Video` for a finished video, without its addresses."""
     return {
         "bytes": video.stat().st_size,
         "width": rendering.width,
@@ -57,7 +57,7 @@ def video_facts(video: Path, rendering: Rendering) -> dict[str, Any]:
 
 
 def plan_facts(video: VideoCost) -> dict[str, Any]:
-    """A planned video as fields of `schemas.Plan`."""
+    """The fields of `schemas.Plan` for a planned video."""
     return {
         "width": video.width,
         "height": video.height,

@@ -1,17 +1,19 @@
-"""What a job has made so far, kept in the worker's own place, so that the same job goes on in another worker.
+"""Saves the progress of unfinished jobs, so that another worker can continue them.
 
-As each chunk ends, its encoded part, what the next chunk starts from and `state.json` are stored below
-`infinitetalk/jobs/.resume/{name}/`, the last one last: it names the others by their SHA-256 and size, and counts only
-whole. A finished job's result takes its place until the queue has it. What does not fit the job (its id, parameters,
-inputs, weights) or is older than RESUME_TTL_S is ignored, and what is older is removed.
+After each chunk, its encoded part, the state that the next chunk starts from, and `state.json` are stored below
+`infinitetalk/jobs/.resume/{name}/`. `state.json` is written last. It references the other files by SHA-256 and size and
+is ignored if any of them is missing or damaged. When a job is finished, its result is stored in `state.json` until the
+queue has it. State is ignored if it does not fit the job (its id, parameters, inputs, weights) or is older than
+RESUME_TTL_S; older state is also removed.
 
-Two workers may hold one job. Their files have names of their own, but for `state.json`, which names files of one of
-them; each removes only what its own state names, and nothing that another state in its place names.
+Two workers may hold one job. All their files have unique names except `state.json`, which references the files of one
+of them. A worker removes only its own files and those that it continued from, but never files that another worker's
+`state.json` references.
 
-None of it is believed: `state.json` is signed, and nothing that it does not vouch for is opened. Where a worker has no
-secret to sign with, it keeps state in its own place alone.
+Stored files are not trusted: `state.json` is signed, and only files that it references are opened. A worker that has no
+secret to sign with saves state only in its own place.
 
-No error in here fails a job: without what is kept, it starts from its beginning.
+No error in this module fails a job: without saved state, the job starts from its beginning.
 """
 
 from __future__ import annotations
@@ -47,13 +49,13 @@ FORMAT = 4
 
 MAX_FILE_BYTES = 500 * MEGABYTE
 MAX_STATE_BYTES = 10 * MEGABYTE
-"""Largest `state.json` without the result that it may hold, which may hold a video."""
+"""Largest `state.json`, not counting the result in it, which may contain an inline video."""
 
 CHANGES_NO_NUMBER = {"num_persistent_param_in_dit", "offload_model"}
-"""Fields of a job that decide where weights are, and no number of the video."""
+"""Fields of a job that affect only where weights are kept, not the numbers of the video."""
 
 AFTER_JOB_S = 30.0
-"""Seconds that cleaning up after a job may keep the next one waiting; what remains is done beside it."""
+"""Longest time in seconds that cleaning up after a job delays the next one; the rest is done beside the next job."""
 
 _FILE_NAME = r"(?:thumbnail-[0-9a-f]{12}\.jpg|chunk-\d{5}-[0-9a-f]{12}\.safetensors|part-\d{5}-[0-9a-f]{12}\.mp4)"
 _OUR_FILE = re.compile(rf"state\.json|\.[0-9a-f]{{32}}\.part|{_FILE_NAME}")
@@ -62,7 +64,7 @@ STORE_ERRORS = (OSError, WorkerError)
 
 @dataclass(frozen=True)
 class Part:
-    """One chunk as an encoded file; `arithmetic` says how the worker computed that made it."""
+    """One chunk as an encoded file; `arithmetic` says how the worker that made it computed."""
 
     path: Path
     num_frames: int
@@ -74,14 +76,14 @@ class Part:
 
 @dataclass
 class Rendering:
-    """A video as far as it is made.
+    """An unfinished or finished video.
 
     Attributes:
-        seed: of the noise.
-        thumbnail: the first frame as JPEG.
-        height, width: in pixels, 0 before the first chunk.
-        parts: the chunks, in order.
-        chunk_state: what the next chunk starts from, a `ChunkState` as bytes; None where it starts from nothing.
+        seed: seed of the noise.
+        thumbnail: the first frame as a JPEG file.
+        height, width: size in pixels; 0 before the first chunk.
+        parts: the chunks made so far, in order.
+        chunk_state: the `ChunkState` that the next chunk starts from, as bytes; None if it starts from nothing.
     """
 
     seed: int
@@ -93,27 +95,27 @@ class Rendering:
 
     @property
     def num_frames(self) -> int:
-        """Video frames made."""
+        """Number of video frames made."""
         return sum(part.num_frames for part in self.parts)
 
     @property
     def picture_bytes(self) -> int:
-        """Bytes of the frames made, as they are encoded."""
+        """Size of the encoded frames in bytes."""
         return sum(picture_bytes(part.path) for part in self.parts)
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations made."""
+        """Number of network evaluations made."""
         return sum(part.evaluations for part in self.parts)
 
     @property
     def evaluations_skipped(self) -> int:
-        """Network evaluations saved by TeaCache."""
+        """Number of network evaluations saved by TeaCache."""
         return sum(part.evaluations_skipped for part in self.parts)
 
 
 class StoredFile(BaseModel):
-    """A file as `state.json` names it."""
+    """A file's entry in `state.json`."""
 
     name: str = Field(pattern=rf"^{_FILE_NAME}$")
     sha256: str
@@ -121,7 +123,7 @@ class StoredFile(BaseModel):
 
 
 class StoredPart(StoredFile):
-    """A part as `state.json` names it."""
+    """A part's entry in `state.json`."""
 
     num_frames: int
     evaluations: int
@@ -131,7 +133,7 @@ class StoredPart(StoredFile):
 
 
 class StoredRendering(BaseModel):
-    """A rendering as `state.json` holds it."""
+    """A rendering's entry in `state.json`."""
 
     fingerprint: str
     seed: int
@@ -143,16 +145,16 @@ class StoredRendering(BaseModel):
 
     @property
     def names(self) -> set[str]:
-        """Of the files that it needs."""
+        """Names of the files that it needs."""
         files = [self.thumbnail, *self.parts, *([] if self.chunk_state is None else [self.chunk_state])]
         return {file.name for file in files}
 
 
 class StoredState(BaseModel):
-    """What `state.json` says: either a rendering under way or a result.
+    """The contents of `state.json`: an unfinished rendering or a result.
 
-    `name` is of the task's files, `request` of the job's id and parameters and the weights; `saved_at` counts seconds
-    since 1970.
+    `name` is the name of the task's files, `request` the fingerprint of the job's id, its parameters and the weights,
+    `saved_at` the time in seconds since 1970.
     """
 
     format: int
@@ -164,22 +166,22 @@ class StoredState(BaseModel):
 
 
 class SignedState(BaseModel):
-    """`state.json`: a `StoredState` as text, and what vouches for it; nothing where the worker has no secret."""
+    """`state.json`: a `StoredState` as text and its signature, which is empty if the worker has no secret."""
 
     state: str
     signature: str
 
 
 class TaskState:
-    """What is kept of one task.
+    """The saved state of one task.
 
     Args:
-        place: where it is kept; None: nowhere.
-        name: of the task's files.
-        request: fingerprint of its job's id and its parameters.
-        ttl_s: seconds after which it is stale.
-        secret: that it is signed with; None: unsigned.
-        max_state_bytes: of `state.json`.
+        place: the store that holds it; None: state is not saved.
+        name: name of the task's files.
+        request: fingerprint of the job's id, its parameters and the weights.
+        ttl_s: seconds after which state is stale.
+        secret: key of the signature; None: unsigned.
+        max_state_bytes: largest size of `state.json`.
     """
 
     def __init__(
@@ -210,7 +212,7 @@ class TaskState:
         self._names = set() if self._rendering is None else self._rendering.names
 
     def restore(self, fingerprint: str, folder: Path) -> Rendering | None:
-        """The video as far as another worker made it, its files in `folder`; None where nothing fits."""
+        """The unfinished video of another worker, with its files in `folder`; None if no saved state fits."""
         stored = self._rendering
         if stored is None:
             return None
@@ -229,7 +231,7 @@ class TaskState:
         return rendering
 
     def save_rendering(self, rendering: Rendering, fingerprint: str) -> bool:
-        """Stores what has been made since the last call; returns whether another worker can go on from it."""
+        """Stores the chunks made since the last call; returns whether another worker can continue from them."""
         if self.objects is None:
             return False
         begin = time.monotonic()
@@ -259,7 +261,7 @@ class TaskState:
         return True
 
     def save_result(self, result: Success) -> None:
-        """Stores the result, in case that the queue does not get it."""
+        """Stores the result, in case the queue does not get it."""
         if self.objects is None:
             return
         try:
@@ -268,8 +270,8 @@ class TaskState:
             self._logger.warning("resume.not_stored", details={"reason": _reason(error)})
 
     def discard(self) -> None:
-        """Removes what this worker has kept of the task, and what it has gone on from; what another worker that holds
-        the job goes on from stays."""
+        """Removes the state that this worker saved or continued from, except the files that another worker with the
+        same job needs."""
         if self.objects is None:
             return
         try:
@@ -285,18 +287,18 @@ class TaskState:
         self._remove(sorted(names))
 
     def remove_preview(self, outputs: ObjectStore) -> None:
-        """Removes what was published of the video, by whichever worker, where that has not been made."""
+        """Removes all previews of the video, whichever worker published them, if the video has not been made."""
         remove_lost_preview(outputs, self.name, self._logger)
 
     def sweep(self) -> None:
-        """Removes what is stale of all tasks that are kept in the same place, the worker's own."""
+        """Removes the stale state of all tasks in the same place, if it is the worker's own."""
         if self._place is None or self.objects is None or not self._place.is_own:
             return
         deadline = time.monotonic() + AFTER_JOB_S
         try:
             for _, found in groupby(self.objects.list(), key=lambda item: item.name.rpartition("/")[0]):
                 ours = [item for item in found if _OUR_FILE.fullmatch(item.name.rpartition("/")[2])]
-                # Its newest file is as a rule its state: older ones are parts of a job that goes on.
+                # The newest file of a task decides: older ones may be parts of a job that still runs.
                 if ours and min(item.age_s for item in ours) > self._ttl_s:
                     self.objects.delete(item.name for item in ours)
                 if time.monotonic() > deadline:
@@ -317,7 +319,7 @@ class TaskState:
             self._logger.warning("resume.not_removed", details={"reason": _reason(error)})
 
     def _read_state(self) -> StoredState | None:
-        """What is there, if it is of this job and not stale."""
+        """The stored state, if it belongs to this job and is not stale."""
         self._found: bytes | None = None
         if self.objects is None:
             return None
@@ -342,7 +344,7 @@ class TaskState:
         return state
 
     def _verified(self, data: bytes) -> StoredState | None:
-        """What `state.json` says, if it is signed as this worker would."""
+        """The contents of `state.json`, if its signature is valid."""
         try:
             signed = SignedState.model_validate_json(data)
             if not hmac.compare_digest(signed.signature.encode(), self._signature(signed.state).encode()):
@@ -369,7 +371,7 @@ class TaskState:
         self._written = data
 
     def _store_new_files(self, rendering: Rendering) -> StoredFile:
-        """Stores the parts that are new, and the thumbnail, which is returned."""
+        """Stores the new parts and the thumbnail; returns the thumbnail."""
         if self._thumbnail is None:
             self._thumbnail = self._store(THUMBNAIL_FILE, rendering.thumbnail.read_bytes())
         for part in rendering.parts[len(self._stored_parts) :]:
@@ -387,7 +389,7 @@ class TaskState:
         return self._thumbnail
 
     def _store(self, name: str, data: bytes) -> StoredFile:
-        """Stores a file under a name that this worker alone gives."""
+        """Stores a file under a name that no other worker uses."""
         assert self.objects is not None
         stem, _, extension = name.rpartition(".")
         own_name = f"{stem}-{self._attempt}.{extension}"
@@ -396,7 +398,7 @@ class TaskState:
         return StoredFile(name=own_name, sha256=_sha256(data), num_bytes=len(data))
 
     def _fetch(self, stored: StoredRendering, folder: Path) -> Rendering | None:
-        """The rendering with its files in `folder`; None where one is missing or not what was stored.
+        """The rendering with its files in `folder`; None if a file is missing or was changed.
 
         Raises:
             EncodeError: the parts cannot be joined.
@@ -435,19 +437,19 @@ class TaskState:
 
 
 class JobStates:
-    """What is kept of the jobs in hand."""
+    """The saved states of the jobs that the worker holds."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._open: dict[str, list[tuple[TaskState, Store]]] = {}
 
     def open(self, job_id: str, name: str, request: str, store: Store, logger: Any) -> TaskState:
-        """What is kept of a task of a job.
+        """The saved state of a task of a job.
 
         Args:
-            name: of the task's files.
+            name: name of the task's files.
             request: fingerprint of the job's id, its parameters and the weights.
-            store: where its result goes.
+            store: takes the task's result.
         """
         settings = self._settings
         secret = state_secret(settings)
@@ -458,7 +460,7 @@ class JobStates:
         return state
 
     def close(self, job_id: str, keep: bool) -> None:
-        """Ends with a job; all that is kept of it is removed, unless it is still of use."""
+        """Closes a job's states; removes them and its unfinished previews unless `keep`."""
         opened = self._open.pop(job_id, [])
         if keep or not opened:
             return
@@ -474,14 +476,14 @@ def _clean_up(opened: list[tuple[TaskState, Store]]) -> None:
         state.discard()
         if store.objects is not None:
             state.remove_preview(store.objects)
-    # Items of a batch share their place as a rule.
+    # The items of a batch usually share their place.
     for state, _ in opened[:1]:
         state.sweep()
 
 
 def place_of_state(store: Store, settings: Settings) -> ObjectStore | None:
-    """Where state is kept: in the place that the result goes to, where that is the worker's own; else in the worker's
-    own place, where it has any; else in the place that the job names, if the state can be signed."""
+    """The place for saved state: the place of the result if that is the worker's own; else the worker's own place if it
+    has one; else the place that the job names, if the state can be signed."""
     if store.objects is not None and store.objects.is_own:
         return store.objects
     own = own_place(settings)
@@ -491,13 +493,13 @@ def place_of_state(store: Store, settings: Settings) -> ObjectStore | None:
 
 
 def folder_of_state(place: ObjectStore) -> ObjectStore:
-    """The folder for state in a place: the same one for all jobs in a place of the worker's own, so that each worker
-    finds it, whatever the jobs' prefixes."""
+    """The folder for state in a place. In the worker's own place it does not depend on the job's prefix, so that every
+    worker finds it."""
     return place.at(f"{DEFAULT_PREFIX if place.is_own else place.prefix}/{FOLDER}")
 
 
 def state_secret(settings: Settings) -> bytes | None:
-    """What kept state is signed with: RESUME_SECRET, else one made from the key of the worker's own store."""
+    """The key that signs saved state: RESUME_SECRET, else a key derived from the secret of the worker's own store."""
     if settings.resume_secret is not None:
         return settings.resume_secret.get_secret_value().encode()
     if settings.s3_secret_key is None:
@@ -506,32 +508,32 @@ def state_secret(settings: Settings) -> bytes | None:
 
 
 def chunk_state_file(num_chunks: int) -> str:
-    """Name of what the chunk after this many starts from."""
+    """Name of the file with the state that follows the first `num_chunks` chunks."""
     return f"chunk-{num_chunks:05d}.safetensors"
 
 
 def part_file(index: int) -> str:
-    """Name of the file of a chunk, counted from 0."""
+    """Name of the file of a chunk; chunks are counted from 0."""
     return f"part-{index:05d}.mp4"
 
 
 def request_fingerprint(job_id: str, job: SingleJob, weights: str, versions: dict[str, str]) -> str:
-    """Fingerprint of all that is known of a task before its media are fetched: its job's id, the parameters that
+    """Fingerprint of everything known about a task before its media are fetched: the job's id, the parameters that
     change numbers, weights, software."""
     parameters = job.model_dump_json(exclude=CHANGES_NO_NUMBER)
     return _sha256("\n".join([job_id, parameters, weights, *map(str, sorted(versions.items()))]).encode())
 
 
 def seed_of(name: str) -> int:
-    """A seed drawn from the name of a task, the same for all workers that try it."""
+    """A seed derived from the name of a task, the same for all workers."""
     return int.from_bytes(hashlib.sha256(f"seed of {name}".encode()).digest()[:4])
 
 
 def rendering_fingerprint(request: str, media: Iterable[Path]) -> str:
-    """Fingerprint of all that decides which video it is: the request and the media's contents.
+    """Fingerprint of everything that determines the video: the request and the media's contents.
 
-    How a worker computes is no part of it: another worker goes on after the chunks that are there, and the parts say
-    how each was made.
+    It does not include how a worker computes: another worker may continue after the existing chunks, and each part
+    records how it was made.
     """
     digest = hashlib.sha256(request.encode())
     for path in media:
@@ -541,7 +543,7 @@ def rendering_fingerprint(request: str, media: Iterable[Path]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What a log says of an error."""
+    """The reason that a log gives for an error."""
     return error.message if isinstance(error, WorkerError) else type(error).__name__
 
 

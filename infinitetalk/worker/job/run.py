@@ -1,4 +1,4 @@
-"""A job as the queue hands it over. A refusal needs no network: what makes videos is imported after validation."""
+"""Runs a job from the queue. Refusing it needs no network: the code that makes videos is imported after validation."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ R = TypeVar("R", Success | Plan | Failure, BatchResult)
 def run_job(
     payload: dict[str, Any], settings: Settings, get_resources: Callable[[], Resources], report: Report, stop: Stop
 ) -> dict[str, Any]:
-    """Run one job as the queue hands it over; every error becomes a coded failure.
+    """Runs one job from the queue; every error becomes a coded failure.
 
     Args:
-        payload: `id`, `input` and, where the job names its own store, `s3Config`.
+        payload: `id`, `input` and, if the job names its own store, `s3Config`.
         settings: the worker's settings.
-        get_resources: returns what videos are made with, or waits for it; called after the payload was validated. The
-            caller closes the job's state.
+        get_resources: returns the worker's resources, and waits for them if necessary; called after the payload was
+            validated. The caller closes the job's state.
         report: takes the job's progress.
-        stop: asked before every network evaluation and while data arrives.
+        stop: is asked before every network evaluation and while data arrives.
 
     Returns:
         `schemas.Success`, `schemas.Plan`, `schemas.Failure` or, for a batch, `schemas.BatchResult`, as JSON types.
@@ -53,7 +53,7 @@ def run_job(
     Raises:
         GenerationStopped: the job was cancelled, or is left to the next worker.
     """
-    # An id is refused further down, but the refusal itself must be fit to be sent.
+    # `parse_payload` refuses a bad id, but the refusal carries the id and must itself be sendable.
     job_id = sendable(str(payload["id"]))
     logger = job_logger(job_id)
     clock = StageClock(report)
@@ -76,7 +76,7 @@ def run_job(
 
 
 def run_items(context: JobContext, batch: BatchJob, report: Report) -> BatchResult:
-    """The result of a batch, whose videos are made in turn.
+    """Makes a batch's videos one after the other; returns the batch's result.
 
     Raises:
         GenerationStopped: the job was cancelled, or is left to the next worker.
@@ -94,26 +94,26 @@ def run_items(context: JobContext, batch: BatchJob, report: Report) -> BatchResu
 
 
 def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: StageClock) -> Success | Plan | Failure:
-    """As `infinitetalk.worker.job.video.make_video`, which is imported with torch and all networks."""
+    """Calls `infinitetalk.worker.job.video.make_video`; the import brings torch and all networks."""
     from infinitetalk.worker.job import video
 
     return video.make_video(context, item_id, job, clock)
 
 
 def as_item(result: Success | Plan | Failure, item_id: str) -> ItemSuccess | ItemPlan | ItemFailure:
-    """A video's result as one of a batch."""
+    """A video's result as the result of a batch item."""
     kinds: dict[type, type[ItemSuccess | ItemPlan | ItemFailure]]
     kinds = {Success: ItemSuccess, Plan: ItemPlan, Failure: ItemFailure}
     return kinds[type(result)].model_validate(dict(result) | {"item_id": item_id})
 
 
 def with_warnings(result: R, warnings: list[str]) -> R:
-    """A result with warnings that concern the job as a whole; a failure is left as it is."""
+    """A result with additional warnings that concern the whole job; a failure is returned unchanged."""
     if isinstance(result, Failure) or not warnings:
         return result
     return result.model_copy(update={"warnings": [*result.warnings, *warnings]})
 
 
 def as_json(result: Success | Plan | Failure | BatchResult) -> dict[str, Any]:
-    """A result as the handler returns it; Runpod takes a job with an `error` for failed."""
+    """A result as the handler returns it; Runpod counts a job with an `error` as failed."""
     return result.model_dump(mode="json", exclude_none=True)

@@ -76,7 +76,7 @@ def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     """Makes one video, or plans it; every error becomes a coded failure.
 
     Args:
-        item_id: of a batch, the item; None for a job of its own.
+        item_id: id of the batch item; None for a single job.
 
     Raises:
         GenerationStopped: the job was cancelled, or is left to the next worker.
@@ -86,7 +86,7 @@ def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     try:
         output_config = job.output_config or OutputConfig()
         store = make_store(output_config, context.s3_config, context.resources.settings, context.num_inline, stop)
-        # Nothing of a job stays on this machine but what is in its store.
+        # A job's temporary files are removed with the folder.
         with TemporaryDirectory(prefix="infinitetalk-") as folder:
             return VideoJob(context, item_id, job, store, Path(folder), clock, logger).run()
     except GenerationStopped:
@@ -97,17 +97,17 @@ def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     except Exception as error:
         cause = find_cause(as_library_error(error), context, logger)
         failure = Failure(job_id=job_id, error=log_failure(cause, clock, logger))
-    # Outside the except clause, so that the exception and the tensors of its frames are gone. Before the model is used
-    # there are none, and recovering takes half a second.
+    # Outside the except clause, so that the exception and the tensors of its frames have been freed. In the first two
+    # stages there are no tensors, and recovering would take half a second.
     if clock.stage not in (Stage.VALIDATION, Stage.DOWNLOAD):
         engine.recover()
     return failure
 
 
 def find_cause(error: Exception, context: JobContext, logger: Any) -> Exception:
-    """Why a job failed: its own error, or the machine, which may have made it look like the job's own.
+    """The cause of a job's failure: its own error, or a failed machine that produced the error.
 
-    A machine that has failed is marked as broken, so that it takes no other job.
+    A worker on a failed machine is marked as broken and takes no other job.
     """
     engine = context.resources.engine
     if is_device_error(error) or (is_machine_error(error) and not is_disk_full(error)):
@@ -127,16 +127,16 @@ def find_cause(error: Exception, context: JobContext, logger: Any) -> Exception:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a video is generated from.
+    """The inputs of a video's generation.
 
     Attributes:
         media: the job's media as local files.
-        regions: where each speaker is, bool (speakers, height, width) of the source; None: side by side.
-        tracks: of each speaker, float32 (samples,) at 16 kHz.
-        sound: of the video, float32 (samples,) at 16 kHz.
-        count_sound_bytes: returns the size of the sound as it is encoded.
-        speech: embeddings of each speaker.
-        networks: prepared for the job.
+        regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
+        tracks: each speaker's track, float32 (samples,) at 16 kHz.
+        sound: the video's sound, float32 (samples,) at 16 kHz.
+        count_sound_bytes: returns the size of the encoded sound.
+        speech: each speaker's embeddings.
+        networks: the networks, prepared for the job.
     """
 
     media: JobMedia
@@ -149,16 +149,16 @@ class Inputs:
 
 
 class VideoJob:
-    """One video in the making.
+    """One video being made.
 
     Args:
-        context: of the job that it belongs to.
-        item_id: of a batch, which of its items; None for a job of its own.
+        context: the context of the video's job.
+        item_id: id of the batch item; None for a single job.
         job: the parameters.
-        store: where the result goes.
-        folder: for temporary files.
-        clock: told of each stage.
-        logger: carries the ids of job and item.
+        store: takes the result.
+        folder: folder for temporary files.
+        clock: times the stages and reports progress.
+        logger: a logger whose lines carry the ids of job and item.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class VideoJob:
 
     @cached_property
     def request(self) -> str:
-        """Fingerprint of what is asked for: parameters, weights and versions.
+        """Fingerprint of the request: parameters, weights and versions.
 
         Raises:
             CheckpointError: a file of the weights is damaged.
@@ -203,8 +203,8 @@ class VideoJob:
         """Makes the video, or plans it.
 
         Raises:
-            WorkerError, LibraryError: something is wrong with the job, its store, or the worker.
-            GenerationStopped: the job was cancelled or is out of time, or is left to the next worker.
+            WorkerError, LibraryError: the job, its store or the worker has a fault.
+            GenerationStopped: the job was cancelled, is out of time, or is left to the next worker.
         """
         with self._open_preview() as preview:
             self._check()
@@ -225,7 +225,7 @@ class VideoJob:
         return result
 
     def _open_preview(self) -> Preview:
-        """The preview that the job asks for, which may be none. Events name it from its first chunk on."""
+        """The preview that the job asks for, which may be none. Progress events carry its address once it has one."""
         objects, job = self.store.objects, self.job
         if job.dry_run or job.output_config is None or not job.output_config.preview:
             return Preview()
@@ -233,7 +233,7 @@ class VideoJob:
         return HlsPreview(objects, self.name, job.frame_num, self.folder, self.clock.has_preview, self.logger)
 
     def _check(self) -> None:
-        """Checks, before anything is downloaded, whatever needs no download.
+        """Checks everything that needs no download.
 
         Raises:
             WorkerError: a LoRA is missing or unfit, the job's text cannot be spoken, or the store would refuse the
@@ -249,8 +249,8 @@ class VideoJob:
         self.store.check()
 
     def _earlier_result(self, state: TaskState) -> Success | None:
-        """The result that an earlier run has ended with, with new addresses; None if there is none, or if the store no
-        longer has its files."""
+        """The result of an earlier run of the job, with new addresses; None if there is none or the store no longer
+        has its files."""
         result = state.result
         if result is None or result.job_id != self.context.job_id:
             return None
@@ -260,7 +260,7 @@ class VideoJob:
         return result.model_copy(update={"video": result.video.model_copy(update=places)})
 
     def _plan(self) -> Plan:
-        """What the job would do: its media are downloaded and looked at, its text is not spoken.
+        """Plans the job: downloads and examines its media, but does not speak its text.
 
         Raises:
             WorkerError: a medium cannot be downloaded or decoded, or does not suit the job.
@@ -283,7 +283,7 @@ class VideoJob:
         warnings = warnings_of(job, engine) + media.warnings
         warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
         if job.tts_audio is not None:
-            warnings.append("the length is a guess from the text: how long it takes to say is known once it is spoken")
+            warnings.append("the length is estimated from the text; it is known only after the text is spoken")
         self.clock.enter(Stage.COMPLETED)
         return Plan(
             job_id=self.context.job_id,
@@ -303,7 +303,7 @@ class VideoJob:
             return state.save_rendering(rendering, fingerprint)
 
         preview.begin(inputs.sound)
-        # Before rendering, so that a LoRA which is taken away meanwhile does not fail the job.
+        # Before rendering, so that a LoRA file removed during rendering does not fail the job.
         warnings = warnings_of(self.job, self.engine) + inputs.media.warnings
         self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
@@ -314,14 +314,15 @@ class VideoJob:
         return self._finish(inputs, rendering, warnings)
 
     def _download(self) -> tuple[JobMedia, Tensor | None]:
-        """The job's media, and the speakers' regions, bool (speakers, height, width) of the source."""
+        """Downloads the job's media; returns them and the speakers' regions, bool (speakers, height, width) of the
+        source."""
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
         return media, speaker_regions(job, media.source.info, media.masks, media.warnings)
 
     def _prepare(self) -> Inputs:
-        """Downloads the media, embeds the speech, and loads the networks as the job needs them.
+        """Downloads the media, embeds the speech and prepares the networks for the job.
 
         Raises:
             WorkerError: a medium cannot be downloaded or decoded, or does not suit the job or its store.
@@ -343,7 +344,7 @@ class VideoJob:
         return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
 
     def _restore(self, state: TaskState, fingerprint: str) -> Rendering:
-        """The video as far as another worker has made it; else one to begin. Enters sampling."""
+        """The unfinished video of another worker, or a new rendering if there is none. Enters sampling."""
         rendering = state.restore(fingerprint, self.folder)
         if rendering is None:
             seed = seed_of(self.name) if self.job.base_seed == -1 else self.job.base_seed
@@ -355,16 +356,16 @@ class VideoJob:
         return rendering
 
     def _render(self, inputs: Inputs, rendering: Rendering, preview: Preview, keep: Callable[[], bool]) -> None:
-        """Generates what is missing of the video. Each chunk is encoded, published and saved while the next is made.
+        """Generates the missing chunks of the video. Each chunk is encoded, published and saved while the next is made.
 
         Args:
-            rendering: as far as it is made; complete at the end.
-            preview: gets each chunk as it ends.
-            keep: stores the rendering for another worker, after each chunk; returns whether it did.
+            rendering: the video so far; complete at the end.
+            preview: publishes each chunk.
+            keep: stores the rendering for another worker after each chunk; returns whether it did.
 
         Raises:
-            GenerationStopped: the job was cancelled, or the worker ends before the job would.
-            RegionError: a speaker's region cannot be served.
+            GenerationStopped: the job was cancelled, or the worker will end before the job is finished.
+            RegionError: a speaker's region cannot be used.
             EncodeError: a chunk could not be encoded.
             WorkerError: `keep` raised it.
         """
@@ -389,7 +390,7 @@ class VideoJob:
         preview.publish(rendering.parts, is_complete=True)
 
     def _add(self, rendering: Rendering, chunk: Chunk, arithmetic: str) -> None:
-        """Encodes a chunk and adds it to the rendering; the first one gives the thumbnail.
+        """Encodes a chunk and adds it to the rendering; the thumbnail is the first chunk's first frame.
 
         Args:
             arithmetic: how this worker computed the chunk.
@@ -410,7 +411,7 @@ class VideoJob:
         """Joins the video's parts and sound, stores it, and describes it.
 
         Args:
-            warnings: for the client.
+            warnings: warnings for the client.
 
         Raises:
             EncodeError: the parts could not be joined.
@@ -450,12 +451,12 @@ class VideoJob:
         return Success(job_id=self.context.job_id, video=video, timings=clock.timings(), **about)
 
     def _losses(self, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:
-        """What of the job's input its video does without.
+        """Warnings about the input that the video does not use.
 
         Args:
-            overlaps: of every two speakers' regions.
-            speech_s: seconds of all of the speech.
-            num_chunks: of the video.
+            overlaps: the overlap of every two speakers' regions.
+            speech_s: length of all of the speech in seconds.
+            num_chunks: number of chunks of the video.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
         return [

@@ -1,7 +1,7 @@
-"""Checks of the machine that need the large libraries: once they are imported, and after a job has failed.
+"""Checks of the machine that need the large libraries: at the start, after their import, and after a job has failed.
 
-A problem that may pass by itself ends no worker: a store that does not answer is logged, and the check before each job
-decides.
+A transient problem does not end the worker: if the store does not answer, this is only logged, and each job checks the
+store again.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ DESCRIPTORS_OF_JOB = 64
 
 
 def check_machine(settings: Settings, engine: Engine, sdk_checks: Iterable[Check]) -> None:
-    """Checks, once the libraries are imported, whether the worker can serve jobs.
+    """Checks, once the libraries are imported, that the worker can serve jobs.
 
     Args:
         sdk_checks: the SDK's own checks that import torch.
 
     Raises:
-        UnfitError: there are fewer GPUs than are set.
+        UnfitError: there are fewer GPUs than set.
         CheckpointError: weights are missing or unfit.
         DoesNotFitError: no memory mode fits the GPU.
-        RuntimeError: a check of the SDK failed.
+        RuntimeError: one of the SDK's checks failed.
     """
     for check in sdk_checks:
         asyncio.run(check())
@@ -50,10 +50,10 @@ def check_machine(settings: Settings, engine: Engine, sdk_checks: Iterable[Check
 
 
 def machine_problem(min_temporary_bytes: int) -> Exception | None:
-    """What the machine lacks that every job needs; None where it has all.
+    """A problem of the machine that affects every job; None if there is none.
 
-    Asked after a job has failed: whatever its error says of the job's input, a machine on which a picture of our own
-    cannot be written and read back, by the same decoder, would say it of any.
+    Called after a job has failed: the job's error may blame its input although the machine is the cause. A machine
+    that cannot write an image and read it back by the same decoder would fail with any input.
     """
     try:
         check_temporary_space(min_temporary_bytes)
@@ -65,7 +65,7 @@ def machine_problem(min_temporary_bytes: int) -> Exception | None:
 
 
 def read_own_picture() -> None:
-    """Writes a picture to a temporary folder and looks at it as at those that jobs name."""
+    """Writes an image to a temporary folder and probes it like a job's image."""
     with tempfile.TemporaryDirectory(prefix="infinitetalk-") as folder:
         file = Path(folder) / "grey.png"
         Image.new("RGB", (16, 16), "grey").save(file)
@@ -76,7 +76,7 @@ def check_descriptors() -> None:
     """Opens as many files as a job may need at once.
 
     Raises:
-        OSError: the process may not.
+        OSError: the process is not allowed to.
     """
     with ExitStack() as opened:
         for _ in range(DESCRIPTORS_OF_JOB):
@@ -84,7 +84,7 @@ def check_descriptors() -> None:
 
 
 def check_gpus(device: torch.device, num_gpus: int) -> None:
-    """Looks whether there are as many GPUs as are to make a video together.
+    """Checks that there are as many GPUs as are set to make a video together.
 
     Raises:
         UnfitError: there are fewer.
@@ -97,7 +97,7 @@ def check_gpus(device: torch.device, num_gpus: int) -> None:
 
 
 def look_at_store(settings: Settings) -> None:
-    """Logs whether the worker's own bucket answers, if it has one."""
+    """Logs a warning if the worker has a bucket that does not answer."""
     if settings.s3_bucket is None:
         return
     try:

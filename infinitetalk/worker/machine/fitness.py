@@ -1,6 +1,6 @@
-"""Checks before the worker takes its first job; one that fails ends the worker.
+"""Checks before the worker takes its first job; if one fails, the worker ends.
 
-They need none of the large libraries. `infinitetalk.worker.machine.checks` checks what does, once those are imported.
+They need none of the large libraries. The checks that do are in `infinitetalk.worker.machine.checks`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from infinitetalk.worker.settings import MEGABYTE, Settings
 
 FFMPEG_TIMEOUT_S = 60.0
 IMPORT_TORCH = ("_cuda_init_check", "_benchmark_check")
-"""Names of the SDK's own checks that import torch, and would keep the first job waiting for it."""
+"""Names of the SDK's checks that import torch, for which the first job would have to wait."""
 
 Check = Callable[[], Coroutine[Any, Any, None]]
 
@@ -31,10 +31,10 @@ class UnfitError(RuntimeError):
 
 
 def register_checks(settings: Settings) -> list[Check]:
-    """Lets the SDK run the checks of this module before it takes a job.
+    """Makes the SDK run the checks of this module before it takes a job.
 
     Returns:
-        The SDK's own checks that import torch. They are taken out of the SDK's list, and have to be run by the caller.
+        The SDK's own checks that import torch. They are removed from the SDK's list; the caller must run them.
     """
 
     def ffmpeg() -> None:
@@ -69,7 +69,8 @@ def check_ffmpeg() -> None:
 
 
 def look_at_privileges() -> None:
-    """Logs a warning if the children that decode media run as root: a flaw of a decoder would have the whole worker."""
+    """Logs a warning if the child processes that decode media run as root: a flaw in a decoder could then compromise
+    the whole worker."""
     for program in (ffmpeg_path(), sys.executable):
         if keeps_root(program):
             remedy = "install setpriv, give the container CAP_SETUID, let others read the program, or run as a user"
@@ -78,7 +79,7 @@ def look_at_privileges() -> None:
 
 
 def check_temporary_space(min_bytes: int) -> None:
-    """Looks for free space where jobs are worked on.
+    """Checks the free space of the temporary folder.
 
     Raises:
         UnfitError: there is too little.

@@ -1,1 +1,1 @@
-"""The worker's side of Runpod's queue: jobs taken, run, stopped and answered."""
+"""The worker's side of Runpod's queue: takes, runs, stops and answers jobs."""

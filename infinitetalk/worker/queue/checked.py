@@ -1,4 +1,4 @@
-"""Results that the queue takes: valid JSON, not too large."""
+"""Checks that the queue will take a result: valid JSON, not too large."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from schemas import ErrorCode, Failure, Stage, sendable
 
 
 def failure_of(job_id: str, error: Exception) -> dict[str, Any]:
-    """The failure of a job whose stage is not known."""
+    """The failure of a job at an unknown stage."""
     return Failure(job_id=sendable(job_id), error=job_error(error, Stage.SAMPLING)).model_dump(mode="json")
 
 
 def checked_result(job_id: str, result: dict[str, Any], max_bytes: int) -> dict[str, Any]:
-    """The result, or a failure in its place where the queue would drop it: not JSON, NaN, or too large."""
+    """The result, or a failure if the queue would drop it because it is not JSON, contains NaN, or is too large."""
     try:
         size = len(json.dumps(result, allow_nan=False, ensure_ascii=False).encode())
         if size <= max_bytes:

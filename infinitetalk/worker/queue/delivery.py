@@ -1,8 +1,8 @@
-"""Results to the queue, until it has them.
+"""Sends results to the queue until it has them.
 
-The SDK offers a result once where the connection drops or the queue answers 408 or 429, three times where it answers
-5xx, and takes a redirect, even one to a login page, for its thanks; the job then stays IN_PROGRESS for ever. It has no
-setting for that, so its function is replaced.
+The SDK sends a result only once if the connection drops or the queue answers 408 or 429, and three times if it answers
+5xx. It counts a redirect, even one to a login page, as success. The job then stays IN_PROGRESS for ever. The SDK has no
+setting for this, so its function is replaced.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from runpod.serverless.modules import rp_http, rp_job
 from infinitetalk.worker.logs import job_logger
 
 ATTEMPTS = 1000
-"""More than any time allows."""
+"""More attempts than fit into any time limit, so that only the time limit ends them."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 REQUEST_TIMEOUT_S = 60.0
 TRANSIENT_STATUSES = {408, 425, 429}
 REFUSED_KEY_STATUSES = {401, 403, 407}
 REFUSED_KEY_PATIENCE_S = 120.0
-"""Seconds that a key may take to be renewed."""
+"""Seconds during which a refused key may be renewed."""
 
 AfterDelivery = Callable[[dict[str, Any], bool], Awaitable[None]]
 
 
 def install(timeout_s: float, after_delivery: AfterDelivery) -> None:
-    """Lets the SDK deliver results by `deliver`.
+    """Makes the SDK deliver results by `deliver`.
 
     Args:
-        timeout_s: seconds after which a result is given up.
-        after_delivery: awaited with each job, and whether the queue has its result.
+        timeout_s: seconds after which delivery is given up.
+        after_delivery: is awaited with each job and whether the queue has its result.
     """
 
     async def send_result(session: aiohttp.ClientSession, result: Any, job: Any, is_stream: bool = False) -> None:
@@ -51,14 +51,14 @@ def install(timeout_s: float, after_delivery: AfterDelivery) -> None:
 
 
 async def deliver(session: aiohttp.ClientSession, result: Any, job: dict[str, Any], timeout_s: float) -> bool:
-    """Offers a job's result, always the same bytes, until the queue takes it; returns whether it did.
+    """Sends a job's result, always the same bytes, until the queue takes it; returns whether it did.
 
-    Only 2xx says that it did, and no page of HTML does: that is a proxy's or a login's. An answer of 4xx that may not
-    pass is final: the queue does not want the result, of a job that was deleted say.
+    Only a 2xx answer means success, and not if it is an HTML page, which comes from a proxy or a login. A 4xx answer
+    that is not transient is final: the queue does not want the result, for instance because the job was deleted.
 
     Args:
-        session: the SDK's.
-        result: what the SDK made of the handler's result: `output`, `error`, `stopPod`.
+        session: the SDK's session.
+        result: the SDK's form of the handler's result: `output`, `error`, `stopPod`.
         timeout_s: seconds after which it gives up.
     """
     logger = job_logger(job["id"])
@@ -102,5 +102,5 @@ async def deliver(session: aiohttp.ClientSession, result: Any, job: dict[str, An
 
 
 def is_taken(response: aiohttp.ClientResponse) -> bool:
-    """Whether an answer says that the queue has what was sent."""
+    """Whether an answer says that the queue has taken the result."""
     return 200 <= response.status < 300 and response.content_type != "text/html"

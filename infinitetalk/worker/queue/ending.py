@@ -1,4 +1,4 @@
-"""The worker's own end."""
+"""Ends the worker's process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import threading
 from typing import NoReturn
 
 is_ending = threading.Event()
-"""Set once the worker ends, whichever way: its child processes end with it."""
+"""Set once the worker ends for any reason: its child processes end with it."""
 
 atexit.register(is_ending.set)
 
 
 def end_process() -> NoReturn:
-    """Ends the worker at once: a thread that cannot be stopped would keep an orderly end waiting."""
+    """Ends the worker at once: an orderly exit would wait for threads that cannot be stopped."""
     is_ending.set()
     for process in multiprocessing.active_children():
         process.kill()

@@ -1,4 +1,4 @@
-"""One job in the worker's hands, from the moment it is taken until its result is delivered."""
+"""One job in the worker, from the moment it is taken until its result is delivered."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from infinitetalk.worker.stop import Stop
 from schemas import ErrorCode
 
 Work = asyncio.Future[dict[str, Any]]
-"""What the job's thread returns."""
+"""The result of the job's thread."""
 
 
 @dataclass
 class JobRun:
-    """One job in the worker's hands.
+    """One job in the worker.
 
     Attributes:
-        job_id: the job.
-        stop: tells its thread when to end.
-        stop_timeout_s: seconds that the thread may take to end once it was told to.
-        keeps_state: whether what is stored of the job is still of use once the queue has its result.
-        is_stuck: whether the thread did not end in time; it still runs.
+        job_id: id of the job.
+        stop: tells the job's thread when to end.
+        stop_timeout_s: seconds that the thread may take to end after a stop.
+        keeps_state: whether the job's saved state is kept once the queue has its result.
+        is_stuck: whether the thread did not end in time and still runs.
     """
 
     job_id: str
@@ -36,7 +36,7 @@ class JobRun:
     is_stuck: bool = False
 
     async def result_of(self, work: Work) -> dict[str, Any]:
-        """The result of the job's thread, or a failure where the thread outlasts its time limit and does not stop.
+        """The result of the job's thread, or a failure if the thread exceeds its time limit and does not stop.
 
         Raises:
             asyncio.CancelledError: the wait was cancelled; the thread still runs.
@@ -44,7 +44,7 @@ class JobRun:
         """
         limit_s = self.stop.time_limit_s
         patience_s = None if limit_s is None else limit_s + self.stop_timeout_s
-        # Cancelling this wait does not touch the thread, which would otherwise run beside the next job.
+        # Cancelling this wait does not cancel `work`, so that the caller can still wait for the thread to end.
         await asyncio.wait([work], timeout=patience_s)
         if work.done():
             return work.result()
@@ -54,9 +54,9 @@ class JobRun:
         return failure_of(self.job_id, WorkerError(ErrorCode.TIMEOUT, f"{facts.message}: {facts.hint}"))
 
     async def wait_for_end(self, work: Work) -> None:
-        """Waits until the job's thread has ended, whatever it ends with and however often the wait is cancelled.
+        """Waits until the job's thread has ended, even if the wait is cancelled.
 
-        A thread that does not end in time takes the process with it.
+        If the thread does not end in time, the process is ended.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.stop_timeout_s

@@ -1,9 +1,9 @@
-"""The SDK's ping process, watched.
+"""Watches the SDK's ping process.
 
-A worker that pings no longer is given up by the platform, which hands its job to another one; were it to work on, two
-would write the same result. The SDK starts the process and never looks at it again.
+If a worker's pings stop, the platform gives its job to another worker. If the first worker continued, both would write
+the same result. The SDK starts the ping process but does not watch it.
 
-Imported by the ping process itself, and so small.
+The ping process imports this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from infinitetalk.worker.streams import keep_streams_writable
 
 
 class PingProcess(multiprocessing.Process):
-    """A process whose end is noticed.
+    """A process that is watched by a thread.
 
     Attributes:
-        on_end: called from a thread when it has ended and the worker has not.
+        on_end: called from that thread if the process ends before the worker does.
     """
 
     on_end: Callable[[], None]
 
     def start(self) -> None:
-        """Starts it, and a thread that watches it."""
+        """Starts the process and the thread that watches it."""
         super().start()
         threading.Thread(target=self._watch, name="ping-watch", daemon=True).start()
 
     def run(self) -> None:
-        """What the process does; a log that cannot be written does not end it."""
+        """Runs in the process; a log that cannot be written does not end it."""
         keep_streams_writable([])
         super().run()
 
@@ -45,6 +45,6 @@ class PingProcess(multiprocessing.Process):
 
 
 def install(on_end: Callable[[], None]) -> None:
-    """Lets the SDK start its pings as a `PingProcess`."""
+    """Makes the SDK start its pings as a `PingProcess`."""
     PingProcess.on_end = staticmethod(on_end)
     rp_ping.Process = PingProcess

@@ -1,4 +1,4 @@
-"""The async handler: one job at a time in one thread, stopped when the queue says so, its result checked."""
+"""The async handler: runs one job at a time in a thread, stops it when the queue says so, and checks its result."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class Runner:
-    """Takes jobs as the SDK hands them over.
+    """Takes jobs from the SDK.
 
     Args:
         settings: the worker's settings.
-        resources: what jobs need, once it is there; jobs that are refused do not wait for it.
+        resources: the resources that jobs need; refused jobs do not wait for them.
     """
 
     def __init__(self, settings: Settings, resources: Future[Resources]) -> None:
@@ -48,7 +48,7 @@ class Runner:
         """Runs one job to its result, a `schemas.Success`, `Failure` or `BatchResult` as a dict.
 
         Raises:
-            asyncio.CancelledError: the job was stopped, by then its thread has ended; or it is left to the next worker.
+            asyncio.CancelledError: the job was stopped or is left to the next worker; its thread has ended.
         """
         job_id = str(job["id"])
         has_queue = self.settings.webhook_post_output is not None
@@ -61,16 +61,16 @@ class Runner:
             ):
                 result = await self._run(run, job, progress)
         except asyncio.CancelledError:
-            # Without a result the job stays with the queue, which gives it to another worker once this one is gone.
+            # A job without a result stays in the queue, which gives it to another worker once this one is gone.
             del self._runs[job_id]
             self._close_states(job_id, keep=True)
             raise
         except Exception as error:
-            # The SDK would send the traceback, and with it paths and the host's name, to the client.
+            # The SDK would send the traceback, with paths and the host's name, to the client.
             job_logger(job_id).error("job.failed", exc_info=error)
             self._has_failed |= is_machine_error(error)
             result = failure_of(job_id, error)
-        # A client that sends the job again under the same id continues where it ended.
+        # A job that is sent again under the same id continues from the saved state.
         run.keeps_state = "error" in result and result["error"]["retryable"]
         result = checked_result(job_id, result, self.settings.max_result_bytes)
         if self.is_unfit() or run.is_stuck:
@@ -82,7 +82,7 @@ class Runner:
         return result
 
     async def after_delivery(self, job: dict[str, Any], is_delivered: bool) -> None:
-        """Cleans up once the queue has a job's result, or does not want it; the next job is taken afterwards."""
+        """Cleans up once the queue has taken or refused a job's result, before the next job is taken."""
         run = self._runs.pop(str(job["id"]))
         try:
             await asyncio.to_thread(self._close_states, run.job_id, run.keeps_state or not is_delivered)
@@ -91,11 +91,11 @@ class Runner:
                 end_process()
 
     def is_unfit(self) -> bool:
-        """Whether the worker is to be replaced: until it is, it would take, and lose, other jobs."""
+        """Whether the worker must be replaced, since it would take and lose other jobs."""
         return self._has_failed or (self._resources.done() and self._resources.result().engine.health.is_broken)
 
     def drain(self) -> None:
-        """The worker goes within its grace: the job in hand is told, and any that still comes."""
+        """Tells the current job, and any job still to come, that the worker ends after its grace period."""
         grace_s = self.settings.shutdown_grace_s
         structlog.get_logger().info("worker.draining", details={"grace_s": grace_s})
         self._gone_at = time.monotonic() + grace_s
@@ -103,7 +103,7 @@ class Runner:
             run.stop.drain(grace_s)
 
     def end(self) -> None:
-        """The platform takes the worker for lost, and gives its job to another one: this one must not go on."""
+        """Ends the process at once: the platform considers the worker lost and gives its job to another one."""
         structlog.get_logger().error("ping.ended")
         end_process()
 
@@ -117,7 +117,7 @@ class Runner:
         """The result of a job's thread.
 
         Raises:
-            asyncio.CancelledError: as `__call__`.
+            asyncio.CancelledError: as for `__call__`.
         """
         get_resources = partial(wait_for, self._resources, run.stop)
         work = asyncio.get_running_loop().run_in_executor(
@@ -135,13 +135,13 @@ class Runner:
             raise asyncio.CancelledError from None
 
     def _close_states(self, job_id: str, keep: bool) -> None:
-        """Ends with what is stored of a job; before the resources are there, nothing can be stored."""
+        """Closes a job's saved states; without resources none can have been saved."""
         if self._resources.done():
             self._resources.result().states.close(job_id, keep)
 
 
 def with_error_as_text(handler: Handler) -> Handler:
-    """A handler for the SDK's local API, which takes an error as text only and else answers with status 500."""
+    """A handler for the SDK's local API, which answers with status 500 unless an error is a text."""
 
     async def put_error_as_text(job: dict[str, Any]) -> dict[str, Any]:
         result = await handler(job)
@@ -151,7 +151,7 @@ def with_error_as_text(handler: Handler) -> Handler:
 
 
 def printing(handler: Handler, output: TextIO) -> Handler:
-    """A handler that prints its result as JSON: what `--test_input` is for."""
+    """A handler that prints its result as JSON, for `--test_input`."""
 
     async def print_result(job: dict[str, Any]) -> dict[str, Any]:
         result = await handler(job)

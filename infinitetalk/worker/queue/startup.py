@@ -1,4 +1,4 @@
-"""The worker's start: libraries and model come up in a thread, while jobs that are refused are answered already."""
+"""Starts the worker: imports libraries and loads the model in a thread, so that refused jobs are answered meanwhile."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from infinitetalk.worker.settings import Settings
 
 
 class Startup:
-    """Imports the libraries and starts the engine. A worker that turns out to be unfit ends: its job, of which nothing
-    has been made, stays with the queue.
+    """Imports the libraries and starts the engine. An unfit worker ends; a job that it has taken stays in the queue.
 
     Args:
         settings: the worker's settings.
-        sdk_checks: the SDK's checks that import torch, which are run with our own of weights and GPUs; None: nothing is
-            checked, since jobs do not come from a queue.
+        sdk_checks: the SDK's checks that import torch; they are run with the worker's own checks of weights and GPUs.
+            None: nothing is checked, since jobs do not come from a queue.
 
     Attributes:
-        resources: what jobs need, once the libraries are imported; the engine may still be loading its model.
+        resources: the resources that jobs need, set once the libraries are imported; the engine may still be loading
+            its model.
     """
 
     def __init__(self, settings: Settings, sdk_checks: Sequence[Check] | None) -> None:
@@ -38,11 +38,11 @@ class Startup:
         self._thread = threading.Thread(target=self._run, name="startup")
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the thread."""
         self._thread.start()
 
     def finish(self) -> None:
-        """Waits until nothing is being imported or loaded: whatever still is when the interpreter ends, fails."""
+        """Waits for imports and loading to end: they fail if the interpreter exits before."""
         self._thread.join()
         self.resources.result().engine.finish_loading()
 
@@ -61,14 +61,14 @@ class Startup:
         self.resources.set_result(resources)
 
     def _prepare(self) -> Resources:
-        """What jobs need.
+        """The resources that jobs need.
 
         Raises:
-            LibraryError, UnfitError: weights are missing or unfit, or the GPUs are not as they are set.
+            LibraryError, UnfitError: weights are missing or unfit, or there are fewer GPUs than set.
             Exception: a library cannot be imported, or a check of the SDK failed.
         """
         begin = time.monotonic()
-        # Imported here, since they bring torch, diffusers and transformers.
+        # Imported here, since these modules import torch, diffusers and transformers.
         from infinitetalk.worker.engine import Engine
         from infinitetalk.worker.job import video  # noqa: F401
         from infinitetalk.worker.job.resume import JobStates

@@ -1,8 +1,8 @@
-"""Jobs from the queue, one after the other, each of them answered.
+"""Takes jobs from the queue one after the other and answers each of them.
 
-The SDK's loop loses jobs: one that an open request brings after SIGTERM is never started, and one whose JSON Python
-refuses, or that lacks its input, is dropped with a line in the log. It has no setting for that, so its class is
-replaced.
+The SDK's loop loses jobs. If an open request brings a job after SIGTERM, the job is never started. If Python refuses a
+job's JSON, or its input is missing, the job is dropped with a line in the log. The SDK has no setting for this, so its
+class is replaced.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from infinitetalk.worker.logs import job_logger
 
 REQUEST_TIMEOUT_S = 90.0
 NO_JOB_STATUSES = (204, 400)
-"""400 is what a worker gets that FlashBoot is about to freeze."""
+"""A worker that FlashBoot is about to freeze gets 400."""
 
 PAUSE_S = 1.0
-"""Seconds between two requests of which the first failed, or came back at once without a job."""
+"""Seconds to wait after a request that failed or returned at once without a job."""
 
 TOO_MANY_REQUESTS_PAUSE_S = 5.0
 
 DEEPEST = 100
-"""Levels of nesting that are read: more than any job that is not refused has, and few enough for Python."""
+"""Levels of nesting that are read: more than any valid job has, and few enough for Python."""
 
 LONGEST_INTEGER = 4000
-"""Digits; Python refuses to read more than 4,300."""
+"""Digits of the longest integer that is read; Python refuses more than 4,300."""
 
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[{]+|[\]}]+', re.DOTALL)
-"""A string, which may lack its end, or brackets."""
+"""Matches a string, which may be unterminated, or brackets."""
 
 
 class JobLoop(rp_scale.JobScaler):
-    """What the SDK calls JobScaler, for one job at a time.
+    """Replaces the SDK's JobScaler; takes one job at a time.
 
     Args:
-        config: the SDK's.
-        drain: called once, when the worker is told to go.
-        is_unfit: whether no other job must be taken, asked after each.
-        grace_s: seconds that it stays then, if no job keeps it.
+        config: the SDK's configuration.
+        drain: called once, when the worker is told to end.
+        is_unfit: returns whether no further job must be taken; asked after each job.
+        grace_s: seconds that the worker then keeps an open request for a job.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class JobLoop(rp_scale.JobScaler):
         self._is_over = asyncio.Event()
 
     def start(self) -> None:
-        """Serves until the worker is told to go, and its last job has ended."""
+        """Serves until the worker is told to end and its last job has ended."""
         asyncio.run(self.run())
 
     async def run(self) -> None:
-        """As `start`."""
+        """Implements `start`."""
         loop = asyncio.get_running_loop()
-        # Called by the loop, and not wherever a signal happens to interrupt: in a call to the log, say.
+        # The event loop calls these handlers. A plain signal handler could interrupt any code, such as a log call.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.kill_worker)
         async with AsyncClientSession() as session:
@@ -84,15 +84,15 @@ class JobLoop(rp_scale.JobScaler):
                 stops.cancel()
 
     def kill_worker(self) -> None:
-        """The worker goes; the first call counts."""
+        """Tells the worker to end; only the first call has an effect."""
         if self.is_alive():
             super().kill_worker()
             asyncio.get_running_loop().call_later(self._grace_s, self._is_over.set)
             self._drain()
 
     async def _next_job(self, session: aiohttp.ClientSession) -> dict[str, Any] | None:
-        """The next job, if one comes. A request that is open when the worker is told to go may still bring one, and is
-        waited for as long as the worker stays."""
+        """The next job, if one comes. A request that is open when the worker is told to end may still bring a job, so
+        it is kept open for the grace period."""
         begin = time.monotonic()
         request = asyncio.create_task(take_job(session))
         over = asyncio.create_task(self._is_over.wait())
@@ -105,7 +105,7 @@ class JobLoop(rp_scale.JobScaler):
         try:
             job = request.result()
         except Exception as error:
-            # An address or a key may be in its words; who runs the worker finds out by its type.
+            # Only the type is logged: the message may contain an address or a key.
             reason = str(error) if isinstance(error, NoJobError) else type(error).__name__
             structlog.get_logger().warning("queue.no_answer", details={"reason": reason})
             pause_s = error.pause_s if isinstance(error, NoJobError) else PAUSE_S
@@ -117,7 +117,7 @@ class JobLoop(rp_scale.JobScaler):
         return None
 
     async def _serve(self, session: aiohttp.ClientSession, job: dict[str, Any]) -> None:
-        """Runs a job to its end, whatever that is."""
+        """Runs a job until it has ended in any way."""
         job_id = job["id"]
         self.job_progress.add(job_id)
         self.jobs_tasks[job_id] = asyncio.create_task(self.jobs_handler(session, self.config, job))
@@ -132,10 +132,10 @@ class JobLoop(rp_scale.JobScaler):
 
 
 class NoJobError(Exception):
-    """The queue's answer is neither a job nor that there is none.
+    """The queue's answer is neither a job nor a statement that there is none.
 
     Args:
-        pause_s: seconds to wait before it is asked again.
+        pause_s: seconds to wait before the next request.
     """
 
     def __init__(self, reason: str, pause_s: float = PAUSE_S) -> None:
@@ -144,16 +144,16 @@ class NoJobError(Exception):
 
 
 def install(drain: Callable[[], None], is_unfit: Callable[[], bool], grace_s: float) -> None:
-    """Lets the SDK take jobs by a `JobLoop`."""
+    """Makes the SDK take jobs by a `JobLoop`."""
     rp_scale.JobScaler = partial(JobLoop, drain=drain, is_unfit=is_unfit, grace_s=grace_s)
 
 
 async def take_job(session: aiohttp.ClientSession) -> dict[str, Any] | None:
-    """Asks the queue for a job once; None where it has none.
+    """Asks the queue for a job once; None if it has none.
 
     Raises:
         NoJobError: the answer is something else.
-        aiohttp.ClientError, TimeoutError: there is none.
+        aiohttp.ClientError, TimeoutError: there was no answer.
     """
     async with (
         asyncio.timeout(REQUEST_TIMEOUT_S),
@@ -165,23 +165,23 @@ async def take_job(session: aiohttp.ClientSession) -> dict[str, Any] | None:
     if status != 200:
         pause_s = TOO_MANY_REQUESTS_PAUSE_S if status == 429 else PAUSE_S
         raise NoJobError(f"status {status}", pause_s)
-    # Go's JSON, which the queue is written in, reads bytes that are no UTF-8 likewise.
+    # Bytes that are not UTF-8 are replaced, as in the JSON package of Go, the queue's language.
     text = body.decode("utf-8", "replace")
     try:
         job = json.loads(text)
     except (ValueError, RecursionError):
         job = await asyncio.to_thread(read_refused, text)
     if not isinstance(job, dict) or not isinstance(job.get("id"), str):
-        raise NoJobError("no job, or one without an id")
+        raise NoJobError("not a job, or a job without an id")
     return job
 
 
 def read_refused(text: str) -> Any:
-    """JSON that Python refuses to read, though it is valid: what is nested deeper than `DEEPEST` is null, and an
-    integer of more than `LONGEST_INTEGER` digits infinite. A field that is affected is refused by its name.
+    """Reads valid JSON that Python refuses: values nested deeper than `DEEPEST` become null, and integers of more than
+    `LONGEST_INTEGER` digits become infinite. Validation then refuses the affected field by name.
 
     Raises:
-        NoJobError: it is no JSON at all.
+        NoJobError: the text is not JSON.
     """
     try:
         return json.loads(without_depths(text), parse_int=_integer)
@@ -190,7 +190,7 @@ def read_refused(text: str) -> Any:
 
 
 def without_depths(text: str) -> str:
-    """JSON whose objects and lists below `DEEPEST` levels are null. Takes time in proportion to the text."""
+    """JSON with null in place of objects and lists below `DEEPEST` levels. Takes time proportional to the text."""
     kept = []
     depth = end = 0
     for token in _TOKEN.finditer(text):

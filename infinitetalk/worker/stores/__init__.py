@@ -1,1 +1,1 @@
-"""Where results, previews and the state of unfinished jobs are kept: one file for each kind of store."""
+"""Stores for results, previews and the state of unfinished jobs, one file for each kind of store."""

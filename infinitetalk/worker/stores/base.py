@@ -1,4 +1,4 @@
-"""What a store is: the way of a video to where its job wants it, and the objects that a store may keep beside it."""
+"""The interface of stores: `Store` takes a job's result, `ObjectStore` keeps objects under names."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ METADATA_TYPE = "application/json"
 ANY_TYPE = "application/octet-stream"
 
 CHECK_S = 60.0
-"""Seconds that a store which a job names may take for small requests together."""
+"""Time limit in seconds for a group of small requests to a store that a job names."""
 
 BLOCK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
 class StoreRequest:
-    """What is known when a job's store is opened.
+    """The values from which a job's store is opened.
 
     Attributes:
-        output_config: where the job wants its result.
-        s3_config: the job's own bucket, where it names one.
-        settings: of the worker.
-        num_inline: how many videos share the room of the job's result.
-        should_stop: asked while a store that the job names is spoken to.
+        output_config: the destination that the job asks for.
+        s3_config: the job's own bucket, if it names one.
+        settings: the worker's settings.
+        num_inline: number of videos that share the space of the job's result.
+        should_stop: is asked during requests to a store that the job names.
     """
 
     output_config: OutputConfig
@@ -49,9 +49,10 @@ class StoreRequest:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The files that a task leaves: the MP4, its JPEG, and a JSON file that says how they were made.
+    """The files that a task produces: the MP4, its thumbnail (JPEG), and its metadata, a JSON file that says how they
+    were made.
 
-    `request` is the fingerprint of what was asked for, by which a worker knows another worker's video of the same job.
+    `request` is the fingerprint of the request. By it a worker recognises another worker's video of the same job.
     """
 
     video: Path
@@ -62,11 +63,11 @@ class Artifacts:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Who follows a result on its way.
+    """Callbacks while a result is stored.
 
     Attributes:
-        on_bytes: told what has been sent over the network.
-        should_stop: asked while it is sent.
+        on_bytes: takes the number of bytes sent over the network.
+        should_stop: is asked while the result is sent.
     """
 
     on_bytes: OnBytes
@@ -74,7 +75,7 @@ class Transfer:
 
 
 class SentBytes:
-    """Counts the bytes of a task's files that have been sent, and reports them; several threads may add at once."""
+    """Counts and reports the bytes sent of a task's files; several threads may add at once."""
 
     def __init__(self, on_bytes: OnBytes, total: int) -> None:
         self._on_bytes = on_bytes
@@ -84,11 +85,11 @@ class SentBytes:
 
     @property
     def done(self) -> int:
-        """Bytes so far."""
+        """Number of bytes sent so far."""
         return self._done
 
     def add(self, num_bytes: int) -> None:
-        """More bytes, or fewer where a part is sent again."""
+        """Adds to the number of bytes; a negative number takes back bytes that are sent again."""
         with self._lock:
             self._done += num_bytes
             self._on_bytes(self._done, self._total)
@@ -96,14 +97,14 @@ class SentBytes:
 
 @dataclass(frozen=True)
 class Upload:
-    """A large file on its way into a store.
+    """The upload of a large file to a store.
 
     Attributes:
         path: the file.
         content_type: its media type.
-        mark: a short text that the object carries, where the store keeps marks.
-        sent: counts what goes over the network.
-        should_stop: asked while it is sent.
+        mark: a short text stored with the object, if the store keeps marks.
+        sent: counts the bytes sent over the network.
+        should_stop: is asked while the file is sent.
     """
 
     path: Path
@@ -115,12 +116,12 @@ class Upload:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a store says of an object.
+    """A store's information about an object.
 
     Attributes:
-        identity: differs where the object has been replaced.
+        identity: changes when the object is replaced.
         num_bytes: its size.
-        mark: the text that it was uploaded with; None where that is not known.
+        mark: the text that it was uploaded with; None if that is not known.
     """
 
     identity: str
@@ -133,7 +134,7 @@ class ListedObject:
     """An object in a listing.
 
     Attributes:
-        name: below the store's prefix.
+        name: its name below the store's prefix.
         age_s: seconds since it was stored, by the store's own clock.
     """
 
@@ -143,12 +144,12 @@ class ListedObject:
 
 @dataclass(frozen=True)
 class Address:
-    """Where clients get an object.
+    """The address by which clients get an object.
 
     Attributes:
         text: a URL, or a path below the volume's root.
-        num_bytes: the object's size as the address tells it; None where it does not.
-        warning: why the address may not serve the object; None where nothing speaks against it.
+        num_bytes: the object's size as reported by the address; None if it reports none.
+        warning: why the address may not serve the object; None if there is no reason for doubt.
     """
 
     text: str
@@ -159,18 +160,18 @@ class Address:
 class ObjectStore(ABC):
     """Objects under names below a prefix.
 
-    A name is components joined by "/". An object is there whole or not at all, whoever is killed meanwhile.
+    A name consists of components joined by "/". Objects are stored atomically, even if a process is killed.
 
-    Each method but `at`, `within` and `forget_stop` raises `WorkerError` where the store refuses, is full or does not
-    answer, and `GenerationStopped` where the job has to end and the store is one that the job names.
+    Each method except `at`, `within` and `forget_stop` raises `WorkerError` if the store refuses, is full or does not
+    answer, and `GenerationStopped` if the job has to end and the store is one that the job names.
 
     Attributes:
-        prefix: of all names.
-        is_own: whether the place is the worker's own, not one that a job names. No other place is listed: its listing
-            may be endless.
-        is_remote: whether bytes go over a network, so that clients are told how many have been sent.
+        prefix: the prefix of all names.
+        is_own: whether the place is the worker's own, not one that a job names. Only the worker's own place is listed:
+            the listing of another one may be endless.
+        is_remote: whether bytes go over a network, so that the number of bytes sent is reported to clients.
         keeps_marks: whether an object carries the mark that it was uploaded with.
-        address_kind: what `url` returns. The fields of the interface that hold it end in this word.
+        address_kind: the kind of address that `url` returns. The interface's fields for it end in this word.
     """
 
     prefix: str
@@ -181,65 +182,65 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def at(self, prefix: str) -> Self:
-        """The same place, with names below another prefix."""
+        """The same place with another prefix."""
 
     @abstractmethod
     def check(self) -> None:
-        """Looks, before the work begins, whether the place takes objects and serves them."""
+        """Checks, before the work begins, that the place takes and serves objects."""
 
     @abstractmethod
     def put(self, name: str, data: bytes, content_type: str = ANY_TYPE, is_new: bool = False) -> None:
-        """Stores a small object in place of the one of its name. Where `is_new`, an object that is there stays."""
+        """Stores a small object and replaces an existing one; with `is_new`, an existing object stays."""
 
     @abstractmethod
     def uploading(self, name: str, upload: Upload) -> AbstractContextManager[Callable[[bool], bool]]:
-        """Stores a large object by the function that is yielded, `commit(is_new)`.
+        """Yields the function that stores a large object, `commit(is_new)`.
 
-        It returns False where `is_new` and an object of the name is there already, which then stays; it may be called
-        again. What can be done before the object gets its name is done when the context is entered. Nothing unfinished
-        stays behind it.
+        With `is_new`, it returns False if an object of that name exists, and that object stays; it may be called again.
+        All work that does not need the object's name is done when the context is entered. On exit, unfinished files
+        are removed.
         """
 
     @abstractmethod
     def get(self, name: str, max_bytes: int) -> bytes | None:
-        """An object's bytes; None where there is none, or a larger one."""
+        """An object's bytes; None if it does not exist or is larger than `max_bytes`."""
 
     @abstractmethod
     def head(self, name: str) -> ObjectInfo | None:
-        """What the store says of an object; None where there is none."""
+        """The store's information about an object; None if it does not exist."""
 
     @abstractmethod
     def delete(self, names: Iterable[str]) -> None:
-        """Removes objects, whether they are there or not; after a stop too."""
+        """Removes objects that may or may not exist; also works after a stop."""
 
     @abstractmethod
     def list(self, folder: str = "") -> Iterator[ListedObject]:
-        """The objects whose names begin with `folder`, "" or a text that ends in "/". Those of one folder are together.
-        Only where `is_own`."""
+        """The objects with names that begin with `folder`, which is "" or ends in "/". Objects of the same folder are
+        listed together. Only if `is_own`."""
 
     @abstractmethod
     def url(self, name: str) -> Address:
-        """The address by which clients get an object, which has been tried where that is possible."""
+        """The address by which clients get an object; it has been tested if that is possible."""
 
     @abstractmethod
     def remove_unfinished(self, max_age_s: float) -> None:
-        """Removes what lost workers have left of uploads that are older than that. Only where `is_own`."""
+        """Removes the unfinished uploads of lost workers that are older than `max_age_s`. Only if `is_own`."""
 
     def within(self, seconds: float = math.inf) -> AbstractContextManager[object]:
-        """Lets all requests inside take so many seconds together, where the place is one that a job names."""
+        """Limits the total time of all requests inside, if the place is one that a job names."""
         return nullcontext()
 
     def forget_stop(self) -> None:
-        """The job has its video, or has ended: what follows is not stopped any more."""
+        """Ignores stops from now on, since the job has its video or has ended."""
         return
 
 
 class Store(ABC):
-    """Takes a video and what belongs to it to where its job wants it.
+    """Stores a video and its accompanying files where its job wants them.
 
     Attributes:
-        objects: where the store keeps objects, so that previews and the state of unfinished jobs can lie there too.
-        warnings: what may disappoint in where the result is.
+        objects: the object store behind it, if any, which can also hold previews and the state of unfinished jobs.
+        warnings: warnings about the place of the result.
     """
 
     objects: ObjectStore | None = None
@@ -249,22 +250,23 @@ class Store(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Looks, before the work begins, whether the store would take the result.
+        """Checks, before the work begins, that the store will take the result.
 
         Raises:
-            WorkerError: it would not.
+            WorkerError: it will not.
         """
 
     def check_size(self, count_bytes: Callable[[], int]) -> None:
-        """Looks whether the store would take a video of at least `count_bytes()`; only a limited one needs to know.
+        """Checks that the store will take a video of at least `count_bytes()`; a store without a limit does not call
+        it.
 
         Raises:
-            WorkerError: it would not.
+            WorkerError: it will not.
         """
         return
 
     def remember(self, name: str) -> None:
-        """Looks what is there under the job's name before it begins.
+        """Remembers the video that exists under the job's name before the job begins.
 
         Raises:
             WorkerError: the store does not answer.
@@ -272,8 +274,8 @@ class Store(ABC):
         return
 
     def places(self, name: str, num_bytes: int) -> dict[str, Any] | None:
-        """The addresses of the files that were stored under `name`, signed anew; None where one is missing or the video
-        has another size. A store that cannot be looked at has none to tell.
+        """Newly signed addresses of the files stored under `name`; None if a file is missing or the video has another
+        size. A store that cannot be read returns an empty dict.
 
         Raises:
             WorkerError: the store does not answer.
@@ -290,29 +292,29 @@ class Store(ABC):
         """Stores the artifacts under `name`.
 
         Args:
-            on_bytes: told what has been sent over the network.
-            should_stop: asked while it is sent; nothing half done stays behind.
+            on_bytes: takes the number of bytes sent over the network.
+            should_stop: is asked while files are sent; after a stop, unfinished files are removed.
 
         Returns:
-            The fields of `schemas.Video` that say where the files are, and `bytes` where the video there is one of
-            another worker that held the same job.
+            The fields of `schemas.Video` that say where the files are, and `bytes` if the stored video is that of
+            another worker with the same job.
 
         Raises:
-            WorkerError: they could not be stored.
-            GenerationStopped: `should_stop` said so.
+            WorkerError: the artifacts could not be stored.
+            GenerationStopped: `should_stop` returned true.
         """
         return self._save(name, artifacts, Transfer(on_bytes, should_stop))
 
     @abstractmethod
     def _save(self, name: str, artifacts: Artifacts, transfer: Transfer) -> dict[str, Any]:
-        """As `save`."""
+        """Implements `save`."""
 
 
 def blocks_of(path: Path, should_stop: Callable[[], bool]) -> Iterator[bytes]:
     """A file's bytes, block by block.
 
     Raises:
-        GenerationStopped: `should_stop` said so.
+        GenerationStopped: `should_stop` returned true.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Where a bucket is: its address, its name and its region, of which a store's host may tell some."""
+"""A bucket's address, name and region; the host of the store's address may contain the name and the region."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class BucketPlace:
-    """A bucket and what opens it."""
+    """A bucket and its credentials."""
 
     endpoint: str
     bucket: str
@@ -24,15 +24,15 @@ _S3_HOST = re.compile(
     r"(?:(?P<bucket>.+)\.)?s3(?:[.-]dualstack)?(?:[.-](?P<region>[a-z0-9-]+))?\.(?P<domain>[^.]+\..+)"
 )
 _SPACES_HOST = re.compile(r"(?:(?P<bucket>[^.]+)\.)?(?P<region>[a-z0-9-]+)\.(?P<domain>digitaloceanspaces\.com)")
-"""Names of stores' hosts that tell the region, as Runpod's SDK reads them; the bucket may stand before."""
+"""Host names that contain the region, as Runpod's SDK reads them; the bucket may come first."""
 
 
 def bucket_place(endpoint: str, bucket: str, region: str | None, access_key: str, secret_key: str) -> BucketPlace:
-    """A bucket by what a job or the settings say of it.
+    """The place of a bucket that a job or the settings name.
 
     Args:
-        endpoint: may have the bucket before the host's name, as Runpod documents it.
-        region: None: the one that the host's name tells, else us-east-1.
+        endpoint: address of the store; the bucket may come first in the host's name, as Runpod documents it.
+        region: region of the store; None: the region in the host's name, else us-east-1.
     """
     if bucket_in_host(endpoint) == bucket:
         endpoint = endpoint.replace(f"//{bucket}.", "//", 1)
@@ -40,13 +40,13 @@ def bucket_place(endpoint: str, bucket: str, region: str | None, access_key: str
 
 
 def bucket_in_host(endpoint: str) -> str | None:
-    """The bucket that stands before the name of a store's host."""
+    """The bucket in the name of a store's host."""
     found = _host_parts(endpoint)
     return None if found is None else found["bucket"]
 
 
 def region_in_host(endpoint: str) -> str | None:
-    """The region that the name of a store's host tells."""
+    """The region in the name of a store's host."""
     found = _host_parts(endpoint)
     return None if found is None else found["region"]
 

@@ -12,14 +12,14 @@ from infinitetalk.worker.stores.base import Artifacts, Store, StoreRequest, Tran
 from schemas import ErrorCode
 
 RESULT_OVERHEAD_BYTES = 100_000
-"""Room that the rest of a result gets beside inline media."""
+"""Space reserved for the rest of a result beside inline media."""
 
 
 class InlineStore(Store):
     """Base64 in the result itself.
 
     Args:
-        max_characters: that video and thumbnail may have together, in base64.
+        max_characters: largest total length of video and thumbnail in base64.
     """
 
     def __init__(self, max_characters: int) -> None:
@@ -27,7 +27,7 @@ class InlineStore(Store):
         self.max_characters = max_characters
 
     def check(self) -> None:
-        """Nothing to look at: how large the video gets is not known yet."""
+        """Does nothing: the size of the video is not known yet."""
 
     def check_size(self, count_bytes: Callable[[], int]) -> None:
         self._check_characters(count_bytes() * 4 // 3)
@@ -51,5 +51,5 @@ class InlineStore(Store):
 
 
 def open_inline(request: StoreRequest) -> Store:
-    """The store of a job whose result holds its video. The videos of a batch share the room."""
+    """The store of a job that returns its video inside the result. The videos of a batch share the space."""
     return InlineStore(request.settings.max_result_bytes // request.num_inline - RESULT_OVERHEAD_BYTES)

@@ -1,5 +1,5 @@
-"""What is sent to a store that a job names: to public addresses only, and with bounds, since its server may be slow,
-endless or hostile."""
+"""Requests to a store that a job names: to public addresses only, with limits on time and size, since its server may be
+slow or hostile."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from infinitetalk.worker.traffic.transport import (
 from schemas import ErrorCode
 
 MAX_ANSWER_BYTES = 2_000_000
-"""Largest answer that is no object: errors and listings are smaller."""
+"""Largest answer that is not an object: errors and listings are smaller."""
 
 
 class StoreTooSlow(BotoCoreError):
-    """A store that a job names took longer than it may. botocore does not try again after this."""
+    """A store that a job names exceeded its time limit. botocore does not retry after this error."""
 
     fmt = "The store took too long"
 
 
 class AnswerTooLarge(BotoCoreError):
-    """A store that a job names sent more than it may."""
+    """A store that a job names sent too many bytes."""
 
     fmt = "The store's answer is too large"
 
 
 class BoundedBody:
-    """The body of an answer, as botocore reads it, of a limited length.
+    """The body of an answer as botocore reads it, with a length limit.
 
     Args:
         raw: urllib3's answer.
-        max_bytes: that it may have.
+        max_bytes: largest allowed length.
     """
 
     def __init__(self, raw: Any, max_bytes: float) -> None:
@@ -61,10 +61,10 @@ class BoundedBody:
         self._left = max_bytes
 
     def read(self, amt: int | None = None) -> bytes:
-        """The next bytes, all of them where `amt` is None.
+        """The next bytes, or all of them if `amt` is None.
 
         Raises:
-            AnswerTooLarge: there are more than there may be.
+            AnswerTooLarge: the body is longer than allowed.
         """
         if amt is None:
             return b"".join(self.stream())
@@ -76,10 +76,10 @@ class BoundedBody:
         return data
 
     def stream(self, amt: int = 1 << 16) -> Iterator[bytes]:
-        """All that is left, in blocks.
+        """The remaining bytes, in blocks.
 
         Raises:
-            AnswerTooLarge: there are more bytes than there may be.
+            AnswerTooLarge: the body is longer than allowed.
         """
         while data := self.read(amt):
             yield data
@@ -89,7 +89,7 @@ class BoundedBody:
 
 
 class StoreConnection(PublicConnection):
-    """A connection that may be opened after a stop too, to remove things; only its time ends it."""
+    """A connection that may also be opened after a stop, to remove objects; only its time limit ends it."""
 
     timeout: float | None
 
@@ -99,12 +99,12 @@ class StoreConnection(PublicConnection):
 
 
 class PublicSession(URLLib3Session):
-    """botocore's HTTP session, which connects to public addresses only, however often a name's address changes, and
-    lets no answer be endless, in time or in bytes.
+    """botocore's HTTP session, restricted to public addresses, even if a name's address changes, and with limits on the
+    time and size of answers.
 
     Args:
         connect_timeout_s, read_timeout_s: seconds to connect, and seconds of silence.
-        watch: of all requests.
+        watch: limits all requests.
     """
 
     def __init__(self, connect_timeout_s: float, read_timeout_s: float, watch: Watch) -> None:
@@ -120,16 +120,16 @@ class PublicSession(URLLib3Session):
         }
 
     def send(self, request: Any) -> Any:
-        """The answer to a request. An answer that is no object has been read to its end.
+        """The answer to a request. An answer that is not an object has been read to its end.
 
         Raises:
             GenerationStopped: the job has to end.
-            BotoCoreError: there was no answer in time, or one too large, or what the superclass raises.
+            BotoCoreError: the answer came too late or is too large, or the superclass raised an error.
         """
         removes = request.method == "DELETE"
         check_watch(self._watch, removes)
         is_object = request.stream_output
-        # The superclass would read an answer that is no object to its end.
+        # Otherwise the superclass would read an answer that is not an object to its end, without a limit.
         request.stream_output = True
         try:
             response = super().send(request)
@@ -146,11 +146,11 @@ class PublicSession(URLLib3Session):
 
 
 def check_watch(watch: Watch, removes: bool = False) -> None:
-    """As `Watch.check`, in a form that botocore passes on.
+    """Like `Watch.check`, but raises errors that botocore passes on.
 
     Raises:
         GenerationStopped: the job has to end.
-        StoreTooSlow: the time is over.
+        StoreTooSlow: the time limit is reached.
     """
     try:
         watch.check(removes)
@@ -159,7 +159,7 @@ def check_watch(watch: Watch, removes: bool = False) -> None:
 
 
 def check_target(field: str, url: str, settings: Settings) -> None:
-    """An address that a job writes to must be as public as one that it reads from.
+    """Checks that an address that a job writes to is public, as for addresses that it reads from.
 
     Raises:
         WorkerError: it is not; the message names the field.

@@ -1,4 +1,4 @@
-"""Results at addresses that the job's sender has presigned, which take the files by PUT."""
+"""Results sent by PUT to addresses that the job's sender has presigned."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ATTEMPTS = 4
 
 
 class PutStore(Store):
-    """Addresses that take video and thumbnail by PUT."""
+    """Sends video and thumbnail to presigned addresses by PUT."""
 
     def __init__(self, video_url: str, thumbnail_url: str, settings: Settings) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class PutStore(Store):
         self.settings = settings
 
     def check(self) -> None:
-        """Looks whether the addresses are public, and no more: a presigned PUT allows no other request."""
+        """Checks only that the addresses are public: a presigned PUT allows no other request."""
         check_target("output_config.video_url", self.video_url, self.settings)
         check_target("output_config.thumbnail_url", self.thumbnail_url, self.settings)
 
@@ -93,12 +93,12 @@ class PutStore(Store):
 
 @dataclass(frozen=True)
 class Put:
-    """A file and the address that it goes to.
+    """A file and the address to which it is sent.
 
     Attributes:
-        field: of the job, for messages.
-        url: takes the file.
-        content_type: that the address was presigned for.
+        field: the job's field, for messages.
+        url: the address.
+        content_type: the media type that the address was presigned for.
         path: the file.
     """
 
@@ -109,7 +109,7 @@ class Put:
 
 
 class FileBody:
-    """A file as the body of a request, which counts and may be stopped."""
+    """A file as the body of a request. It counts its bytes and can be stopped."""
 
     def __init__(self, path: Path, sent: SentBytes, should_stop: Callable[[], bool]) -> None:
         self._path = path
@@ -127,7 +127,7 @@ class FileBody:
             self._sent.add(len(block))
 
     def forget(self) -> None:
-        """Takes back what has been counted, since it was sent in vain."""
+        """Takes back the counted bytes, since the attempt failed."""
         self._sent.add(-self._num_sent)
         self._num_sent = 0
 

@@ -1,6 +1,6 @@
-"""The kinds of stores, by the words that a job names them with.
+"""The kinds of stores and their names in jobs.
 
-A new store is a file, a line in `STORES`, and its word in `schemas.STORES`.
+A new store needs a file, a line in `STORES`, and its name in `schemas.STORES`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class StoreKind:
     """A kind of store.
 
     Attributes:
-        open: makes the store of a job; raises `WorkerError` where the worker or the job lacks what it needs.
-        own: the place of this kind that is the worker's own, where it has one.
+        open: makes the store of a job; raises `WorkerError` if a setting, the network volume or part of the job is
+            missing.
+        own: returns the worker's own place of this kind, if it has one.
     """
 
     open: Callable[[StoreRequest], Store]
@@ -36,7 +37,7 @@ STORES = {
     "inline": StoreKind(open_inline),
     "put": StoreKind(open_put),
 }
-"""By `OutputConfig.store`. The worker keeps what is not a result in the first place of its own."""
+"""The kinds by `OutputConfig.store`. The first kind with a place of the worker's own holds state."""
 
 
 def make_store(
@@ -49,18 +50,18 @@ def make_store(
     """The store that a job asks for.
 
     Args:
-        s3_config: the job's own bucket, where it names one.
-        num_inline: how many videos share the room of the job's result.
-        should_stop: asked while a store that the job names is spoken to.
+        s3_config: the job's own bucket, if it names one.
+        num_inline: number of videos that share the space of the job's result.
+        should_stop: is asked during requests to a store that the job names.
 
     Raises:
-        WorkerError: the worker has no settings for it, or no network volume.
+        WorkerError: the worker has no settings for the store, or no network volume.
     """
     request = StoreRequest(output_config, s3_config, settings, num_inline, should_stop)
     return STORES[output_config.store].open(request)
 
 
 def own_place(settings: Settings) -> ObjectStore | None:
-    """A place for objects that is the worker's own: its network volume, else its bucket; None where it has neither."""
+    """The worker's own place for objects: its network volume, else its bucket; None if it has neither."""
     places = (kind.own(settings) for kind in STORES.values())
     return next((place for place in places if place is not None), None)

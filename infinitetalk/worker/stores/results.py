@@ -1,6 +1,6 @@
-"""Results as objects: the video, its thumbnail and its account of itself beside each other, in any store of objects.
+"""Results as objects: the video, its thumbnail and its metadata, side by side in any object store.
 
-The video is the commit: once it is there, the job has its result, and the files beside it are made to fit it.
+Storing the video is the commit: from then on the job has its result, and the other files are made to fit the video.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from infinitetalk.worker.traffic import retry
 
 MAX_METADATA_BYTES = 1_000_000
 TRIES = 4
-"""Times that a video is stored anew where another worker comes before."""
+"""Number of attempts to store a video when another worker stores one at the same time."""
 
 
 class Step(Enum):
-    """What becomes of a video that has been made, by what is in its place."""
+    """The action for a finished video, which depends on the object in its place."""
 
     CREATE = "create"
     REPLACE = "replace"
@@ -43,28 +43,28 @@ class Step(Enum):
 
 
 def next_step(found: ObjectInfo | None, before: ObjectInfo | None, request: str) -> Step:
-    """What to do with a video. Two workers may hold one job: the video that is there first stays, since a client may
-    have been told its address.
+    """The action for a finished video. Two workers may hold one job: the first stored video stays, since a client may
+    already have its address.
 
     Args:
-        found: the video that is in its place now, its mark the request that it answers; None where that is not known,
-            as while its account of itself is still to come.
+        found: the video that is in its place now; None if there is none. Its mark is the request that it answers, or
+            None while that is not known, for instance because its metadata has not been stored yet.
         before: the video that was there when the job began.
-        request: that has been answered.
+        request: the request that the finished video answers.
 
     Raises:
-        WorkerError: another job's video has come there meanwhile.
+        WorkerError: another job's video has been stored there in the meantime.
     """
     if found is None:
         return Step.CREATE
     if found.mark == request:
         return Step.ADOPT
     if before is not None and before.identity == found.identity:
-        # An earlier job had the same id, as jobs of the command line have, or a worker was lost.
+        # An earlier job had the same id, as jobs of the command line do, or a worker was lost.
         return Step.REPLACE
     if found.mark is None:
         return Step.ADOPT
-    raise not_stored("another worker has stored a video of another request under the job's id meanwhile")
+    raise not_stored("another worker has stored a video of another request under the job's id")
 
 
 class ObjectResults(Store):
@@ -101,7 +101,7 @@ class ObjectResults(Store):
         with self.objects.within():
             with self.objects.uploading(f"{name}.mp4", upload) as commit:
                 there, is_mine = self._commit(name, artifacts.request, made, commit)
-                # From here on the job has its video, and is not stopped any more.
+                # The job has its video now and must not be stopped any more.
                 self.objects.forget_stop()
             for extension, (path, content_type) in beside.items():
                 data = _with_size(path, there, made) if extension == "json" else path.read_bytes()
@@ -113,7 +113,7 @@ class ObjectResults(Store):
         return places | ({} if there == made else {"bytes": there})
 
     def _commit(self, name: str, request: str, made: int, commit: Callable[[bool], bool]) -> tuple[int, bool]:
-        """Size of the video that is there then, and whether it is this worker's."""
+        """Stores the video; returns the size of the stored video, and whether it is this worker's."""
         for attempt in range(TRIES):
             found = self._look(name)
             step = next_step(found, self._before, request)
@@ -121,16 +121,16 @@ class ObjectResults(Store):
                 assert found is not None
                 return found.num_bytes, False
             if step is Step.REPLACE and not self.objects.keeps_marks:
-                # It speaks of the video that goes.
+                # It describes the video that is being replaced.
                 self.objects.delete([f"{name}.json"])
             if commit(step is Step.CREATE):
                 return made, True
-            # Another worker has come before, or is about to.
+            # Another worker has stored a video first, or is about to.
             time.sleep(retry.FIRST_WAIT_S * attempt)
-        raise not_stored("the store says that the video is there already, and does not show it")
+        raise not_stored("the store says that the video exists already, but does not show it")
 
     def _look(self, name: str) -> ObjectInfo | None:
-        """The video that is there, its mark the request that it answers."""
+        """The stored video, with the request that it answers as its mark."""
         found = self.objects.head(f"{name}.mp4")
         if found is None or self.objects.keeps_marks:
             return found
@@ -140,7 +140,7 @@ class ObjectResults(Store):
         self.objects.put(name, data, content_type, is_new)
 
     def _addresses(self, name: str) -> tuple[dict[str, Any], int | None]:
-        """The addresses of a video's files, and the size that the video's own one tells, if it does."""
+        """The addresses of a video's files, and the video's size if its address reports one."""
         kind = self.objects.address_kind
         fields = {f"metadata_{kind}": "json", f"thumbnail_{kind}": "jpg", kind: "mp4"}
         found = {field: self.objects.url(f"{name}.{extension}") for field, extension in fields.items()}
@@ -151,7 +151,7 @@ class ObjectResults(Store):
 
 
 def _request_in(metadata: bytes | None) -> str | None:
-    """The request that a video's account of itself names."""
+    """The request named in a video's metadata."""
     try:
         account = None if metadata is None else json.loads(metadata)
     except (ValueError, RecursionError):
@@ -161,7 +161,7 @@ def _request_in(metadata: bytes | None) -> str | None:
 
 
 def _with_size(metadata: Path, there: int, made: int) -> bytes:
-    """A video's account of itself, with the size of the video that is there."""
+    """A video's metadata with the size of the stored video, which may be another worker's."""
     data = metadata.read_bytes()
     if there == made:
         return data

@@ -47,16 +47,16 @@ from infinitetalk.worker.traffic.transport import Watch
 from schemas import DEFAULT_PREFIX, ErrorCode
 
 PROBE = ".check"
-"""Begins the name of the object that shows that a bucket can be written to and read from."""
+"""Prefix of the name of the object by which writing to and reading from a bucket is tested."""
 
 MARK = "infinitetalk-request"
-"""Name of the metadata in which an object carries its mark."""
+"""Name of the metadata entry that holds an object's mark."""
 
 REQUEST_ATTEMPTS = 5
 ADDRESS_ATTEMPTS = 4
 STOP_POLL_S = 0.05
 CLEAN_S = 10.0
-"""Seconds that removing things may take, after a stop too."""
+"""Time limit in seconds for removing objects, also after a stop."""
 
 SHOWN_ANSWER_BYTES = 4096
 _REGION = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
@@ -65,12 +65,12 @@ _VIDEO = r"/[A-Za-z0-9_-][A-Za-z0-9._-]*\.mp4"
 
 @dataclass(frozen=True)
 class Served:
-    """What an address answers.
+    """The answer of an address.
 
     Attributes:
-        status: None where it does not answer.
-        num_bytes: size of the whole object, where the answer tells it.
-        region: that the store names in a refusal.
+        status: status code; None if there was no answer.
+        num_bytes: size of the whole object, if the answer states it.
+        region: the region that the store names in a refusal.
     """
 
     status: int | None
@@ -87,10 +87,10 @@ class Bucket:
     """A bucket and the connection to it.
 
     Args:
-        place: of the bucket.
-        settings: of the worker.
-        public_base: address of the bucket's root for everyone; None: presigned addresses.
-        should_stop: asked while a store that the job names is spoken to; None: the store is the worker's own.
+        place: the bucket's address, name, region and credentials.
+        settings: the worker's settings.
+        public_base: public address of the bucket's root; None: addresses are presigned.
+        should_stop: is asked during requests to a store that the job names; None: the store is the worker's own.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Bucket:
         self.connect(place.region)
 
     def connect(self, region: str) -> None:
-        """Speaks to the store as one of a region."""
+        """Makes the client for a region."""
         self.place = replace(self.place, region=region)
         self.client = _s3_client(self.place, self.settings)
         connect_s, read_s = self.settings.connect_timeout_s, self.settings.read_timeout_s
@@ -113,11 +113,11 @@ class Bucket:
             self._session = URLLib3Session(timeout=timeouts, proxies=get_environ_proxies(self.place.endpoint))
         else:
             self._session = session = PublicSession(connect_s, read_s, self.watch)
-            # What this returns is taken for the answer, and nothing else is sent.
+            # botocore uses the return value as the answer and sends nothing itself.
             self.client.meta.events.register("before-send.s3", lambda request, **_: session.send(request))
 
     def address(self, key: str) -> str:
-        """The address for everyone of an object."""
+        """The address by which clients get an object."""
         if self.public_base is not None:
             return f"{self.public_base.rstrip('/')}/{quote(key)}"
         address: str = self.client.generate_presigned_url(
@@ -128,10 +128,10 @@ class Bucket:
         return address
 
     def try_address(self, address: str) -> Served:
-        """What an address answers to a request for one byte.
+        """The answer of an address to a request for one byte.
 
         Raises:
-            WorkerError: the time for it is over.
+            WorkerError: the time limit is reached.
         """
         status, num_bytes, region = None, None, None
         for attempt in range(ADDRESS_ATTEMPTS):
@@ -140,7 +140,7 @@ class Bucket:
             try:
                 response = self._session.send(request)
                 status = response.status_code
-                # All of an answer to a request for one byte that was heard, else the beginning.
+                # The whole body if the store honours the range; otherwise only its beginning.
                 body = response.raw.read(SHOWN_ANSWER_BYTES)
                 response.raw.close()
             except StoreTooSlow as error:
@@ -162,7 +162,7 @@ class Bucket:
             return not_stored("the store did not answer")
         setting = "S3_REGION" if self.is_own else "s3Config.region"
         return not_stored(
-            f"the store takes what is put there, and answers the address to get it by with status {answer.status}: "
+            f"the store takes objects, but answers their address with status {answer.status}: "
             f"name the store's region ({setting}), and let the credentials read objects",
             retryable=answer.status in TRANSIENT_STATUSES or answer.status >= 500,
         )
@@ -190,8 +190,9 @@ class S3Objects(ObjectStore):
         self.bucket.watch.forget_stop()
 
     def check(self) -> None:
-        """Puts a small object, gets it by such an address as will be handed out, and removes it: what may not be
-        written or cannot be read costs a second, not a video. A store that names its region is asked again in that."""
+        """Puts a small object, gets it by the kind of address that clients will receive, and removes it: missing
+        permissions are found in a second, not after a video. If the store names its region, the check is repeated with
+        that region."""
         with self.within(CHECK_S):
             answer = self._try_probe()
             if answer is not None and answer.region not in (None, self.bucket.place.region):
@@ -208,7 +209,7 @@ class S3Objects(ObjectStore):
             if is_new and _status(error) in (409, 412):
                 return
             if is_new and _status(error) == 501:
-                # A store without conditions: look, then write.
+                # A store without conditional requests: check, then write.
                 if self.head(name) is None:
                     self.put(name, data, content_type)
                 return
@@ -228,7 +229,7 @@ class S3Objects(ObjectStore):
             except (BotoCoreError, HTTPError, OSError):
                 check_watch(self.bucket.watch)
                 raise
-            # What is not read would go on coming.
+            # The store would keep sending the unread rest.
             found["Body"].close()
         return data if len(data) <= max_bytes else None
 
@@ -237,7 +238,7 @@ class S3Objects(ObjectStore):
             try:
                 head = self.bucket.client.head_object(**self._named(name))
             except (BotoCoreError, ClientError) as error:
-                # S3 says 403 of what is not there to those who may not list the bucket.
+                # S3 answers 403 for a missing object if the credentials do not allow listing the bucket.
                 if _status(error) in (403, 404):
                     return None
                 raise _s3_error(error) from error
@@ -250,18 +251,18 @@ class S3Objects(ObjectStore):
                 self.bucket.client.delete_object(**self._named(name))
 
     def list(self, folder: str = "") -> Iterator[ListedObject]:
-        # Keys come in order, so that those of a folder are together.
+        # Keys come in order, so that the objects of a folder are listed together.
         for page, now in self._pages("list_objects_v2", f"{self.prefix}/{folder}"):
             for entry in page.get("Contents", []):
                 name = _fact(entry, "Key").removeprefix(f"{self.prefix}/")
                 yield ListedObject(name, now - _fact(entry, "LastModified").timestamp())
 
     def url(self, name: str) -> Address:
-        """An object's address for everyone, which has been tried.
+        """The tested address by which clients get an object.
 
         Raises:
-            WorkerError: a presigned one does not serve it. One below the public base, which the worker itself may not
-                reach, costs a warning.
+            WorkerError: a presigned address does not serve the object. An address below the public base only causes a
+                warning, since the worker itself may be unable to reach it.
         """
         bucket = self.bucket
         with self.within(CHECK_S):
@@ -272,11 +273,11 @@ class S3Objects(ObjectStore):
         if bucket.public_base is None:
             raise bucket.not_served(answer)
         said = "did not answer" if answer.status is None else f"answered with status {answer.status}"
-        warning = f"the address was tried by this worker, and {said}: it may not serve the video"
+        warning = f"this worker tested the address, which {said}: it may not serve the video"
         return Address(address, answer.num_bytes, warning)
 
     def remove_unfinished(self, max_age_s: float) -> None:
-        """Ends the multipart uploads of videos that were begun longer ago."""
+        """Aborts the multipart uploads of videos that are older than `max_age_s`."""
         video = re.compile(re.escape(self.prefix) + _VIDEO)
         for page, now in self._pages("list_multipart_uploads", f"{self.prefix}/"):
             for upload in page.get("Uploads", []):
@@ -288,7 +289,7 @@ class S3Objects(ObjectStore):
                         )
 
     def _try_probe(self) -> Served | None:
-        """What a presigned address of an object just put answers; None where addresses are not presigned."""
+        """Puts an object; returns the answer of its presigned address, None if addresses are not presigned."""
         name = f"{PROBE}-{uuid4().hex}"
         self.put(name, b"a trial", "text/plain")
         try:
@@ -296,7 +297,7 @@ class S3Objects(ObjectStore):
                 return None
             return self.bucket.try_address(self.bucket.address(self._key(name)))
         finally:
-            # Who may write need not be allowed to remove.
+            # The credentials may allow writing but not removing.
             with suppress(BotoCoreError, ClientError):
                 self.bucket.client.delete_object(**self._named(name))
 
@@ -311,7 +312,7 @@ class S3Objects(ObjectStore):
                 self._unless_there(is_new),
                 create_transfer_manager(client, TransferConfig()) as manager,
             ):
-                # Left by an exception, the manager stops what is under way and aborts a multipart upload.
+                # If an exception leaves the block, the manager stops its requests and aborts a multipart upload.
                 sending = manager.upload(
                     str(upload.path), target["Bucket"], target["Key"], extra_args=arguments, subscribers=[subscriber]
                 )
@@ -325,15 +326,15 @@ class S3Objects(ObjectStore):
             if is_new and _status(error) in (409, 412):
                 return False
             if is_new and _status(error) == 501:
-                # A store without conditions: it was looked at before.
+                # A store without conditional requests; the caller has checked that the name is free.
                 return self._upload(name, upload, False)
             raise _s3_error(error) from error
         return True
 
     @contextmanager
     def _unless_there(self, is_new: bool) -> Iterator[None]:
-        """Where `is_new`, lets what is uploaded inside be stored only where nothing has its name; the transfer manager
-        has no argument for it."""
+        """With `is_new`, makes uploads inside fail if an object of the name exists; the transfer manager has no
+        argument for this."""
 
         def add(params: dict[str, Any], **_: Any) -> None:
             params["IfNoneMatch"] = "*"
@@ -349,7 +350,7 @@ class S3Objects(ObjectStore):
                 self.bucket.client.meta.events.unregister(event, unique_id=f"new-{event}")
 
     def _pages(self, operation: str, prefix: str) -> Iterator[tuple[dict[str, Any], float]]:
-        """The pages of a listing, each with the store's time."""
+        """The pages of a listing, each with the store's clock time."""
         assert self.is_own, "a listing of a job's own store may be endless"
         pages = self.bucket.client.get_paginator(operation).paginate(Bucket=self.bucket.place.bucket, Prefix=prefix)
         with _s3_errors():
@@ -364,10 +365,10 @@ class S3Objects(ObjectStore):
 
 
 def open_bucket(request: StoreRequest) -> Store:
-    """The store of a job whose result goes to a bucket: the job's own with the job's credentials, else the worker's.
+    """The store of a job that sends its result to a bucket: the job's own bucket, else the worker's.
 
     Raises:
-        WorkerError: neither is complete, or the job's store is not at a public address.
+        WorkerError: the settings for the bucket are incomplete, or the job's store is not at a public address.
     """
     config, settings = request.s3_config, request.settings
     if config is None:
@@ -378,7 +379,7 @@ def open_bucket(request: StoreRequest) -> Store:
 
 
 def own_bucket(settings: Settings) -> ObjectStore | None:
-    """The worker's bucket; None where its settings do not name one."""
+    """The worker's bucket; None if its settings do not name one."""
     try:
         return S3Objects(_own_bucket(settings), DEFAULT_PREFIX)
     except WorkerError:
@@ -417,12 +418,12 @@ def _s3_client(place: BucketPlace, settings: Settings) -> Any:
         aws_secret_access_key=place.secret_key,
         config=Config(
             signature_version="s3v4",
-            # The checksum that every store knows: the SHA-256 of each part, signed, over TLS too.
+            # Signs the SHA-256 of each part, also over TLS: the only checksum that every store supports.
             s3={"payload_signing_enabled": True},
             connect_timeout=settings.connect_timeout_s,
             read_timeout=settings.read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
-            # Not every compatible store knows the newer checksum headers.
+            # Not every compatible store supports the newer checksum headers.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         ),
@@ -430,7 +431,7 @@ def _s3_client(place: BucketPlace, settings: Settings) -> Any:
 
 
 def _whole_size(headers: Any) -> int | None:
-    """The size of an object of which a part was asked for."""
+    """The size of the whole object in the answer to a range request."""
     said = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", headers.get("Content-Range", ""))
     return None if said is None else int(said[1])
 
@@ -459,7 +460,7 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of an answer that is an error; None where there was no answer."""
+    """The status of an error's answer; None if there was no answer."""
     cause = _cause(error)
     if not isinstance(cause, ClientError):
         return None
@@ -468,7 +469,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _code(error: BaseException) -> str | None:
-    """The name that an answer gives its error."""
+    """The error code in an error's answer."""
     cause = _cause(error)
     return cause.response.get("Error", {}).get("Code") if isinstance(cause, ClientError) else None
 
@@ -480,7 +481,7 @@ def _s3_error(error: Exception) -> WorkerError:
     if status is None:
         return not_stored("the store did not answer")
     if status in (401, 403) or _code(error) == "AuthorizationHeaderMalformed":
-        return not_stored("the store refused the credentials, or is of another region than it is named", False)
+        return not_stored("the store refused the credentials, or has another region than the one named", False)
     if status == 404:
         return not_stored("the store has no such bucket", retryable=False)
     return not_stored(f"the store answered with status {status}")

@@ -30,11 +30,11 @@ from infinitetalk.worker.stores.results import ObjectResults
 from schemas import DEFAULT_PREFIX, ErrorCode
 
 WORK_FOLDER = ".unfinished"
-"""Name of the folder on a volume for files that are still written."""
+"""Name of the folder on a volume for unfinished files."""
 
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 TRIES = 4
-"""Times that a file is written anew where another worker has found its folder empty, and has removed it."""
+"""Number of attempts to write a file when another worker removes its empty folder."""
 
 T = TypeVar("T")
 
@@ -42,8 +42,8 @@ T = TypeVar("T")
 class VolumeObjects(ObjectStore):
     """Objects as files below `root`.
 
-    What is not finished lies in a folder of the worker's own on the same volume, under a name that nobody else has, and
-    gets its own name when it is whole.
+    An unfinished file has a unique name in a separate folder on the same volume. It gets its own name once it is
+    complete.
     """
 
     is_own = True
@@ -106,7 +106,7 @@ class VolumeObjects(ObjectStore):
                 now = file.stat().st_mtime
             for parent, _, files in os.walk(self._folder / folder):
                 for file in (Path(parent) / name for name in sorted(files)):
-                    # Another worker may have removed it meanwhile.
+                    # Another worker may have removed it in the meantime.
                     with suppress(FileNotFoundError):
                         age_s = now - file.lstat().st_mtime
                         yield ListedObject(file.relative_to(self._folder).as_posix(), age_s)
@@ -121,12 +121,12 @@ class VolumeObjects(ObjectStore):
 
     @contextmanager
     def _written(self, name: str, blocks: Iterable[bytes]) -> Iterator[Path]:
-        """A whole file that has no name of its own yet."""
+        """A complete file under a temporary name."""
         with new_file(self._work_folder / Path(name).name, blocks) as path:
             yield path
 
     def _place(self, unfinished: Path, name: str, is_new: bool) -> bool:
-        """Gives a whole file its name; returns False where `is_new` and the name is taken."""
+        """Gives a complete file its name; with `is_new`, returns False if the name is taken."""
         target = self._folder / name
         num_bytes = unfinished.stat().st_size
 
@@ -149,7 +149,7 @@ class VolumeObjects(ObjectStore):
 
 
 def open_volume(request: StoreRequest) -> Store:
-    """The store of a job whose result goes to the volume.
+    """The store of a job that sends its result to the volume.
 
     Raises:
         WorkerError: the worker has no network volume.
@@ -166,20 +166,19 @@ def open_volume(request: StoreRequest) -> Store:
 
 
 def own_volume(settings: Settings) -> ObjectStore | None:
-    """The worker's network volume; None where it has none."""
+    """The worker's network volume; None if it has none."""
     return VolumeObjects(settings.output_dir, DEFAULT_PREFIX) if settings.volume_dir.is_dir() else None
 
 
 @contextmanager
 def new_file(folder: Path, blocks: Iterable[bytes]) -> Iterator[Path]:
-    """A file of a name that nobody else has, all of it on the disk. Where it is not renamed inside, it is removed at
-    the end.
+    """A file with a unique name, completely on the disk. It is removed at the end unless it was renamed inside.
 
     Args:
-        folder: of the file. It is made, and removed where it is empty at the end.
+        folder: the file's folder. It is created, and removed at the end if it is empty.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     path = folder / f".{uuid4().hex}.part"
 
@@ -203,13 +202,13 @@ def new_file(folder: Path, blocks: Iterable[bytes]) -> Iterator[Path]:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether an object's name is one that `new_file` gives."""
+    """Whether an object's name was made by `new_file`."""
     stem, _, extension = name.rpartition("/")[2].rpartition(".")
     return extension == "part" and len(stem) == 33 and stem[0] == "." and set(stem[1:]) <= set("0123456789abcdef")
 
 
 def remove_empty(folder: Path) -> None:
-    """Removes a folder where it is empty, and then its parent, if that is one of the worker's own."""
+    """Removes a folder if it is empty, and then its parent, if the parent is one of the worker's own folders."""
     with suppress(OSError):
         folder.rmdir()
         if folder.parent.name.startswith("."):
@@ -217,9 +216,9 @@ def remove_empty(folder: Path) -> None:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes | None:
-    """A file's bytes; None where there is none, or no regular one, or it is larger than that."""
+    """A file's bytes; None if it does not exist, is not a regular file, or is larger than `max_bytes`."""
     try:
-        # Neither a link elsewhere nor a pipe, which would never end.
+        # Not a link, which could lead elsewhere, nor a pipe, which could block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
@@ -233,8 +232,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes | None:
 
 
 def _in_folder(work: Callable[[], T]) -> T:
-    """What `work` returns, which makes a folder and puts something there: another worker may remove the folder in
-    between, where it finds it empty."""
+    """Calls `work`, which makes a folder and puts a file into it; repeats it if another worker removes the empty folder
+    in between."""
     for _ in range(TRIES - 1):
         with suppress(FileNotFoundError):
             return work()
@@ -242,7 +241,7 @@ def _in_folder(work: Callable[[], T]) -> T:
 
 
 def _create(source: Path, target: Path) -> bool:
-    """Gives a file its name unless that is taken; returns whether it did."""
+    """Gives a file its name unless the name is taken; returns whether it did."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -250,7 +249,7 @@ def _create(source: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        # A file system without links: look, then write.
+        # A file system without links: check, then write.
         if target.exists():
             return False
         source.replace(target)

@@ -1,1 +1,1 @@
-"""Requests to addresses that a job names: checked, bounded, repeated where that helps."""
+"""Requests to addresses that a job names: checked, with limits, and repeated after transient errors."""

@@ -1,4 +1,4 @@
-"""What a job names as its media, as local files: URL, data URI, base64, or a path below an allowed folder."""
+"""Fetches a job's media to local files from a URL, data URI, base64, or a path below an allowed folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from schemas import ErrorCode, check_address
 BLOCK_BYTES = 1 << 16
 MAX_SIDE_BY_SIDE = 8
 MAX_ASPECT = 20
-"""Of a picture's sides: scaled to the model's height, a strip of pixels would take all memory."""
+"""Largest ratio of an image's sides: a narrow strip scaled to the model's height would take all memory."""
 
 SHORTEST_BASE64 = 64
-"""Characters. No picture or sound is smaller; paths, which may look like base64 only without a dot, rarely longer."""
+"""Characters. No image or sound is smaller. A path can look like base64 only if it has no dot, and is rarely longer."""
 
 MAX_PATH_CHARACTERS = 1024
 
@@ -46,11 +46,11 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A medium as a job names it.
+    """A medium that a job names.
 
     Attributes:
         source: URL, data URI, base64 or path.
-        kinds: what it may be, of "image", "video" and "audio"; a video counts as audio where it has sound.
+        kinds: allowed kinds, of "image", "video" and "audio"; a video with sound counts as audio.
     """
 
     source: str
@@ -62,8 +62,8 @@ class Media:
     """A medium of a job as a local file.
 
     Attributes:
-        path: the file; not to be shown to a client.
-        info: what it holds, as decoded.
+        path: the file; it must not be shown to a client.
+        info: the file's properties, found by decoding it.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Media:
 
 
 class ByteCount:
-    """Bytes of several downloads together, as they are reported."""
+    """Counts and reports the bytes of several downloads together."""
 
     def __init__(self, on_bytes: OnBytes, num_downloads: int) -> None:
         self._on_bytes = on_bytes
@@ -81,14 +81,14 @@ class ByteCount:
         self._num_silent = num_downloads
 
     def expect(self, num_bytes: int | None) -> None:
-        """One more download says how long it is, or that it does not know."""
+        """Takes the length of a download; None if the length is not known."""
         with self._lock:
             if num_bytes is not None:
                 self._expected += num_bytes
                 self._num_silent -= 1
 
     def forget(self, received: int, expected: int | None) -> None:
-        """A download begins again."""
+        """Takes back the bytes of a download that starts over."""
         with self._lock:
             self._received -= received
             if expected is not None:
@@ -96,7 +96,7 @@ class ByteCount:
                 self._num_silent += 1
 
     def add(self, num_bytes: int) -> None:
-        """Bytes have arrived."""
+        """Counts received bytes."""
         with self._lock:
             self._received += num_bytes
             self._on_bytes(self._received, None if self._num_silent else self._expected)
@@ -109,17 +109,17 @@ def fetch_all(
     on_bytes: OnBytes = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Media]:
-    """Bring the media of a job here, side by side; one that fails stops the others.
+    """Fetches the media of a job in parallel; a failed one stops the others.
 
     Args:
-        wanted: by the job's fields.
-        folder: to write to; files get their fields' names.
-        on_bytes: told what has arrived from all addresses together.
-        should_stop: looked at while data arrives.
+        wanted: the media by the job's fields.
+        folder: folder to write to; files get their fields' names.
+        on_bytes: takes the number of bytes received from all addresses together.
+        should_stop: is asked while data arrives.
 
     Raises:
-        WorkerError: as `fetch_media`, of the first field that failed by itself.
-        GenerationStopped: `should_stop` said so.
+        WorkerError: as `fetch_media`, for the first field that failed by itself.
+        GenerationStopped: `should_stop` returned true.
     """
     failed = threading.Event()
     count = ByteCount(on_bytes, sum(_is_url(medium.source) for medium in wanted.values()))
@@ -134,7 +134,7 @@ def fetch_all(
     with ThreadPoolExecutor(MAX_SIDE_BY_SIDE, thread_name_prefix="fetch") as pool:
         futures = {field: pool.submit(fetch_one, field, medium) for field, medium in wanted.items()}
     errors = [error for future in futures.values() if (error := future.exception()) is not None]
-    # Those that were only stopped follow the one that stopped them.
+    # The error that stopped the other downloads comes first.
     for error in sorted(errors, key=lambda error: isinstance(error, GenerationStopped)):
         raise error
     return {field: future.result() for field, future in futures.items()}
@@ -148,17 +148,17 @@ def fetch_media(
     count: ByteCount,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Media:
-    """Bring one medium here and look what it is.
+    """Fetches one medium and checks its kind.
 
     Args:
         field: the job's field, for messages.
         target: file to write to, unless the source is a file already.
-        count: told what arrives from an address.
-        should_stop: looked at while data arrives.
+        count: counts the bytes received from an address.
+        should_stop: is asked while data arrives.
 
     Raises:
-        WorkerError: it cannot be fetched or decoded, is too large, or of another kind.
-        GenerationStopped: `should_stop` said so.
+        WorkerError: the medium cannot be fetched or decoded, is too large, or is of another kind.
+        GenerationStopped: `should_stop` returned true.
     """
     limits = {"image": settings.max_image_bytes, "audio": settings.max_audio_bytes, "video": settings.max_video_bytes}
     may_be_video = {"video", "audio"} & set(wanted.kinds)
@@ -192,7 +192,7 @@ def fetch_media(
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Lets a `MediaError` or `SynthesisError` from inside become a `WorkerError` that names the job's field."""
+    """Turns a `MediaError` or `SynthesisError` from inside into a `WorkerError` that names the job's field."""
     try:
         yield
     except (MediaError, SynthesisError) as error:
@@ -200,14 +200,14 @@ def naming(field: str) -> Iterator[None]:
 
 
 class Download:
-    """One file from an address on the internet.
+    """The download of one file from an address on the internet.
 
     Args:
         field: the job's field, for messages.
-        limit: bytes at most.
+        limit: largest number of bytes.
         target: file to write to.
-        count: told what arrives.
-        should_stop: looked at while data arrives and between two attempts.
+        count: counts the received bytes.
+        should_stop: is asked while data arrives and between two attempts.
     """
 
     def __init__(
@@ -229,11 +229,11 @@ class Download:
         self.should_stop = should_stop
 
     def run(self) -> None:
-        """Downloads, again where what stopped it may pass.
+        """Downloads the file, and tries again after transient errors.
 
         Raises:
-            WorkerError: the address is refused, fails for good, is too slow, or sends too much.
-            GenerationStopped: `should_stop` said so.
+            WorkerError: the address is refused, fails permanently, is too slow, or sends too much.
+            GenerationStopped: `should_stop` returned true.
         """
         with Watch(self.settings.download_timeout_s, self.should_stop).within() as watch:
             try:
@@ -263,7 +263,7 @@ class Download:
             ) from error
         except HTTPError as error:
             watch.check()
-            failure = self._failed("the address did not answer, or not to the end")
+            failure = self._failed("the address did not answer, or not completely")
             self.count.forget(self._received, self._expected)
             raise Transient(failure) from error
 
@@ -275,7 +275,7 @@ class Download:
         failure = self._failed(f"the address answered with status {status}", retryable=is_transient)
         if not is_transient:
             raise failure
-        # A date in its place is rare, and as good as none.
+        # A date is rare here and is ignored.
         retry_after = response.headers.get("Retry-After", "")
         raise Transient(failure, float(retry_after) if retry_after.isdecimal() else None)
 
@@ -286,7 +286,7 @@ class Download:
             raise _too_large(self.field, self.limit)
         self.count.expect(self._expected)
         with self.target.open("wb") as file:
-            # Whatever has come, however little: a read of a whole block would outlast the deadline.
+            # `read1` returns after any received bytes; reading a whole block could exceed the deadline.
             while block := body.read1(BLOCK_BYTES, decode_content=True):
                 self._received += len(block)
                 if self._received > self.limit:
@@ -294,7 +294,7 @@ class Download:
                 watch.check()
                 file.write(block)
                 self.count.add(len(block))
-        # A body without a length ends in the same way where it was shut.
+        # A body without a length ends in the same way if the watch has shut its socket.
         watch.check()
 
     def _failed(self, message: str, retryable: bool | None = None) -> WorkerError:
@@ -316,7 +316,7 @@ def _is_web_page(path: Path) -> bool:
 
 
 def _read_local(field: str, source: str, limit: int, target: Path, settings: Settings) -> Path:
-    """The file that a data URI, base64 or a path stands for."""
+    """The file for a data URI, base64 or a path."""
     source = source.lstrip()
     if header := _DATA_URI.match(source):
         letters = _base64_letters(source[header.end() :])
@@ -331,7 +331,7 @@ def _read_local(field: str, source: str, limit: int, target: Path, settings: Set
 
 
 def _base64_letters(text: str) -> bytes | None:
-    """A text's letters without white space, None where one of them is not of base64."""
+    """A text without white space; None if it has characters that are not base64."""
     if not text.isascii():
         return None
     letters = text.encode().translate(None, _WHITE_SPACE)
@@ -350,7 +350,7 @@ def _decode_base64(field: str, letters: bytes, limit: int, target: Path) -> None
 def _allowed_file(field: str, source: str, limit: int, settings: Settings) -> Path:
     refusal = _invalid(
         field,
-        "is none of these: an http(s) URL, a data URI with base64, base64, the path of a file below the worker's "
+        "is none of these: an http(s) URL, a data URI with base64, base64, or the path of a file below the worker's "
         "input folders",
     )
     if len(source) > MAX_PATH_CHARACTERS or not source.isprintable() or _SCHEME.match(source):
@@ -358,7 +358,7 @@ def _allowed_file(field: str, source: str, limit: int, settings: Settings) -> Pa
     for start, root in settings.input_roots:
         try:
             path = (start / source).resolve()
-            # A path outside and a file that is not there get the same answer.
+            # A path outside and a missing file get the same answer.
             if path.is_relative_to(root) and path.is_file():
                 break
         except OSError as error:
@@ -379,7 +379,7 @@ def _too_large(field: str, limit: int) -> WorkerError:
 
 
 def _listed(kinds: Collection[str]) -> str:
-    return " or ".join({"image": "a picture", "video": "a video", "audio": "sound"}[kind] for kind in sorted(kinds))
+    return " or ".join({"image": "an image", "video": "a video", "audio": "sound"}[kind] for kind in sorted(kinds))
 
 
 def _described(info: MediaInfo) -> str:

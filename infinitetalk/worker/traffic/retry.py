@@ -1,4 +1,4 @@
-"""Requests that are sent again where what stopped them may pass."""
+"""Repeats requests after transient errors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ FIRST_WAIT_S = 0.5
 """Seconds before the second attempt; each further wait is twice as long."""
 
 LONGEST_WAIT_S = 30.0
-"""Seconds. An address that asks for a longer wait has failed."""
+"""Longest wait in seconds. An address that asks for a longer one counts as failed."""
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
-"""Statuses of an answer after which the same request may succeed."""
+"""Status codes after which the same request may succeed later."""
 
 T = TypeVar("T")
 
 
 class Transient(Exception):
-    """An attempt failed in a way that may pass.
+    """An attempt failed with a transient error.
 
     Args:
-        failure: what is raised in its place if no further attempt follows.
-        wait_s: seconds that the other side asked to be left alone; None: the usual wait.
+        failure: the exception to raise if no further attempt follows.
+        wait_s: the wait in seconds that the other side asked for; None: the usual wait.
     """
 
     def __init__(self, failure: Exception, wait_s: float | None = None) -> None:
@@ -34,15 +34,15 @@ class Transient(Exception):
 
 
 def with_retries(attempt: Callable[[], T], max_attempts: int, watch: Watch) -> T:
-    """What `attempt` returns, which is called again after each `Transient`, with longer and longer waits.
+    """Calls `attempt`, and again after each `Transient` with increasing waits; returns its result.
 
     Args:
-        max_attempts: at least 1.
+        max_attempts: largest number of attempts, at least 1.
         watch: ends the waits.
 
     Raises:
-        Exception: the `failure` of the last `Transient`, or whatever else `attempt` raises.
-        GenerationStopped, TimeIsOver: as `Watch.check`, while it waits.
+        Exception: the `failure` of the last `Transient`, or another exception of `attempt`.
+        GenerationStopped, TimeIsOver: as `Watch.check`, during a wait.
     """
     for number in range(1, max_attempts + 1):
         try:

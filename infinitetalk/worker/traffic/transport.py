@@ -1,7 +1,7 @@
-"""Requests to addresses that a job names: to public ones only, straight to what was checked, and only for so long.
+"""Requests to addresses that a job names: to public addresses only, directly to the checked one, with a time limit.
 
-There is one parser of addresses, urllib3's, and one place where a socket is opened, `open_public`. What a name stands
-for is looked up there, checked, and connected to; no proxy, cache or adapter comes between.
+There is one parser of addresses, urllib3's, and one place where a socket is opened, `open_public`. It looks up a name's
+addresses, checks them, and connects to one of them; no proxy, cache or adapter comes between.
 """
 
 from __future__ import annotations
@@ -38,41 +38,41 @@ NOT_PUBLIC = tuple(
     map(
         ip_network,
         (
-            # Metadata of Oracle's cloud, and the host of Azure's.
+            # Metadata service of Oracle's cloud, and host of Azure's.
             "192.0.0.0/24",
             "168.63.129.16/32",
-            # 6to4, which holds an IPv4 address; networks of a site; documentation.
+            # 6to4, which contains an IPv4 address; site-local networks; documentation.
             "2002::/16",
             "fec0::/10",
             "3fff::/20",
         ),
     )
 )
-"""Networks that the SDK's check takes for public."""
+"""Networks that are not public although the SDK's check accepts them."""
 
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 T = TypeVar("T")
 
 OnBytes = Callable[[int, int | None], None]
-"""Told how many bytes have been moved, and of how many where that is known."""
+"""Takes the number of bytes transferred so far, and the total if it is known."""
 
 
 class TimeIsOver(Exception):
-    """A transfer took longer than it may."""
+    """A transfer exceeded its time limit."""
 
 
 class Watch:
-    """How long transfers may take, and who may stop them before.
+    """The time limit of transfers, and a way to stop them.
 
-    Inside `within` a thread looks ten times a second, and shuts the sockets given to it once a transfer has to end.
-    Whatever the transfer waits for then ends at once: a connection, headers, trailers, a body that drips. The timeout
-    of a socket does not end what drips.
+    Inside `within`, a thread checks ten times a second and shuts the registered sockets once a transfer has to end.
+    This ends any wait at once: for a connection, headers, trailers, or a body that arrives byte by byte, which a
+    socket's timeout would not end.
 
     Args:
-        time_limit_s: seconds from now on.
-        should_stop: asked by a thread of its own.
-        clean_s: seconds after a stop for requests that remove things.
+        time_limit_s: time limit in seconds from now on.
+        should_stop: is asked by that thread and by `check`.
+        clean_s: time limit in seconds, after a stop, of requests that remove objects.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Watch:
 
     @contextmanager
     def within(self, seconds: float = math.inf) -> Iterator[Self]:
-        """Lets all transfers inside take so many seconds together, or fewer where the watch has fewer left."""
+        """Limits the total time of all transfers inside to `seconds`, or to the watch's remaining time if less."""
         before = self._end
         self._end = min(before, time.monotonic() + seconds)
         try:
@@ -102,18 +102,18 @@ class Watch:
             self._end = before
 
     def forget_stop(self) -> None:
-        """From now on nobody stops a transfer."""
+        """Ignores stops from now on."""
         self._should_stop = lambda: False
 
     def check(self, removes: bool = False) -> None:
-        """Ends a transfer that has to end.
+        """Raises if a transfer has to end.
 
         Args:
-            removes: whether the transfer removes something, as it may also after a stop.
+            removes: whether the transfer removes an object, which is also allowed after a stop.
 
         Raises:
-            GenerationStopped: `should_stop` said so.
-            TimeIsOver: it did not end in time.
+            GenerationStopped: `should_stop` returned true.
+            TimeIsOver: the time limit is reached.
         """
         if not removes and self._should_stop():
             raise GenerationStopped
@@ -132,7 +132,7 @@ class Watch:
             time.sleep(min(left, STOP_POLL_S))
 
     def keep(self, connection: Any, opened: socket.socket) -> None:
-        """Takes the socket of a connection to be shut: by a duplicate, since TLS takes the socket itself away."""
+        """Registers a connection's socket by a duplicate, since TLS detaches the socket itself."""
         with self._lock:
             before = self._open.pop(connection, None)
             self._open[connection] = opened.dup()
@@ -140,7 +140,7 @@ class Watch:
             before.close()
 
     def forget(self, connection: Any) -> None:
-        """The connection is closed; the body of its last answer may still be read."""
+        """Takes note that the connection is closed; the body of its last answer may still be read."""
         with self._lock:
             handle = self._open.pop(connection, None)
             if handle is not None and self._is_watching:
@@ -150,8 +150,8 @@ class Watch:
             handle.close()
 
     def wait_for(self, work: Callable[[], T]) -> T:
-        """What `work` returns. It has a thread of its own, which is left behind where it does not end: nothing can
-        interrupt a question to a name server, but the system gives up asking after some seconds.
+        """Runs `work` in a separate thread and returns its result. After a stop the thread is left behind: a name
+        server's look-up cannot be interrupted, but the system gives it up after some seconds.
 
         Raises:
             GenerationStopped, TimeIsOver: as `check`.
@@ -172,7 +172,7 @@ class Watch:
     @contextmanager
     def _watching(self) -> Iterator[None]:
         ended = threading.Event()
-        # What begins after a stop removes things.
+        # Transfers that begin after a stop only remove objects.
         was_stopped = self._should_stop()
         thread = threading.Thread(target=self._look, args=(ended, was_stopped), name="watch", daemon=True)
         self._is_watching = True
@@ -204,21 +204,21 @@ class Watch:
     def _shut_down(self) -> None:
         with self._lock:
             for handle in (*self._open.values(), *self._closed):
-                # The other side may have closed it.
+                # The other side may have closed it already.
                 with suppress(OSError):
                     handle.shutdown(socket.SHUT_RDWR)
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, and to no service of the machine's own surroundings."""
+    """Whether an IP address belongs to the public internet and not to a service of the machine's own cloud."""
     return is_safe_address(address) and not any(ip_address(address) in network for network in NOT_PUBLIC)
 
 
 def look_up(host: str, port: int, watch: Watch) -> list[tuple[Any, ...]]:
-    """Where a host's sockets are, as `socket.getaddrinfo` says; each is public.
+    """A host's addresses as returned by `socket.getaddrinfo`; all of them are public.
 
     Raises:
-        SSRFError: one is not, or there is none.
+        SSRFError: an address is not public, or there is none.
         GenerationStopped, TimeIsOver: as `Watch.check`.
     """
     try:
@@ -231,10 +231,10 @@ def look_up(host: str, port: int, watch: Watch) -> list[tuple[Any, ...]]:
 
 
 def check_public(address: str, watch: Watch) -> None:
-    """Looks whether an address is well formed, and its host public.
+    """Checks that an address is well formed and its host is public.
 
     Raises:
-        ValueError: it is not, by `check_address`, whose words a client may read.
+        ValueError: `check_address` refuses the address; the message may be shown to a client.
         SSRFError: its host has no address, or one that is not public.
         GenerationStopped, TimeIsOver: as `Watch.check`.
     """
@@ -243,17 +243,17 @@ def check_public(address: str, watch: Watch) -> None:
 
 
 def _port_of(url: Url) -> int:
-    """Never left open: http.client would look for it in the host, an IPv6 address perhaps."""
+    """The port of a URL, always explicit: http.client would look for it in the host, which may be an IPv6 address."""
     return url.port or (443 if url.scheme == "https" else 80)
 
 
 def open_public(connection: Any, watch: Watch, on_socket: Callable[[socket.socket], None]) -> socket.socket:
-    """A socket to a connection's host, at an address that is public: what was checked is what is connected to.
+    """A socket that is connected to a public address of a connection's host, the same one that was checked.
 
     Args:
-        connection: one of urllib3's.
+        connection: a connection of urllib3.
         watch: ends the look-up of the host.
-        on_socket: told of each socket before it is connected.
+        on_socket: takes each socket before it is connected.
 
     Raises:
         SSRFError: the host has no address, or one that is not public.
@@ -266,7 +266,7 @@ def open_public(connection: Any, watch: Watch, on_socket: Callable[[socket.socke
         try:
             opened = socket.socket(family, kind, protocol)
         except OSError as error:
-            # A family that this machine does not have.
+            # This machine does not support the address family.
             failure = error
             continue
         try:
@@ -287,10 +287,10 @@ def open_public(connection: Any, watch: Watch, on_socket: Callable[[socket.socke
 
 
 class PublicConnection:
-    """What makes one of urllib3's connections lead to public addresses only, and lets a watch shut its socket.
+    """A mixin that restricts a connection of urllib3 to public addresses and lets a watch shut its socket.
 
     Attributes:
-        watch: of the connection, set by `public_class`.
+        watch: the connection's watch, set by `public_class`.
     """
 
     watch: Watch
@@ -305,10 +305,10 @@ class PublicConnection:
 
 
 def public_class(kind: type[Any], watch: Watch, mixin: type[PublicConnection] = PublicConnection) -> type[Any]:
-    """A class of connections like `kind`, to public addresses only.
+    """A subclass of the connection class `kind` that is restricted to public addresses.
 
     Args:
-        watch: may shut their sockets.
+        watch: may shut the connections' sockets.
     """
     return type(f"Public{kind.__name__}", (mixin, kind), {"watch": watch})
 
@@ -322,17 +322,18 @@ def send(
     headers: Mapping[str, str],
     body: Any = None,
 ) -> Iterator[BaseHTTPResponse]:
-    """The answer to one request, whose body is not read yet; a redirect is not followed.
+    """The answer to one request, with its body not yet read; a redirect is not followed.
 
     Args:
-        watch: inside its `within`.
+        watch: a watch that is inside its `within`.
         timeouts: seconds to connect, and seconds of silence.
-        body: bytes, or what yields them.
+        body: bytes, or an iterable of bytes.
 
     Raises:
-        ValueError: `check_address` does not take the address; a client may read why.
+        ValueError: `check_address` refuses the address; the message may be shown to a client.
         SSRFError: its host has no address, or one that is not public.
-        urllib3.exceptions.HTTPError: the address did not answer, or the watch has shut it: `Watch.check` tells which.
+        urllib3.exceptions.HTTPError: the address did not answer, or the watch has shut the socket; `Watch.check` raises
+            in the second case.
         GenerationStopped, TimeIsOver: as `Watch.check`.
     """
     url = parse_url(check_address(address))
@@ -356,7 +357,7 @@ def send(
             preload_content=False,
         )
         try:
-            # Headers end in the same way where they were shut.
+            # Headers end in the same way if the watch has shut the socket.
             watch.check()
             yield answer
         finally:
@@ -367,10 +368,10 @@ def send(
 def get(
     address: str, watch: Watch, timeouts: tuple[float, float], headers: Mapping[str, str]
 ) -> Iterator[BaseHTTPResponse]:
-    """The answer to a GET, through redirects, each of which must lead to a public address as well.
+    """The answer to a GET, with redirects followed; each of them must also lead to a public address.
 
     Raises:
-        As `send`; SSRFError also where redirects do not end, or lead to no address.
+        As `send`; also SSRFError if there are too many redirects, or one does not lead to a valid address.
     """
     for _ in range(MAX_REDIRECTS + 1):
         with send("GET", address, watch, timeouts, headers) as answer:
@@ -385,15 +386,15 @@ def get(
 def redirected(address: str, location: str) -> str:
     """The address that a redirect leads to.
 
-    Servers write it less well than jobs do: what is no plain ASCII is percent-encoded first.
+    Servers are less strict than jobs: all characters but plain ASCII are percent-encoded first.
 
     Raises:
-        SSRFError: it is no address that `check_address` takes.
+        SSRFError: `check_address` refuses the address.
     """
     if any(letter < " " or letter in "\\\x7f" for letter in location):
-        raise SSRFError("the address redirects to what is no address")
+        raise SSRFError("the address redirects to an invalid address")
     plain = quote(location.encode("latin-1", "replace"), safe=_PRINTABLE)
     try:
         return check_address(parse_url(urljoin(address, plain)).url)
     except (LocationParseError, ValueError) as error:
-        raise SSRFError("the address redirects to what is no address") from error
+        raise SSRFError("the address redirects to an invalid address") from error
