@@ -1,9 +1,9 @@
-"""A page in the browser for an endpoint, local or on Runpod.
+"""A web page for an endpoint, local or on Runpod.
 
     make serve                             in one terminal
     make page                              in another one; then open http://127.0.0.1:7860
 
-For Runpod set RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY, and for media larger than a request S3_ENDPOINT, S3_BUCKET,
+For Runpod set RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY; for media too large for a request also S3_ENDPOINT, S3_BUCKET,
 S3_ACCESS_KEY and S3_SECRET_KEY.
 """
 
@@ -26,7 +26,7 @@ POLL_S = 0.5
 
 
 def build(client: InfiniteTalkClient) -> gr.Blocks:
-    """The page."""
+    """Builds the page."""
     with gr.Blocks(title="InfiniteTalk", analytics_enabled=False) as page:
         gr.Markdown("# InfiniteTalk\nA picture or a video and a voice become a talking video.")
         corner, job_id = gr.State(), gr.State()
@@ -93,7 +93,7 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
         def send(text: str) -> Iterator[tuple[Any, ...]]:
             address = None
             for shown in run(client, json.loads(text)["input"], POLL_S) if text else ():
-                # The player is put there once, for it would begin anew.
+                # The player is set once per address; setting it again would restart it.
                 is_new, address = shown.preview != address, shown.preview
                 growing_now = (player(address) if address else "") if is_new else gr.skip()
                 yield shown.status, growing_now, shown.video, shown.job_id
@@ -129,7 +129,7 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
 
 def main() -> None:
     """Serves the page on 127.0.0.1."""
-    parser = argparse.ArgumentParser(description="A page for an endpoint.")
+    parser = argparse.ArgumentParser(description="Serves a web page for an endpoint.")
     parser.add_argument("--url", help=f"address of an endpoint ({LOCAL_URL}, or RUNPOD_ENDPOINT_ID's)")
     parser.add_argument("--key", default=os.environ.get("RUNPOD_API_KEY", "local"))
     parser.add_argument("--port", type=int, default=7860)
@@ -138,7 +138,7 @@ def main() -> None:
     url = options.url or (f"{RUNPOD_URL}/{endpoint}" if endpoint else LOCAL_URL)
     client = InfiniteTalkClient(url, options.key)
     if client.is_local:
-        # Paths keep the payload short enough to read and copy.
+        # Paths instead of data URIs keep the payload short enough to read and copy.
         client = InfiniteTalkClient(url, options.key, inline_bytes=0)
     build(client).launch(server_name="127.0.0.1", server_port=options.port, allowed_paths=[str(MEDIA)])
 

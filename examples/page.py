@@ -1,4 +1,4 @@
-"""What the page does, without its layout, which is app.py's."""
+"""The page's logic; app.py has its layout."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ Box = list[int]
 
 
 def parse_box(text: str) -> Box | None:
-    """A box typed as "x_min, y_min, x_max, y_max"; None for nothing.
+    """Parses a box typed as "x_min, y_min, x_max, y_max"; None if the text is blank.
 
     Raises:
-        ValueError: it is not four whole numbers, each minimum below its maximum.
+        ValueError: the text is not four whole numbers, each minimum below its maximum.
     """
     if not text.strip():
         return None
     try:
         x_min, y_min, x_max, y_max = (int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r} is no box: it takes four whole numbers, x_min, y_min, x_max, y_max") from None
+        raise ValueError(f"{text!r} is not a box: give four whole numbers, x_min, y_min, x_max, y_max") from None
     if x_min >= x_max or y_min >= y_max:
-        raise ValueError(f"{text!r} is no box: x_min must be below x_max, and y_min below y_max")
+        raise ValueError(f"{text!r} is not a box: x_min must be below x_max, and y_min below y_max")
     return [x_min, y_min, x_max, y_max]
 
 
 def is_picture(source: str | None) -> bool:
-    """Whether a file is a picture, by its name."""
+    """Whether a file is an image, judged by its name."""
     return source is not None and str(mimetypes.guess_type(source)[0]).startswith("image/")
 
 
 def preview(source: str | None, corner: Point | None, *boxes: str) -> Image.Image | None:
-    """The picture with the speakers' boxes drawn on it, and the first corner of the next one; None for a video."""
+    """The image with the speakers' boxes and the first corner of the next box drawn on it; None for a video."""
     if not is_picture(source):
         return None
     picture = Image.open(str(source)).convert("RGB")
     draw = ImageDraw.Draw(picture)
     for number, (text, colour) in enumerate(zip(boxes, COLOURS, strict=True), 1):
-        # A box that is still being typed is no mistake yet.
+        # An incomplete box is not an error: the user may still be typing.
         with suppress(ValueError):
             if box := parse_box(text):
                 draw.rectangle(box, outline=colour, width=3)
@@ -63,10 +63,10 @@ def preview(source: str | None, corner: Point | None, *boxes: str) -> Image.Imag
 
 
 def click(corner: Point | None, first: str, second: str, point: Point) -> tuple[Point | None, str, str]:
-    """Two clicks are a box's corners: the first box drawn is person1's, the next one person2's.
+    """Makes a box of two clicks on its corners: the first box is person1's, the next one person2's.
 
     Returns:
-        The corner that waits for the other one, and both boxes.
+        The first corner of an incomplete box, or None, and both boxes.
     """
     if corner is None:
         return point, first, second
@@ -76,13 +76,13 @@ def click(corner: Point | None, first: str, second: str, point: Point) -> tuple[
 
 
 def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, Any]:
-    """The page's fields as a job's input; files are put where the endpoint can read them.
+    """Converts the page's fields into a job's input; makes files readable for the endpoint.
 
     Raises:
-        ValueError: the source is missing, or a box is no box.
+        ValueError: the source is missing, or a box is invalid.
     """
     if not fields["source"]:
-        raise ValueError("choose a picture or a video")
+        raise ValueError("choose an image or a video")
     boxes = [parse_box(fields["box1"]), parse_box(fields["box2"])]
     voices = [voice for voice in (fields["voice1"], fields["voice2"]) if voice]
     text = fields["text"].strip()
@@ -120,9 +120,9 @@ def bar(progress: dict[str, Any]) -> str:
 
 
 def player(address: str) -> str:
-    """A player of a playlist that grows, as HTML: browsers that know HLS play it while the job runs.
+    """A player of a growing playlist, as HTML; browsers that support HLS play it while the job runs.
 
-    Chromium gives up a growing playlist of fewer than three segments, so that it is asked again.
+    Chromium gives up on a growing playlist of fewer than three segments, so it is made to try again.
     """
     again = "setTimeout(() => { this.src = this.src }, 1000)"
     return f'<video src="{html.escape(address)}" onerror="{again}" controls autoplay style="width:100%"></video>'
@@ -130,13 +130,13 @@ def player(address: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows of a job.
+    """The page's state of a job.
 
     Attributes:
         status: a line of HTML.
-        video: the finished video's file.
-        job_id: while the job may be cancelled.
-        preview: address of the playlist of what has been made so far.
+        video: file of the finished video.
+        job_id: the job's id while it may be cancelled, else None.
+        preview: address of the playlist of the finished chunks.
     """
 
     status: str
@@ -146,7 +146,7 @@ class Shown:
 
 
 def run(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> Iterator[Shown]:
-    """Sends a job and follows it to its end."""
+    """Sends a job and yields its state until it ends."""
     try:
         job_id = client.submit(job)
         progress = client.watch(job_id, poll_s)

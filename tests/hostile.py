@@ -801,27 +801,3 @@ def _short(value: Any) -> str:
 HOSTILE_FILES = tuple(files())
 HOSTILE_VALUES = tuple(values())
 HOSTILE_INPUTS = HOSTILE_FILES + HOSTILE_VALUES
-
-
-def table() -> str:
-    """The inputs and their answers as docs/hostile.md shows them."""
-    lines = [
-        "# Hostile inputs and what the worker answers",
-        "",
-        "Made by `tests/hostile.py`, which writes this page (`python -m tests.hostile`), and sent through the worker",
-        "by `tests/test_worker_hostile.py`. ok: accepted, decoded and taken to the model. Two answers: either is",
-        "right, and which it is may differ between versions of ffmpeg.",
-        "",
-        "| input | where | answer |",
-        "|---|---|---|",
-    ]
-    for hostile in HOSTILE_INPUTS:
-        name, place = (text.replace("|", "\\|") for text in (hostile.name, ascii(hostile.field)[1:-1][:20]))
-        lines.append(f"| {name} | {place} | {' or '.join(hostile.expected)} |")
-    for target in REDIRECT_TARGETS:
-        lines.append(f"| a redirect to {target!a} | {PICTURE} | {REFUSED} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    (Path(__file__).parents[1] / "docs" / "hostile.md").write_text(table(), encoding="utf-8")

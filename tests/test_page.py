@@ -180,7 +180,7 @@ def test_a_text_takes_the_place_of_voices(page, client):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"source": None}, "choose a picture or a video"),
+        ({"source": None}, "choose an image or a video"),
         ({"box1": "1, 2, 3"}, "four whole numbers"),
         ({"box2": "left, 2, 3, 4"}, "four whole numbers"),
         ({"box1": "30, 2, 3, 40"}, "x_min must be below x_max"),

@@ -7,7 +7,7 @@
 `pip install ./examples` installs the command; `python examples/client.py` is the same without installing it.
 
 The endpoint is that of `make serve` unless --endpoint or RUNPOD_ENDPOINT_ID names one on Runpod (key: RUNPOD_API_KEY).
-Ctrl-C cancels the job. Needs requests and tqdm, and boto3 where files are too large for a request to Runpod.
+Ctrl-C cancels the job. Needs requests and tqdm, and boto3 if files are too large for a request to Runpod.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from urllib3.util import Retry
 LOCAL_URL = "http://127.0.0.1:8000/v2/local"
 RUNPOD_URL = "https://api.runpod.ai/v2"
 INLINE_BYTES = 7_000_000
-"""Media of a job that fit into a request: Runpod takes 10 MB, and base64 makes four bytes of three."""
+"""Largest total size of a job's media sent in the request: Runpod accepts 10 MB, and base64 adds a third."""
 
 BLOCK_BYTES = 1 << 20
 PRESIGNED_S = 24 * 3600
@@ -44,7 +44,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 class JobError(Exception):
-    """A job that did not succeed. `code` is one of the worker's, or the state that the endpoint gives the job."""
+    """A job failed. `code` is a code of the worker, or the endpoint's state of the job."""
 
     def __init__(self, code: str, message: str, retryable: bool = False) -> None:
         super().__init__(f"{code}: {message}")
@@ -52,7 +52,7 @@ class JobError(Exception):
 
 
 class InfiniteTalkClient:
-    """An endpoint.
+    """A client of one endpoint.
 
         client = InfiniteTalkClient()
         picture, voice = client.media("portrait.png", "voice.wav")
@@ -61,10 +61,10 @@ class InfiniteTalkClient:
         client.download(result, "talk.mp4")
 
     Args:
-        url: up to and with the endpoint's id.
-        key: of the API.
-        timeout_s: for one answer.
-        inline_bytes: media of a job that are sent within the request; larger ones are uploaded before.
+        url: the endpoint's address, up to and including its id.
+        key: the API key.
+        timeout_s: timeout of one request, in seconds.
+        inline_bytes: largest total size of a job's media sent in the request; larger media are uploaded first.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class InfiniteTalkClient:
         self._timeout_s = timeout_s
         self._session = requests.Session()
         self._session.headers["Authorization"] = f"Bearer {key}"
-        # Reading is tried again; POST is not once it has been sent, for it might queue a job twice.
+        # GET is retried; a POST is not retried once it has been sent, because it might queue a job twice.
         statuses = (429, 500, 502, 503, 504)
         retry = Retry(total=8, connect=3, backoff_factor=0.5, status_forcelist=statuses, allowed_methods=("GET",))
         self._session.mount("https://", HTTPAdapter(max_retries=retry))
@@ -83,23 +83,23 @@ class InfiniteTalkClient:
 
     @property
     def is_local(self) -> bool:
-        """Whether the endpoint is `make serve`'s, which also serves files."""
+        """Whether the endpoint is that of `make serve`, which also serves files."""
         return urlsplit(self.url).hostname in ("127.0.0.1", "localhost")
 
     @property
     def output_config(self) -> dict[str, str]:
-        """Where results go that `download` can fetch: the local endpoint's files, or S3."""
+        """An output configuration from which `download` can fetch: the local endpoint's files, or S3."""
         return {"store": "volume" if self.is_local else "s3"}
 
     def media(self, *sources: str | Path) -> list[str]:
-        """Pictures, videos and sounds in a form that a job can name.
+        """Converts images, videos and audio into values that a job can refer to.
 
-        Addresses stay. Files become data URIs where all of them fit into a request; else they are uploaded: to the
-        local endpoint, or to the S3 store that S3_ENDPOINT, S3_BUCKET, S3_ACCESS_KEY and S3_SECRET_KEY name.
+        Addresses stay unchanged. Files become data URIs if all of them fit into a request. Otherwise they are uploaded:
+        to the local endpoint, or to the S3 store that S3_ENDPOINT, S3_BUCKET, S3_ACCESS_KEY and S3_SECRET_KEY name.
 
         Raises:
             OSError: a file cannot be read.
-            KeyError: the store is needed and not named.
+            KeyError: the store is needed, but a variable for it is not set.
         """
         files = [Path(source) for source in sources if not _is_address(source)]
         fits = sum(file.stat().st_size for file in files) <= self._inline_bytes
@@ -107,15 +107,15 @@ class InfiniteTalkClient:
         return [str(source) if _is_address(source) else carry(Path(source)) for source in sources]
 
     def submit(self, job_input: dict[str, Any], **envelope: Any) -> str:
-        """Queues a job; `envelope` is what lies beside input: policy, webhook, s3Config. Returns the job's id.
+        """Queues a job and returns its id; `envelope` has the fields next to input: policy, webhook, s3Config.
 
         Raises:
-            JobError: the endpoint refuses it.
+            JobError: the endpoint refuses the job.
         """
         return str(self._call("POST", "run", json={"input": job_input, **envelope})["id"])
 
     def status(self, job_id: str) -> dict[str, Any]:
-        """The endpoint's answer: id, status, output, which is progress at first and then the result, and error.
+        """The endpoint's answer: id, status, error, and output, which is the progress at first and the result later.
 
         Raises:
             JobError: there is no such job.
@@ -131,7 +131,7 @@ class InfiniteTalkClient:
         self._call("POST", f"cancel/{job_id}")
 
     def watch(self, job_id: str, poll_s: float = 1.0) -> Generator[dict[str, Any], None, dict[str, Any]]:
-        """A job's progress, {"stage", "pct", "eta_s", …}; the stage is "queued" before a worker has it.
+        """Yields a job's progress, {"stage", "pct", "eta_s", …}; the stage is "queued" until a worker takes the job.
 
         The generator's return value is the result.
 
@@ -151,10 +151,10 @@ class InfiniteTalkClient:
     def run(
         self, job_input: dict[str, Any], on_progress: Progress = lambda _: None, poll_s: float = 1.0, **envelope: Any
     ) -> dict[str, Any]:
-        """Queues a job and waits for its result; the job is cancelled where anything ends the wait, such as Ctrl-C.
+        """Queues a job and waits for its result. If the wait is interrupted, as by Ctrl-C, the job is cancelled.
 
         Args:
-            on_progress: told what `watch` gives.
+            on_progress: called with each value of `watch`.
 
         Raises:
             JobError: the job fails, is cancelled or times out.
@@ -173,7 +173,7 @@ class InfiniteTalkClient:
             raise
 
     def preview_address(self, progress: dict[str, Any]) -> str | None:
-        """Where the playlist of a job with `output_config.preview` is, once its progress tells."""
+        """Address of the playlist of a job with `output_config.preview`; None until its progress has one."""
         if url := progress.get("preview_url"):
             return str(url)
         path = progress.get("preview_path")
@@ -184,14 +184,14 @@ class InfiniteTalkClient:
 
         Raises:
             JobError: the result names a volume, which only the local endpoint serves.
-            requests.RequestException: it cannot be fetched.
+            requests.RequestException: the video cannot be fetched.
         """
         video, target = result["video"], Path(target)
         if "data" in video:
             target.write_bytes(base64.b64decode(video["data"]))
             return target
         if "url" in video:
-            # Without the session: a store must not be sent the endpoint's key.
+            # Without the session, which would send the endpoint's key to the store.
             response = requests.get(video["url"], stream=True, timeout=self._timeout_s)
         elif self.is_local:
             response = self._session.get(self._file_url(video["path"]), stream=True, timeout=self._timeout_s)
@@ -241,7 +241,7 @@ def _upload_to_s3(file: Path) -> str:
         aws_access_key_id=os.environ["S3_ACCESS_KEY"],
         aws_secret_access_key=os.environ["S3_SECRET_KEY"],
         region_name=os.environ.get("S3_REGION") or _region_of(endpoint),
-        # Not every store knows the older signature, nor the newer checksums.
+        # Not every store supports the older signature or the newer checksums.
         config=Config(
             signature_version="s3v4",
             request_checksum_calculation="when_required",
@@ -254,7 +254,7 @@ def _upload_to_s3(file: Path) -> str:
 
 
 def _region_of(endpoint: str) -> str:
-    """The region that the name of a store's host tells; an address signed for another one is refused."""
+    """The region in the host name of a store; an address signed for another region is refused."""
     host = urlsplit(endpoint).hostname or ""
     found = re.search(r"(?:^|\.)s3[.-]([a-z0-9-]+)\.[^.]+\.", host) or re.search(
         r"([^.]+)\.digitaloceanspaces\.com$", host
@@ -263,7 +263,7 @@ def _region_of(endpoint: str) -> str:
 
 
 def _job_error(answer: dict[str, Any]) -> JobError:
-    """Runpod gives a worker's error as an object or as its JSON; its own errors are plain text."""
+    """Reads an error: Runpod returns a worker's error as an object or as JSON text, its own errors as plain text."""
     error: Any = answer.get("error", "")
     if isinstance(error, str):
         try:
@@ -276,7 +276,7 @@ def _job_error(answer: dict[str, Any]) -> JobError:
 
 
 class ProgressBar:
-    """A job's progress as a line: stage, per cent, seconds left."""
+    """Shows a job's progress in one line: stage, per cent, seconds left."""
 
     def __init__(self) -> None:
         self._bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}% |{bar:40}|", file=sys.stderr)
@@ -290,12 +290,12 @@ class ProgressBar:
         self._bar.refresh()
 
     def close(self) -> None:
-        """Leaves the line as it is."""
+        """Ends the line and leaves it on the screen."""
         self._bar.close()
 
 
 def job_from(options: argparse.Namespace, client: InfiniteTalkClient) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A job's input and its envelope, from the command line or a payload's file."""
+    """A job's input and envelope, from the command line or a payload file."""
     if options.payload:
         envelope = json.loads(options.payload.read_text(encoding="utf-8"))
         envelope.pop("id", None)
@@ -324,7 +324,7 @@ def _json_or_text(value: str) -> Any:
 
 
 def _plan_line(plan: dict[str, Any]) -> str:
-    """What a dry run says of a video."""
+    """Summary of a dry run, in one line."""
     name = f"{plan['item_id']}: " if "item_id" in plan else ""
     seconds = f", about {plan['estimate_s']:.0f} s" if "estimate_s" in plan else ""
     return (
@@ -334,19 +334,19 @@ def _plan_line(plan: dict[str, Any]) -> str:
 
 
 def _item_path(output: Path, result: dict[str, Any]) -> Path:
-    """The output, or for an item of a batch talk-ITEM.mp4 beside it."""
+    """The output path; for an item of a batch, talk-ITEM.mp4 in the same folder."""
     return output.with_stem(f"{output.stem}-{result['item_id']}") if "item_id" in result else output
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="A picture and a voice become a talking video.")
-    parser.add_argument("picture", nargs="?", help="picture or video: file or address")
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Makes a talking video from an image and a voice.")
+    parser.add_argument("picture", nargs="?", help="image or video: file or address")
     parser.add_argument("voices", nargs="*", help="speech of each speaker: file or address")
     parser.add_argument("-o", "--output", type=Path, default=Path("talk.mp4"), help="(%(default)s)")
-    parser.add_argument("--prompt", default="A person talks to the camera", help="what the picture shows (%(default)s)")
-    parser.add_argument("--text", help="what is said, instead of speech")
-    parser.add_argument("--voice", action="append", help="voice of the text, once for each speaker (am_adam)")
+    parser.add_argument("--prompt", default="A person talks to the camera", help="what the image shows (%(default)s)")
+    parser.add_argument("--text", help="text to speak, instead of speech files")
+    parser.add_argument("--voice", action="append", help="voice for --text, once per speaker (am_adam)")
     parser.add_argument("--payload", type=Path, help="a job as JSON, instead of all of the above")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of the input")
     parser.add_argument("--endpoint", default=os.environ.get("RUNPOD_ENDPOINT_ID"), help="id of an endpoint on Runpod")
@@ -355,13 +355,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.voice = options.voice or ["am_adam"]
     if not options.payload and (not options.picture or bool(options.voices) == bool(options.text)):
-        parser.error("give a picture with either voices or --text, or a --payload")
+        parser.error("give an image with either voices or --text, or a --payload")
     options.url = options.url or (f"{RUNPOD_URL}/{options.endpoint}" if options.endpoint else LOCAL_URL)
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one job; the exit status is 1 where it fails and 130 where it is cancelled by Ctrl-C."""
+    """Runs one job; the exit status is 1 if it fails and 130 if Ctrl-C cancels it."""
     options = arguments(argv)
     client = InfiniteTalkClient(options.url, options.key)
     bar = ProgressBar()
