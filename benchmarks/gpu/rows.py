@@ -59,7 +59,7 @@ class Group(Generic[State]):
     rows: tuple[Row[State], ...]
 
     def run(self, small: bool, wanted: Sequence[str]) -> None:
-        """Measures the rows with names that contain one of `wanted` (all if it is empty), and prints events as JSON lines.
+        """Measures the rows with names that contain one of `wanted` (all if empty), and prints events as JSON lines.
 
         A row that fails gives a figure without a value, and the next row still runs.
         """
