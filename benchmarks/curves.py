@@ -162,7 +162,7 @@ def draw(curves: Sequence[Curve], title: str, file: Path) -> None:
 def main() -> None:
     """Draw the plot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description="Plot what a video costs.")
-    parser.add_argument("file", type=Path, help="the picture to write, .svg or .png")
+    parser.add_argument("file", type=Path, help="the image to write, .svg or .png")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)

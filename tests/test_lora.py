@@ -173,7 +173,10 @@ PAIR = {
         ({"te.layer.lora_down.weight": torch.ones(1), "te.layer.lora_up.weight": torch.ones(1)}, "matches no layer"),
         (PAIR | {"diffusion_model.blocks.7.ffn.0.diff_b": torch.ones(4)}, r"blocks.7.ffn.0.diff_b, which matches no"),
         (PAIR | {"diffusion_model.head.tail.diff_b": torch.ones(4)}, r"head.tail.diff_b, which matches no layer"),
-        (PAIR | {"diffusion_model.blocks.0.ffn.0.oft": torch.ones(4)}, r"blocks.0.ffn.0.oft, which is no part of a L"),
+        (
+            PAIR | {"diffusion_model.blocks.0.ffn.0.oft": torch.ones(4)},
+            r"blocks.0.ffn.0.oft, which is not a known part of a L",
+        ),
         (PAIR | {"diffusion_model.blocks.0.ffn.0.lora_up.weight": torch.ones(FFN, 4)}, "without its other half"),
         (PAIR | {"diffusion_model.blocks.0.ffn.0.alpha": torch.ones(())}, r"ffn.0.alpha without its other half"),
         (PAIR | {"diffusion_model.blocks.0.norm3.diff": torch.ones(3)}, r"norm3.diff is for a layer of the shape \[3"),

@@ -278,13 +278,13 @@ def test_settings_in_the_metadata_are_heeded(metadata: dict[str, str], scaling: 
     [
         ({LORA_ADAPTER_METADATA_KEY: "{"}, "is not JSON"),
         ({LORA_ADAPTER_METADATA_KEY: "[" * 100_000}, "is not JSON"),
-        ({LORA_ADAPTER_METADATA_KEY: "[]"}, "no JSON object"),
+        ({LORA_ADAPTER_METADATA_KEY: "[]"}, "not a JSON object"),
         ({LORA_ADAPTER_METADATA_KEY: '{"transformer.lora_alpha": "much"}'}, "lora_alpha is 'much'"),
-        ({LORA_ADAPTER_METADATA_KEY: '{"transformer.lora_alpha": NaN}'}, "no finite number"),
+        ({LORA_ADAPTER_METADATA_KEY: '{"transformer.lora_alpha": NaN}'}, "not a finite number"),
         ({LORA_ADAPTER_METADATA_KEY: '{"lora_alpha": 8, "r": 4}'}, "has the rank 8, and the file's settings say 4"),
         ({LORA_ADAPTER_METADATA_KEY: '{"lora_alpha": 8, "alpha_pattern": {"(": 4}}'}, "cannot be read"),
         ({LORA_ADAPTER_METADATA_KEY: '{"lora_alpha": 8, "alpha_pattern": [4]}'}, "alpha_pattern"),
-        ({LORA_ADAPTER_METADATA_KEY: '{"use_rslora": true}'}, "use_rslora and no lora_alpha"),
+        ({LORA_ADAPTER_METADATA_KEY: '{"use_rslora": true}'}, "use_rslora but not lora_alpha"),
         ({LORA_ADAPTER_METADATA_KEY: '{"use_rslora": "yes"}'}, "neither true nor false"),
         ({LORA_ADAPTER_METADATA_KEY: '{"transformer.use_dora": true}'}, "is a DoRA"),
         (

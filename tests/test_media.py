@@ -263,11 +263,11 @@ def test_a_file_is_looked_into_once_and_again_when_it_has_changed(
 
 def test_the_wrong_kind_is_named(tmp_path: Path, media_folder: Path) -> None:
     photograph().save(tmp_path / "still.png")
-    with pytest.raises(MediaError, match="no picture"):
+    with pytest.raises(MediaError, match="not an image"):
         read_picture(media_folder / "film.mp4")
-    with pytest.raises(MediaError, match="no picture"):
+    with pytest.raises(MediaError, match="not an image"):
         read_picture(media_folder / "tone.wav")
-    with pytest.raises(MediaError, match="no video"):
+    with pytest.raises(MediaError, match="not a video"):
         extract_frames(tmp_path / "still.png", tmp_path, 1, 1)
     with pytest.raises(MediaError, match="no sound"):
         read_waveform(media_folder / "film.mp4")

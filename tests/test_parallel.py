@@ -173,12 +173,12 @@ def test_a_checkpoint_is_loaded_by_every_process_as_its_job_needs_it(tmp_path: P
 
 
 def test_a_picture_too_small_for_the_group_is_an_error() -> None:
-    with pytest.raises(ValueError, match="a picture of 3 tokens cannot be split over 4 processes"):
+    with pytest.raises(ValueError, match="an image of 3 tokens cannot be split over 4 processes"):
         parallel.check_divisible(3, 4)
 
 
 def test_heads_that_leave_a_process_without_work_are_an_error() -> None:
     for size in (2, 3, 4, 8):
         parallel.check_heads(40, size)
-    with pytest.raises(CheckpointError, match="40 heads cannot be dealt out to 16 GPUs"):
+    with pytest.raises(CheckpointError, match="40 heads cannot be distributed to 16 GPUs"):
         parallel.check_heads(40, 16)

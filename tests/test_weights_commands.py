@@ -194,7 +194,7 @@ def test_weights_are_found_on_the_volume_and_in_the_hosts_cache(
     assert all(finding.problem is None for finding in check_checkpoint(paths))
 
     monkeypatch.setenv("CKPT_DIR", str(tmp_path / "elsewhere"))
-    with pytest.raises(CheckpointError, match=r"CKPT_DIR names .*elsewhere, which is no folder"):
+    with pytest.raises(CheckpointError, match=r"CKPT_DIR names .*elsewhere, which is not a folder"):
         locate(WeightsSettings())
 
 

@@ -42,7 +42,7 @@ def failure_of(job_input: Any, tmp_path: Path, job_id: str = "job-1", **envelope
         ({"cond_video": "examples/media/speech.wav"}, "E_INPUT_VALIDATION", "cond_video is none of these"),
         ({"frames": 81}, "E_INPUT_VALIDATION", 'unknown field "frames"; the nearest known one is "frame_num"'),
         ({"output_config": None}, "E_INPUT_VALIDATION", "S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY, S3_BUCKET"),
-        ({"bbox": {"person1": [900, 900, 950, 950]}}, "E_INPUT_VALIDATION", "reaches beyond the 64x64 picture"),
+        ({"bbox": {"person1": [900, 900, 950, 950]}}, "E_INPUT_VALIDATION", "reaches beyond the 64x64 image"),
         ({"mask": {"person1": picture_uri(height=32)}}, "E_INPUT_VALIDATION", "mask.person1 is 64x32 pixels"),
         ({"mask": {"person1": picture_uri(white=slice(0, 0))}}, "E_INPUT_VALIDATION", "mask.person1 is white nowhere"),
     ],

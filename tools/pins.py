@@ -89,9 +89,9 @@ def image_digest(image: str, services: Services) -> str:
         manifest = fetch(f"{services.hub}/v2/{name}/manifests/{tag}", headers)
         is_manifest = json.loads(manifest)["schemaVersion"] == 2
     except (ValueError, LookupError, TypeError) as error:
-        raise PinError(f"{image}: the registry does not answer as one") from error
+        raise PinError(f"{image}: the answer is not from a registry") from error
     if not is_manifest:
-        raise PinError(f"{image}: the registry's answer is no manifest")
+        raise PinError(f"{image}: the registry's answer is not a manifest")
     return hashlib.sha256(manifest).hexdigest()
 
 
@@ -99,7 +99,7 @@ def wheel_digest(url: str) -> str:
     """SHA-256 of a wheel."""
     wheel = fetch(url, {})
     if not wheel.startswith(b"PK\x03\x04"):
-        raise PinError(f"{url}: the answer is no wheel")
+        raise PinError(f"{url}: the answer is not a wheel")
     return hashlib.sha256(wheel).hexdigest()
 
 
@@ -111,7 +111,7 @@ def action_commit(action: str, version: str, services: Services) -> str:
         headers["Authorization"] = f"Bearer {services.github_token}"
     answer = fetch(f"{services.github}/repos/{repository}/commits/{version}", headers)
     if not re.fullmatch(rb"[0-9a-f]{40}", answer):
-        raise PinError(f"{action}@{version}: the answer is no commit")
+        raise PinError(f"{action}@{version}: the answer is not a commit")
     return answer.decode()
 
 

@@ -29,7 +29,7 @@ class Worker:
 
     Args:
         queue: the queue from which it takes jobs.
-        folder: a new folder, or that of an earlier worker, whose volume it then uses.
+        folder: a new folder, or an earlier worker's; the worker then uses that one's volume.
         script: the script to run.
         settings: environment variables beside the queue's.
         outputs: file descriptors of its standard output and error; by default, both go to the log.

@@ -212,7 +212,7 @@ def sample_chunk(
 
 
 def pin_motion(latents: Tensor, motion_latents: Tensor) -> Tensor:
-    """Latents (1, 16, t, h, w) whose first frames are the motion latents (1, 16, n, h, w); `latents` stays as it is."""
+    """Replaces the first frames of (1, 16, t, h, w) by the motion latents (1, 16, n, h, w), in a new tensor."""
     return torch.cat([motion_latents.to(latents), latents[:, :, motion_latents.shape[2] :]], dim=2)
 
 

@@ -177,12 +177,12 @@ NO_MEMORY_COMPLAINTS = (b"Cannot allocate memory", b"MemoryError", b"Out of memo
 ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, 255)
 
 UNREADABLE = (
-    "The file is damaged or of a kind that cannot be read: send a picture as PNG, JPEG, WebP or HEIC, sound as WAV, "
+    "The file is damaged or of a kind that cannot be read: send an image as PNG, JPEG, WebP or HEIC, sound as WAV, "
     "MP3, M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
 )
-ANIMATED = "Animated WebP and AVIF are not supported: send a still picture, a GIF or an MP4 video"
+ANIMATED = "Animated WebP and AVIF are not supported: send a still image, a GIF or an MP4 video"
 NO_FRAME = "The file has no frame that can be decoded: save it again as PNG, JPEG or H.264 MP4"
-TOO_LARGE = f"The picture is too large: at most {MAX_PIXELS // 2**20} million pixels can be read"
+TOO_LARGE = f"The image is too large: at most {MAX_PIXELS // 2**20} million pixels can be read"
 
 
 class Source(Protocol):
@@ -326,7 +326,7 @@ def _read_rgba(path: Path) -> np.ndarray:
     """An image, upright and in sRGB: uint8 (height, width, 4), alpha not premultiplied."""
     contents = _contents_of(path)
     if contents.video is None or not (contents.is_picture or contents.animated):
-        raise MediaError("The file is no picture: send a PNG, JPEG, WebP, HEIC, AVIF, BMP, TIFF or GIF picture")
+        raise MediaError("The file is not an image: send a PNG, JPEG, WebP, HEIC, AVIF, BMP, TIFF or GIF image")
     if contents.reader == "pillow":
         facts, pixels = _ask_pillow(path, "read")
         return np.frombuffer(pixels, np.uint8).reshape(facts["height"], facts["width"], 4)
@@ -408,7 +408,7 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     """
     contents = _contents_of(path)
     if contents.video is None or contents.is_picture:
-        raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
+        raise MediaError("The file is not a video: send an MP4, MOV, WebM, MKV or AVI video")
     first_frame = _first_frame_of(path)
     frames = _frames(contents, first_frame, stride, max_frames, start)
     paths = []
@@ -432,7 +432,7 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
 
     contents = _contents_of(path)
     if contents.video is None or contents.is_picture:
-        raise MediaError("The file is no video: send an MP4, MOV, WebM, MKV or AVI video")
+        raise MediaError("The file is not a video: send an MP4, MOV, WebM, MKV or AVI video")
     first_frame = _first_frame_of(path)
     small_height = max(1, round(first_frame.height * SCENE_FRAME_WIDTH / first_frame.width))
     frames = (
@@ -904,7 +904,7 @@ def _scan_shapes(path: Path, contents: _Contents) -> tuple[str, ...]:
     for size in sizes:
         if abs(size[0] * first[1] / (size[1] * first[0]) - 1) > SHAPE_TOLERANCE:
             return (
-                f"its picture changes from {first[0]}x{first[1]} to {size[0]}x{size[1]} pixels: frames with another "
+                f"its size changes from {first[0]}x{first[1]} to {size[0]}x{size[1]} pixels: frames with another "
                 "aspect ratio than the first get black bars",
             )
     return ()

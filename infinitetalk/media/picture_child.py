@@ -45,7 +45,7 @@ CHROMATICITY_TOLERANCE = 0.005
 SMALLEST_GAMUT = 0.02
 """Smallest valid area of the triangle of primaries; sRGB's is 0.112."""
 
-DAMAGED_PROFILE = "its colour profile is damaged or does not fit the picture, and was ignored"
+DAMAGED_PROFILE = "its colour profile is damaged or does not fit the image, and was ignored"
 
 Primaries = tuple[tuple[float, float], ...]
 
@@ -325,7 +325,7 @@ def from_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Imag
         if space == "RGB" and image.mode == "L":
             image = image.convert("RGB")
         if space == "GRAY" and image.mode == "RGB":
-            raise ImageCms.PyCMSError("a profile of grey pictures")
+            raise ImageCms.PyCMSError("a profile for grey images")
         converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         if DAMAGED_PROFILE not in notes:

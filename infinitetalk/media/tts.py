@@ -56,7 +56,7 @@ LANGUAGE_PACKAGES = {
 }
 
 TINY_WARNING = (
-    "speech comes from the embedded tiny Kokoro model, whose weights are random: it has the length of the text, "
+    "speech comes from the embedded tiny Kokoro model, which has random weights: it has the length of the text, "
     "but no words can be heard in it"
 )
 TINY_VOICES = ("af_heart", "am_adam", "am_michael", "bf_emma", "bm_george", "ef_dora")
@@ -212,7 +212,7 @@ class SpeechSynthesiser:
             languages = set(ESPEAK_LANGUAGES) if self._is_tiny else ESPEAK_LANGUAGES.keys() | LANGUAGE_PACKAGES.keys()
             if name[0] not in languages:
                 raise SynthesisError(
-                    f'voices of the language "{name[0]}" cannot be spoken: choose one whose name begins with '
+                    f'voices of the language "{name[0]}" cannot be spoken: choose one with a name that starts with '
                     f"{', '.join(sorted(languages))}"
                 )
             if not self._is_tiny:

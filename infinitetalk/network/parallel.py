@@ -127,7 +127,7 @@ def check_divisible(picture_tokens: int, size: int) -> None:
         ValueError: it has too few.
     """
     if picture_tokens < size:
-        raise ValueError(f"a picture of {picture_tokens} tokens cannot be split over {size} processes")
+        raise ValueError(f"an image of {picture_tokens} tokens cannot be split over {size} processes")
 
 
 def check_heads(num_heads: int, size: int) -> None:
@@ -138,7 +138,7 @@ def check_heads(num_heads: int, size: int) -> None:
     """
     heads_of_each = -(-num_heads // size)
     if heads_of_each * (size - 1) >= num_heads:
-        raise CheckpointError(f"the network's {num_heads} heads cannot be dealt out to {size} GPUs; use fewer")
+        raise CheckpointError(f"the network's {num_heads} heads cannot be distributed to {size} GPUs; use fewer")
 
 
 def split_transformer(transformer: InfiniteTalkTransformer3DModel, group: Group) -> None:

@@ -61,7 +61,7 @@ def box_regions(boxes: Sequence[Sequence[float]], height: int, width: int, order
         if not region.any():
             corners = "y_min, x_min, y_max, x_max" if order == "yx" else "x_min, y_min, x_max, y_max"
             raise RegionError(
-                f"the box of person{number}, {list(box)}, covers no pixel of the {width}x{height} picture; "
+                f"the box of person{number}, {list(box)}, covers no pixel of the {width}x{height} image; "
                 f"give [{corners}] in its pixels"
             )
     return regions
@@ -80,7 +80,7 @@ def check_boxes(boxes: Sequence[Sequence[float]], height: int, width: int, order
     for number, box in enumerate(boxes, start=1):
         if any(not 0 <= value <= limit for value, limit in zip(box, limits, strict=True)):
             raise RegionError(
-                f"the box of person{number}, {list(box)}, reaches beyond the {width}x{height} picture; "
+                f"the box of person{number}, {list(box)}, reaches beyond the {width}x{height} image; "
                 f'its corners must lie within it, in pixels, in the order "{order}"'
             )
 
@@ -115,7 +115,7 @@ def token_regions(regions: Tensor, height: int, width: int) -> Tensor:
         if not mask.any():
             raise RegionError(
                 f"the region of person{speaker} is too small: it vanishes on the model's grid of {width}x{height}; "
-                "enlarge it, or move it into the part of the picture that is not cropped"
+                "enlarge it, or move it into the part of the image that is not cropped"
             )
     return masks.flatten(1)
 

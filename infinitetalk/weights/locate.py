@@ -56,7 +56,7 @@ def _places(settings: WeightsSettings, family: Family, *names: str) -> Iterator[
 
 def _given(setting: str, folder: Path | None) -> Path | None:
     if folder is not None and not folder.is_dir():
-        raise CheckpointError(f"{setting} names {folder}, which is no folder")
+        raise CheckpointError(f"{setting} names {folder}, which is not a folder")
     return folder
 
 

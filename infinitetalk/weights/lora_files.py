@@ -391,7 +391,7 @@ def _patterns(config: Mapping[str, Any], name: str, label: str) -> dict[str, flo
 def _finite(value: Any, name: str, label: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
-        raise CheckpointError(f"{label}: {name} is {str(value)[:40]!r}, which is no finite number")
+        raise CheckpointError(f"{label}: {name} is {str(value)[:40]!r}, which is not a finite number")
     return float(value)
 
 

@@ -1,1 +1,1 @@
-"""The tiny talker: drawn heads whose mouths follow synthetic speech, and the small InfiniteTalk trained on them."""
+"""The tiny talker: drawn heads with mouths that follow synthetic speech, and the small InfiniteTalk trained on them."""
