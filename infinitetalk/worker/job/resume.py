@@ -149,6 +149,13 @@ class StoredRendering(BaseModel):
         files = [self.thumbnail, *self.parts, *([] if self.chunk_state is None else [self.chunk_state])]
         return {file.name for file in files}
 
+    @property
+    def names_begun(self) -> set[str]:
+        """Names of the files that its workers may have stored without a state that names them: a worker may end, or cut
+        off a request that the store completes, between the files of the next chunk and their state."""
+        next_files = (part_file(len(self.parts)), chunk_state_file(len(self.parts) + 1))
+        return {name_of(file, attempt_of(name)) for name in self.names for file in next_files}
+
 
 class StoredState(BaseModel):
     """The contents of `state.json`: an unfinished rendering or a result.
@@ -209,7 +216,7 @@ class TaskState:
         self._rendering = None if found is None else found.rendering
         self._stored_parts: list[StoredPart] = []
         self._thumbnail: StoredFile | None = None
-        self._names = set() if self._rendering is None else self._rendering.names
+        self._names = set() if self._rendering is None else self._rendering.names | self._rendering.names_begun
 
     def restore(self, fingerprint: str, folder: Path) -> Rendering | None:
         """The unfinished video of another worker, with its files in `folder`; None if no saved state fits."""
@@ -391,8 +398,7 @@ class TaskState:
     def _store(self, name: str, data: bytes) -> StoredFile:
         """Stores a file under a name that no other worker uses."""
         assert self.objects is not None
-        stem, _, extension = name.rpartition(".")
-        own_name = f"{stem}-{self._attempt}.{extension}"
+        own_name = name_of(name, self._attempt)
         self._names.add(own_name)
         self.objects.put(self._path(own_name), data)
         return StoredFile(name=own_name, sha256=_sha256(data), num_bytes=len(data))
@@ -505,6 +511,17 @@ def state_secret(settings: Settings) -> bytes | None:
     if settings.s3_secret_key is None:
         return None
     return hmac.new(settings.s3_secret_key.get_secret_value().encode(), b"kept state", hashlib.sha256).digest()
+
+
+def name_of(file: str, attempt: str) -> str:
+    """Name that one attempt gives a file; no other attempt uses it."""
+    stem, _, extension = file.rpartition(".")
+    return f"{stem}-{attempt}.{extension}"
+
+
+def attempt_of(name: str) -> str:
+    """The attempt that gave a file its name, as `name_of`."""
+    return name.rpartition(".")[0].rpartition("-")[2]
 
 
 def chunk_state_file(num_chunks: int) -> str:
