@@ -1,12 +1,12 @@
 """The worker on fake CUDA tensors of the published sizes: devices, waits, memory, and seconds by a roofline.
 
-The bounds on seconds are a per cent above what the code takes now, at the H100's ideal rates: what is added to a block
-in a cast or a copy fails a test. A bound goes down when the code becomes faster.
+The bounds on seconds are a per cent or less above what the code takes now, at the H100's ideal rates: what is added to
+a block in a cast or a copy fails a test. A bound goes down when the code becomes faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -19,11 +19,12 @@ from benchmarks.rehearsal.log import Log, Wait
 from benchmarks.rehearsal.measured import figure
 from benchmarks.rehearsal.networks import make_image_encoder, make_text_encoder, make_transformer, make_vae
 from benchmarks.rehearsal.rates import CARDS
-from benchmarks.rehearsal.stage import Stage, weight_bytes
+from benchmarks.rehearsal.stage import Stage, bytes_of_modules
 from benchmarks.rehearsal.steps import steps
 from infinitetalk.family import INFINITETALK
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.network import transformer as transformer_module
+from infinitetalk.network.transformer import add_product
 from infinitetalk.runtime import memory
 from infinitetalk.runtime.memory import GIB, MemoryMode, Workload
 
@@ -33,6 +34,10 @@ IDEAL = CARDS["h100"].ideal
 SIZES = INFINITETALK.model_sizes
 #: The VAE at these frames takes per frame what it takes in a whole chunk, and is rehearsed in a tenth of the time.
 FEW_FRAMES = Workload(9, 640, 640)
+#: Nine tiles.
+SMALL_PICTURE = Workload(9, 448, 448)
+#: Seconds of an evaluation: a third of a per cent above what it takes, less than one cast in each block.
+EVALUATION_BOUND_S = 2.732
 TEACACHE_STEPS = 7
 
 #: Waits of a sampling step, each with the reason why it is there.
@@ -99,7 +104,7 @@ def test_a_step_waits_for_the_gpu_only_where_there_is_a_reason(evaluation: Log, 
 def test_a_tensor_that_is_left_on_the_cpu_is_found(stage: Stage) -> None:
     with stage.mode:
         video, index = torch.empty(8, 8, device="cuda:0"), torch.empty(8, dtype=torch.long)
-    log = stage.record(lambda: (video[index], video.sum().item(), video.cpu(), video.nonzero))
+    log = stage.record(lambda: (video[index], video.sum().item(), video.cpu()))
     assert [mixture.split()[0] for mixture in log.mixed] == ["index"]
     assert sorted(wait.what for wait in log.waits) == ["number to the CPU", "tensor to the CPU"]
 
@@ -119,13 +124,15 @@ def test_what_teacache_keeps_is_in_the_estimate(sampling: Log) -> None:
     assert sampling.peak_bytes <= estimated <= 1.1 * sampling.peak_bytes
 
 
-@pytest.mark.parametrize("in_tiles", [False, True], ids=["whole", "in tiles"])
-def test_decoding_takes_no_more_memory_than_the_estimate(stage: Stage, in_tiles: bool) -> None:
-    rehearsed = parts.vae_decode(stage, FEW_FRAMES, in_tiles).peak_bytes
-    estimated = memory.vae_bytes(MemoryMode(vae_tiling=in_tiles), FEW_FRAMES)
+@pytest.mark.parametrize(
+    ("workload", "in_tiles"), [(FEW_FRAMES, False), (SMALL_PICTURE, True)], ids=["whole", "in tiles"]
+)
+def test_decoding_takes_no_more_memory_than_the_estimate(stage: Stage, workload: Workload, in_tiles: bool) -> None:
+    rehearsed = parts.vae_decode(stage, workload, in_tiles).peak_bytes
+    estimated = memory.vae_bytes(MemoryMode(vae_tiling=in_tiles), workload)
     # cuDNN's workspaces, which the rehearsal does not know of, are in the estimate.
     print(f"estimate {estimated / rehearsed:.3f} of the rehearsed {rehearsed / GIB:.2f} GiB")
-    assert rehearsed <= estimated <= 1.35 * rehearsed
+    assert rehearsed <= estimated <= 1.2 * rehearsed
 
 
 def test_weights_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
@@ -135,7 +142,7 @@ def test_weights_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
         make_text_encoder(stage.mode),
         make_image_encoder(stage.mode).model,
     ]
-    rehearsed, estimated = weight_bytes(networks), memory.weight_bytes(MemoryMode(), SIZES)
+    rehearsed, estimated = bytes_of_modules(networks), memory.weight_bytes(MemoryMode(), SIZES)
     print(f"estimate {estimated / rehearsed:.4f} of the rehearsed {rehearsed / GIB:.2f} GiB")
     # Buffers, and what is not known of half of the outer weights, are a part of the reserve.
     assert rehearsed <= estimated + memory.RESERVE_BYTES // 10
@@ -144,35 +151,43 @@ def test_weights_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
 
 def test_an_evaluation_stays_under_its_bound(evaluation: Log) -> None:
     assert 2.39 < evaluation.floor_seconds(IDEAL) < 2.41
-    assert seconds(evaluation) < 2.74
-    assert len(evaluation.operations) <= 2_020
+    assert seconds(evaluation) < EVALUATION_BOUND_S
+    assert len(evaluation.operations) <= 2_011
 
 
 def test_two_speakers_stay_under_their_bound(stage: Stage) -> None:
-    assert seconds(parts.evaluation(stage, parts.SMALL, speakers=2)) < 2.86
+    assert seconds(parts.evaluation(stage, parts.SMALL, speakers=2)) < 2.848
 
 
 def test_the_vae_stays_under_its_bounds(stage: Stage) -> None:
-    assert seconds(parts.vae_decode(stage, FEW_FRAMES)) < 0.20
-    assert seconds(parts.vae_encode(stage, FEW_FRAMES)) < 0.13
+    assert seconds(parts.vae_decode(stage, FEW_FRAMES)) < 0.184
+    assert seconds(parts.vae_encode(stage, FEW_FRAMES)) < 0.1125
 
 
 def test_colours_stay_under_their_bound(stage: Stage) -> None:
-    assert seconds(parts.colours(stage, FEW_FRAMES)) < 0.005
+    assert seconds(parts.colours(stage, FEW_FRAMES)) < 0.00414
 
 
-def test_an_added_cast_breaks_the_bound(stage: Stage, evaluation: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gated sum as it was: widened before and narrowed after."""
+def widened(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    """The gated sum with casts before and after it."""
+    return (addend.float() + factor.float() * weight).type_as(factor)
 
-    def widened(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
-        return (addend.float() + factor.float() * weight).type_as(factor)
 
+def copied(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    """The gated sum of a copy."""
+    return add_product(addend, factor.clone(), weight)
+
+
+@pytest.mark.parametrize("slower", [widened, copied])
+def test_an_added_cast_or_copy_breaks_the_bound(
+    stage: Stage, evaluation: Log, slower: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     two_blocks = make_transformer(stage.mode, 2)
     before = parts.evaluation(stage, parts.SMALL, transformer=two_blocks)
-    monkeypatch.setattr(transformer_module, "add_product", widened)
+    monkeypatch.setattr(transformer_module, "add_product", slower)
     after = parts.evaluation(stage, parts.SMALL, transformer=two_blocks)
     added = (seconds(after) - seconds(before)) / 2 * SIZES.num_blocks
-    assert seconds(evaluation) + added > 1.05 * 2.74
+    assert seconds(evaluation) + added > EVALUATION_BOUND_S
 
 
 def test_attention_by_flash_is_the_same_work(evaluation: Log) -> None:

@@ -56,7 +56,7 @@ class Stage:
         return make_vae(self.mode)
 
 
-def weight_bytes(modules: Iterable[nn.Module]) -> int:
+def bytes_of_modules(modules: Iterable[nn.Module]) -> int:
     """What parameters and buffers of networks take on the device."""
     storages = {}
     for module in modules:
