@@ -94,13 +94,13 @@ class Card:
 
     Attributes:
         name: in tables.
-        memory_gb: gigabytes.
+        free_gib: memory that a fresh worker finds, GiB, an assumption.
         kernel: of attention, as torch chooses.
         ideal, typical: rates.
     """
 
     name: str
-    memory_gb: int
+    free_gib: float
     kernel: AttentionKernel
     ideal: Rates
     typical: Rates
@@ -140,7 +140,7 @@ CARDS: dict[str, Card] = {
     # NVIDIA A100 80GB SXM data sheet. It has no fp8 products: weights in 8 bits are widened.
     "a100": Card(
         "A100",
-        80,
+        79.0,
         "flash",
         _ideal(bf16=312, fp8=312, tf32=156, float32=19.5, memory=2.039),
         _typical(bf16=250, attention=200, fp8=250, tf32=53, float32=17, memory=1.75, multiprocessors=108),
@@ -148,7 +148,7 @@ CARDS: dict[str, Card] = {
     # NVIDIA L40S data sheet, dense.
     "l40s": Card(
         "L40S",
-        48,
+        44.4,
         "flash",
         _ideal(bf16=362, fp8=733, tf32=183, float32=91.6, memory=0.864),
         _typical(bf16=240, attention=200, fp8=430, tf32=62, float32=60, memory=0.72, multiprocessors=142),
@@ -156,7 +156,7 @@ CARDS: dict[str, Card] = {
     # NVIDIA Ada GPU architecture whitepaper, GeForce RTX 4090, sums in float32, dense.
     "4090": Card(
         "RTX 4090",
-        24,
+        23.5,
         "flash",
         _ideal(bf16=165.2, fp8=330.3, tf32=82.6, float32=82.6, memory=1.008),
         _typical(bf16=150, attention=145, fp8=270, tf32=28, float32=55, memory=0.85, multiprocessors=128),
@@ -164,7 +164,7 @@ CARDS: dict[str, Card] = {
     # NVIDIA RTX Blackwell GPU architecture whitepaper, GeForce RTX 5090, sums in float32, dense.
     "5090": Card(
         "RTX 5090",
-        32,
+        31.3,
         "flash",
         _ideal(bf16=209.5, fp8=419, tf32=104.8, float32=104.8, memory=1.792),
         _typical(bf16=190, attention=175, fp8=350, tf32=36, float32=70, memory=1.5, multiprocessors=170),
@@ -172,7 +172,7 @@ CARDS: dict[str, Card] = {
     # NVIDIA RTX PRO 6000 Blackwell data sheet (Workstation and Server Edition, 600 W), dense: half of the sparse rates.
     "pro6000": Card(
         "RTX PRO 6000",
-        96,
+        94.5,
         "flash",
         _ideal(bf16=503.8, fp8=1007.6, tf32=251.9, float32=125.9, memory=1.792),
         _typical(bf16=380, attention=300, fp8=720, tf32=86, float32=85, memory=1.5, multiprocessors=188),
@@ -181,7 +181,7 @@ CARDS: dict[str, Card] = {
     # Typical: the H200's arithmetic, for it is the same chip, and its share of the bandwidth.
     "h100": Card(
         "H100",
-        80,
+        79.1,
         "cudnn",
         _ideal(bf16=790, fp8=1580, tf32=395, float32=67, memory=3.35),
         _typical(bf16=780, attention=532, fp8=1490, tf32=135, float32=50, memory=2.9, multiprocessors=132),
@@ -190,7 +190,7 @@ CARDS: dict[str, Card] = {
     # the VAE decodes in the seconds that were measured: it includes cuDNN's transposes around convolutions.
     "h200": Card(
         "H200",
-        141,
+        139.5,
         "cudnn",
         _ideal(bf16=790, fp8=1580, tf32=395, float32=67, memory=4.8),
         _typical(bf16=780, attention=532, fp8=1490, tf32=135, float32=50, memory=4.16, multiprocessors=132),
@@ -198,7 +198,7 @@ CARDS: dict[str, Card] = {
     # NVIDIA HGX B200 data sheet, an eighth of the board's dense rates.
     "b200": Card(
         "B200",
-        180,
+        178.0,
         "cudnn",
         _ideal(bf16=2250, fp8=4500, tf32=1100, float32=75, memory=7.7),
         _typical(bf16=1550, attention=1000, fp8=2900, tf32=374, float32=60, memory=6.5, multiprocessors=148),

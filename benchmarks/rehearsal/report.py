@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
+
 from benchmarks.rehearsal.log import Log, Operation, grouped
 from benchmarks.rehearsal.measured import Comparison
-from benchmarks.rehearsal.parts import AUDIO, COLOURS, DECODE, ENCODE, EVALUATION, FRAMES, IMAGE, TEXT
+from benchmarks.rehearsal.parts import AUDIO, COLOURS, DECODE, ENCODE, EVALUATION, FRAMES, IMAGE, TEXT, label
 from benchmarks.rehearsal.rates import Card, Rates
+from infinitetalk.runtime.memory import GIB, Workload, choose_mode
 
-GIB = 1 << 30
 #: Sampling steps and evaluations a step: of a distilled LoRA, and as published.
 RECIPES = ((8, 2), (40, 3))
 #: Parts of every chunk, and of a job, with how often they run.
@@ -95,21 +97,34 @@ def chunk_seconds(logs: Mapping[str, Log], rates: Rates, evaluations: int) -> fl
     return total + sum(count * logs[name].seconds(rates) for name, count in _ONCE.items())
 
 
-def budget_table(by_size: Mapping[str, Mapping[str, Log]], cards: Iterable[Card]) -> str:
-    """An evaluation and a chunk by card and size, seconds at ideal and in brackets at typical rates."""
+def mode_of(card: Card, workload: Workload) -> str:
+    """What a worker on this card would choose, in short."""
+    mode = choose_mode(int(card.free_gib * GIB), workload.family.model_sizes, workload)
+    words = [mode.precision(torch.bfloat16)]
+    if mode.resident_parameters is not None:
+        words.append("blocks streamed")
+    if mode.vae_tiling:
+        words.append("VAE in tiles")
+    return ", ".join(words)
+
+
+def budget_table(by_size: Mapping[Workload, Mapping[str, Log]], cards: Iterable[Card]) -> str:
+    """An evaluation and a chunk by card and size, seconds at ideal and in brackets at typical rates, in bf16 whatever
+    the card's memory; beside it the mode that its memory would have a worker choose."""
     rows = []
     for card in cards:
-        for size, logs in by_size.items():
-            row = [card.name, size]
+        for workload, logs in by_size.items():
+            row = [card.name, label(workload)]
             for name in (EVALUATION, DECODE):
                 row.append(_both(logs[name].seconds(card.ideal), logs[name].seconds(card.typical)))
             row.insert(3, f"{logs[EVALUATION].seconds(card.ideal) / logs[EVALUATION].floor_seconds(card.ideal):.2f}")
             for steps, branches in RECIPES:
                 ideal, typical = (chunk_seconds(logs, rates, steps * branches) for rates in (card.ideal, card.typical))
                 row.append(_both(ideal, typical))
+            row.append(mode_of(card, workload))
             rows.append(row)
     recipes = [f"first chunk, {steps} steps x {branches}" for steps, branches in RECIPES]
-    return table(("card", "size", "evaluation", "of its floor", "VAE decode", *recipes), rows)
+    return table(("card", "size", "evaluation", "of its floor", "VAE decode", *recipes, "mode chosen"), rows)
 
 
 def _both(ideal: float, typical: float) -> str:
