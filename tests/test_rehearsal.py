@@ -155,6 +155,13 @@ def test_an_evaluation_stays_under_its_bound(evaluation: Log) -> None:
     assert len(evaluation.operations) <= 2_011
 
 
+def test_widened_weights_stay_under_their_bound(stage: Stage) -> None:
+    plain = parts.evaluation(stage, parts.SMALL, transformer=make_transformer(stage.mode, 2))
+    widened_weights = parts.weight_only_evaluation(stage, parts.SMALL, "fp8", num_layers=2)
+    assert not widened_weights.mixed
+    assert (seconds(widened_weights) - seconds(plain)) / 2 * SIZES.num_blocks < 0.216
+
+
 def test_two_speakers_stay_under_their_bound(stage: Stage) -> None:
     assert seconds(parts.evaluation(stage, parts.SMALL, speakers=2)) < 2.848
 

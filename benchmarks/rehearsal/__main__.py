@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -18,6 +18,7 @@ from benchmarks.rehearsal.log import Log, grouped
 from benchmarks.rehearsal.measured import comparisons
 from benchmarks.rehearsal.rates import CARDS, Card
 from benchmarks.rehearsal.stage import Stage
+from infinitetalk.weights.loading import Quantisation
 
 
 class Program:
@@ -60,6 +61,17 @@ class Program:
             log = self.record(name, lambda speakers=speakers: parts.evaluation(self.stage, parts.SMALL, speakers))
             show(f"{name}, {self.card.name}", report.kind_table(log, self.card))
             show("Operations that memory bounds", report.line_table(log, self.card))
+
+    def quantised(self) -> None:
+        """What weights in 8 bits cost, which are widened at each use."""
+        found = {}
+        for quantisation in get_args(Quantisation):
+            name = f"{parts.EVALUATION}, {parts.label(parts.SMALL)}, weights in {quantisation}"
+            found[name] = self.record(
+                name,
+                lambda quantisation=quantisation: parts.weight_only_evaluation(self.stage, parts.SMALL, quantisation),
+            )
+        show(f"Weights in 8 bits, {self.card.name}", report.part_table(found, self.card))
 
     def vae(self) -> None:
         """The VAE in float32, in bf16 and in tiles."""
@@ -118,9 +130,13 @@ def show(title: str, content: str) -> None:
 PARTS: dict[str, Callable[[Program], None]] = {
     "budget": Program.budget,
     "evaluation": Program.evaluation,
+    "quantised": Program.quantised,
     "vae": Program.vae,
     "measured": Program.measured,
 }
+
+#: The VAE in tiles takes two minutes.
+USUAL_PARTS = [part for part in PARTS if part != "vae"]
 
 
 def main() -> None:
@@ -128,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rehearsal", description="Rehearse on fake CUDA tensors."
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="tables; by default all")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=USUAL_PARTS, help="tables; by default all but those of minutes"
+    )
     parser.add_argument("--gpu", choices=CARDS, default="h100", help="the card of the tables that have one card")
     parser.add_argument("--json", type=Path, help="a file for each part's figures")
     options = parser.parse_args()

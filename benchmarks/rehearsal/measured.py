@@ -20,6 +20,11 @@ FIGURES: tuple[tuple[str, int, Callable[[Stage], Log]], ...] = (
     ("one evaluation, 640x640, 81 frames, 1 speaker", 1, lambda stage: parts.evaluation(stage, parts.SMALL)),
     ("one evaluation, 960x960, 81 frames, 1 speaker", 1, lambda stage: parts.evaluation(stage, parts.SQUARE)),
     ("one evaluation, 640x640, 81 frames, 2 speakers", 1, lambda stage: parts.evaluation(stage, parts.SMALL, 2)),
+    (
+        "one evaluation, fp8 weights widened at each use",
+        1,
+        lambda stage: parts.weight_only_evaluation(stage, parts.SMALL, "fp8"),
+    ),
     ("decoding of a chunk, float32 with TF32", 1, lambda stage: parts.vae_decode(stage, parts.SMALL)),
     ("encoding of a reference for a chunk", 1, lambda stage: parts.vae_encode(stage, parts.SMALL)),
 )

@@ -24,6 +24,7 @@ from infinitetalk.encoders.image import ImageEncoder
 from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.family import INFINITETALK
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.weights.loading import Quantisation, quantised
 
 #: Of the prompt, and of the picture.
 TEXT_TOKENS, TEXT_DIM, IMAGE_TOKENS, IMAGE_DIM = 512, 4096, 257, 1280
@@ -62,6 +63,16 @@ def make_transformer(mode: FakeTensorMode, num_layers: int | None = None) -> Inf
         transformer = InfiniteTalkTransformer3DModel(num_layers=blocks)
     placed(transformer, mode, torch.bfloat16, transformer._keep_in_fp32_modules)
     return transformer
+
+
+def quantise_blocks(
+    transformer: InfiniteTalkTransformer3DModel, mode: FakeTensorMode, quantisation: Quantisation
+) -> None:
+    """The weights of the blocks' linear layers become 8 bits wide, as the worker makes them."""
+    with mode, torch.no_grad():
+        for module in transformer.blocks.modules():
+            if isinstance(module, nn.Linear):
+                module.weight = nn.Parameter(quantised(module.weight.data, quantisation), requires_grad=False)
 
 
 def make_vae(mode: FakeTensorMode, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:

@@ -17,8 +17,10 @@ from benchmarks.rehearsal.networks import (
     make_audio_encoder,
     make_image_encoder,
     make_text_encoder,
+    make_transformer,
     make_vae,
     on_fake_device,
+    quantise_blocks,
 )
 from benchmarks.rehearsal.stage import Stage
 from infinitetalk.encoders.vae import decode_latents, encode_frames
@@ -29,6 +31,7 @@ from infinitetalk.generation.color import match_color
 from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.memory import Workload, set_tiling
+from infinitetalk.weights.loading import Quantisation
 
 #: Chunks of the family's usual resolutions, and of the largest that was measured.
 SMALL, LARGE = (
@@ -53,6 +56,15 @@ def evaluation(
     network = stage.transformer if transformer is None else transformer
     given = evaluation_inputs(stage.mode, workload.height, workload.width, workload.num_frames, speakers)
     return stage.record(lambda: network(**given, return_dict=False))
+
+
+def weight_only_evaluation(
+    stage: Stage, workload: Workload, quantisation: Quantisation, num_layers: int | None = None
+) -> Log:
+    """One evaluation of a transformer whose weights have 8 bits and are widened at each use, by all or some blocks."""
+    transformer = make_transformer(stage.mode, num_layers)
+    quantise_blocks(transformer, stage.mode, quantisation)
+    return evaluation(stage, workload, transformer=transformer)
 
 
 def _vae(stage: Stage, in_tiles: bool, dtype: torch.dtype) -> AutoencoderKLWan:
