@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rehearsal import parts
+from benchmarks.rehearsal import parts, report
 from benchmarks.rehearsal.device import missing
-from benchmarks.rehearsal.log import Log, Wait
+from benchmarks.rehearsal.log import Log, Operation, Place, Wait
 from benchmarks.rehearsal.measured import figure
 from benchmarks.rehearsal.networks import make_image_encoder, make_text_encoder, make_transformer, make_vae
 from benchmarks.rehearsal.rates import CARDS
@@ -214,3 +214,16 @@ def test_typical_rates_and_memory_agree_with_an_h200(evaluation: Log) -> None:
     assert measured_gib is not None
     assert evaluation.seconds(CARDS["h200"].typical) == pytest.approx(measured_s, rel=0.05)
     assert evaluation.peak_bytes / GIB == pytest.approx(measured_gib, rel=0.01)
+
+
+def test_the_budget_has_a_line_for_each_card_and_size() -> None:
+    """Each part is a second of products and a second of bytes on an H100."""
+    place = Place("file", "function", 1)
+    product = Operation("mm", "linear", "bf16", "plain", 790e12, 3.35e12, place, place)
+    add = Operation("add", "elementwise", "bf16", "plain", 0.0, 3.35e12, place, place)
+    logs = {name: Log([product, add]) for name in (*parts.CHUNK_PARTS, *parts.JOB_PARTS)}
+    lines = report.budget_table([(parts.SMALL, logs), (parts.LARGE, logs)], CARDS.values()).splitlines()
+    assert len(lines) == 2 + 2 * len(CARDS)
+    (line,) = (line for line in lines if line.startswith("| H100 | 640x640x81"))
+    assert [cell.split()[0] for cell in line.strip("| ").split(" | ")[2:7]] == ["2.00", "2.00", "2.00", "48.00", "256"]
+    assert line.endswith("| bf16 |")

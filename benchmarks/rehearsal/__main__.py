@@ -50,7 +50,7 @@ class Program:
     def budget(self) -> None:
         """The budget of a chunk by card, and the parts behind it."""
         job = {name: self.record(name, lambda run=run: run(self.stage)) for name, run in parts.JOB_PARTS.items()}
-        sizes = {workload: {**self.sized(workload), **job} for workload in (parts.SMALL, parts.LARGE)}
+        sizes = [(workload, {**self.sized(workload), **job}) for workload in (parts.SMALL, parts.LARGE)]
         show("Budget of a chunk, seconds at ideal (typical) rates", report.budget_table(sizes, CARDS.values()))
         show(f"Parts, {self.card.name}", report.part_table(self.logs, self.card))
 

@@ -108,12 +108,12 @@ def mode_of(card: Card, workload: Workload) -> str:
     return ", ".join(words)
 
 
-def budget_table(by_size: Mapping[Workload, Mapping[str, Log]], cards: Iterable[Card]) -> str:
+def budget_table(sizes: Sequence[tuple[Workload, Mapping[str, Log]]], cards: Iterable[Card]) -> str:
     """An evaluation and a chunk by card and size, seconds at ideal and in brackets at typical rates, in bf16 whatever
     the card's memory; beside it the mode that its memory would have a worker choose."""
     rows = []
     for card in cards:
-        for workload, logs in by_size.items():
+        for workload, logs in sizes:
             row = [card.name, label(workload)]
             for name in (EVALUATION, DECODE):
                 row.append(_both(logs[name].seconds(card.ideal), logs[name].seconds(card.typical)))
