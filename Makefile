@@ -1,5 +1,6 @@
 # make demo: the main job on the embedded tiny model. make test: linting, types and tests.
 # make bench: speed against goals (REFERENCE_DIR names a checkout of the reference). make profile: time by operation.
+# make rehearse: the budget of a chunk by card, without a GPU.
 # make serve: the worker behind a local endpoint. make page: a browser page for it.
 # Each target installs its requirements into .venv (the page into .venv-page), once.
 
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page bench profile test test-long fuzz kills soak quality lint types format schemas lock pins clean
+.PHONY: demo serve page bench rehearse profile test test-long fuzz kills soak quality lint types format schemas lock pins clean
 
 demo: $(VENV)/.requirements
 	$(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
@@ -42,6 +43,9 @@ soak: $(VENV)/.requirements-dev
 
 bench: $(VENV)/.requirements-bench
 	$(BIN)/python -m benchmarks
+
+rehearse: $(VENV)/.requirements
+	$(BIN)/python -m benchmarks.rehearsal
 
 profile: $(VENV)/.requirements-bench
 	$(BIN)/python -m benchmarks.profiling

@@ -17,6 +17,7 @@ from infinitetalk.worker.engine.checkpoint import (
     TalkerCheckpoint,
     find_checkpoint,
 )
+from infinitetalk.worker.engine.conditions import workload_of
 from infinitetalk.worker.engine.placement import Devices, MemoryBudget, Placement
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
@@ -47,6 +48,19 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 def job(**changes: object) -> SingleJob:
     return SingleJob.model_validate(small_job(**changes))
+
+
+def test_a_job_with_teacache_counts_what_each_branch_keeps() -> None:
+    branches = [
+        workload_of(job(**changes), PICTURE, 1.0).cached_branches
+        for changes in (
+            {},
+            {"use_teacache": True, "sample_text_guide_scale": 5.0, "sample_audio_guide_scale": 4.0},
+            {"use_teacache": True, "sample_text_guide_scale": 1.0, "sample_audio_guide_scale": 4.0},
+            {"use_teacache": True, "sample_text_guide_scale": 1.0, "sample_audio_guide_scale": 1.0},
+        )
+    ]
+    assert branches == [0, 3, 2, 1]
 
 
 def started(settings: Settings, free_gib: float) -> Engine:

@@ -32,6 +32,8 @@ GIB = 1 << 30
 RESERVE_BYTES = 2 * GIB
 #: Bytes per token and channel at the peak of a block. Measured: 24.1 with one speaker, 24.4 with two.
 TOKEN_CHANNEL_BYTES = 25
+#: Bytes per token and channel of a block residual that TeaCache keeps in 16 bits.
+CACHED_CHANNEL_BYTES = 2
 #: Bytes per pixel of the video's resolution in the VAE, which decodes four frames at once in float32: copies of 96
 #: channels, the last two frames of each convolution (kept for the next four), cuDNN's workspaces. Measured: 21,600.
 VAE_PIXEL_BYTES = 22_000
@@ -85,12 +87,18 @@ class MemoryMode:
 
 @dataclass(frozen=True)
 class Workload:
-    """The work of one chunk: `num_frames` frames of `height` by `width` pixels."""
+    """The work of one chunk: `num_frames` frames of `height` by `width` pixels.
+
+    Attributes:
+        family: of the model.
+        cached_branches: number of guidance branches with a TeaCache residual.
+    """
 
     num_frames: int
     height: int
     width: int
     family: Family = INFINITETALK
+    cached_branches: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -125,11 +133,8 @@ def _num_parameters(part: NetworkPart) -> int:
     return sum(torch.Size(source.shape).numel() for source in part.sources.values())
 
 
-def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:
-    """Estimated peak GPU memory of a job: the resident weights, plus the larger need of sampling and the VAE.
-
-    Weights take 2 bytes per parameter, 1 if quantised, 4 in the image encoder and the VAE.
-    """
+def weight_bytes(mode: MemoryMode, sizes: ModelSizes) -> int:
+    """GPU memory of the networks: 2 bytes per parameter, 1 if quantised, 4 in the image encoder and the VAE."""
     bytes_per_weight = 2 if mode.quantisation is None else 1
     if mode.resident_parameters is None:
         blocks_held = sizes.blocks
@@ -138,12 +143,25 @@ def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> i
         blocks_held = min(sizes.blocks, mode.resident_parameters + streamed)
     text_encoder = 0 if mode.stream_text_encoder else 2 * sizes.text_encoder
     weights = bytes_per_weight * blocks_held + OUTER_BYTES * sizes.outer + text_encoder
-    weights += 4 * (sizes.image_encoder + sizes.vae) + sizes.lora_bytes
-    sampling = workload.num_tokens * sizes.dim * TOKEN_CHANNEL_BYTES
+    return weights + 4 * (sizes.image_encoder + sizes.vae) + sizes.lora_bytes
+
+
+def sampling_bytes(sizes: ModelSizes, workload: Workload) -> int:
+    """What an evaluation of the transformer takes beside weights, and what TeaCache keeps of earlier ones."""
+    residual = CACHED_CHANNEL_BYTES * workload.cached_branches
+    return workload.num_tokens * sizes.dim * (TOKEN_CHANNEL_BYTES + residual)
+
+
+def vae_bytes(mode: MemoryMode, workload: Workload) -> int:
+    """What decoding a chunk takes beside weights: the VAE's own, and the chunk's frames twice in float32."""
     pixels = workload.height * workload.width
-    vae = VAE_PIXEL_BYTES * (min(pixels, VAE_TILE_PIXELS) if mode.vae_tiling else pixels)
-    video = 2 * 3 * 4 * workload.num_frames * pixels
-    return weights + max(sampling, vae + video) + RESERVE_BYTES
+    decoded_at_once = min(pixels, VAE_TILE_PIXELS) if mode.vae_tiling else pixels
+    return VAE_PIXEL_BYTES * decoded_at_once + 2 * 3 * 4 * workload.num_frames * pixels
+
+
+def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:
+    """Peak GPU memory of a job, an estimate: what stays, and the greater of what sampling and the VAE need on top."""
+    return weight_bytes(mode, sizes) + max(sampling_bytes(sizes, workload), vae_bytes(mode, workload)) + RESERVE_BYTES
 
 
 def candidate_modes(sizes: ModelSizes, requested: MemoryMode | None = None) -> Iterator[MemoryMode]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from infinitetalk.generation.sampling import GenerationSettings, make_guidance
 from infinitetalk.media.decode import MediaInfo, read_region
 from infinitetalk.media.sizes import choose_bucket
 from infinitetalk.network.regions import RegionError, box_regions, check_boxes
@@ -21,7 +22,19 @@ from schemas import SingleJob
 def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
     """The values that determine a job's memory in addition to the weights."""
     height, width = choose_bucket(job.family, job.size, source.height, source.width, size_scale)
-    return Workload(job.frame_num, height, width, job.family)
+    return Workload(job.frame_num, height, width, job.family, cached_branches_of(job))
+
+
+def cached_branches_of(job: SingleJob) -> int:
+    """For how many guidance branches TeaCache keeps what the blocks added."""
+    if not job.use_teacache:
+        return 0
+    guided = GenerationSettings(
+        text_guide_scale=job.sample_text_guide_scale,
+        audio_guide_scale=job.sample_audio_guide_scale,
+        use_apg=job.use_apg,
+    )
+    return len(make_guidance(guided).branches)
 
 
 def negative_prompt_of(job: SingleJob) -> str:

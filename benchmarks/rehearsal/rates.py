@@ -1,0 +1,206 @@
+"""What cards do in a second: at best, and what usual kernels reach.
+
+*Ideal* is the data sheet's dense rate (never the one for sparse matrices) and bandwidth, with one exception: H100 and
+H200 have 989 TFLOP/s in bf16 on paper, and their power lets the best products have about 800 (805 measured on an
+H200, docs/performance.md); 790 is the floor that evaluations are held against.
+
+*Typical* is measured for the H200 alone, from the profile of an evaluation and from single kernels
+(docs/measurements/h200.json). For every other card it is an ASSUMPTION: the shares of the ideal rates that published
+figures of cuBLAS, flash attention and copies show on that kind of card, and the H200's share (0.34) in TF32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from benchmarks.rehearsal.kernels import AttentionKernel
+
+Arithmetic = Literal["bf16", "attention", "fp8", "tf32", "float32"]
+"""How products are computed. Attention is that in half precision: other kernels than those of linear layers."""
+
+Traffic = Literal["plain", "norm", "widening", "mixed"]
+"""How a kernel walks through memory.
+
+plain: elementwise on one dtype, vectorised.
+norm: along rows, with sums.
+widening: a copy from a narrow dtype to float32, not vectorised in torch.
+mixed: elementwise on several dtypes at once, which torch casts element by element as it reads them.
+"""
+
+TERA = 1e12
+LAUNCH_S = 5e-6
+"""Seconds from one kernel's end to the next one's beginning, an assumption for every card."""
+
+#: Bytes a second of torch's kernels that their own work bounds, not memory, measured on an H200; and the H200's
+#: multiprocessors, whose number other cards' are held against.
+_H200_NORM, _H200_WIDENING, _H200_MIXED = 2.8 * TERA, 1.97 * TERA, 1.03 * TERA
+_H200_MULTIPROCESSORS = 132
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one card.
+
+    Attributes:
+        bf16, attention, fp8, tf32, float32: floating-point operations a second, by `Arithmetic`.
+        plain, norm, widening, mixed: bytes a second, by `Traffic`.
+        launch_s: seconds a kernel takes beside its work.
+    """
+
+    bf16: float
+    attention: float
+    fp8: float
+    tf32: float
+    float32: float
+    plain: float
+    norm: float
+    widening: float
+    mixed: float
+    launch_s: float = LAUNCH_S
+
+    def flop_per_s(self, arithmetic: Arithmetic) -> float:
+        """Floating-point operations a second."""
+        match arithmetic:
+            case "bf16":
+                return self.bf16
+            case "attention":
+                return self.attention
+            case "fp8":
+                return self.fp8
+            case "tf32":
+                return self.tf32
+            case "float32":
+                return self.float32
+        assert_never(arithmetic)
+
+    def bytes_per_s(self, traffic: Traffic) -> float:
+        """Bytes a second."""
+        match traffic:
+            case "plain":
+                return self.plain
+            case "norm":
+                return self.norm
+            case "widening":
+                return self.widening
+            case "mixed":
+                return self.mixed
+        assert_never(traffic)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU.
+
+    Attributes:
+        name: in tables.
+        free_gib: memory that a fresh worker finds, GiB, an assumption.
+        kernel: of attention, as torch chooses.
+        ideal, typical: rates.
+    """
+
+    name: str
+    free_gib: float
+    kernel: AttentionKernel
+    ideal: Rates
+    typical: Rates
+
+
+def _ideal(bf16: float, fp8: float, tf32: float, float32: float, memory: float) -> Rates:
+    """Rates in TFLOP/s and TB/s; every kernel walks through memory at its full bandwidth."""
+    matrix = {
+        "bf16": bf16 * TERA,
+        "attention": bf16 * TERA,
+        "fp8": fp8 * TERA,
+        "tf32": tf32 * TERA,
+        "float32": float32 * TERA,
+    }
+    return Rates(**matrix, plain=memory * TERA, norm=memory * TERA, widening=memory * TERA, mixed=memory * TERA)
+
+
+def _typical(
+    bf16: float, attention: float, fp8: float, tf32: float, float32: float, memory: float, multiprocessors: int
+) -> Rates:
+    """Rates in TFLOP/s and TB/s; kernels that their own work bounds grow with the number of multiprocessors."""
+    plain, share = memory * TERA, multiprocessors / _H200_MULTIPROCESSORS
+    return Rates(
+        bf16=bf16 * TERA,
+        attention=attention * TERA,
+        fp8=fp8 * TERA,
+        tf32=tf32 * TERA,
+        float32=float32 * TERA,
+        plain=plain,
+        norm=min(plain, _H200_NORM * share),
+        widening=min(plain, _H200_WIDENING * share),
+        mixed=min(plain, _H200_MIXED * share),
+    )
+
+
+CARDS: dict[str, Card] = {
+    # NVIDIA A100 80GB SXM data sheet. It has no fp8 products: weights in 8 bits are widened.
+    "a100": Card(
+        "A100",
+        79.0,
+        "flash",
+        _ideal(bf16=312, fp8=312, tf32=156, float32=19.5, memory=2.039),
+        _typical(bf16=250, attention=200, fp8=250, tf32=53, float32=17, memory=1.75, multiprocessors=108),
+    ),
+    # NVIDIA L40S data sheet, dense.
+    "l40s": Card(
+        "L40S",
+        44.4,
+        "flash",
+        _ideal(bf16=362, fp8=733, tf32=183, float32=91.6, memory=0.864),
+        _typical(bf16=240, attention=200, fp8=430, tf32=62, float32=60, memory=0.72, multiprocessors=142),
+    ),
+    # NVIDIA Ada GPU architecture whitepaper, GeForce RTX 4090, sums in float32, dense.
+    "4090": Card(
+        "RTX 4090",
+        23.5,
+        "flash",
+        _ideal(bf16=165.2, fp8=330.3, tf32=82.6, float32=82.6, memory=1.008),
+        _typical(bf16=150, attention=145, fp8=270, tf32=28, float32=55, memory=0.85, multiprocessors=128),
+    ),
+    # NVIDIA RTX Blackwell GPU architecture whitepaper, GeForce RTX 5090, sums in float32, dense.
+    "5090": Card(
+        "RTX 5090",
+        31.3,
+        "flash",
+        _ideal(bf16=209.5, fp8=419, tf32=104.8, float32=104.8, memory=1.792),
+        _typical(bf16=190, attention=175, fp8=350, tf32=36, float32=70, memory=1.5, multiprocessors=170),
+    ),
+    # NVIDIA RTX PRO 6000 Blackwell data sheet (Workstation and Server Edition, 600 W), dense: half of the sparse rates.
+    "pro6000": Card(
+        "RTX PRO 6000",
+        94.5,
+        "flash",
+        _ideal(bf16=503.8, fp8=1007.6, tf32=251.9, float32=125.9, memory=1.792),
+        _typical(bf16=380, attention=300, fp8=720, tf32=86, float32=85, memory=1.5, multiprocessors=188),
+    ),
+    # NVIDIA H100 SXM data sheet: 3.35 TB/s, tf32 494, fp8 1,979, float32 67. bf16: see above; the others at its share.
+    # Typical: the H200's arithmetic, for it is the same chip, and its share of the bandwidth.
+    "h100": Card(
+        "H100",
+        79.1,
+        "cudnn",
+        _ideal(bf16=790, fp8=1580, tf32=395, float32=67, memory=3.35),
+        _typical(bf16=780, attention=532, fp8=1490, tf32=135, float32=50, memory=2.9, multiprocessors=132),
+    ),
+    # NVIDIA H200 SXM data sheet: as the H100 but for 4.8 TB/s. Typical: measured, float32 aside. tf32 is set so that
+    # the VAE decodes in the seconds that were measured: it includes cuDNN's transposes around convolutions.
+    "h200": Card(
+        "H200",
+        139.5,
+        "cudnn",
+        _ideal(bf16=790, fp8=1580, tf32=395, float32=67, memory=4.8),
+        _typical(bf16=780, attention=532, fp8=1490, tf32=135, float32=50, memory=4.16, multiprocessors=132),
+    ),
+    # NVIDIA HGX B200 data sheet, an eighth of the board's dense rates.
+    "b200": Card(
+        "B200",
+        178.0,
+        "cudnn",
+        _ideal(bf16=2250, fp8=4500, tf32=1100, float32=75, memory=7.7),
+        _typical(bf16=1550, attention=1000, fp8=2900, tf32=374, float32=60, memory=6.5, multiprocessors=148),
+    ),
+}

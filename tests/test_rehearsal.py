@@ -1,0 +1,229 @@
+"""The worker on fake CUDA tensors of the published sizes: devices, waits, memory, and seconds by a roofline.
+
+The bounds on seconds are a per cent or less above what the code takes now, at the H100's ideal rates: what is added to
+a block in a cast or a copy fails a test. A bound goes down when the code becomes faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.rehearsal import parts, report
+from benchmarks.rehearsal.device import missing
+from benchmarks.rehearsal.log import Log, Operation, Place, Wait
+from benchmarks.rehearsal.measured import figure
+from benchmarks.rehearsal.networks import make_image_encoder, make_text_encoder, make_transformer, make_vae
+from benchmarks.rehearsal.rates import CARDS
+from benchmarks.rehearsal.stage import Stage, bytes_of_modules
+from benchmarks.rehearsal.steps import steps
+from infinitetalk.family import INFINITETALK
+from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.network import transformer as transformer_module
+from infinitetalk.network.transformer import add_product
+from infinitetalk.runtime import memory
+from infinitetalk.runtime.memory import GIB, MemoryMode, Workload
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+
+IDEAL = CARDS["h100"].ideal
+SIZES = INFINITETALK.model_sizes
+#: The VAE at these frames takes per frame what it takes in a whole chunk, and is rehearsed in a tenth of the time.
+FEW_FRAMES = Workload(9, 640, 640)
+#: Nine tiles.
+SMALL_PICTURE = Workload(9, 448, 448)
+#: Seconds of an evaluation: a third of a per cent above what it takes, less than one cast in each block.
+EVALUATION_BOUND_S = 2.732
+TEACACHE_STEPS = 7
+
+#: Waits of a sampling step, each with the reason why it is there.
+WAITS_OF_A_STEP = {
+    Wait("tensor to the GPU", "infinitetalk/generation/sampling.py", "predict"): (
+        "the timestep, one number before each evaluation"
+    ),
+    Wait("number to the CPU", "infinitetalk/finite.py", "check_finite"): (
+        "once a step: numbers that are not finite stay so, and every further step would be paid for nothing"
+    ),
+    Wait("number to the CPU", "infinitetalk/network/regions.py", "token_regions"): (
+        "once a speaker and evaluation: a region without tokens is an error of the job"
+    ),
+    Wait("number to the CPU", "infinitetalk/network/teacache.py", "TeaCache.should_compute"): (
+        "TeaCache decides on the CPU whether blocks are computed"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    """The fake device."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Stage()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def evaluation(stage: Stage) -> Log:
+    """One evaluation of the usual chunk."""
+    return parts.evaluation(stage, parts.SMALL)
+
+
+@pytest.fixture(scope="module")
+def sampling(stage: Stage) -> Log:
+    """Two speakers with TeaCache and three branches of guidance, by one block."""
+    settings = GenerationSettings(num_inference_steps=TEACACHE_STEPS, teacache_threshold=1e9)
+    return steps(stage, parts.SMALL, settings, speakers=2)
+
+
+def seconds(log: Log) -> float:
+    return log.seconds(IDEAL)
+
+
+def test_no_operation_mixes_devices(evaluation: Log, sampling: Log, stage: Stage) -> None:
+    adaptive = GenerationSettings(num_inference_steps=2, use_apg=True, text_guide_scale=1.0)
+    for log in (evaluation, sampling, steps(stage, FEW_FRAMES, adaptive), parts.vae_decode(stage, FEW_FRAMES)):
+        assert log.mixed == []
+        assert len(log.operations) > 100
+
+
+def test_a_step_waits_for_the_gpu_only_where_there_is_a_reason(evaluation: Log, sampling: Log) -> None:
+    assert not evaluation.waits
+    assert sampling.waits.keys() == WAITS_OF_A_STEP.keys()
+    to_gpu, finite, regions, teacache = (sampling.waits[wait] for wait in WAITS_OF_A_STEP)
+    assert to_gpu == 3 * TEACACHE_STEPS
+    assert finite == TEACACHE_STEPS
+    # The branch without audio has one speaker; steps after the fifth are skipped.
+    assert regions == 2 * 2 * 5
+    assert teacache == 3 * (TEACACHE_STEPS - 1)
+
+
+def test_a_tensor_that_is_left_on_the_cpu_is_found(stage: Stage) -> None:
+    with stage.mode:
+        video, index = torch.empty(8, 8, device="cuda:0"), torch.empty(8, dtype=torch.long)
+    log = stage.record(lambda: (video[index], video.sum().item(), video.cpu()))
+    assert [mixture.split()[0] for mixture in log.mixed] == ["index"]
+    assert sorted(wait.what for wait in log.waits) == ["number to the CPU", "tensor to the CPU"]
+
+
+@pytest.mark.parametrize("speakers", [1, 2])
+@pytest.mark.parametrize("workload", [parts.SMALL, parts.LARGE], ids=parts.label)
+def test_an_evaluation_takes_no_more_memory_than_the_estimate(stage: Stage, workload: Workload, speakers: int) -> None:
+    rehearsed = parts.evaluation(stage, workload, speakers, make_transformer(stage.mode, 2)).peak_bytes
+    estimated = memory.sampling_bytes(SIZES, workload)
+    print(f"estimate {estimated / rehearsed:.3f} of the rehearsed {rehearsed / GIB:.2f} GiB")
+    assert rehearsed <= estimated <= 1.1 * rehearsed
+
+
+def test_what_teacache_keeps_is_in_the_estimate(sampling: Log) -> None:
+    estimated = memory.sampling_bytes(SIZES, replace(parts.SMALL, cached_branches=3))
+    print(f"estimate {estimated / sampling.peak_bytes:.3f} of the rehearsed {sampling.peak_bytes / GIB:.2f} GiB")
+    assert sampling.peak_bytes <= estimated <= 1.1 * sampling.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("workload", "in_tiles"), [(FEW_FRAMES, False), (SMALL_PICTURE, True)], ids=["whole", "in tiles"]
+)
+def test_decoding_takes_no_more_memory_than_the_estimate(stage: Stage, workload: Workload, in_tiles: bool) -> None:
+    rehearsed = parts.vae_decode(stage, workload, in_tiles).peak_bytes
+    estimated = memory.vae_bytes(MemoryMode(vae_tiling=in_tiles), workload)
+    # cuDNN's workspaces, which the rehearsal does not know of, are in the estimate.
+    print(f"estimate {estimated / rehearsed:.3f} of the rehearsed {rehearsed / GIB:.2f} GiB")
+    assert rehearsed <= estimated <= 1.2 * rehearsed
+
+
+def test_weights_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
+    networks: list[nn.Module] = [
+        stage.transformer,
+        make_vae(stage.mode),
+        make_text_encoder(stage.mode),
+        make_image_encoder(stage.mode).model,
+    ]
+    rehearsed, estimated = bytes_of_modules(networks), memory.weight_bytes(MemoryMode(), SIZES)
+    print(f"estimate {estimated / rehearsed:.4f} of the rehearsed {rehearsed / GIB:.2f} GiB")
+    # Buffers, and what is not known of half of the outer weights, are a part of the reserve.
+    assert rehearsed <= estimated + memory.RESERVE_BYTES // 10
+    assert estimated <= 1.01 * rehearsed
+
+
+def test_an_evaluation_stays_under_its_bound(evaluation: Log) -> None:
+    assert 2.39 < evaluation.floor_seconds(IDEAL) < 2.41
+    assert seconds(evaluation) < EVALUATION_BOUND_S
+    assert len(evaluation.operations) <= 2_011
+
+
+def test_widened_weights_stay_under_their_bound(stage: Stage) -> None:
+    plain = parts.evaluation(stage, parts.SMALL, transformer=make_transformer(stage.mode, 2))
+    widened_weights = parts.weight_only_evaluation(stage, parts.SMALL, "fp8", num_layers=2)
+    assert not widened_weights.mixed
+    assert (seconds(widened_weights) - seconds(plain)) / 2 * SIZES.num_blocks < 0.216
+
+
+def test_two_speakers_stay_under_their_bound(stage: Stage) -> None:
+    assert seconds(parts.evaluation(stage, parts.SMALL, speakers=2)) < 2.848
+
+
+def test_the_vae_stays_under_its_bounds(stage: Stage) -> None:
+    assert seconds(parts.vae_decode(stage, FEW_FRAMES)) < 0.184
+    assert seconds(parts.vae_encode(stage, FEW_FRAMES)) < 0.1125
+
+
+def test_colours_stay_under_their_bound(stage: Stage) -> None:
+    assert seconds(parts.colours(stage, FEW_FRAMES)) < 0.00414
+
+
+def widened(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    """The gated sum with casts before and after it."""
+    return (addend.float() + factor.float() * weight).type_as(factor)
+
+
+def copied(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    """The gated sum of a copy."""
+    return add_product(addend, factor.clone(), weight)
+
+
+@pytest.mark.parametrize("slower", [widened, copied])
+def test_an_added_cast_or_copy_breaks_the_bound(
+    stage: Stage, evaluation: Log, slower: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_blocks = make_transformer(stage.mode, 2)
+    before = parts.evaluation(stage, parts.SMALL, transformer=two_blocks)
+    monkeypatch.setattr(transformer_module, "add_product", slower)
+    after = parts.evaluation(stage, parts.SMALL, transformer=two_blocks)
+    added = (seconds(after) - seconds(before)) / 2 * SIZES.num_blocks
+    assert seconds(evaluation) + added > EVALUATION_BOUND_S
+
+
+def test_attention_by_flash_is_the_same_work(evaluation: Log) -> None:
+    """Every card's seconds are made of one log, whichever kernel its attention has."""
+    flash = Stage("flash")
+    log = parts.evaluation(flash, parts.SMALL, transformer=make_transformer(flash.mode, 1))
+    cudnn = Stage("cudnn")
+    other = parts.evaluation(cudnn, parts.SMALL, transformer=make_transformer(cudnn.mode, 1))
+    assert log.flop == other.flop
+    assert log.bytes == pytest.approx(other.bytes, rel=0.01)
+
+
+def test_typical_rates_and_memory_agree_with_an_h200(evaluation: Log) -> None:
+    name = "one evaluation, 640x640, 81 frames, 1 speaker"
+    measured_s, measured_gib = figure(name, 1), figure(f"{name}: memory beside weights", 1)
+    assert measured_s is not None
+    assert measured_gib is not None
+    assert evaluation.seconds(CARDS["h200"].typical) == pytest.approx(measured_s, rel=0.05)
+    assert evaluation.peak_bytes / GIB == pytest.approx(measured_gib, rel=0.01)
+
+
+def test_the_budget_has_a_line_for_each_card_and_size() -> None:
+    """Each part is a second of products and a second of bytes on an H100."""
+    place = Place("file", "function", 1)
+    product = Operation("mm", "linear", "bf16", "plain", 790e12, 3.35e12, place, place)
+    add = Operation("add", "elementwise", "bf16", "plain", 0.0, 3.35e12, place, place)
+    logs = {name: Log([product, add]) for name in (*parts.CHUNK_PARTS, *parts.JOB_PARTS)}
+    lines = report.budget_table([(parts.SMALL, logs), (parts.LARGE, logs)], CARDS.values()).splitlines()
+    assert len(lines) == 2 + 2 * len(CARDS)
+    (line,) = (line for line in lines if line.startswith("| H100 | 640x640x81"))
+    assert [cell.split()[0] for cell in line.strip("| ").split(" | ")[2:7]] == ["2.00", "2.00", "2.00", "48.00", "256"]
+    assert line.endswith("| bf16 |")
