@@ -57,7 +57,7 @@ def test_a_job_that_runs_out_of_memory_is_told_what_would_fit_and_gets_it_when_s
 
     error = worker.run(JOB, run_out)["error"]
     assert (error["code"], error["retryable"]) == ("E_OOM", True)
-    assert "in the mode float32: send the job again, this worker will run it in the mode float32" in error["message"]
+    assert "for the mode float32: send the job again, this worker will run it in the mode float32" in error["message"]
     again = worker.run(JOB)
     assert again["status"] == "success"
     assert again["memory_mode"] in error["message"]
