@@ -7,7 +7,7 @@ This module imports nothing heavy, so that a job can be validated before torch i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 #: Adapters that add lip movement to a base model: one for one speaker, one for several.
@@ -22,7 +22,7 @@ class Size:
         buckets: height/width of the source -> (height, width) of the video in pixels, in table order.
         shift: default shift of the noise schedule.
         teacache_polynomial: coefficients, highest power first, that turn a change of the time embedding into an
-            expected change of the network's output.
+            expected change of the network's output; empty where none are known, so that TeaCache cannot be used.
         usual_resolution: (height, width) in pixels for which memory estimates are given.
     """
 
@@ -63,6 +63,18 @@ class Defaults:
     teacache_threshold: float
     color_correction_strength: float
     negative_prompt: str
+
+
+@dataclass(frozen=True)
+class Renoising:
+    """How a few-step model is sampled: each step goes to the noiseless latents and back to the next, lower level.
+
+    Attributes:
+        timesteps: number of sampling steps -> the timesteps before the shift, decreasing, 1000 at the start; any other
+            number of steps is spread evenly from 1000 to 1.
+    """
+
+    timesteps: Mapping[int, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,7 @@ class Family:
         model_name: name of its published checkpoint in results and logs.
         sizes: tables of resolutions by name.
         defaults: default values of a job.
+        renoising: how the model is sampled, if it was distilled to few steps; None: by Euler's method.
         patch_size: latents that become one token: frames, rows, columns.
         vae_scale_factor_temporal: video frames per latent frame, except the first, which holds one; also the number of
             mask channels that mark the given frames for the network.
@@ -130,6 +143,7 @@ class Family:
     model_name: str
     sizes: Mapping[str, Size]
     defaults: Defaults
+    renoising: Renoising | None
     patch_size: tuple[int, int, int]
     vae_scale_factor_temporal: int
     vae_scale_factor_spatial: int
@@ -249,6 +263,7 @@ INFINITETALK = Family(
             "still picture, messy background, three legs, many people in the background, walking backwards"
         ),
     ),
+    renoising=None,
     patch_size=(1, 2, 2),
     vae_scale_factor_temporal=4,
     vae_scale_factor_spatial=8,
@@ -294,7 +309,32 @@ INFINITETALK = Family(
     default_repositories=("base-480", "adapter", "wav2vec2"),
 )
 
-FAMILIES = {family.name: family for family in (INFINITETALK,)}
+#: InfiniteTalk's network, distilled to few steps without guidance, for one speaker. The sizes are InfiniteTalk's too.
+FLASHTALK = replace(
+    INFINITETALK,
+    name="flashtalk",
+    model_name="SoulX-FlashTalk-14B",
+    sizes={name: replace(size, shift=5.0, teacache_polynomial=()) for name, size in INFINITETALK.sizes.items()},
+    defaults=replace(
+        INFINITETALK.defaults,
+        frame_num=33,
+        motion_frame=5,
+        num_inference_steps=4,
+        text_guide_scale=1.0,
+        audio_guide_scale=1.0,
+        color_correction_strength=1.0,
+    ),
+    renoising=Renoising(timesteps={2: (1000.0, 500.0), 4: (1000.0, 750.0, 500.0, 250.0)}),
+    adapters=("single",),
+    repositories={
+        "flashtalk": Repository("Soul-AILab/SoulX-FlashTalk-14B", "FLASHTALK_DIR", _WAN_FILES),
+        "wav2vec2": INFINITETALK.repositories["wav2vec2"],
+        "kokoro": INFINITETALK.repositories["kokoro"],
+    },
+    default_repositories=("flashtalk", "wav2vec2"),
+)
+
+FAMILIES = {family.name: family for family in (INFINITETALK, FLASHTALK)}
 
 #: The downloadable repositories of all families, by name.
 REPOSITORIES = {name: repository for family in FAMILIES.values() for name, repository in family.repositories.items()}

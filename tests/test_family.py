@@ -12,8 +12,8 @@ from diffusers import AutoencoderKLWan
 
 from infinitetalk.embedded.tiny import ensure_tiny_model
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
-from infinitetalk.family import FAMILIES, INFINITETALK, Family, Size
-from infinitetalk.generation.pipeline import InfiniteTalkPipeline
+from infinitetalk.family import FAMILIES, FLASHTALK, INFINITETALK, Family, Size
+from infinitetalk.generation.pipeline import ChunkState, InfiniteTalkPipeline
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.decode import Picture
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
@@ -123,6 +123,75 @@ def test_a_family_of_other_sizes_makes_a_video_of_several_chunks(networks: Netwo
     assert set(tokens) == {OTHER.num_tokens(9, 32, 64)} == {Workload(9, 32, 64, OTHER).num_tokens} == {24}
     assert chunks[0].state is not None
     assert chunks[0].state.motion_latents.shape == (1, 8, 2, 8, 16)
+
+
+@pytest.fixture(scope="module")
+def flashtalk(paths: CheckpointPaths) -> Networks:
+    """FlashTalk's family with the tiny model's networks, which are of the same kind."""
+    return Models(replace(paths, family=FLASHTALK), CPU).prepare(NetworkChoice(torch.float32))
+
+
+def flashtalk_settings(**changes: object) -> GenerationSettings:
+    """The family's default values."""
+    defaults = FLASHTALK.defaults
+    settings = GenerationSettings(
+        size=defaults.size,
+        frame_num=defaults.frame_num,
+        max_frame_num=defaults.max_frame_num,
+        motion_frame=defaults.motion_frame,
+        crossfade_frame=defaults.crossfade_frame,
+        num_inference_steps=defaults.num_inference_steps,
+        shift=FLASHTALK.size(defaults.size).shift,
+        text_guide_scale=defaults.text_guide_scale,
+        audio_guide_scale=defaults.audio_guide_scale,
+        color_correction_strength=defaults.color_correction_strength,
+    )
+    return replace(settings, **changes)
+
+
+def flashtalk_inputs(num_frames: int) -> tuple[Picture, SpeechEmbeddings]:
+    generator = torch.Generator().manual_seed(0)
+    picture = Picture(torch.randint(0, 256, (3, 60, 60), dtype=torch.uint8, generator=generator))
+    return picture, SpeechEmbeddings.from_tensor(torch.randn(num_frames, 12, 32, generator=generator))
+
+
+def test_flashtalks_values_are_its_published_ones() -> None:
+    settings = flashtalk_settings()
+    assert (settings.frame_num, settings.motion_frame, settings.num_inference_steps) == (33, 5, 4)
+    assert (settings.shift, settings.text_guide_scale, settings.audio_guide_scale) == (5.0, 1.0, 1.0)
+    assert settings.color_correction_strength == 1.0
+    assert {size.shift for size in FLASHTALK.sizes.values()} == {5.0}
+    assert {name: size.buckets for name, size in FLASHTALK.sizes.items()} == {
+        name: size.buckets for name, size in INFINITETALK.sizes.items()
+    }
+    assert FLASHTALK.adapters == ("single",)
+    # A minute at 640x640: 54 chunks of 4 evaluations of 14,400 tokens.
+    assert (settings.grid(FLASHTALK).num_chunks(1500), FLASHTALK.num_tokens(33, 640, 640)) == (54, 14_400)
+
+
+def test_flashtalk_takes_one_evaluation_a_step_shows_every_frame_and_resumes_with_the_same_frames(
+    flashtalk: Networks,
+) -> None:
+    picture, voice = flashtalk_inputs(21)
+    settings = flashtalk_settings(frame_num=17, num_inference_steps=2)
+    pipeline = InfiniteTalkPipeline(flashtalk)
+    evaluated = []
+    handle = flashtalk.transformer.register_forward_pre_hook(lambda *_: evaluated.append(None))
+    first, second = pipeline(picture, [voice], "A woman talks", settings)
+    handle.remove()
+    assert len(evaluated) == first.evaluations + second.evaluations == 4
+    assert len(first.frames) + len(second.frames) == 21
+    assert first.state is not None
+    assert first.state.motion_latents.shape[2] == 2
+    state = ChunkState.from_bytes(first.state.to_bytes())
+    (resumed,) = pipeline(picture, [voice], "A woman talks", settings, state=state)
+    assert np.array_equal(resumed.frames, second.frames)
+
+
+def test_several_speakers_are_refused_where_a_family_knows_one(flashtalk: Networks) -> None:
+    picture, voice = flashtalk_inputs(13)
+    with pytest.raises(ValueError, match="there are 2 speakers; SoulX-FlashTalk-14B knows only one"):
+        list(InfiniteTalkPipeline(flashtalk)(picture, [voice, voice], "They talk", flashtalk_settings()))
 
 
 def test_a_size_of_another_family_is_refused(networks: Networks) -> None:

@@ -1,6 +1,7 @@
 """Every module against reference vectors, and the runner that compares them.
 
-The full vectors lie beside the project, in `../shared/golden`, where they were placed; a small copy is always here.
+The full vectors lie beside the project, in `../shared/golden` and, for FlashTalk, `../shared/golden_flashtalk`, where
+they were placed; a small copy is always here.
 """
 
 import json
@@ -17,6 +18,8 @@ from tools.talker.breakages import dropped_motion_frames
 
 SMALL = Path(__file__).parent / "data" / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"
+SMALL_FLASHTALK = SMALL.with_name("golden_flashtalk")
+FULL_FLASHTALK = FULL.with_name("golden_flashtalk")
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
@@ -34,16 +37,19 @@ def one_case(folder: Path, name: str, **changes: object) -> Path:
     return folder
 
 
-def test_the_small_copy_of_the_figures_is_met(capsys: pytest.CaptureFixture[str]) -> None:
-    status, lines = run(SMALL, capsys)
-    assert (status, lines[-1]) == (0, "19 passed, 0 failed, 0 skipped"), "\n".join(lines)
+@pytest.mark.parametrize(("folder", "num_cases"), [(SMALL, 19), (SMALL_FLASHTALK, 3)])
+def test_the_small_copy_of_the_figures_is_met(folder: Path, num_cases: int, capsys: pytest.CaptureFixture[str]) -> None:
+    status, lines = run(folder, capsys)
+    assert (status, lines[-1]) == (0, f"{num_cases} passed, 0 failed, 0 skipped"), "\n".join(lines)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FULL.is_dir(), reason="../shared/golden is not there")
-def test_all_figures_are_met(capsys: pytest.CaptureFixture[str]) -> None:
-    status, lines = run(FULL, capsys)
-    num_cases = len(json.loads((FULL / "index.json").read_text())["cases"])
+@pytest.mark.parametrize("folder", [FULL, FULL_FLASHTALK], ids=lambda folder: folder.name)
+def test_all_figures_are_met(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not folder.is_dir():
+        pytest.skip(f"../shared/{folder.name} is not there")
+    status, lines = run(folder, capsys)
+    num_cases = len(json.loads((folder / "index.json").read_text())["cases"])
     assert (status, lines[-1]) == (0, f"{num_cases} passed, 0 failed, 0 skipped"), "\n".join(lines)
 
 

@@ -202,7 +202,7 @@ class InfiniteTalkPipeline:
             RegionError: a speaker's region vanishes at the model's resolution.
             NotFiniteError: a step has produced numbers that are not finite.
             ValueError: the number of frames held in `state` differs from the settings; the speakers' embeddings differ
-                in length.
+                in length; there are several speakers, and the family knows only one.
         """
         if negative_prompt is None:
             negative_prompt = self.networks.family.defaults.negative_prompt
@@ -255,13 +255,16 @@ class InfiniteTalkPipeline:
 
         Raises:
             RegionError: a speaker's region vanishes at the model's resolution.
-            ValueError: the speakers' embeddings differ in length.
+            ValueError: the speakers' embeddings differ in length; there are several, and the family knows only one.
         """
+        family = self.networks.family
+        if len(conditions.speech) > 1 and "multi" not in family.adapters:
+            raise ValueError(f"there are {len(conditions.speech)} speakers; {family.model_name} knows only one")
         num_rows = {len(embeddings) for embeddings in conditions.speech}
         if len(num_rows) > 1:
             raise ValueError(f"the speakers' embeddings have {sorted(num_rows)} rows; they must have the same number")
         height, width = self.choose_resolution(conditions.source, settings.size)
-        grid = settings.grid(self.networks.family)
+        grid = settings.grid(family)
         return Video(
             conditions=conditions,
             settings=settings,

@@ -1,6 +1,6 @@
 """Samples the latents of one chunk from noise: the schedule, the noise, and the sampling loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.family import INFINITETALK, Family
+from infinitetalk.family import INFINITETALK, Family, Renoising
 from infinitetalk.finite import check_finite
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
@@ -145,18 +145,55 @@ class EulerStepper:
         return latents + (self.sigmas[index + 1] - self.sigmas[index]) * velocity
 
 
+class RenoisingStepper:
+    """The step of models distilled to few steps: to the noiseless latents, then back to the next level with new noise.
+
+    Args:
+        timesteps: 1000 times the noise levels u before each step, before the shift: decreasing.
+        shift: s; each u, and the final 0, is moved to s·u / (1 + (s - 1)·u).
+
+    Attributes:
+        sigmas: (num_steps + 1,), float32, the noise levels, the last is 0.
+        timesteps: (num_steps,), float32, 1000 times the noise level before each step.
+    """
+
+    def __init__(self, timesteps: Sequence[float], shift: float) -> None:
+        levels = torch.tensor([*timesteps, 0.0], dtype=torch.float64) / TRAIN_TIMESTEPS
+        levels = shift * levels / (1 + (shift - 1) * levels)
+        self.timesteps: Tensor = (levels[:-1] * TRAIN_TIMESTEPS).float()
+        self.sigmas: Tensor = levels.float()
+
+    def step(self, index: int, velocity: Tensor, latents: Tensor, draw_noise: DrawNoise) -> Tensor:
+        """(1 - σ')·(x - σ·v) + σ'·noise; the last step, where σ' is 0, draws no noise."""
+        noiseless = latents - self.sigmas[index] * velocity
+        if index + 1 == len(self.timesteps):
+            return noiseless
+        next_sigma = self.sigmas[index + 1]
+        return (1 - next_sigma) * noiseless + next_sigma * draw_noise(index + 1)
+
+
 def make_sampler(settings: GenerationSettings, family: Family) -> Sampler:
-    """The sampler that the settings ask for, for one chunk.
+    """The family's sampler with these settings, for one chunk.
 
     Raises:
-        ValueError: TeaCache is asked for, and the family has no size of the settings' name.
+        ValueError: TeaCache is asked for, and the family has no size of the settings' name, or no coefficients for it.
     """
     guidance = make_guidance(settings)
     caches: dict[Branch, StepCache] = {}
     if settings.teacache_threshold is not None:
         polynomial = family.size(settings.size).teacache_polynomial
+        if not polynomial:
+            raise ValueError(f"TeaCache has no coefficients for {family.model_name}; switch it off")
         caches = {branch: TeaCache(polynomial, settings.teacache_threshold) for branch in guidance.branches}
-    return Sampler(EulerStepper(settings.num_inference_steps, settings.shift), guidance, caches)
+    return Sampler(make_stepper(family.renoising, settings.num_inference_steps, settings.shift), guidance, caches)
+
+
+def make_stepper(renoising: Renoising | None, num_steps: int, shift: float) -> Stepper:
+    """The stepper of one chunk: re-noising as a family describes it, or Euler's method where it is None."""
+    if renoising is None:
+        return EulerStepper(num_steps, shift)
+    evenly = np.linspace(TRAIN_TIMESTEPS, 1.0, num_steps).tolist()
+    return RenoisingStepper(renoising.timesteps.get(num_steps, evenly), shift)
 
 
 def make_guidance(settings: GenerationSettings) -> Guidance:

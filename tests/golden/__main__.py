@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import generation_cases, network_cases, picture_cases, sampling_cases, speech_cases
+from tests.golden import flashtalk_cases, generation_cases, network_cases, picture_cases, sampling_cases, speech_cases
 from tests.golden.folder import Case, Comparison, Outcome, compare, read_cases
 
 RUNNERS: dict[int, Callable[[Case], Outcome]] = {
@@ -29,6 +29,8 @@ RUNNERS: dict[int, Callable[[Case], Outcome]] = {
     14: picture_cases.vae,
     15: generation_cases.generation,
     16: generation_cases.generation,
+    17: flashtalk_cases.timesteps,
+    18: flashtalk_cases.generation,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
-from infinitetalk.family import INFINITETALK
+from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.generation.pipeline import Chunk, Conditions
 from infinitetalk.generation.sampling import EulerStepper, GenerationSettings
 from infinitetalk.media.speech import VIDEO_FPS
@@ -48,13 +48,20 @@ class FormulaSource:
 class FormulaPipeline(RecordingPipeline):
     """The pipeline with a case's resolution, random draws and image features instead of its own."""
 
-    def __init__(self, case: Case, transformer: InfiniteTalkTransformer3DModel, run: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        case: Case,
+        transformer: InfiniteTalkTransformer3DModel,
+        run: Mapping[str, Any],
+        family: Family = INFINITETALK,
+    ) -> None:
         self.case, self.run = case, run
         self._chunks_seen = count()
         super().__init__(
             Networks(
                 choice=NetworkChoice(torch.float32),
                 device=torch.device("cpu"),
+                family=family,
                 size_scale=1.0,
                 transformer=transformer,
                 vae=build_vae(case, "vae_manifest"),

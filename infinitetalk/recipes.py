@@ -1,0 +1,123 @@
+"""Recipes: named ways to make a video, from the best quality to the lowest price.
+
+A recipe is data: the model and the LoRAs that it needs, and values for fields that a job leaves out. Fields go by the
+names that jobs use. This module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infinitetalk.family import FLASHTALK, INFINITETALK, Family, Repository
+
+Value = int | float | bool
+
+
+@dataclass(frozen=True)
+class NeededLora:
+    """A LoRA that a recipe needs.
+
+    Attributes:
+        word: part of the file's name, in small letters; any file with it in its name will do.
+        repository: where one is published.
+    """
+
+    word: str
+    repository: Repository
+
+    def is_met_by(self, name: str) -> bool:
+        """Whether a LoRA of this name, as jobs name it, is such a one."""
+        return self.word in name.lower()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe.
+
+    Attributes:
+        name: its name in jobs.
+        family: the family of the checkpoint that it needs.
+        loras: the LoRAs that it needs.
+        values: field of a job -> value where the job leaves it out.
+        fixed: fields whose value must be the recipe's, since the model cannot be run otherwise.
+    """
+
+    name: str
+    family: Family
+    loras: tuple[NeededLora, ...]
+    values: Mapping[str, Value]
+    fixed: frozenset[str]
+
+    def contradictions(self, given: Mapping[str, Value | None]) -> dict[str, tuple[Value, Value]]:
+        """Fixed fields that a job's own values contradict, each with the job's value and the recipe's.
+
+        A value of None leaves the choice to the recipe.
+        """
+        return {
+            field: (value, self.values[field])
+            for field, value in given.items()
+            if field in self.fixed and value is not None and value != self.values[field]
+        }
+
+
+def _published_values(family: Family) -> dict[str, Value]:
+    """The values published for a family's model. The shift is that of the job's size."""
+    defaults = family.defaults
+    return {
+        "frame_num": defaults.frame_num,
+        "motion_frame": defaults.motion_frame,
+        "sample_steps": defaults.num_inference_steps,
+        "sample_text_guide_scale": defaults.text_guide_scale,
+        "sample_audio_guide_scale": defaults.audio_guide_scale,
+        "color_correction_strength": defaults.color_correction_strength,
+    }
+
+
+#: As the authors of InfiniteTalk advise for step-distilled LoRAs.
+_FEW_STEPS = _published_values(INFINITETALK) | {
+    "sample_shift": 2.0,
+    "sample_text_guide_scale": 1.0,
+    "sample_audio_guide_scale": 2.0,
+}
+_FUSIONX = NeededLora(
+    "fusionx",
+    Repository(
+        "vrgamedevgirl84/Wan14BT2VFusioniX", "LORA_DIR", ("FusionX_LoRa/Wan2.1_I2V_14B_FusionX_LoRA.safetensors",)
+    ),
+)
+_LIGHTX2V = NeededLora(
+    "lightx2v",
+    Repository(
+        "lightx2v/Wan2.1-I2V-14B-480P-StepDistill-CfgDistill-Lightx2v",
+        "LORA_DIR",
+        ("loras/Wan21_I2V_14B_lightx2v_cfg_step_distill_lora_rank64.safetensors",),
+    ),
+)
+
+#: FlashTalk has no guidance, for which TeaCache and adaptive projected guidance are made.
+_FLASHTALK = _published_values(FLASHTALK) | {
+    "sample_shift": FLASHTALK.size(FLASHTALK.defaults.size).shift,
+    "use_teacache": False,
+    "use_apg": False,
+}
+#: Colours can be corrected more or less; everything else is as the model was distilled.
+_FLASHTALK_FIXED = frozenset(_FLASHTALK) - {"color_correction_strength"}
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("quality", INFINITETALK, (), _published_values(INFINITETALK), frozenset()),
+        Recipe("lora-8", INFINITETALK, (_FUSIONX,), _FEW_STEPS | {"sample_steps": 8}, frozenset()),
+        Recipe("lora-4", INFINITETALK, (_LIGHTX2V,), _FEW_STEPS | {"sample_steps": 4}, frozenset()),
+        Recipe("flashtalk", FLASHTALK, (), _FLASHTALK, _FLASHTALK_FIXED),
+        # The configuration that was published later.
+        Recipe(
+            "flashtalk-12",
+            FLASHTALK,
+            (),
+            _FLASHTALK | {"sample_steps": 12, "sample_shift": 3.0, "color_correction_strength": 0.7},
+            _FLASHTALK_FIXED,
+        ),
+    )
+}
