@@ -71,7 +71,7 @@ def test_a_text_is_planned_by_its_length_and_not_spoken(local_worker: LocalWorke
     job = small_job(cond_audio=None, tts_audio=text, dry_run=True, mode="streaming")
     plan = local_worker.run({"id": "job-1", "input": job})
     assert 2 < plan["duration_s"] < 6
-    assert any("guess from the text" in warning for warning in plan["warnings"])
+    assert any("estimated from the text" in warning for warning in plan["warnings"])
 
 
 def test_items_of_a_batch_are_planned_one_by_one(local_worker: LocalWorker):
