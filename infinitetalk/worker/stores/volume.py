@@ -33,7 +33,7 @@ WORK_FOLDER = ".unfinished"
 """Name of the folder on a volume for unfinished files."""
 
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-TRIES = 4
+TRIES = 50
 """Number of attempts to write a file when another worker removes its empty folder."""
 
 T = TypeVar("T")
