@@ -235,7 +235,8 @@ def _in_folder(work: Callable[[], T]) -> T:
     """Calls `work`, which makes a folder and puts a file into it; repeats it if another worker removes the empty folder
     in between."""
     for _ in range(TRIES - 1):
-        with suppress(FileNotFoundError):
+        # `Path.mkdir` raises FileExistsError if the folder is removed just after it was found.
+        with suppress(FileNotFoundError, FileExistsError):
             return work()
     return work()
 
