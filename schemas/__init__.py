@@ -4,6 +4,7 @@ from schemas.addresses import check_address
 from schemas.base import explain, sendable
 from schemas.job import (
     DEFAULT_PREFIX,
+    LONGEST_VIDEO,
     STORES,
     BatchItem,
     BatchJob,
@@ -31,6 +32,7 @@ from schemas.result import (
 
 __all__ = [
     "DEFAULT_PREFIX",
+    "LONGEST_VIDEO",
     "STORES",
     "BatchItem",
     "BatchJob",

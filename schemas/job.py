@@ -15,6 +15,8 @@ from schemas.base import StrictModel
 DEFAULT_PREFIX = "infinitetalk/jobs"
 _DEFAULTS = INFINITETALK.defaults
 MAX_SPEAKERS = 8
+LONGEST_VIDEO = 90_000
+"""Largest number of video frames: an hour."""
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON client represents exactly."""
 
@@ -247,7 +249,7 @@ class SingleJob(StrictModel):
     frame_num: Annotated[int, Field(ge=5, le=401), AfterValidator(check_frame_num)] = _DEFAULTS.frame_num
     """Number of video frames of a chunk, 4n+1, at 25 per second."""
 
-    max_frame_num: Annotated[int, Field(ge=1, le=90_000)] = _DEFAULTS.max_frame_num
+    max_frame_num: Annotated[int, Field(ge=1, le=LONGEST_VIDEO)] = _DEFAULTS.max_frame_num
     """Largest number of video frames in streaming mode, at 25 per second (90,000 are an hour)."""
 
     sample_steps: Annotated[int, Field(ge=1, le=200)] = _DEFAULTS.num_inference_steps

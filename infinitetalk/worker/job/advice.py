@@ -14,7 +14,7 @@ from infinitetalk.media.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VID
 from infinitetalk.media.tts import split_turns
 from infinitetalk.network.teacache import WARM_UP_STEPS
 from infinitetalk.worker.engine import Engine, Overlap, Scene, chunk_grid, generation_settings, negative_prompt_of
-from schemas import STORES, OutputConfig, S3Config, SingleJob
+from schemas import LONGEST_VIDEO, STORES, OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
 """Share of the smaller region above which an overlap is reported; touching edges share less."""
@@ -26,9 +26,6 @@ FEW_STEPS = 12
 """At most this many steps are too few for the model without a step-distilled LoRA."""
 
 TRAINED_SPEAKERS = 2
-
-LONGEST_VIDEO = 90_000
-"""Video frames; the upper limit of `max_frame_num`."""
 
 
 def cut_speech(job: SingleJob, seconds: float, is_estimate: bool) -> list[str]:
@@ -198,10 +195,14 @@ def flat_chunks(are_flat: list[bool]) -> list[str]:
     ]
 
 
-def warnings_of(job: SingleJob, engine: Engine) -> list[str]:
-    """Warnings about likely flaws of the result that follow from the job's parameters."""
+def warnings_of(job: SingleJob, engine: Engine, lora_warnings: list[str]) -> list[str]:
+    """Warnings about likely flaws of the result that follow from the job's parameters.
+
+    Args:
+        lora_warnings: warnings about the files of the job's LoRAs.
+    """
     warnings = [] if job.tts_audio is None else list(engine.synthesiser.warnings)
-    warnings += engine.check_loras(job)
+    warnings += lora_warnings
     if len(job.speakers) > TRAINED_SPEAKERS:
         warnings.append(
             f"{len(job.speakers)} speakers: no checkpoint is trained for more than {TRAINED_SPEAKERS}; "

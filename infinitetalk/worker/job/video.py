@@ -207,9 +207,9 @@ class VideoJob:
             GenerationStopped: the job was cancelled, is out of time, or is left to the next worker.
         """
         with self._open_preview() as preview:
-            self._check()
+            warnings = self._check()
             if self.job.dry_run:
-                return self._plan()
+                return self._plan(warnings)
             states, stop = self.context.resources.states, self.context.stop
             state = states.open(self.context.job_id, self.name, self.request, self.store, self.logger)
             if (earlier := self._earlier_result(state)) is not None:
@@ -218,7 +218,7 @@ class VideoJob:
             self.store.remember(self.name)
             if self.item_id is not None and stop.is_draining and state.objects is not None:
                 raise GenerationStopped
-            result = self._make(state, preview)
+            result = self._make(state, preview, warnings)
         state.save_result(result)
         details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
         self.logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
@@ -232,8 +232,8 @@ class VideoJob:
         assert objects is not None
         return HlsPreview(objects, self.name, job.frame_num, self.folder, self.clock.has_preview, self.logger)
 
-    def _check(self) -> None:
-        """Checks everything that needs no download.
+    def _check(self) -> list[str]:
+        """Checks everything that needs no download; returns the warnings that follow from the job's parameters.
 
         Raises:
             WorkerError: a LoRA is missing or unfit, the job's text cannot be spoken, or the store would refuse the
@@ -242,11 +242,12 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         job, engine = self.job, self.engine
-        engine.check_loras(job, self.context.stop)
+        lora_warnings = engine.check_loras(job, self.context.stop)
         if job.tts_audio is not None:
             with naming("tts_audio"), engine.reading_weights():
                 engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
         self.store.check()
+        return warnings_of(job, engine, lora_warnings)
 
     def _earlier_result(self, state: TaskState) -> Success | None:
         """The result of an earlier run of the job, with new addresses; None if there is none or the store no longer
@@ -259,8 +260,11 @@ class VideoJob:
             return None
         return result.model_copy(update={"video": result.video.model_copy(update=places)})
 
-    def _plan(self) -> Plan:
+    def _plan(self, warnings: list[str]) -> Plan:
         """Plans the job: downloads and examines its media, but does not speak its text.
+
+        Args:
+            warnings: the warnings that follow from the job's parameters.
 
         Raises:
             WorkerError: a medium cannot be downloaded or decoded, or does not suit the job.
@@ -280,7 +284,7 @@ class VideoJob:
             speech_s = num_rows / VIDEO_FPS
         self.clock.enter(Stage.LOAD)
         video = engine.plan(job, media.source, num_rows, stop)
-        warnings = warnings_of(job, engine) + media.warnings
+        warnings = warnings + media.warnings
         warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
@@ -293,7 +297,7 @@ class VideoJob:
             **plan_facts(video),
         )
 
-    def _make(self, state: TaskState, preview: Preview) -> Success:
+    def _make(self, state: TaskState, preview: Preview, warnings: list[str]) -> Success:
         inputs = self._prepare()
         fingerprint = rendering_fingerprint(self.request, inputs.media.paths)
         rendering = self._restore(state, fingerprint)
@@ -303,8 +307,7 @@ class VideoJob:
             return state.save_rendering(rendering, fingerprint)
 
         preview.begin(inputs.sound)
-        # Before rendering, so that a LoRA file removed during rendering does not fail the job.
-        warnings = warnings_of(self.job, self.engine) + inputs.media.warnings
+        warnings = warnings + inputs.media.warnings
         self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
         speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
