@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -30,6 +32,8 @@ from infinitetalk.weights.loading import Quantisation, quantised
 TEXT_TOKENS, TEXT_DIM, IMAGE_TOKENS, IMAGE_DIM = 512, 4096, 257, 1280
 AUDIO_CHANNELS = 768
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @contextmanager
 def on_fake_device(mode: FakeTensorMode) -> Iterator[None]:
@@ -38,13 +42,16 @@ def on_fake_device(mode: FakeTensorMode) -> Iterator[None]:
         yield
 
 
-def placed(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, wide: Collection[str] = ()) -> nn.Module:
-    """A module from the meta device on the fake one.
+def placed(make: Callable[[], M], mode: FakeTensorMode, dtype: torch.dtype, wide: Collection[str] = ()) -> M:
+    """A network on the fake device.
 
     Args:
-        dtype: of its parameters.
+        make: makes the network on the current device.
+        dtype: dtype of its parameters.
         wide: parts of names, as in diffusers' `_keep_in_fp32_modules`, of parameters that are float32 instead.
     """
+    with torch.device("meta"):
+        module = make()
     with on_fake_device(mode):
         for path, owner in module.named_modules():
             for name, parameter in owner.named_parameters(recurse=False):
@@ -58,11 +65,9 @@ def placed(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, wide: Co
 
 def make_transformer(mode: FakeTensorMode, num_layers: int | None = None) -> InfiniteTalkTransformer3DModel:
     """The network in bf16, with the parts in float32 that the worker keeps so; with all its blocks, or the first."""
-    with torch.device("meta"):
-        blocks = INFINITETALK.model_sizes.num_blocks if num_layers is None else num_layers
-        transformer = InfiniteTalkTransformer3DModel(num_layers=blocks)
-    placed(transformer, mode, torch.bfloat16, transformer._keep_in_fp32_modules)
-    return transformer
+    blocks = INFINITETALK.model_sizes.num_blocks if num_layers is None else num_layers
+    make = partial(InfiniteTalkTransformer3DModel, num_layers=blocks)
+    return placed(make, mode, torch.bfloat16, InfiniteTalkTransformer3DModel._keep_in_fp32_modules)
 
 
 def quantise_blocks(
@@ -77,10 +82,7 @@ def quantise_blocks(
 
 def make_vae(mode: FakeTensorMode, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
     """The VAE, which the worker runs in float32."""
-    with torch.device("meta"):
-        vae = AutoencoderKLWan()
-    placed(vae, mode, dtype)
-    return vae
+    return placed(AutoencoderKLWan, mode, dtype)
 
 
 def make_text_encoder(mode: FakeTensorMode) -> UMT5EncoderModel:
@@ -95,9 +97,7 @@ def make_text_encoder(mode: FakeTensorMode) -> UMT5EncoderModel:
         relative_attention_num_buckets=32,
         feed_forward_proj="gated-gelu",
     )
-    with torch.device("meta"):
-        encoder = UMT5EncoderModel(config)
-    placed(encoder, mode, torch.bfloat16)
+    encoder = placed(partial(UMT5EncoderModel, config), mode, torch.bfloat16)
     encoder.tie_weights()
     return encoder
 
@@ -113,18 +113,13 @@ def make_image_encoder(mode: FakeTensorMode) -> ImageEncoder:
         image_size=224,
         hidden_act="gelu",
     )
-    with torch.device("meta"):
-        model = CLIPVisionModel(config)
-    placed(model, mode, torch.float32)
-    return ImageEncoder(model)
+    return ImageEncoder(placed(partial(CLIPVisionModel, config), mode, torch.float32))
 
 
 def make_audio_encoder(mode: FakeTensorMode) -> SpeechEncoder:
     """wav2vec2 in float32."""
     config = Wav2Vec2Config(attn_implementation="sdpa")
-    with torch.device("meta"):
-        model = Wav2Vec2Model(config)
-    placed(model, mode, torch.float32)
+    model = placed(partial(Wav2Vec2Model, config), mode, torch.float32)
     return SpeechEncoder(model, Wav2Vec2FeatureExtractor())
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Model
 
-from infinitetalk.embedded.tiny import TEXT_DIM
+from infinitetalk.embedded.tiny import SPEECH_DIM, TEXT_DIM, _speech_encoder
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 NAME = "tiny-talker"
@@ -14,7 +14,6 @@ NAME = "tiny-talker"
 SIZE_SCALE = 0.1
 
 IMAGE_DIM = 32
-SPEECH_DIM = 32
 HEADS, HEAD_DIM = 4, 32
 DIM = HEADS * HEAD_DIM
 AUDIO_DIM = 64
@@ -37,16 +36,8 @@ def make_vae() -> AutoencoderKLWan:
 
 
 def make_speech_encoder() -> Wav2Vec2Model:
-    """wav2vec2: twelve layers, and convolutions with the published kernels and strides."""
-    config = Wav2Vec2Config(
-        hidden_size=SPEECH_DIM,
-        intermediate_size=64,
-        num_attention_heads=2,
-        conv_dim=(SPEECH_DIM,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
-    return Wav2Vec2Model(config).eval()
+    """wav2vec2, as small as the random model's."""
+    return _speech_encoder().eval()
 
 
 def make_image_encoder() -> CLIPVisionModel:
