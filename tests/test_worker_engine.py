@@ -52,7 +52,7 @@ def job(**changes: object) -> SingleJob:
 
 def test_a_job_with_teacache_counts_what_each_branch_keeps() -> None:
     branches = [
-        workload_of(job(**changes), PICTURE, 1.0).cached_branches
+        workload_of(job(**changes), PICTURE, INFINITETALK, 1.0).cached_branches
         for changes in (
             {},
             {"use_teacache": True, "sample_text_guide_scale": 5.0, "sample_audio_guide_scale": 4.0},

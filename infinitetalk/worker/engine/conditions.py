@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from infinitetalk.family import Family
 from infinitetalk.generation.sampling import GenerationSettings, make_guidance
 from infinitetalk.media.decode import MediaInfo, read_region
 from infinitetalk.media.sizes import choose_bucket
@@ -19,10 +20,14 @@ from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
 
-def workload_of(job: SingleJob, source: MediaInfo, size_scale: float) -> Workload:
-    """The values that determine a job's memory in addition to the weights."""
-    height, width = choose_bucket(job.family, job.size, source.height, source.width, size_scale)
-    return Workload(job.frame_num, height, width, job.family, cached_branches_of(job))
+def workload_of(job: SingleJob, source: MediaInfo, family: Family, size_scale: float) -> Workload:
+    """The values that determine a job's memory in addition to the weights.
+
+    Args:
+        family, size_scale: of the checkpoint that makes the video.
+    """
+    height, width = choose_bucket(family, job.size, source.height, source.width, size_scale)
+    return Workload(job.frame_num, height, width, family, cached_branches_of(job))
 
 
 def cached_branches_of(job: SingleJob) -> int:

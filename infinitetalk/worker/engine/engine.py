@@ -169,7 +169,7 @@ class Engine:
             ParallelError: another GPU's process has ended or does not answer although it was just started.
         """
         found = self._loading.loaded(should_stop)
-        memory = found.placement.choose(job, workload_of(job, source, found.models.size_scale))
+        memory = found.placement.choose(job, workload_of(job, source, found.models.family, found.models.size_scale))
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
@@ -233,7 +233,7 @@ class Engine:
             GenerationStopped: `should_stop` returned true.
         """
         found = self._loading.found(should_stop)
-        workload = workload_of(job, source.info, found.models.size_scale)
+        workload = workload_of(job, source.info, found.models.family, found.models.size_scale)
         scenes = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
         memory_mode = found.placement.choose(job, workload).describe(self.devices.dtype)
         return video_cost(scenes, workload, memory_mode, self._speed)
@@ -275,8 +275,9 @@ class Engine:
                 retryable=False if request.job.loras else None,
             ) from error
         except torch.OutOfMemoryError as error:
-            choice, job = request.networks.choice, request.job
-            workload = workload_of(job, request.source.info, request.networks.size_scale)
+            networks, job = request.networks, request.job
+            choice = networks.choice
+            workload = workload_of(job, request.source.info, networks.family, networks.size_scale)
             lesson = self._loading.found().placement.learn(job, workload, choice.memory, choice.dtype)
             if lesson is None:
                 raise
@@ -293,10 +294,11 @@ class Engine:
         """Implements `generate`, without its handling of errors."""
         pipeline = InfiniteTalkPipeline(request.networks)
         job = request.job
-        workload = workload_of(job, request.source.info, request.networks.size_scale)
+        family = request.networks.family
+        workload = workload_of(job, request.source.info, family, request.networks.size_scale)
         scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
-        chunks_before = list(accumulate((number_of_chunks(each, job.family) for each in all_settings), initial=0))
+        chunks_before = list(accumulate((number_of_chunks(each, family) for each in all_settings), initial=0))
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -307,8 +309,8 @@ class Engine:
                 on_step(Step(before + step.chunk, chunks_before[-1], step.step, step.num_steps))
 
             chunks = pipeline(
-                source=open_source(request.source, request.folder, scene, settings.grid(job.family)),
-                speech=[stretch_of(embeddings, scene, settings.grid(job.family)) for embeddings in request.speech],
+                source=open_source(request.source, request.folder, scene, settings.grid(family)),
+                speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
                 prompt=job.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
