@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from infinitetalk.embedded.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
@@ -24,10 +25,12 @@ class Checkpoint(ABC):
 
     Attributes:
         is_published: whether it is the published model, not one of this project's small models.
+        family: the model family.
         lora_folder: folder of LoRA files; None if there is none.
     """
 
     is_published: ClassVar[bool] = False
+    family: ClassVar[Family] = INFINITETALK
 
     def __init__(self, lora_folder: Path | None) -> None:
         self.lora_folder = lora_folder

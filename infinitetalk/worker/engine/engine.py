@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteErr
 from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
+from infinitetalk.recipes import QUALITY, RECIPES, Recipe
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
-from infinitetalk.runtime.lora import find_lora, find_loras
+from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import free_bytes, release_cached_memory
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.fingerprint import contents_of, files_below
@@ -31,11 +32,12 @@ from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_o
 from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, devices_of, measure_memory
-from infinitetalk.worker.engine.scenes import generation_settings, open_source, plan_scenes, stretch_of
+from infinitetalk.worker.engine.scenes import Scene, generation_settings, open_source, plan_scenes, stretch_of
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
 from schemas import ErrorCode, SingleJob
+from schemas import Lora as JobLora
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Engine:
         health: whether this process may serve jobs.
 
     Raises:
-        CheckpointError: weights are missing.
+        CheckpointError: weights are missing, also those of the worker's own recipe.
     """
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
@@ -84,6 +86,8 @@ class Engine:
         self._loading = Loading(self.checkpoint, self.devices, measure, self.health)
         self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
+        if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
+            raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
 
     def start(self) -> None:
         """Starts loading the model; jobs may be validated and fetched meanwhile."""
@@ -111,6 +115,39 @@ class Engine:
             if job.tts_audio is not None:
                 files += files_below(self.checkpoint.find_kokoro())
             return f"{self.checkpoint.fingerprint}\n{contents_of(files)}"
+
+    def lacks(self, recipe: Recipe) -> str | None:
+        """What this worker lacks to run a recipe, in words; None: nothing."""
+        if recipe.family.name != self.checkpoint.family.name:
+            return f"recipe {recipe.name} needs {recipe.family.model_name}, which this worker does not have"
+        names = self._lora_names()
+        for lora in recipe.loras:
+            if lora.choose(names) is None:
+                return (
+                    f"recipe {recipe.name} needs a LoRA with {lora.word!r} in its name, and this worker's LORA_DIR has "
+                    f"none; one is published in {lora.repository.repo_id}"
+                )
+        return None
+
+    def equip(self, job: SingleJob) -> SingleJob:
+        """The job with the LoRAs that its recipe needs; a LoRA that the job names itself is not added again.
+
+        Raises:
+            WorkerError: this worker lacks the recipe's weights.
+        """
+        recipe = QUALITY if job.recipe is None else RECIPES[job.recipe]
+        missing = [lora for lora in recipe.loras if not any(lora.is_met_by(given.name) for given in job.loras)]
+        if (problem := self.lacks(replace(recipe, loras=tuple(missing)))) is not None:
+            raise WorkerError(ErrorCode.INPUT_VALIDATION, problem)
+        if not missing:
+            return job
+        names = self._lora_names()
+        added = [JobLora(name=name) for lora in missing if (name := lora.choose(names)) is not None]
+        return job.model_copy(update={"loras": [*job.loras, *added]})
+
+    def _lora_names(self) -> list[str]:
+        folder = self.checkpoint.lora_folder
+        return [] if folder is None else lora_names(folder)
 
     def reading_weights(self) -> AbstractContextManager[None]:
         """As `Health.reading_weights`: wraps code that reads weights in a job."""
@@ -219,24 +256,28 @@ class Engine:
             return count_tokens(models.tokenizer, prompt)
 
     def plan(
-        self, job: SingleJob, source: Media, num_rows: int, should_stop: Callable[[], bool] = lambda: False
+        self,
+        job: SingleJob,
+        source: MediaInfo,
+        scenes: Sequence[Scene],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> VideoCost:
         """The cost of a job's video; loads nothing and computes nothing on the GPU.
 
         Args:
-            num_rows: number of rows of the speech, one per video frame.
+            source: what the source is.
+            scenes: the scenes of the video.
 
         Raises:
             CheckpointError: the model could not be found.
             DoesNotFitError: no mode fits the free memory.
-            WorkerError: the source cannot be decoded.
             GenerationStopped: `should_stop` returned true.
         """
         found = self._loading.found(should_stop)
-        workload = workload_of(job, source.info, found.models.family, found.models.size_scale)
-        scenes = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
+        workload = workload_of(job, source, found.models.family, found.models.size_scale)
+        settings = [generation_settings(job, 0, scene) for scene in scenes]
         memory_mode = found.placement.choose(job, workload).describe(self.devices.dtype)
-        return video_cost(scenes, workload, memory_mode, self._speed)
+        return video_cost(settings, workload, memory_mode, self._speed)
 
     def recover(self) -> None:
         """Releases memory that a failed job may still hold, unless this process is broken."""
