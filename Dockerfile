@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1.10
 #
 # docker build .                                        the worker, weights from a volume or Runpod's model cache
-# docker build --build-arg BAKE_WEIGHTS=1 --secret id=hf_token,env=HF_TOKEN .      the worker with the weights inside
+# docker build --build-arg BAKE_WEIGHTS=1 --secret id=hf_token,env=HF_TOKEN .      the worker with the weights inside;
+#     with --build-arg WEIGHTS="flashtalk wav2vec2 kokoro", with those of FlashTalk instead
 # docker build --target test --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg TORCH=cpu .      the tests, without a GPU
 #
 # Everything fetched by name is pinned by its hash: packages in requirements.lock (`make lock`), the images and the
@@ -67,9 +68,11 @@ RUN mkdir /weights
 FROM requirements AS weights-1
 WORKDIR /app
 COPY infinitetalk infinitetalk
+ARG WEIGHTS="base-480 adapter wav2vec2 kokoro"
 # The token is for private mirrors on Hugging Face; the published repositories need none.
+# hadolint ignore=SC2086
 RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
-    python -m infinitetalk.weights download --folder /weights base-480 adapter wav2vec2 kokoro
+    python -m infinitetalk.weights download --folder /weights ${WEIGHTS}
 
 # hadolint ignore=DL3006
 FROM weights-${BAKE_WEIGHTS} AS weights

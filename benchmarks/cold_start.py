@@ -86,7 +86,7 @@ def load(way: str, folder: Path) -> None:
     begin = time.perf_counter()
     if way == "ours":
         adapter = folder / "adapter.safetensors"
-        paths = CheckpointPaths(folder / "base", adapter, adapter, folder)
+        paths = CheckpointPaths(folder / "base", {"single": adapter}, folder)
         transformer = TransformerLoader(paths, torch.device("cpu")).load(NetworkChoice(torch.bfloat16))
     elif way == "from_pretrained":
         transformer = InfiniteTalkTransformer3DModel.from_pretrained(folder / "whole", torch_dtype=torch.bfloat16)

@@ -114,6 +114,11 @@ class Repository:
     setting: str
     patterns: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Its name without its owner: the name of its folder."""
+        return self.repo_id.rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Family:
@@ -136,7 +141,8 @@ class Family:
         evaluated_parameters: number of the transformer's parameters that are multiplied with every token.
         adapters: adapters beside the base model.
         repositories: the downloadable repositories, by name.
-        default_repositories: names of the repositories that a worker needs.
+        base_repositories: names of those that hold the base model; a worker needs one, by default the first.
+        adapter_repository: name of the one that holds the adapters; None: they are among the base model's tensors.
     """
 
     name: str
@@ -154,7 +160,19 @@ class Family:
     evaluated_parameters: float
     adapters: tuple[AdapterKind, ...]
     repositories: Mapping[str, Repository]
-    default_repositories: tuple[str, ...]
+    base_repositories: tuple[str, ...]
+    adapter_repository: str | None
+
+    @property
+    def default_repositories(self) -> tuple[str, ...]:
+        """Names of the repositories that a worker needs."""
+        adapter = () if self.adapter_repository is None else (self.adapter_repository,)
+        return (self.base_repositories[0], *adapter, "wav2vec2")
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """Settings for the folders of its repositories."""
+        return frozenset(repository.setting for repository in self.repositories.values())
 
     def size(self, name: str) -> Size:
         """The table of resolutions of this name.
@@ -306,7 +324,8 @@ INFINITETALK = Family(
         ),
         "kokoro": Repository("hexgrad/Kokoro-82M", "KOKORO_DIR", ("config.json", "kokoro-v1_0.pth", "voices/*.pt")),
     },
-    default_repositories=("base-480", "adapter", "wav2vec2"),
+    base_repositories=("base-480", "base-720"),
+    adapter_repository="adapter",
 )
 
 #: InfiniteTalk's network, distilled to few steps without guidance, for one speaker. The sizes are InfiniteTalk's too.
@@ -331,10 +350,25 @@ FLASHTALK = replace(
         "wav2vec2": INFINITETALK.repositories["wav2vec2"],
         "kokoro": INFINITETALK.repositories["kokoro"],
     },
-    default_repositories=("flashtalk", "wav2vec2"),
+    base_repositories=("flashtalk",),
+    adapter_repository=None,
 )
 
 FAMILIES = {family.name: family for family in (INFINITETALK, FLASHTALK)}
 
 #: The downloadable repositories of all families, by name.
 REPOSITORIES = {name: repository for family in FAMILIES.values() for name, repository in family.repositories.items()}
+
+
+def how_to_get(who: str, wanted: Mapping[str, tuple[str, str]]) -> str:
+    """A message about weights that somebody lacks.
+
+    Args:
+        who: who needs them.
+        wanted: names of downloads -> a name for people, and the setting for the folder.
+    """
+    titles, settings = zip(*wanted.values(), strict=True)
+    return (
+        f"{who} needs {', '.join(titles)}: fetch {'it' if len(wanted) == 1 else 'them'} by "
+        f"`python -m infinitetalk.weights download {' '.join(wanted)}`, or set {', '.join(dict.fromkeys(settings))}"
+    )

@@ -6,11 +6,11 @@ names that jobs use. This module imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from infinitetalk.family import FLASHTALK, INFINITETALK, Family, Repository
+from infinitetalk.family import FLASHTALK, INFINITETALK, REPOSITORIES, Family, Repository, how_to_get
 
 Value = int | float | bool
 
@@ -95,6 +95,8 @@ _FEW_STEPS = _published_values(INFINITETALK) | {
     "sample_text_guide_scale": 1.0,
     "sample_audio_guide_scale": 2.0,
 }
+# Public download scripts name both files, InfiniteTalk's own README the first one too. Neither has been fetched by this
+# project: their tensors are unchecked.
 _FUSIONX = NeededLora(
     "fusionx",
     Repository(
@@ -142,3 +144,26 @@ QUALITY = RECIPES["quality"]
 
 #: Words in the names of LoRAs that need few steps and no text guidance.
 STEP_DISTILLED = {lora.word for recipe in RECIPES.values() for lora in recipe.loras}
+
+_LORAS = {lora.word: lora.repository for recipe in RECIPES.values() for lora in recipe.loras}
+
+#: What can be downloaded, by name: each model's repositories, each LoRA, and the LoRAs of each recipe that needs some.
+DOWNLOADS: dict[str, tuple[Repository, ...]] = {
+    **{name: (repository,) for name, repository in (REPOSITORIES | _LORAS).items()},
+    **{name: tuple(lora.repository for lora in recipe.loras) for name, recipe in RECIPES.items() if recipe.loras},
+}
+
+
+def missing(recipe: Recipe, absent: Mapping[str, Sequence[str]], loras: Collection[str]) -> str | None:
+    """What a worker lacks to run a recipe, and how to get it; None if nothing.
+
+    Args:
+        absent: for each family without complete weights, by its name: names of the repositories that are not there.
+        loras: the worker's LoRAs, as jobs name them.
+    """
+    repositories = {name: recipe.family.repositories[name] for name in absent.get(recipe.family.name, ())}
+    wanted = {name: (repository.name, repository.setting) for name, repository in repositories.items()}
+    for lora in recipe.loras:
+        if not any(lora.is_met_by(name) for name in loras):
+            wanted[lora.word] = (f'a LoRA with "{lora.word}" in its name', lora.repository.setting)
+    return how_to_get(f"recipe {recipe.name}", wanted) if wanted else None

@@ -227,16 +227,31 @@ def evaluate(transformer: InfiniteTalkTransformer3DModel, dtype: torch.dtype = t
 # Base model, original layout.
 
 
-def save_original_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Wan 2.1 I2V as first published: shards with an index, three pickles, a tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(TRANSFORMER_CONFIG))
-    save_original_shards(folder, {name: tensor.to(dtype) for name, tensor in base_tensors().items()})
+def save_original_base(folder: Path, dtype: torch.dtype = torch.float32, tensors: Tensors | None = None) -> Path:
+    """Wan 2.1 I2V as first published: shards with an index, three pickles, a tokenizer.
+
+    Args:
+        tensors: the transformer's; the formula's where None.
+    """
+    save_original_transformer(folder, tensors or base_tensors(), dtype)
     torch.save({name: tensor.bfloat16() for name, tensor in text_encoder_tensors().items()}, folder / TEXT_ENCODER_FILE)
     torch.save({name: tensor.half() for name, tensor in clip_tensors().items()}, folder / IMAGE_ENCODER_FILE)
     torch.save(vae_tensors(), folder / VAE_FILE)
     _tokenizer().save_pretrained(folder / "google" / "umt5-xxl")
     return folder
+
+
+def save_original_transformer(
+    folder: Path, tensors: Tensors, dtype: torch.dtype = torch.float32, shards: int = 7
+) -> None:
+    """`config.json` and the transformer at the root of an original folder, in one file or in shards with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(TRANSFORMER_CONFIG))
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    if shards == 1:
+        save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    else:
+        save_original_shards(folder, tensors, shards)
 
 
 def save_original_shards(folder: Path, tensors: Tensors, shards: int = 7) -> None:
@@ -252,12 +267,39 @@ def save_original_shards(folder: Path, tensors: Tensors, shards: int = 7) -> Non
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def save_adapters(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """`single/infinitetalk.safetensors` and `multi/infinitetalk.safetensors`."""
-    for kind in ("single", "multi"):
-        (folder / kind).mkdir(parents=True)
-        tensors = {name: tensor.to(dtype) for name, tensor in adapter_tensors(kind).items()}
-        save_file(tensors, folder / kind / "infinitetalk.safetensors")
+def save_adapters(folder: Path, dtype: torch.dtype = torch.float32, tensors: Tensors | None = None) -> Path:
+    """`single/infinitetalk.safetensors` and `multi/infinitetalk.safetensors`.
+
+    Args:
+        tensors: of both; the formula's, different for each, where None.
+    """
+    for kind, file in adapter_files(folder).items():
+        file.parent.mkdir(parents=True)
+        save_file({name: tensor.to(dtype) for name, tensor in (tensors or adapter_tensors(kind)).items()}, file)
+    return folder
+
+
+def adapter_files(folder: Path) -> dict[AdapterKind, Path]:
+    """The files of `save_adapters`."""
+    return {kind: folder / kind / "infinitetalk.safetensors" for kind in ("single", "multi")}
+
+
+# FlashTalk: the original layout, with the adapter among the base model's tensors.
+
+
+def flashtalk_tensors() -> Tensors:
+    """FlashTalk's transformer under its published names: InfiniteTalk's, trained on."""
+    return {name: 0.9 * tensor for name, tensor in {**base_tensors(), **adapter_tensors()}.items()}
+
+
+def save_flashtalk(
+    folder: Path, dtype: torch.dtype = torch.float32, shards: int = 3, tensors: Tensors | None = None
+) -> Path:
+    """SoulX-FlashTalk-14B as published, in one file or in shards with an index, with Wan's encoders beside them."""
+    save_original_base(folder)
+    for file in folder.glob("diffusion_pytorch_model*"):
+        file.unlink()
+    save_original_transformer(folder, tensors or flashtalk_tensors(), dtype, shards)
     return folder
 
 

@@ -226,7 +226,7 @@ def test_a_lora_that_is_broken_off_leaves_nothing_behind(tmp_path: Path, monkeyp
 def test_quantised_weights_keep_the_lora_beside_them(tmp_path: Path) -> None:
     base = factory.save_original_base(tmp_path / "base")
     adapters = factory.save_adapters(tmp_path / "adapters")
-    paths = CheckpointPaths(base, adapters / "single" / "infinitetalk.safetensors", adapters, adapters)
+    paths = CheckpointPaths(base, factory.adapter_files(adapters), adapters)
     stored, differences = fusionx()
     file = save(tmp_path / "fusionx.safetensors", stored)
     for quantisation in ("fp8", "int8"):
@@ -254,7 +254,7 @@ def test_the_same_lora_for_every_job_takes_no_more_memory_and_leaves_by_itself(t
     loras.mkdir()
     stored, differences = lightx2v(64, i2v=True)
     save(loras / "lightx2v.safetensors", stored)
-    paths = CheckpointPaths(base, adapters / "single" / "infinitetalk.safetensors", adapters, adapters, loras=loras)
+    paths = CheckpointPaths(base, factory.adapter_files(adapters), adapters, loras=loras)
     models = Models(paths, CPU)
 
     def transformer(*wanted: tuple[str, float]) -> InfiniteTalkTransformer3DModel:

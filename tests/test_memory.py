@@ -46,12 +46,7 @@ STREAMED = "kept and the others streamed, text encoder streamed, VAE in tiles"
 def paths(tmp_path_factory: pytest.TempPathFactory) -> CheckpointPaths:
     folder = tmp_path_factory.mktemp("memory")
     adapters = factory.save_adapters(folder / "adapters")
-    return CheckpointPaths(
-        factory.save_original_base(folder / "base"),
-        adapters / "single" / "infinitetalk.safetensors",
-        adapters / "multi" / "infinitetalk.safetensors",
-        folder,
-    )
+    return CheckpointPaths(factory.save_original_base(folder / "base"), factory.adapter_files(adapters), folder)
 
 
 @pytest.fixture
@@ -111,9 +106,7 @@ def test_a_row_of_zeros_stays_zero_when_it_is_quantised(quantisation: Quantisati
 
 def test_gguf_blocks_can_be_streamed(paths: CheckpointPaths, tmp_path: Path) -> None:
     factory.save_gguf(tmp_path / "wan.gguf", factory.base_tensors(), four_bits=True)
-    gguf = CheckpointPaths(
-        paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2, transformer=tmp_path / "wan.gguf"
-    )
+    gguf = CheckpointPaths(paths.base, paths.adapters, paths.wav2vec2, transformer=tmp_path / "wan.gguf")
     models = Models(gguf, CPU)
     expected = factory.evaluate(models.transformer(choice("int8")))
     assert torch.equal(factory.evaluate(models.transformer(choice("int8", resident_parameters=0))), expected)

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtra
 
 from infinitetalk.embedded.tiny import _speech_encoder
 from infinitetalk.errors import CheckpointError
-from infinitetalk.family import REPOSITORIES
+from infinitetalk.recipes import DOWNLOADS, RECIPES, missing
 from infinitetalk.runtime.check import check_checkpoint
+from infinitetalk.runtime.lora import lora_names
 from infinitetalk.weights.__main__ import main
 from infinitetalk.weights.convert import Entry, convert, write_safetensors
 from infinitetalk.weights.files import open_file
-from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import locate
 from infinitetalk.weights.settings import WeightsSettings
 from tests import checkpoint_factory as factory
@@ -101,9 +102,7 @@ def test_check_covers_quantised_files_and_text_to_speech(settings: WeightsSettin
     file = quantised / "infinitetalk_single_fp8.safetensors"
     factory.save_quanto(file, file.with_suffix(".json"), tensors, "fp8")
     found = locate(settings)
-    paths = CheckpointPaths(
-        found.base, found.adapter_single, found.adapter_multi, found.wav2vec2, quantised=quantised, kokoro=tmp_path
-    )
+    paths = replace(found, quantised=quantised, kokoro=tmp_path)
     findings = {finding.part: finding for finding in check_checkpoint(paths)}
     assert findings["transformer in fp8, adapter 'single'"].problem is None
     assert "voices" in (findings["text to speech"].problem or "")
@@ -178,7 +177,7 @@ def test_weights_are_found_on_the_volume_and_in_the_hosts_cache(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = tmp_path / "volume"
-    with pytest.raises(CheckpointError, match=r"CKPT_DIR is not set, .*weights download"):
+    with pytest.raises(CheckpointError, match=r"download base-480 adapter wav2vec2`, or set CKPT_DIR, INFINITETALK_D"):
         locate(WeightsSettings())
     (volume / "weights").mkdir(parents=True)
     for name in ("InfiniteTalk", "chinese-wav2vec2-base"):
@@ -190,7 +189,7 @@ def test_weights_are_found_on_the_volume_and_in_the_hosts_cache(
     (repository / "snapshots" / ("a" * 40)).symlink_to(weights / "Wan2.1-I2V-14B-480P")
     paths = locate(WeightsSettings())
     assert paths.base == repository / "snapshots" / ("a" * 40)
-    assert paths.adapter_multi == volume / "weights" / "InfiniteTalk" / "multi" / "infinitetalk.safetensors"
+    assert paths.adapters["multi"] == volume / "weights" / "InfiniteTalk" / "multi" / "infinitetalk.safetensors"
     assert all(finding.problem is None for finding in check_checkpoint(paths))
 
     monkeypatch.setenv("CKPT_DIR", str(tmp_path / "elsewhere"))
@@ -243,6 +242,20 @@ def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
+def download(address: str, folder: Path, *names: str) -> str:
+    """What the command prints that fetches from the hub at this address."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "infinitetalk.weights", "download", *names, "--folder", folder],
+        env={**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
 def test_download_fetches_the_files_needed_and_no_others(tmp_path: Path) -> None:
     files = {
         "README.md": b"no",
@@ -253,20 +266,7 @@ def test_download_fetches_the_files_needed_and_no_others(tmp_path: Path) -> None
         "comfyui/infinitetalk_single.safetensors": b"no",
     }
     with serve_hub(files) as (address, fetched):
-
-        def download(*names: str) -> str:
-            finished = subprocess.run(
-                [sys.executable, "-m", "infinitetalk.weights", "download", *names, "--folder", tmp_path],
-                env={**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
-                cwd=Path(__file__).parents[1],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert finished.returncode == 0, finished.stderr
-            return finished.stdout
-
-        output = download("adapter", "int8")
+        output = download(address, tmp_path, "adapter", "int8")
         assert sorted(fetched) == [
             "multi/infinitetalk.safetensors",
             "quant_models/infinitetalk_single_int8.safetensors",
@@ -276,11 +276,30 @@ def test_download_fetches_the_files_needed_and_no_others(tmp_path: Path) -> None
         assert f"INFINITETALK_DIR={tmp_path / 'InfiniteTalk'}" in output
         assert f"QUANT_DIR={tmp_path / 'InfiniteTalk' / 'quant_models'}" in output
         fetched.clear()
-        download("adapter")
+        download(address, tmp_path, "adapter")
         assert fetched == []
+
+
+def test_flashtalk_and_loras_are_downloaded_to_where_the_worker_looks(tmp_path: Path) -> None:
+    fusionx, lightx2v = (RECIPES[name].loras[0].repository for name in ("lora-8", "lora-4"))
+    files = {"config.json": b"{}", "diffusion_pytorch_model-00001-of-00002.safetensors": b"x", "assets/demo.mp4": b"no"}
+    files |= dict.fromkeys((*fusionx.patterns, *lightx2v.patterns), b"x")
+    with serve_hub(files) as (address, fetched):
+        output = download(address, tmp_path, "flashtalk", "lora-8", "lightx2v").splitlines()
+        assert sorted(fetched) == sorted(set(files) - {"assets/demo.mp4"})
+    assert output == [
+        f"FLASHTALK_DIR={tmp_path / 'SoulX-FlashTalk-14B'}",
+        f"LORA_DIR={tmp_path / 'loras'}",
+        f"LORA_DIR={tmp_path / 'loras'}",
+    ]
+    assert (tmp_path / "SoulX-FlashTalk-14B" / "config.json").read_bytes() == b"{}"
+    loras = lora_names(tmp_path / "loras")
+    assert loras == sorted(f"{each.name}/{each.patterns[0]}" for each in (fusionx, lightx2v))
+    assert missing(RECIPES["lora-8"], {}, loras) is None
+    assert missing(RECIPES["lora-4"], {}, loras) is None
 
 
 def test_download_names_repositories_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["download", "everything"])
-    assert f"there is no everything; there are {', '.join(REPOSITORIES)}" in capsys.readouterr().err
+    assert f"there is no everything; there are {', '.join(DOWNLOADS)}" in capsys.readouterr().err

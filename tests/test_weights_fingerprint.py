@@ -63,14 +63,13 @@ def test_a_checkpoint_trained_on_is_another_one(part: str, tmp_path: Path) -> No
     factory.save_quanto(quantised / "t5_fp8.safetensors", quantised / "t5_map_fp8.json", tensors, "fp8")
     paths = CheckpointPaths(
         factory.save_original_base(tmp_path / "base"),
-        adapters / "single" / "infinitetalk.safetensors",
-        adapters / "multi" / "infinitetalk.safetensors",
+        factory.adapter_files(adapters),
         adapters,
         quantised=quantised,
     )
     file = {
         "base": paths.base / "diffusion_pytorch_model-00003-of-00007.safetensors",
-        "adapter": paths.adapter_multi,
+        "adapter": paths.adapters["multi"],
         "quantised": quantised / "t5_fp8.safetensors",
     }[part]
 

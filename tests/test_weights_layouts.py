@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +56,18 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> CheckpointPaths:
 def paths_of(base: Path, adapters: Path, **others: Path) -> CheckpointPaths:
     return CheckpointPaths(
         base=base,
-        adapter_single=adapters / "single" / "infinitetalk.safetensors",
-        adapter_multi=adapters / "multi" / "infinitetalk.safetensors",
+        adapters=factory.adapter_files(adapters),
         wav2vec2=base / "wav2vec2",
         **others,
     )
 
 
 def with_transformer(paths: CheckpointPaths, file: Path) -> CheckpointPaths:
-    return CheckpointPaths(paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2, transformer=file)
+    return CheckpointPaths(paths.base, paths.adapters, paths.wav2vec2, transformer=file)
 
 
 def adapters_of(paths: CheckpointPaths) -> Path:
-    return paths.adapter_single.parents[1]
+    return paths.adapters["single"].parents[1]
 
 
 def load_float32(paths: CheckpointPaths, quantisation: str | None = None) -> InfiniteTalkTransformer3DModel:
@@ -160,7 +160,7 @@ def test_an_adapter_whose_loading_is_broken_off_serves_no_job(
 
 
 def test_a_job_for_two_loads_its_adapter_alone(original: CheckpointPaths, tmp_path: Path) -> None:
-    paths = CheckpointPaths(original.base, tmp_path / "missing", original.adapter_multi, original.wav2vec2)
+    paths = replace(original, adapters=original.adapters | {"single": tmp_path / "missing"})
     assert factory.evaluate(Models(paths, CPU).transformer(MULTI)).isfinite().all()
 
 
@@ -208,7 +208,7 @@ def test_quantised_and_wide_adapters_load_from_single_files(original: Checkpoint
         (fp8, factory.save_fp8(fp8, factory.adapter_tensors())),
         (gguf, factory.save_gguf(gguf, factory.adapter_tensors(), four_bits=False)),
     ):
-        paths = CheckpointPaths(original.base, file, original.adapter_multi, original.wav2vec2)
+        paths = replace(original, adapters={"single": file})
         expected = factory.evaluate(factory.plain_transformer({**factory.base_tensors(), **numbers}))
         torch.testing.assert_close(factory.evaluate(load_float32(paths)), expected, atol=1e-5, rtol=1e-5)
 
@@ -450,7 +450,5 @@ def test_a_whole_original_checkpoint_makes_prompts_and_pictures(original: Checkp
 
 def test_a_whole_file_with_base_and_adapter_needs_no_adapter_file(original: CheckpointPaths, tmp_path: Path) -> None:
     save_file({**factory.base_tensors(), **factory.adapter_tensors()}, tmp_path / "merged.safetensors")
-    paths = CheckpointPaths(
-        original.base, tmp_path / "none", tmp_path / "none", tmp_path, transformer=tmp_path / "merged.safetensors"
-    )
+    paths = CheckpointPaths(original.base, {}, tmp_path, transformer=tmp_path / "merged.safetensors")
     assert_same(load_float32(paths), factory.plain_transformer())

@@ -94,7 +94,7 @@ def test_errors_of_the_library_keep_their_words(error, stage, code):
 
 
 def test_the_published_model_without_weights_stops_the_worker_naming_the_path(tmp_path):
-    with pytest.raises(CheckpointError, match="CKPT_DIR is not set"):
+    with pytest.raises(CheckpointError, match="or set CKPT_DIR"):
         Engine(Settings(infinitetalk_model="published"))
     settings = Settings(ckpt_dir=tmp_path / "absent", infinitetalk_dir=tmp_path, wav2vec_dir=tmp_path)
     assert settings.model == "published"

@@ -99,7 +99,7 @@ def test_a_recipe_whose_lora_is_not_there_is_refused_at_once(local_worker: Local
         {"id": "job-1", "input": long_job(recipe="lora-8", cond_video="https://example.com/a.png")}
     )
     assert result["error"]["code"] == "E_INPUT_VALIDATION"
-    assert "recipe lora-8 needs a LoRA with 'fusionx' in its name" in result["error"]["message"]
+    assert "download fusionx`, or set LORA_DIR" in result["error"]["message"]
     assert local_worker.stages == [Stage.VALIDATION]
 
 

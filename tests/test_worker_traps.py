@@ -245,7 +245,7 @@ def test_a_worker_without_weights_ends_and_leaves_its_job_to_the_queue(tmp_path)
         job_id = queue.post(small_job())
         assert worker.process.wait(START_TIMEOUT_S) == 1
         (unfit,) = worker.events("worker.unfit")
-        assert "CKPT_DIR is not set" in unfit["details"]["reason"]
+        assert "or set CKPT_DIR" in unfit["details"]["reason"]
         queue.lose_worker()
         assert queue.jobs[job_id].status == "IN_QUEUE"
         assert queue.endpoint.results[job_id] == []

@@ -27,6 +27,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.network.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import DESCRIPTION_FILE, CheckpointPaths
@@ -55,13 +56,13 @@ HEADS, HEAD_DIM = 4, 32
 DIM = HEADS * HEAD_DIM
 
 
-def paths_in(folder: Path) -> CheckpointPaths:
+def paths_in(folder: Path, family: Family = INFINITETALK) -> CheckpointPaths:
     """Locations of a tiny checkpoint's parts."""
     return CheckpointPaths(
         base=folder,
-        adapter_single=folder / "infinitetalk" / "single.safetensors",
-        adapter_multi=folder / "infinitetalk" / "multi.safetensors",
+        adapters={kind: folder / "infinitetalk" / f"{kind}.safetensors" for kind in family.adapters},
         wav2vec2=folder / "wav2vec2",
+        family=family,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import AdapterKind, Family
+from infinitetalk.recipes import RECIPES, missing
 from infinitetalk.runtime.lora import lora_names
 from infinitetalk.runtime.memory import GIB, ModelSizes, Workload, candidate_modes, estimate_bytes, model_sizes
 from infinitetalk.weights.files import open_file
@@ -21,6 +22,7 @@ from infinitetalk.weights.layouts import (
     vae_part,
 )
 from infinitetalk.weights.loading import Quantisation
+from infinitetalk.weights.locate import Located
 from infinitetalk.weights.networks import empty_transformer
 
 QUANTISATIONS: tuple[Quantisation, ...] = ("int8", "fp8")
@@ -122,10 +124,23 @@ def modes(sizes: ModelSizes, family: Family) -> Iterable[tuple[str, str, int]]:
             yield mode.name, name, estimate_bytes(mode, sizes, workload)
 
 
-def report(paths: CheckpointPaths) -> tuple[str, bool]:
-    """The findings as text, and whether videos can be generated."""
+def report(located: Located) -> tuple[str, bool]:
+    """The findings as text, and whether every checkpoint that is there can generate videos."""
+    reports = [report_of(paths) for paths in located.checkpoints.values()]
+    # The folder of LoRAs is common to all.
+    folder = next(iter(located.checkpoints.values())).loras
+    loras = [] if folder is None else lora_names(folder)
+    lines = ["LoRAs: " + (", ".join(loras) or "none"), "", "Recipes:"]
+    for recipe in RECIPES.values():
+        problem = missing(recipe, located.absent, loras)
+        lines.append(f"ok       {recipe.name}" if problem is None else f"missing  {problem}")
+    return "\n\n".join([*(text for text, _ in reports), "\n".join(lines)]), all(complete for _, complete in reports)
+
+
+def report_of(paths: CheckpointPaths) -> tuple[str, bool]:
+    """The findings about one checkpoint as text, and whether it can generate videos."""
     findings = check_checkpoint(paths)
-    lines = []
+    lines = [f"{paths.family.model_name}:"]
     for finding in findings:
         if finding.num_bytes is not None:
             lines.append(f"ok       {finding.part}: {finding.num_bytes / GIB:.2f} GiB")
@@ -136,6 +151,4 @@ def report(paths: CheckpointPaths) -> tuple[str, bool]:
         lines += ["", "GPU memory by the estimate of docs/memory.md:"]
         for mode, size, num_bytes in modes(model_sizes(paths), paths.family):
             lines.append(f"  {num_bytes / GIB:5.1f} GiB  {size}  {mode}")
-    if paths.loras is not None:
-        lines += ["", "LoRAs: " + (", ".join(lora_names(paths.loras)) or "none")]
     return "\n".join(lines), complete

@@ -19,10 +19,12 @@ from torch import Tensor
 from torchao.quantization import Float8Tensor
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.family import AdapterKind
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import SAFETENSORS_DTYPES
 from infinitetalk.weights.layouts import (
     CheckpointPaths,
+    NetworkPart,
     adapter_part,
     image_encoder_config,
     image_encoder_part,
@@ -107,20 +109,22 @@ def convert(
     """
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"the folder {folder.name} is not empty; give another")
-    adapters = folder / "infinitetalk"
+    base, single = transformer_parts(paths, "single", None)
+    transformer = empty_transformer(paths, base, single)
+    adapters: dict[AdapterKind, NetworkPart] = {"single": single} if paths.adapters else {}
+    for kind, file in paths.adapters.items():
+        # The adapter for several speakers may be left out: only their jobs need it.
+        if kind != "single" and file.exists():
+            adapters[kind] = adapter_part(file)
+            check_adapter(parameter_shapes(transformer), adapters[kind])
     converted = CheckpointPaths(
         base=folder,
-        adapter_single=adapters / "single" / "infinitetalk.safetensors",
-        adapter_multi=adapters / "multi" / "infinitetalk.safetensors",
+        adapters={kind: folder / "infinitetalk" / kind / "infinitetalk.safetensors" for kind in adapters},
         wav2vec2=paths.wav2vec2,
         loras=paths.loras,
         kokoro=paths.kokoro,
         family=paths.family,
     )
-    base, single = transformer_parts(paths, "single", None)
-    multi = adapter_part(paths.adapter_multi)
-    transformer = empty_transformer(paths, base, single)
-    check_adapter(parameter_shapes(transformer), multi)
 
     on_part("text encoder")
     part = text_encoder_part(paths, None)
@@ -149,10 +153,11 @@ def convert(
     base_sizes = {name: value for name, value in sizes.items() if not name.startswith("audio_")}
     _write_config(folder / "transformer", {"_class_name": "WanTransformer3DModel", **base_sizes})
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    write_safetensors(file, _transformer_entries(transformer, base.sources, fp8))
-    for adapter, file in ((single, converted.adapter_single), (multi, converted.adapter_multi)):
-        on_part(f"adapter {file.parent.name}")
-        write_safetensors(file, _transformer_entries(transformer, adapter.sources, fp8))
+    sources = base.sources if adapters else {**base.sources, **single.sources}
+    write_safetensors(file, _transformer_entries(transformer, sources, fp8))
+    for kind, adapter in adapters.items():
+        on_part(f"adapter {kind}")
+        write_safetensors(converted.adapters[kind], _transformer_entries(transformer, adapter.sources, fp8))
     return converted
 
 

@@ -10,24 +10,29 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import Repository
 
+#: Folder of LoRAs among those of the repositories.
+LORAS_FOLDER = "loras"
+
 
 def download(repository: Repository, folder: Path) -> Path:
     """Downloads the missing files of a repository below `folder`, with a progress bar; partial files are resumed.
 
     Returns:
-        The repository's folder.
+        The folder for the repository's setting; that of LoRAs is common to all of them.
 
     Raises:
         CheckpointError: the repository cannot be reached.
     """
-    target = folder / repository.repo_id.rpartition("/")[2]
+    if repository.setting == "LORA_DIR":
+        folder = folder / LORAS_FOLDER
+    target = folder / repository.name
     try:
         snapshot_download(repository.repo_id, local_dir=target, allow_patterns=list(repository.patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{repository.repo_id} could not be fetched; received files are kept, run the command again"
         ) from error
-    return target / "quant_models" if repository.setting == "QUANT_DIR" else target
+    return {"QUANT_DIR": target / "quant_models", "LORA_DIR": folder}.get(repository.setting, target)
 
 
 def cached_folder(repo_id: str, cache: Path) -> Path | None:

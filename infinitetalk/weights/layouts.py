@@ -41,10 +41,10 @@ class CheckpointPaths:
 
     Attributes:
         base: Wan 2.1 I2V, in the original or the Diffusers layout.
-        adapter_single, adapter_multi: InfiniteTalk's files for one and for several speakers.
+        adapters: files of the adapters for one and for several speakers; none if the adapter is in `base`.
         wav2vec2: the speech encoder's folder.
         transformer: a single file that replaces the transformer of `base`; if it also holds an adapter, that replaces
-            the two adapter files.
+            the adapters' files.
         quantised: folder of the published quantised files, used if int8 or fp8 is asked for.
         loras: folder of LoRA files.
         kokoro: folder of the text-to-speech model.
@@ -52,8 +52,7 @@ class CheckpointPaths:
     """
 
     base: Path
-    adapter_single: Path
-    adapter_multi: Path
+    adapters: Mapping[AdapterKind, Path]
     wav2vec2: Path
     transformer: Path | None = None
     quantised: Path | None = None
@@ -63,7 +62,7 @@ class CheckpointPaths:
 
     def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:
         """The published quantised file with this adapter, or None."""
-        return self._quantised_file(f"infinitetalk_{kind}_{quantisation}.safetensors")
+        return self._quantised_file(f"{self.family.name}_{kind}_{quantisation}.safetensors")
 
     def quantised_text_encoder(self, quantisation: Quantisation | None) -> Path | None:
         """The published quantised text encoder, or None."""
@@ -142,8 +141,10 @@ def transformer_parts(
     """The transformer's base model and adapter.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or both hold the same tensor.
+        CheckpointError: a file is missing or damaged, both hold the same tensor, or the checkpoint has no such adapter.
     """
+    if kind not in paths.family.adapters:
+        raise CheckpointError(f"{paths.family.model_name} has an adapter for one speaker only")
     whole = paths.quantised_transformer(kind, quantisation) or paths.transformer
     base_files = tensor_files(_transformer_folder(paths.base)) if whole is None else single_file(whole)
     stored = base_files.sources()
@@ -154,8 +155,19 @@ def transformer_parts(
         base_files.label, {name: source for name, source in sources.items() if not is_adapter_name(name)}
     )
     adapter = NetworkPart(base_files.label, {name: source for name, source in sources.items() if is_adapter_name(name)})
+    if adapter.sources and paths.adapters and whole is None:
+        raise CheckpointError(
+            f"the folder {paths.base.name} holds an adapter among the base model's tensors, as SoulX-FlashTalk-14B "
+            f"does; {paths.family.model_name} needs a base model without one: set FLASHTALK_DIR to this folder, and "
+            "CKPT_DIR to Wan 2.1"
+        )
     if not adapter.sources:
-        adapter = adapter_part(paths.adapter_single if kind == "single" else paths.adapter_multi)
+        if kind not in paths.adapters:
+            raise CheckpointError(
+                f"the folder {paths.base.name} holds no adapter among the base model's tensors, as "
+                f"{paths.family.model_name} does: it may be Wan 2.1, which CKPT_DIR is for"
+            )
+        adapter = adapter_part(paths.adapters[kind])
     merge((base.sources, adapter.sources))
     return base, adapter
 

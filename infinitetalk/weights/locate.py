@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
-from infinitetalk.family import INFINITETALK, Family
-from infinitetalk.weights.download import cached_folder
+from infinitetalk.family import FAMILIES, INFINITETALK, Family, how_to_get
+from infinitetalk.weights.download import LORAS_FOLDER, cached_folder
 from infinitetalk.weights.layouts import CheckpointPaths, find_adapter
 from infinitetalk.weights.settings import WeightsSettings
 
@@ -16,55 +17,125 @@ WEIGHTS_FOLDER = "weights"
 CHECKOUT = Path(__file__).parents[2]
 
 
+class MissingWeightsError(CheckpointError):
+    """Weights of a family are neither set nor found.
+
+    Attributes:
+        family: the family.
+        repositories: names of its repositories that are missing.
+    """
+
+    def __init__(self, family: Family, repositories: tuple[str, ...]) -> None:
+        self.family, self.repositories = family, repositories
+        wanted = {name: family.repositories[name] for name in repositories}
+        super().__init__(
+            how_to_get(family.model_name, {name: (each.name, each.setting) for name, each in wanted.items()})
+        )
+
+
+@dataclass(frozen=True)
+class Located:
+    """The checkpoints of a worker.
+
+    Attributes:
+        checkpoints: those that are complete, by their family's name.
+        absent: for each other family, by its name: names of its repositories that are missing.
+    """
+
+    checkpoints: Mapping[str, CheckpointPaths]
+    absent: Mapping[str, tuple[str, ...]]
+
+
+def locate_all(settings: WeightsSettings) -> Located:
+    """The checkpoint of every family whose weights are there.
+
+    Raises:
+        CheckpointError: there is none; a base model is set without the family's other weights being there; a configured
+            folder does not exist.
+    """
+    checkpoints, errors = {}, []
+    for family in FAMILIES.values():
+        try:
+            checkpoints[family.name] = locate(settings, family)
+        except MissingWeightsError as error:
+            if _is_set(settings, family):
+                raise
+            errors.append(error)
+    if not checkpoints:
+        # Of a family that is there in part, only the rest needs fetching.
+        raise next((error for error in errors if not _lacks_base(error)), errors[0])
+    return Located(checkpoints, {error.family.name: error.repositories for error in errors})
+
+
+def _is_set(settings: WeightsSettings, family: Family) -> bool:
+    return _set_folder(settings, family, family.base_repositories[0]) is not None
+
+
+def _lacks_base(error: MissingWeightsError) -> bool:
+    return not set(error.repositories).isdisjoint(error.family.base_repositories)
+
+
 def locate(settings: WeightsSettings, family: Family = INFINITETALK) -> CheckpointPaths:
-    """The parts of a family's published checkpoint: each from its setting, else from the first place that has it.
+    """The parts of a family's checkpoint: each from its setting, else from the first place that has it.
 
     Places are `weights/NAME` on the network volume and in the image, and the Hugging Face cache on the volume.
 
     Raises:
-        CheckpointError: a part that every job needs is not found; a configured folder does not exist.
+        MissingWeightsError: parts that every job needs are not found.
+        CheckpointError: a configured folder does not exist.
     """
-    base = _needed("CKPT_DIR", settings.ckpt_dir, _places(settings, family, "base-480", "base-720"))
-    adapters = _needed("INFINITETALK_DIR", settings.infinitetalk_dir, _places(settings, family, "adapter"))
-    quantised = _given("QUANT_DIR", settings.quant_dir)
-    if quantised is None and (adapters / "quant_models").is_dir():
+    base_name, *others = family.default_repositories
+    needed = {base_name: _find(settings, family, *family.base_repositories)}
+    needed |= {name: _find(settings, family, name) for name in others}
+    found = {name: folder for name, folder in needed.items() if folder is not None}
+    if len(found) < len(needed):
+        raise MissingWeightsError(family, tuple(name for name in needed if name not in found))
+    adapters = None if family.adapter_repository is None else found[family.adapter_repository]
+    # Both settings are about the published files of one family.
+    takes_quantised, takes_file = "QUANT_DIR" in family.settings, "CKPT_DIR" in family.settings
+    quantised = _given("QUANT_DIR", settings.quant_dir) if takes_quantised else None
+    if quantised is None and adapters is not None and (adapters / "quant_models").is_dir():
         quantised = adapters / "quant_models"
     return CheckpointPaths(
-        base=base,
-        adapter_single=find_adapter(adapters, "single"),
-        adapter_multi=find_adapter(adapters, "multi"),
-        wav2vec2=_needed("WAV2VEC_DIR", settings.wav2vec_dir, _places(settings, family, "wav2vec2")),
-        transformer=settings.transformer_file,
+        base=found[base_name],
+        adapters={} if adapters is None else {kind: find_adapter(adapters, kind) for kind in family.adapters},
+        wav2vec2=found["wav2vec2"],
+        transformer=settings.transformer_file if takes_file else None,
         quantised=quantised,
-        loras=_given("LORA_DIR", settings.lora_dir),
-        kokoro=_given("KOKORO_DIR", settings.kokoro_dir) or next(_places(settings, family, "kokoro"), None),
+        loras=_given("LORA_DIR", settings.lora_dir) or next(_folders(settings, LORAS_FOLDER), None),
+        kokoro=_find(settings, family, "kokoro"),
         family=family,
     )
 
 
-def _places(settings: WeightsSettings, family: Family, *names: str) -> Iterator[Path]:
+def _find(settings: WeightsSettings, family: Family, *names: str) -> Path | None:
+    """The folder of the first repository that is there; all of them have the same setting."""
+    setting = family.repositories[names[0]].setting
+    return _given(setting, _set_folder(settings, family, names[0])) or next(_places(settings, family, names), None)
+
+
+def _set_folder(settings: WeightsSettings, family: Family, name: str) -> Path | None:
+    folder: Path | None = getattr(settings, family.repositories[name].setting.lower())
+    return folder
+
+
+def _places(settings: WeightsSettings, family: Family, names: tuple[str, ...]) -> Iterator[Path]:
     for name in names:
-        repo_id = family.repositories[name].repo_id
-        for root in (settings.volume_dir, CHECKOUT):
-            folder = root / WEIGHTS_FOLDER / repo_id.rpartition("/")[2]
-            if folder.is_dir():
-                yield folder
-        cached = cached_folder(repo_id, settings.volume_dir / "huggingface-cache" / "hub")
+        repository = family.repositories[name]
+        yield from _folders(settings, repository.name)
+        cached = cached_folder(repository.repo_id, settings.volume_dir / "huggingface-cache" / "hub")
         if cached is not None:
             yield cached
+
+
+def _folders(settings: WeightsSettings, name: str) -> Iterator[Path]:
+    for root in (settings.volume_dir, CHECKOUT):
+        folder = root / WEIGHTS_FOLDER / name
+        if folder.is_dir():
+            yield folder
 
 
 def _given(setting: str, folder: Path | None) -> Path | None:
     if folder is not None and not folder.is_dir():
         raise CheckpointError(f"{setting} names {folder}, which is not a folder")
     return folder
-
-
-def _needed(setting: str, folder: Path | None, places: Iterator[Path]) -> Path:
-    found = _given(setting, folder) or next(places, None)
-    if found is None:
-        raise CheckpointError(
-            f"{setting} is not set, and its weights are neither on the network volume nor in the image; "
-            "fetch them by `python -m infinitetalk.weights download`"
-        )
-    return found

@@ -18,17 +18,20 @@ class WeightsSettings(BaseSettings):
     infinitetalk_dir: Path | None = None
     """Folder of the adapters: single/ and multi/."""
 
+    flashtalk_dir: Path | None = None
+    """Folder of SoulX-FlashTalk-14B, as published or converted."""
+
     wav2vec_dir: Path | None = None
     """Folder of chinese-wav2vec2-base."""
 
     quant_dir: Path | None = None
-    """Folder of the published quantised files, quant_models."""
+    """Folder of InfiniteTalk's published quantised files, quant_models."""
 
     transformer_file: Path | None = None
-    """A single file to take the transformer from: fp8, scaled fp8 or GGUF."""
+    """A single file to take InfiniteTalk's transformer from: fp8, scaled fp8 or GGUF."""
 
     lora_dir: Path | None = None
-    """Folder of LoRA files."""
+    """Folder of LoRA files; unset: weights/loras on the volume or in the image."""
 
     kokoro_dir: Path | None = None
     """Folder of Kokoro-82M."""

@@ -55,7 +55,9 @@ class Checkpoint(ABC):
             CheckpointError: a file is damaged.
         """
         paths = self.files()
-        parts = (paths.base, paths.adapter_single, paths.adapter_multi, paths.wav2vec2)
+        # The adapter for several speakers may be missing.
+        adapters = [file for file in paths.adapters.values() if file.exists()]
+        parts = (paths.base, *adapters, paths.wav2vec2)
         others = [part for part in (paths.transformer, paths.quantised) if part is not None]
         return contents_of(file for part in (*parts, *others) for file in files_below(part))
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from infinitetalk.encoders.text import count_tokens
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
+from infinitetalk.family import FAMILIES
 from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
-from infinitetalk.recipes import QUALITY, RECIPES, Recipe
+from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
 from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import free_bytes, release_cached_memory
@@ -117,17 +118,13 @@ class Engine:
             return f"{self.checkpoint.fingerprint}\n{contents_of(files)}"
 
     def lacks(self, recipe: Recipe) -> str | None:
-        """What this worker lacks to run a recipe, in words; None: nothing."""
-        if recipe.family.name != self.checkpoint.family.name:
-            return f"recipe {recipe.name} needs {recipe.family.model_name}, which this worker does not have"
-        names = self._lora_names()
-        for lora in recipe.loras:
-            if lora.choose(names) is None:
-                return (
-                    f"recipe {recipe.name} needs a LoRA with {lora.word!r} in its name, and this worker's LORA_DIR has "
-                    f"none; one is published in {lora.repository.repo_id}"
-                )
-        return None
+        """What this worker lacks to run a recipe, and how to get it; None: nothing."""
+        absent = {
+            family.name: family.default_repositories
+            for family in FAMILIES.values()
+            if family.name != self.checkpoint.family.name
+        }
+        return missing(recipe, absent, self._lora_names())
 
     def equip(self, job: SingleJob) -> SingleJob:
         """The job with the LoRAs that its recipe needs; a LoRA that the job names itself is not added again.
@@ -136,13 +133,13 @@ class Engine:
             WorkerError: this worker lacks the recipe's weights.
         """
         recipe = QUALITY if job.recipe is None else RECIPES[job.recipe]
-        missing = [lora for lora in recipe.loras if not any(lora.is_met_by(given.name) for given in job.loras)]
-        if (problem := self.lacks(replace(recipe, loras=tuple(missing)))) is not None:
+        wanted = [lora for lora in recipe.loras if not any(lora.is_met_by(given.name) for given in job.loras)]
+        if (problem := self.lacks(replace(recipe, loras=tuple(wanted)))) is not None:
             raise WorkerError(ErrorCode.INPUT_VALIDATION, problem)
-        if not missing:
+        if not wanted:
             return job
         names = self._lora_names()
-        added = [JobLora(name=name) for lora in missing if (name := lora.choose(names)) is not None]
+        added = [JobLora(name=name) for lora in wanted if (name := lora.choose(names)) is not None]
         return job.model_copy(update={"loras": [*job.loras, *added]})
 
     def _lora_names(self) -> list[str]:
