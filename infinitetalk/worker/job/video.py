@@ -292,7 +292,7 @@ class VideoJob:
         return Plan(
             job_id=self.context.job_id,
             params=resolved_parameters(job, job.base_seed),
-            model=engine.model_name,
+            model=engine.model_name_for(job),
             warnings=warnings,
             **plan_facts(video),
         )
@@ -341,7 +341,7 @@ class VideoJob:
         sound = mix_tracks(tracks)
         count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
         self.store.check_size(count_sound_bytes)
-        speech = engine.embed(tracks, stop)
+        speech = engine.embed(job, tracks, stop)
         self.clock.enter(Stage.LOAD)
         networks = engine.prepare(job, media.source.info, stop)
         return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
@@ -428,7 +428,7 @@ class VideoJob:
         facts = video_facts(artifacts.video, rendering)
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
-            "model": self.engine.model_name,
+            "model": self.engine.model_name_for(self.job),
             "memory_mode": self.engine.memory_mode(inputs.networks.choice),
             "evaluations": rendering.evaluations,
             "evaluations_skipped": rendering.evaluations_skipped,
@@ -464,7 +464,7 @@ class VideoJob:
         job, engine, stop = self.job, self.engine, self.context.stop
         return [
             *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
-            *cut_prompts(job, lambda prompt: engine.count_tokens(prompt, stop)),
+            *cut_prompts(job, lambda prompt: engine.count_tokens(job, prompt, stop)),
             *shared_regions(overlaps),
             *unused_fields(job, media.source.info.kind == "image", num_chunks, self.context.s3_config),
         ]
