@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
@@ -373,7 +373,7 @@ class SingleJob(StrictModel):
         fixed = None if self.recipe is None else RECIPES[self.recipe].fixed_value("frame_num")
         return self.frame_num if fixed is None else int(fixed)
 
-    def by_recipe(self, recipe: Recipe) -> Self:
+    def by_recipe(self, recipe: Recipe) -> SingleJob:
         """The job with a recipe's values: in fields that the job leaves out, and in those that the recipe fixes.
 
         In mode "clip" frame_num stays the job's, since it limits the video and not the chunk. Fields that the recipe

@@ -17,13 +17,21 @@ import torch
 from optimum.quanto import freeze, qfloat8, qint8, quantization_map, quantize
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import Wav2Vec2FeatureExtractor
 
-from infinitetalk.embedded.tiny import _tokenizer
+from infinitetalk.embedded.tiny import SIZE_SCALE, SPEECH_DIM, _speech_encoder, _tokenizer
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.runtime.models import TransformerLoader
-from infinitetalk.weights.layouts import IMAGE_ENCODER_FILE, TEXT_ENCODER_FILE, VAE_FILE, AdapterKind, CheckpointPaths
+from infinitetalk.weights.layouts import (
+    DESCRIPTION_FILE,
+    IMAGE_ENCODER_FILE,
+    TEXT_ENCODER_FILE,
+    VAE_FILE,
+    AdapterKind,
+    CheckpointPaths,
+)
 from infinitetalk.weights.loading import Quantisation
 
 Tensors = dict[str, Tensor]
@@ -284,6 +292,36 @@ def adapter_files(folder: Path) -> dict[AdapterKind, Path]:
     return {kind: folder / kind / "infinitetalk.safetensors" for kind in ("single", "multi")}
 
 
+# Checkpoints that make videos: the transformer fits the encoders here.
+
+
+def served_tensors(tensors: Tensors, factor: float = 1.0) -> Tensors:
+    """A transformer's tensors by the formula, in the sizes of the image encoder here and the tiny speech encoder."""
+    sizes = {IMAGE_DIM: CLIP_DIM}
+    sizes |= {rows * AUDIO_LAYERS * AUDIO_CHANNELS: rows * AUDIO_LAYERS * SPEECH_DIM for rows in (5, 8)}
+    shapes = {name: tuple(sizes.get(length, length) for length in tensor.shape) for name, tensor in tensors.items()}
+    return {name: factor * formula_weight(name, shape) for name, shape in shapes.items()}
+
+
+def describe_as_small(base: Path) -> None:
+    """Makes the videos of an original folder as small as the tiny model's."""
+    (base / DESCRIPTION_FILE).write_text(json.dumps({"name": f"small-{base.name}", "size_scale": SIZE_SCALE}))
+
+
+def save_served_infinitetalk(folder: Path) -> tuple[Path, Path]:
+    """A base model and adapters that make small videos; returns their folders."""
+    base = save_original_base(folder / "wan", tensors=served_tensors(base_tensors()))
+    describe_as_small(base)
+    return base, save_adapters(folder / "adapters", tensors=served_tensors(adapter_tensors()))
+
+
+def save_served_flashtalk(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 3) -> Path:
+    """FlashTalk's published folder, which makes small videos."""
+    save_flashtalk(folder, dtype, shards, served_tensors(flashtalk_tensors(), 0.9))
+    describe_as_small(folder)
+    return folder
+
+
 # FlashTalk: the original layout, with the adapter among the base model's tensors.
 
 
@@ -513,6 +551,14 @@ def save_gguf(path: Path, tensors: Tensors, four_bits: bool) -> Tensors:
 
 
 # Speech.
+
+
+def save_speech_encoder(folder: Path) -> Path:
+    """chinese-wav2vec2-base."""
+    folder.mkdir(parents=True)
+    save_pickled_wav2vec2(folder, _speech_encoder())
+    Wav2Vec2FeatureExtractor(sampling_rate=16000).save_pretrained(folder)
+    return folder
 
 
 def save_pickled_wav2vec2(folder: Path, model: Any) -> None:

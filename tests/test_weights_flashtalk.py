@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Wav2Vec2FeatureExtractor
 
-from infinitetalk.embedded.tiny import _speech_encoder
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FLASHTALK, INFINITETALK
 from infinitetalk.recipes import RECIPES, missing
@@ -41,10 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     factory.save_flashtalk(folder / FLASHTALK_FOLDER)
     factory.save_original_base(folder / WAN_FOLDERS[0])
     factory.save_adapters(folder / WAN_FOLDERS[1])
-    speech = folder / "chinese-wav2vec2-base"
-    speech.mkdir()
-    factory.save_pickled_wav2vec2(speech, _speech_encoder())
-    Wav2Vec2FeatureExtractor(sampling_rate=16000).save_pretrained(speech)
+    factory.save_speech_encoder(folder / "chinese-wav2vec2-base")
     return folder
 
 

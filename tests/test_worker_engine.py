@@ -15,7 +15,7 @@ from infinitetalk.worker.engine.checkpoint import (
     PublishedCheckpoint,
     RandomCheckpoint,
     TalkerCheckpoint,
-    find_checkpoint,
+    find_checkpoints,
 )
 from infinitetalk.worker.engine.conditions import workload_of
 from infinitetalk.worker.engine.placement import Devices, MemoryBudget, Placement
@@ -99,14 +99,14 @@ def test_settings_name_the_checkpoint(published: Settings, tmp_path: Path) -> No
     kinds = {"published": PublishedCheckpoint, "talker": TalkerCheckpoint, "tiny": RandomCheckpoint}
     for model, kind in kinds.items():
         settings = published.model_copy(update={"infinitetalk_model": model, "tiny_dir": tmp_path / "tiny"})
-        checkpoint = find_checkpoint(settings)
+        checkpoint = find_checkpoints(settings).of(INFINITETALK)
         assert type(checkpoint) is kind
         assert checkpoint.is_published == (model == "published")
         checkpoint.check()
         checkpoint.check_memory(16 * GIB)
         assert checkpoint.files().base.is_dir()
     with pytest.raises(DoesNotFitError):
-        PublishedCheckpoint(find_checkpoint(published).files()).check_memory(GIB)
+        PublishedCheckpoint(find_checkpoints(published).of(INFINITETALK).files()).check_memory(GIB)
 
 
 def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> None:

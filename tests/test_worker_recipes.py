@@ -1,20 +1,27 @@
 """Recipes through the worker: LoRAs that they bring, what the worker lacks, and what a dry run says of each."""
 
+import json
+from functools import partial
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from infinitetalk.errors import CheckpointError
+from infinitetalk.errors import CheckpointError, GenerationStopped
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.models import Models
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.settings import Settings
 from schemas import Stage
-from tests.job_inputs import small_job, speech_uri
+from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 
+#: Of product teams, as they send them.
+PAYLOADS = json.loads((Path(__file__).parent / "data" / "payloads.json").read_text(encoding="utf-8"))
 FUSIONX = "Wan2.1_I2V_14B_FusionX_LoRA.safetensors"
 LIGHTX2V = "loras/lightx2v_rank8.safetensors"
 
@@ -57,6 +64,7 @@ def equipped_engine(loras: Path) -> Engine:
 
 def worker_of(engine: Engine, volume: Path, **settings: object) -> LocalWorker:
     """A worker with a volume of its own."""
+    volume.mkdir(exist_ok=True)
     return LocalWorker(
         Settings(output_dir=volume, volume_dir=volume, webhook_get_job="set", infinitetalk_model="tiny", **settings),
         engine,
@@ -66,7 +74,7 @@ def worker_of(engine: Engine, volume: Path, **settings: object) -> LocalWorker:
 
 def long_job(**changes: object) -> dict:
     """A job that leaves to the recipe what it can."""
-    job = small_job(frame_num=81, cond_audio={"person1": speech_uri(1.5)}, **changes)
+    job = small_job(**({"frame_num": 81, "cond_audio": {"person1": speech_uri(1.5)}} | changes))
     for field in ("sample_steps", "sample_text_guide_scale", "sample_audio_guide_scale"):
         job.pop(field)
     return job
@@ -109,17 +117,120 @@ def test_a_worker_whose_own_recipe_lacks_weights_does_not_start():
 
 
 @pytest.mark.parametrize("default", [None, "lora-4"])
-def test_a_dry_run_lists_every_recipe_with_the_evaluations_that_it_then_makes(default, equipped_engine, tmp_path):
+def test_a_dry_run_lists_every_recipe_that_the_worker_can_run(default, equipped_engine, tmp_path):
+    plan = worker_of(equipped_engine, tmp_path, default_recipe=default).run(
+        {"id": "job-1", "input": long_job(dry_run=True)}
+    )
+    costs = {cost["recipe"]: cost["evaluations"] for cost in plan["recipes"]}
+    # 38 frames: one chunk of 81, or two of 33.
+    assert costs == {"quality": 120, "lora-8": 16, "lora-4": 8, "flashtalk": 8, "flashtalk-12": 24}
+    assert plan["evaluations"] == costs[default or "quality"]
+
+
+def test_a_dry_run_leaves_out_recipes_that_the_worker_cannot_run(local_worker: LocalWorker):
+    two = {"cond_audio": {"person1": speech_uri(0.2), "person2": speech_uri(0.3)}}
+    for changes, names in (({}, ["quality", "flashtalk", "flashtalk-12"]), (two, ["quality"])):
+        plan = local_worker.run({"id": "job-1", "input": small_job(dry_run=True, **changes)})
+        assert [cost["recipe"] for cost in plan["recipes"]] == names
+
+
+@pytest.mark.parametrize(
+    "default",
+    ["flashtalk", *(pytest.param(name, marks=pytest.mark.long) for name in [None, *RECIPES] if name != "flashtalk")],
+)
+def test_payloads_that_name_no_recipe_go_on_working_under_every_default(default, equipped_engine, tmp_path):
+    """Six payloads as product teams send them; their media are small, their fields are the payloads' own."""
     worker = worker_of(equipped_engine, tmp_path, default_recipe=default)
-    plan = worker.run({"id": "job-1", "input": long_job(dry_run=True)})
-    costs = {cost["recipe"]: cost for cost in plan["recipes"]}
-    lacking = [name for name, recipe in RECIPES.items() if equipped_engine.lacks(recipe) is not None]
-    assert sorted(costs) == sorted(set(RECIPES) - set(lacking))
-    assert {"quality", "lora-8", "lora-4"} <= costs.keys()
-    assert plan["evaluations"] == costs[default or "quality"]["evaluations"]
-    for name in sorted(costs.keys() - {"quality"}):
-        made = worker.run({"id": f"job-{name}", "input": long_job(recipe=name)})
-        assert (made["evaluations"], made["params"]["recipe"]) == (costs[name]["evaluations"], name)
+    for name, payload in PAYLOADS.items():
+        planned = worker.run({"id": name, "input": with_small_media(payload, dry_run=True)})
+        made = worker.run({"id": name, "input": with_small_media(payload)})
+        results = list(zip(planned.get("items", [planned]), made.get("items", [made]), strict=True))
+        assert [result["status"] for _, result in results] == ["success"] * len(results), made
+        for plan, result in results:
+            params, warnings = result["params"], " ".join(result["warnings"])
+            assert params == plan["params"]
+            assert "tts_audio" in payload or result["warnings"] == plan["warnings"]
+            assert result["evaluations"] + result["evaluations_skipped"] == plan["evaluations"]
+            is_fixed = default in ("flashtalk", "flashtalk-12")
+            if name == "duo" and is_fixed:
+                assert params["recipe"] == "quality"
+                assert f"recipe {default}, this worker's default, is for one speaker" in warnings
+                continue
+            assert params["recipe"] == default
+            if is_fixed:
+                assert params["sample_steps"] == RECIPES[default].values["sample_steps"]
+                assert "fixes it" in warnings or payload.get("sample_steps") == params["sample_steps"]
+            elif "sample_steps" in payload:
+                assert params["sample_steps"] == payload["sample_steps"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_video_is_the_same_after_two_interruptions(name, equipped_engine, tmp_path):
+    """A video of three chunks; they are shorter where the recipe allows it."""
+    is_fixed = "frame_num" in RECIPES[name].fixed
+    chunk = {} if is_fixed else {"frame_num": 9, "motion_frame": 5}
+    speech = {"person1": speech_uri(3.3 if is_fixed else 0.6)}
+    job = long_job(recipe=name, mode="streaming", base_seed=7, cond_audio=speech)
+    job = {field: value for field, value in job.items() if field not in ("frame_num", "motion_frame")} | chunk
+    whole = worker_of(equipped_engine, tmp_path / "whole").run({"id": "job-1", "input": job})
+    worker = worker_of(equipped_engine, tmp_path / "broken")
+    for num_chunks in (1, 2):
+        with pytest.raises(GenerationStopped):
+            worker.run({"id": "job-1", "input": job}, partial(has_stored, worker, num_chunks), keep=True)
+        assert has_stored(worker, num_chunks)
+    resumed = worker.run({"id": "job-1", "input": job})
+    assert resumed["evaluations"] == whole["evaluations"]
+    frames = [
+        read_frames(tmp_path / kind / each["video"]["path"]) for kind, each in (("whole", whole), ("broken", resumed))
+    ]
+    assert np.array_equal(*frames)
+
+
+def has_stored(worker: LocalWorker, num_chunks: int) -> bool:
+    """Whether a worker has stored as many chunks of its job."""
+    return len(list(worker.volume.rglob("part-*.mp4"))) >= num_chunks
+
+
+def read_frames(path: Path) -> np.ndarray:
+    """The frames of a video, uint8 (T, H, W, 3)."""
+    with av.open(path) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_network_is_evaluated_as_often_as_the_dry_run_says(name, equipped_engine, tmp_path, monkeypatch):
+    calls = []
+    forward = InfiniteTalkTransformer3DModel.forward
+
+    def count(self, *args, **kwargs):
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    worker = worker_of(equipped_engine, tmp_path)
+    job = long_job(recipe=name)
+    planned = worker.run({"id": "job-1", "input": job | {"dry_run": True}})
+    monkeypatch.setattr(InfiniteTalkTransformer3DModel, "forward", count)
+    made = worker.run({"id": "job-1", "input": job})
+    assert len(calls) == planned["evaluations"] == made["evaluations"]
+
+
+def with_small_media(payload: dict, **changes: object) -> dict:
+    """A payload with media that are made on the spot, and a store that the tests have."""
+    if "batch" in payload:
+        items = [with_small_media(item, **changes) | {"id": item["id"]} for item in payload["batch"]]
+        return payload | {"batch": items, "output_config": {"store": "volume", "prefix": "infinitetalk/batch"}}
+    small = (
+        payload | {"output_config": payload["output_config"] | {"store": "volume"}} | changes
+        if ("output_config" in payload)
+        else payload | changes
+    )
+    is_film = payload["cond_video"].endswith(".mp4")
+    small["cond_video"] = data_uri(scenes_bytes([30]), "video/mp4") if is_film else picture_uri(width=128)
+    if "cond_audio" in payload:
+        small["cond_audio"] = {
+            speaker: speech_uri(1.0, 120 + 60 * index) for index, speaker in enumerate(payload["cond_audio"])
+        }
+    return small
 
 
 def test_a_dry_run_says_what_a_job_must_leave_out_to_name_a_recipe(equipped_engine, tmp_path):

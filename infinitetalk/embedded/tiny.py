@@ -1,6 +1,6 @@
 """The two embedded models. Both are complete checkpoints of a few megabytes with the classes, file names and parameter
 names of the real model. `tools.talker` has trained the tiny talker, and this package holds its weights. The other model
-has random weights from a fixed seed and generates noise.
+has random weights from a fixed seed for each family, and generates noise.
 
     python -m infinitetalk.embedded.tiny FOLDER
 """
@@ -11,6 +11,7 @@ import string
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from infinitetalk.family import INFINITETALK, Family
+from infinitetalk.family import FAMILIES, INFINITETALK, Family
 from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.network.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import DESCRIPTION_FILE, CheckpointPaths
@@ -71,10 +72,15 @@ def talker_paths() -> CheckpointPaths:
     return paths_in(TALKER_FOLDER)
 
 
-def ensure_tiny_model(folder: Path = DEFAULT_FOLDER) -> CheckpointPaths:
-    """Make the checkpoint in `folder` unless it exists; safe if two processes do so at the same time."""
-    _make_once(folder, DESCRIPTION_FILE, make_tiny_model)
-    return paths_in(folder)
+def ensure_tiny_model(folder: Path = DEFAULT_FOLDER, family: Family = INFINITETALK) -> CheckpointPaths:
+    """Make the checkpoint in `folder` unless it exists; safe if two processes do so at the same time.
+
+    Those of other families than InfiniteTalk are made beside it.
+    """
+    if family is not INFINITETALK:
+        folder = folder.with_name(f"{family.name}-{folder.name}")
+    _make_once(folder, DESCRIPTION_FILE, partial(make_tiny_model, family=family))
+    return paths_in(folder, family)
 
 
 def ensure_tiny_kokoro(model_folder: Path = DEFAULT_FOLDER) -> Path:
@@ -87,18 +93,19 @@ def ensure_tiny_kokoro(model_folder: Path = DEFAULT_FOLDER) -> Path:
     return folder
 
 
-def make_tiny_model(folder: Path) -> None:
-    """Write the checkpoint into `folder`; the bytes are the same every time."""
+def make_tiny_model(folder: Path, family: Family = INFINITETALK) -> None:
+    """Write a family's checkpoint into `folder`; the bytes are the same every time."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        _save_transformer(folder)
+        torch.manual_seed(SEED + list(FAMILIES).index(family.name))
+        _save_transformer(folder, family)
         _vae().save_pretrained(folder / "vae")
         _tokenizer().save_pretrained(folder / "tokenizer")
         _text_encoder().save_pretrained(folder / "text_encoder")
         _image_encoder().save_pretrained(folder / "image_encoder")
         _speech_encoder().save_pretrained(folder / "wav2vec2")
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLING_RATE).save_pretrained(folder / "wav2vec2")
-    (folder / DESCRIPTION_FILE).write_text(json.dumps({"name": NAME, "size_scale": SIZE_SCALE}))
+    name = NAME if family is INFINITETALK else f"{NAME}-{family.name}"
+    (folder / DESCRIPTION_FILE).write_text(json.dumps({"name": name, "size_scale": SIZE_SCALE}))
 
 
 def _make_once(folder: Path, last_file: str, make: Callable[[Path], None]) -> None:
@@ -117,8 +124,8 @@ def _make_once(folder: Path, last_file: str, make: Callable[[Path], None]) -> No
             raise
 
 
-def _save_transformer(folder: Path) -> None:
-    """Saves the base model in the Diffusers layout, and separate adapters for one and for several speakers."""
+def _save_transformer(folder: Path, family: Family) -> None:
+    """Saves the base model in the Diffusers layout, and the family's adapters separately."""
     (folder / "infinitetalk").mkdir(parents=True)
     sizes = {
         "num_attention_heads": HEADS,
@@ -131,7 +138,7 @@ def _save_transformer(folder: Path) -> None:
         "image_dim": IMAGE_DIM,
         "added_kv_proj_dim": DIM,
     }
-    for kind in ("single", "multi"):
+    for kind in family.adapters:
         transformer = InfiniteTalkTransformer3DModel(
             **sizes,
             audio_channels=SPEECH_DIM,

@@ -69,6 +69,11 @@ class MemoryMode:
         """The name on a GPU: "bf16", "fp8", "int8, with 4000000000 parameters kept and the others streamed" …"""
         return self.describe(torch.bfloat16)
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether weights stay in the host's memory and pass through the GPU."""
+        return self.resident_parameters is not None or self.stream_text_encoder
+
     def precision(self, dtype: torch.dtype) -> str:
         """The quantisation, or else the name of `dtype`, the dtype of unquantised weights."""
         return self.quantisation or {torch.bfloat16: "bf16", torch.float32: "float32"}[dtype]

@@ -65,6 +65,11 @@ class Lazy(Generic[T]):
                 self._made.append(self._make())
             return self._made[0]
 
+    def forget(self) -> None:
+        """Drops the value; the next call of `get` makes it again."""
+        with self._lock:
+            self._made.clear()
+
 
 @dataclass
 class LoadedTransformer:
@@ -125,6 +130,11 @@ class TransformerLoader:
             loaded.loras.apply(choice.loras, self._device)
             use_attention(loaded, choice.attention)
             return loaded.network
+
+    def release(self) -> None:
+        """Drops the transformer; it is read again when it is next asked for."""
+        with self._lock:
+            self._loaded = None
 
     def _read(self, choice: NetworkChoice) -> LoadedTransformer:
         base, adapter = transformer_parts(self._paths, choice.adapter, choice.memory.quantisation)
@@ -236,6 +246,13 @@ class GroupTransformerLoader:
             self._loaded = (choice, leading)
             return leading
 
+    def release(self) -> None:
+        """Drops the transformer and ends the other processes: they start again when it is next asked for."""
+        with self._lock:
+            self._loaded = None
+            self._followers.end()
+            self._own.release()
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `TransformerLoader.shapes`."""
@@ -292,6 +309,11 @@ class PromptEncoderLoader:
             self._loaded.quantisation = choice.memory.quantisation
             self._place(self._loaded.encoder, choice.memory.stream_text_encoder)
             return self._loaded.encoder
+
+    def release(self) -> None:
+        """Drops the encoder; it is read again when it is next asked for."""
+        with self._lock:
+            self._loaded = None
 
     def _serves(self, loaded: LoadedPromptEncoder, choice: NetworkChoice) -> bool:
         """Whether a choice can use the loaded weights."""
@@ -374,6 +396,17 @@ class Models:
             family=self.family,
             size_scale=self.size_scale,
         )
+
+    def release(self) -> None:
+        """Frees the networks, which nothing else may hold; each is loaded again when it is next asked for.
+
+        With several devices, the other processes end too.
+        """
+        self._transformer.release()
+        self._prompt_encoder.release()
+        for network in (self._vae, self._image_encoder, self._audio_encoder):
+            network.forget()
+        release_cached_memory()
 
     def transformer(self, choice: NetworkChoice) -> Denoiser:
         """The transformer alone, as from `prepare`, with the same errors."""

@@ -34,9 +34,9 @@ class Settings(WeightsSettings):
     )
 
     infinitetalk_model: Literal["talker", "tiny", "published"] | None = None
-    """"published": the checkpoint in CKPT_DIR; the worker stops if it is missing. "talker": the embedded small model
-    that talks. "tiny": a small model with random weights, made by the worker. Unset: published if CKPT_DIR is set, else
-    talker."""
+    """"published": the checkpoints in CKPT_DIR and FLASHTALK_DIR; the worker stops if both are missing. "talker": the
+    embedded small model that talks. "tiny": a small model with random weights, made by the worker. Unset: published if
+    CKPT_DIR or FLASHTALK_DIR is set, else talker."""
 
     tiny_dir: Path | None = None
     """Folder in which the random model is made when it is first needed; unset: checkpoints/ of the checkout."""
@@ -151,7 +151,7 @@ class Settings(WeightsSettings):
     @property
     def model(self) -> Literal["talker", "tiny", "published"]:
         """The model to load."""
-        return self.infinitetalk_model or ("published" if self.ckpt_dir else "talker")
+        return self.infinitetalk_model or ("published" if self.ckpt_dir or self.flashtalk_dir else "talker")
 
     @property
     def recipe(self) -> Recipe | None:

@@ -1,21 +1,24 @@
-"""The checkpoint that a worker serves: the published one, or one of the two small ones of this project."""
+"""The checkpoints that a worker serves: the published ones, or one of the two small models of this project."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from infinitetalk.embedded.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.errors import CheckpointError
-from infinitetalk.family import INFINITETALK, Family
+from infinitetalk.family import FAMILIES, INFINITETALK, Family
+from infinitetalk.recipes import Recipe, missing
 from infinitetalk.runtime.check import check_checkpoint
+from infinitetalk.runtime.lora import lora_names
 from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.weights.locate import locate
+from infinitetalk.weights.locate import MissingWeightsError, locate_all
 from infinitetalk.worker.engine.placement import usual_workload
 from infinitetalk.worker.settings import Settings
 
@@ -25,12 +28,10 @@ class Checkpoint(ABC):
 
     Attributes:
         is_published: whether it is the published model, not one of this project's small models.
-        family: the model family.
         lora_folder: folder of LoRA files; None if there is none.
     """
 
     is_published: ClassVar[bool] = False
-    family: ClassVar[Family] = INFINITETALK
 
     def __init__(self, lora_folder: Path | None) -> None:
         self.lora_folder = lora_folder
@@ -82,7 +83,7 @@ class Checkpoint(ABC):
 
 
 class PublishedCheckpoint(Checkpoint):
-    """InfiniteTalk over Wan 2.1."""
+    """InfiniteTalk over Wan 2.1, or FlashTalk."""
 
     is_published = True
 
@@ -105,10 +106,11 @@ class PublishedCheckpoint(Checkpoint):
 class EmbeddedCheckpoint(Checkpoint):
     """A small model of this project. If KOKORO_DIR is not set, a small Kokoro is made in the folder of small models."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, family: Family = INFINITETALK) -> None:
         super().__init__(settings.lora_dir)
         self._folder = settings.tiny_dir or DEFAULT_FOLDER
         self._kokoro_folder = settings.kokoro_dir
+        self._family = family
 
     def find_kokoro(self) -> Path:
         return self._kokoro_folder or ensure_tiny_kokoro(self._folder)
@@ -118,17 +120,19 @@ class TalkerCheckpoint(EmbeddedCheckpoint):
     """The small trained model that talks; its weights are in this package."""
 
     def files(self) -> CheckpointPaths:
-        return replace(talker_paths(), loras=self.lora_folder, kokoro=self._kokoro_folder)
+        return replace(TALKERS[self._family.name](), loras=self.lora_folder, kokoro=self._kokoro_folder)
 
 
 class RandomCheckpoint(EmbeddedCheckpoint):
     """The small model with random weights; its files are made from a seed when they are first needed."""
 
-    #: All workers make the same weights.
-    fingerprint = "tiny"
+    @cached_property
+    def fingerprint(self) -> str:
+        """All workers make the same weights."""
+        return f"tiny {self._family.name}"
 
     def files(self) -> CheckpointPaths:
-        return replace(ensure_tiny_model(self._folder), loras=self.lora_folder)
+        return replace(ensure_tiny_model(self._folder, self._family), loras=self.lora_folder)
 
     def check(self) -> None:
         """Does nothing: the files are made by the code that reads them."""
@@ -137,15 +141,55 @@ class RandomCheckpoint(EmbeddedCheckpoint):
         """Does nothing: a few megabytes fit every GPU."""
 
 
-def find_checkpoint(settings: Settings) -> Checkpoint:
-    """The checkpoint that the settings name.
+#: The families of which there is a small trained model, by name, and where it is.
+TALKERS = {INFINITETALK.name: talker_paths}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints that a worker serves: at most one of each family. LoRAs and Kokoro are common to all.
+
+    Attributes:
+        by_family: the checkpoints by their family's name; at least one.
+        absent: for each other family, by its name: names of its repositories that are missing.
+    """
+
+    by_family: Mapping[str, Checkpoint]
+    absent: Mapping[str, tuple[str, ...]]
+
+    def of(self, family: Family) -> Checkpoint:
+        """The checkpoint of a family.
+
+        Raises:
+            MissingWeightsError: there is none.
+        """
+        if family.name not in self.by_family:
+            raise MissingWeightsError(family, self.absent[family.name])
+        return self.by_family[family.name]
+
+    @property
+    def lora_names(self) -> list[str]:
+        """The worker's LoRAs, as jobs name them."""
+        checkpoint = next(iter(self.by_family.values()))
+        return [] if checkpoint.lora_folder is None else lora_names(checkpoint.lora_folder)
+
+    def missing(self, recipe: Recipe) -> str | None:
+        """What this worker lacks to run a recipe, and how to get it; None if nothing."""
+        return missing(recipe, self.absent, self.lora_names)
+
+
+def find_checkpoints(settings: Settings) -> Checkpoints:
+    """The checkpoints that the settings name.
 
     Raises:
         CheckpointError: a part of the published checkpoint is neither set nor found, or a folder that is set does not
             exist.
     """
     if settings.model == "tiny":
-        return RandomCheckpoint(settings)
+        return Checkpoints({name: RandomCheckpoint(settings, family) for name, family in FAMILIES.items()}, {})
     if settings.model == "talker":
-        return TalkerCheckpoint(settings)
-    return PublishedCheckpoint(locate(settings))
+        absent = {name: family.base_repositories[:1] for name, family in FAMILIES.items() if name not in TALKERS}
+        return Checkpoints({name: TalkerCheckpoint(settings, FAMILIES[name]) for name in TALKERS}, absent)
+    located = locate_all(settings)
+    published = {name: PublishedCheckpoint(paths) for name, paths in located.checkpoints.items()}
+    return Checkpoints(published, located.absent)

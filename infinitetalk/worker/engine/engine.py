@@ -10,29 +10,30 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
 from infinitetalk.encoders.text import count_tokens
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
-from infinitetalk.family import FAMILIES
+from infinitetalk.family import FAMILIES, INFINITETALK
 from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
-from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
+from infinitetalk.recipes import QUALITY, RECIPES, Recipe
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
-from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
-from infinitetalk.runtime.memory import free_bytes, release_cached_memory
+from infinitetalk.runtime.lora import find_lora, find_loras
+from infinitetalk.runtime.memory import DoesNotFitError, release_cached_memory
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import adapter_kind
 from infinitetalk.weights.lora_files import files_of, read_lora
-from infinitetalk.worker.engine.checkpoint import find_checkpoint
+from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
 from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
 from infinitetalk.worker.engine.loading import Health, Loading
-from infinitetalk.worker.engine.placement import MeasureMemory, devices_of, measure_memory
+from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, measure_memory
 from infinitetalk.worker.engine.scenes import Scene, generation_settings, open_source, plan_scenes, stretch_of
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
@@ -65,14 +66,16 @@ class Request:
 
 
 class Engine:
-    """Makes videos with the networks of one checkpoint.
+    """Makes videos with the networks of one or several checkpoints: a job's family says which.
 
     Args:
         settings: the worker's settings.
         measure: measures the memory available for networks; by default that of a GPU.
 
     Attributes:
-        checkpoint: the weights.
+        checkpoints: the weights.
+        checkpoint: those that are loaded at the start: of the worker's recipe if it has one, else of InfiniteTalk if
+            its weights are there.
         devices: the devices of the networks.
         health: whether this process may serve jobs.
 
@@ -81,14 +84,20 @@ class Engine:
     """
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
-        self.checkpoint = find_checkpoint(settings)
+        self.checkpoints = find_checkpoints(settings)
+        if settings.recipe is not None and (problem := self.missing(settings.recipe)) is not None:
+            raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
+        first = INFINITETALK if settings.recipe is None else settings.recipe.family
+        if first.name not in self.checkpoints.by_family:
+            others = list(self.checkpoints.by_family)
+            structlog.get_logger().warning("checkpoint.absent", details={"family": first.name, "served": others})
+            first = FAMILIES[others[0]]
+        self.checkpoint = self.checkpoints.of(first)
         self.devices = devices_of(settings)
         self.health = Health()
-        self._loading = Loading(self.checkpoint, self.devices, measure, self.health)
+        self._loading = Loading(self.checkpoints, first, self.devices, measure, self.health)
         self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
-        if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
-            raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
 
     def start(self) -> None:
         """Starts loading the model; jobs may be validated and fetched meanwhile."""
@@ -98,10 +107,17 @@ class Engine:
         """Waits for loading to end: it fails if the interpreter exits before."""
         self._loading.finish()
 
-    @property
-    def model_name(self) -> str:
-        """Name of the model."""
-        return self._loading.found().models.name
+    def model_name_for(self, job: SingleJob) -> str:
+        """Name of the model that makes a job's video.
+
+        Raises:
+            CheckpointError: it could not be found.
+        """
+        return self._loading.found(job.family).models.name
+
+    def missing(self, recipe: Recipe) -> str | None:
+        """What this worker lacks to run a recipe, and how to get it; None if nothing."""
+        return self.checkpoints.missing(recipe)
 
     def weights_for(self, job: SingleJob) -> str:
         """Fingerprint of the weights that a job uses: the checkpoint, the job's LoRAs, and Kokoro if it speaks a text.
@@ -111,20 +127,12 @@ class Engine:
             WorkerError: the disk failed.
         """
         with self.reading_weights():
-            folder = self.checkpoint.lora_folder
+            checkpoint = self.checkpoints.of(job.family)
+            folder = checkpoint.lora_folder
             files = [file for lora in job.loras for file in files_of(find_lora(folder, lora.name))]
             if job.tts_audio is not None:
-                files += files_below(self.checkpoint.find_kokoro())
-            return f"{self.checkpoint.fingerprint}\n{contents_of(files)}"
-
-    def lacks(self, recipe: Recipe) -> str | None:
-        """What this worker lacks to run a recipe, and how to get it; None: nothing."""
-        absent = {
-            family.name: family.default_repositories
-            for family in FAMILIES.values()
-            if family.name != self.checkpoint.family.name
-        }
-        return missing(recipe, absent, self._lora_names())
+                files += files_below(checkpoint.find_kokoro())
+            return f"{checkpoint.fingerprint}\n{contents_of(files)}"
 
     def equip(self, job: SingleJob) -> SingleJob:
         """The job with the LoRAs that its recipe needs; a LoRA that the job names itself is not added again.
@@ -134,17 +142,13 @@ class Engine:
         """
         recipe = QUALITY if job.recipe is None else RECIPES[job.recipe]
         wanted = [lora for lora in recipe.loras if not any(lora.is_met_by(given.name) for given in job.loras)]
-        if (problem := self.lacks(replace(recipe, loras=tuple(wanted)))) is not None:
+        if (problem := self.missing(replace(recipe, loras=tuple(wanted)))) is not None:
             raise WorkerError(ErrorCode.INPUT_VALIDATION, problem)
         if not wanted:
             return job
-        names = self._lora_names()
+        names = self.checkpoints.lora_names
         added = [JobLora(name=name) for lora in wanted if (name := lora.choose(names)) is not None]
         return job.model_copy(update={"loras": [*job.loras, *added]})
-
-    def _lora_names(self) -> list[str]:
-        folder = self.checkpoint.lora_folder
-        return [] if folder is None else lora_names(folder)
 
     def reading_weights(self) -> AbstractContextManager[None]:
         """As `Health.reading_weights`: wraps code that reads weights in a job."""
@@ -161,29 +165,46 @@ class Engine:
             self._synthesiser = SpeechSynthesiser(self.checkpoint.find_kokoro(), self.devices.first)
         return self._synthesiser
 
+    def check_weights(self) -> None:
+        """Reads the headers of every file that videos need. If a checkpoint that is not loaded at the start is unfit,
+        this is only logged: its jobs will fail.
+
+        Raises:
+            CheckpointError: a file that the start loads is missing or unfit.
+        """
+        self.checkpoint.check()
+        for family, checkpoint in self.checkpoints.by_family.items():
+            if checkpoint is self.checkpoint:
+                continue
+            try:
+                checkpoint.check()
+            except CheckpointError as error:
+                details = {"family": family, "reason": str(error)}
+                structlog.get_logger().warning("checkpoint.unfit", details=details)
+
     def check_memory(self) -> None:
-        """Checks that a memory mode fits the GPU; memory of networks that this worker has already loaded counts as
-        free.
+        """Checks that a memory mode fits the GPU for the checkpoint that is loaded at the start; memory of networks
+        that this worker has already loaded counts as free.
 
         Raises:
             DoesNotFitError: none does.
         """
         device = self.devices.first
         if device.type == "cuda":
-            self.checkpoint.check_memory(free_bytes(device) + torch.cuda.memory_reserved(device))
+            self.checkpoint.check_memory(available_bytes(device))
 
     def embed(
-        self, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False
+        self, job: SingleJob, tracks: Sequence[np.ndarray], should_stop: Callable[[], bool] = lambda: False
     ) -> list[SpeechEmbeddings]:
         """Embeddings of each speaker's track, float32 (samples,) at 16 kHz, with one row per video frame.
 
-        Waits for the audio encoder only, not for the other networks.
+        Waits for the audio encoder of the job's model only, not for the other networks.
 
         Raises:
             CheckpointError: the audio encoder cannot be loaded.
             GenerationStopped: `should_stop` returned true.
         """
-        models = self._loading.found(should_stop).models
+        models = self._loading.found(job.family, should_stop).models
         with self.reading_weights():
             audio_encoder = models.audio_encoder
         speech = []
@@ -194,7 +215,8 @@ class Engine:
         return speech
 
     def prepare(self, job: SingleJob, source: MediaInfo, should_stop: Callable[[], bool] = lambda: False) -> Networks:
-        """Prepares the networks for the job: adapter, LoRAs, and a memory mode that fits.
+        """Prepares the networks for the job: checkpoint, adapter, LoRAs, and a memory mode that fits. Frees those of
+        another checkpoint if they do not fit beside them.
 
         Raises:
             CheckpointError: a network or a LoRA cannot be loaded.
@@ -202,12 +224,14 @@ class Engine:
             GenerationStopped: `should_stop` returned true.
             ParallelError: another GPU's process has ended or does not answer although it was just started.
         """
-        found = self._loading.loaded(should_stop)
-        memory = found.placement.choose(job, workload_of(job, source, found.models.family, found.models.size_scale))
+        found = self._loading.loaded(job.family, should_stop)
+        workload = workload_of(job, source, found.models.family, found.models.size_scale)
+        memory = found.placement.choose(job, workload)
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
                 adapter = adapter_kind(len(job.speakers))
+                self._loading.make_room(found, memory, workload)
                 return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras))
         except ParallelError:
             self.health.mark_broken()
@@ -235,20 +259,20 @@ class Engine:
             paths = [find_lora(self.checkpoint.lora_folder, lora.name) for lora in job.loras]
         if not paths:
             return []
-        models = self._loading.found(should_stop).models
+        models = self._loading.found(job.family, should_stop).models
         with self.reading_weights():
             shapes = models.transformer_shapes
         with naming_loras(), self.reading_weights():
             return [warning for path in paths for warning in read_lora(path, shapes).warnings]
 
-    def count_tokens(self, prompt: str, should_stop: Callable[[], bool] = lambda: False) -> int:
-        """Number of tokens of a prompt; the model reads the first `TEXT_LENGTH`.
+    def count_tokens(self, job: SingleJob, prompt: str, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """Number of tokens of a job's prompt; its model reads the first `TEXT_LENGTH`.
 
         Raises:
             CheckpointError: the model could not be found, or its tokenizer could not be loaded.
             GenerationStopped: `should_stop` returned true.
         """
-        models = self._loading.found(should_stop).models
+        models = self._loading.found(job.family, should_stop).models
         with self.reading_weights():
             return count_tokens(models.tokenizer, prompt)
 
@@ -270,7 +294,7 @@ class Engine:
             DoesNotFitError: no mode fits the free memory.
             GenerationStopped: `should_stop` returned true.
         """
-        found = self._loading.found(should_stop)
+        found = self._loading.found(job.family, should_stop)
         workload = workload_of(job, source, found.models.family, found.models.size_scale)
         settings = [generation_settings(job, 0, scene) for scene in scenes]
         memory_mode = found.placement.choose(job, workload).describe(self.devices.dtype)
@@ -316,7 +340,13 @@ class Engine:
             networks, job = request.networks, request.job
             choice = networks.choice
             workload = workload_of(job, request.source.info, networks.family, networks.size_scale)
-            lesson = self._loading.found().placement.learn(job, workload, choice.memory, choice.dtype)
+            found = self._loading.found(job.family)
+            if self._loading.release_others(found):
+                raise DoesNotFitError(
+                    "the GPU has too little memory for two models: send the job again, this worker has freed the other",
+                    fits_next_time=True,
+                ) from error
+            lesson = found.placement.learn(job, workload, choice.memory, choice.dtype)
             if lesson is None:
                 raise
             raise lesson from error

@@ -1,4 +1,5 @@
-"""Loads the networks in a thread, while jobs are already validated and fetched."""
+"""Loads the networks: those of one family in a thread at the start, while jobs are already validated and fetched, and
+others when a job needs them."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ import numpy as np
 import soundfile
 import structlog
 
+from infinitetalk.family import Family
 from infinitetalk.media.decode import read_waveform
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.device_errors import as_library_error
+from infinitetalk.runtime.memory import MemoryMode, Workload
 from infinitetalk.runtime.models import Models
-from infinitetalk.worker.engine.checkpoint import Checkpoint
+from infinitetalk.worker.engine.checkpoint import Checkpoint, Checkpoints
 from infinitetalk.worker.engine.placement import Devices, MeasureMemory, Placement
 from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
 from infinitetalk.worker.stop import wait_for
@@ -57,31 +60,44 @@ class Health:
             raise load_error(error) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class FoundModels:
-    """The models of a checkpoint with all its files, and the placement of its networks in memory."""
+    """The models of a checkpoint with all its files, and the placement of its networks in memory.
+
+    Attributes:
+        memory: the mode of the networks that may be loaded; None before the first are asked for, and once they are
+            freed.
+    """
 
     models: Models
     placement: Placement
+    memory: MemoryMode | None = None
 
 
 class Loading:
-    """Loads the networks of a checkpoint.
+    """Finds the models of the checkpoints, and loads the networks of one at the start.
 
     Args:
-        checkpoint: the checkpoint.
-        devices: the devices of its networks.
-        measure: measures the available memory before any network is loaded.
+        checkpoints: the checkpoints.
+        first: the family to load at the start; one of those.
+        devices: the devices of the networks.
+        measure: measures the available memory, as if no network were loaded.
         health: is marked as broken if another worker may do better.
     """
 
-    def __init__(self, checkpoint: Checkpoint, devices: Devices, measure: MeasureMemory, health: Health) -> None:
-        self._checkpoint = checkpoint
+    def __init__(
+        self, checkpoints: Checkpoints, first: Family, devices: Devices, measure: MeasureMemory, health: Health
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._first = first
         self._devices = devices
         self._measure = measure
         self._health = health
-        self._found: Future[FoundModels] = Future()
+        self._found: dict[str, Future[FoundModels]] = {name: Future() for name in checkpoints.by_family}
         self._loaded: Future[None] = Future()
+        self._ended: Future[None] = Future()
+        self._one_at_a_time = devices.count > 1
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -99,49 +115,113 @@ class Loading:
         for thread in self._threads:
             thread.join()
 
-    def found(self, should_stop: Callable[[], bool] = lambda: False) -> FoundModels:
-        """The models, as soon as their files are found; their networks may still be loading.
+    def found(self, family: Family, should_stop: Callable[[], bool] = lambda: False) -> FoundModels:
+        """The models of a family, as soon as their files are found; their networks may still be loading.
 
         Raises:
+            MissingWeightsError: there are none of this family.
             CheckpointError, WorkerError: they could not be found.
             GenerationStopped: `should_stop` returned true.
         """
-        return wait_for(self._found, should_stop)
+        checkpoint = self._checkpoints.of(family)
+        if family.name != self._first.name:
+            self._find_later(family, checkpoint)
+        return wait_for(self._found[family.name], should_stop)
 
-    def loaded(self, should_stop: Callable[[], bool]) -> FoundModels:
-        """The models, once their networks are loaded.
+    def loaded(self, family: Family, should_stop: Callable[[], bool]) -> FoundModels:
+        """The models of a family, once networks can be asked of them: after the start has loaded the first family's.
 
         Raises:
-            CheckpointError, WorkerError: they could not be loaded.
+            MissingWeightsError: there are none of this family.
+            CheckpointError, WorkerError: they could not be found or, at the start, loaded.
             GenerationStopped: `should_stop` returned true.
         """
-        found = self.found(should_stop)
-        wait_for(self._loaded, should_stop)
+        found = self.found(family, should_stop)
+        wait_for(self._loaded if family.name == self._first.name else self._ended, should_stop)
         return found
+
+    def make_room(self, wanted: FoundModels, memory: MemoryMode, workload: Workload) -> None:
+        """Frees the other families' networks, unless the GPU has room for them beside those of a job.
+
+        Args:
+            wanted: the models of the job.
+            memory, workload: its mode and size.
+        """
+        for other in self._others(wanted):
+            fits = other.memory is not None and wanted.placement.has_room_beside(
+                memory, workload, other.placement, other.memory
+            )
+            if self._one_at_a_time or not fits:
+                self._release(other)
+        wanted.memory = memory
+
+    def release_others(self, kept: FoundModels) -> bool:
+        """Frees the other families' networks from now on, since they have left a job too little memory.
+
+        Returns:
+            Whether there were any.
+        """
+        others = [other for other in self._others(kept) if other.memory is not None]
+        for other in others:
+            self._release(other)
+        if others:
+            self._one_at_a_time = True
+        return bool(others)
+
+    def _others(self, wanted: FoundModels) -> list[FoundModels]:
+        """What else has been found; called once the start has ended."""
+        futures = self._found.values()
+        found = [future.result() for future in futures if future.done() and future.exception() is None]
+        return [other for other in found if other is not wanted]
+
+    def _release(self, found: FoundModels) -> None:
+        if found.memory is not None:
+            structlog.get_logger().info("model.freed", details={"model": found.models.name})
+        found.models.release()
+        found.memory = None
+
+    def _find(self, checkpoint: Checkpoint) -> FoundModels:
+        paths = checkpoint.files()
+        placement = Placement(self._measure(self._devices.first, paths), paths.family)
+        return FoundModels(Models(paths, self._devices.first, self._devices.others), placement)
+
+    def _find_later(self, family: Family, checkpoint: Checkpoint) -> None:
+        """Finds models that the start does not load; if that fails, the next job tries again."""
+        with self._lock:
+            if self._found[family.name].done():
+                return
+            try:
+                found = self._find(checkpoint)
+            except Exception as error:
+                raise self._told(error) from error
+            self._found[family.name].set_result(found)
+
+    def _told(self, error: Exception) -> Exception:
+        """The error for jobs; it is logged, and this worker's health may end with it."""
+        structlog.get_logger().error("model.not_loaded", exc_info=error)
+        if may_load_elsewhere(error):
+            self._health.mark_broken()
+        return load_error(as_library_error(error))
 
     def _load(self) -> None:
         begin = time.monotonic()
         device, dtype = self._devices.first, self._devices.dtype
-        logger = structlog.get_logger()
-        waiting: Future[FoundModels] | Future[None] = self._found
+        waiting: Future[FoundModels] | Future[None] = self._found[self._first.name]
         try:
-            paths = self._checkpoint.files()
-            placement = Placement(self._measure(device, paths), paths.family)
-            memory = placement.choose_at_start()
-            models = Models(paths, device, self._devices.others)
-            self._found.set_result(FoundModels(models, placement))
+            found = self._find(self._checkpoints.of(self._first))
+            found.memory = found.placement.choose_at_start()
+            self._found[self._first.name].set_result(found)
             waiting = self._loaded
-            models.prepare(NetworkChoice(dtype, memory))
+            found.models.prepare(NetworkChoice(dtype, found.memory))
         except Exception as error:
-            logger.error("model.not_loaded", exc_info=error)
-            if may_load_elsewhere(error):
-                self._health.mark_broken()
-            waiting.set_exception(load_error(as_library_error(error)))
-            return
-        lat_ms = round((time.monotonic() - begin) * 1000)
-        details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(dtype)}
-        logger.info("model.loaded", lat_ms=lat_ms, details=details)
-        self._loaded.set_result(None)
+            waiting.set_exception(self._told(error))
+        else:
+            lat_ms = round((time.monotonic() - begin) * 1000)
+            details = {"model": found.models.name, "device": str(device), "memory_mode": found.memory.describe(dtype)}
+            structlog.get_logger().info("model.loaded", lat_ms=lat_ms, details=details)
+            self._loaded.set_result(None)
+        finally:
+            self._ended.set_result(None)
 
 
 def warm_up_sound() -> None:

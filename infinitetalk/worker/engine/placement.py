@@ -16,6 +16,7 @@ from infinitetalk.runtime.memory import (
     estimate_bytes,
     free_bytes,
     model_sizes,
+    weight_bytes,
 )
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.worker.settings import Settings
@@ -70,12 +71,17 @@ MeasureMemory = Callable[[torch.device, CheckpointPaths], MemoryBudget | None]
 
 
 def measure_memory(device: torch.device, paths: CheckpointPaths) -> MemoryBudget | None:
-    """The budget of a GPU without any loaded network; None for a CPU, whose memory is not counted.
+    """The budget of a GPU, as if no network were loaded; None for a CPU, whose memory is not counted.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    return MemoryBudget(free_bytes(device), model_sizes(paths)) if device.type == "cuda" else None
+    return MemoryBudget(available_bytes(device), model_sizes(paths)) if device.type == "cuda" else None
+
+
+def available_bytes(device: torch.device) -> int:
+    """GPU memory for networks: free memory, and that of networks that this process has loaded."""
+    return free_bytes(device) + torch.cuda.memory_allocated(device)
 
 
 class Placement:
@@ -113,6 +119,16 @@ class Placement:
         if job.offload_model is False and mode.resident_parameters is not None:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
         return mode
+
+    def has_room_beside(self, mode: MemoryMode, workload: Workload, other: Placement, other_mode: MemoryMode) -> bool:
+        """Whether a job in a mode fits while another checkpoint's networks stay loaded in theirs.
+
+        False if memory is not counted, or if either streams weights from the host's memory, which is not counted.
+        """
+        if self._budget is None or other._budget is None or mode.is_streaming or other_mode.is_streaming:
+            return False
+        held = weight_bytes(other_mode, other._budget.sizes)
+        return held + estimate_bytes(mode, self._budget.sizes, workload) <= self._budget.free_bytes
 
     def learn(
         self, job: SingleJob, workload: Workload, taken: MemoryMode, dtype: torch.dtype

@@ -308,7 +308,7 @@ class VideoJob:
         return Plan(
             job_id=self.context.job_id,
             params=resolved_parameters(job, job.base_seed),
-            model=engine.model_name,
+            model=engine.model_name_for(job),
             warnings=warnings,
             recipes=self._recipe_costs(media.source.info, scenes),
             **plan_facts(video),
@@ -323,7 +323,7 @@ class VideoJob:
         sent, engine = self.chosen.sent, self.engine
         costs = []
         for recipe in RECIPES.values():
-            if not recipe.serves(len(sent.speakers)) or engine.lacks(recipe) is not None:
+            if not recipe.serves(len(sent.speakers)) or engine.missing(recipe) is not None:
                 continue
             try:
                 video = engine.plan(engine.equip(sent.by_recipe(recipe)), source, scenes, self.context.stop)
@@ -383,7 +383,7 @@ class VideoJob:
         sound = mix_tracks(tracks)
         count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
         self.store.check_size(count_sound_bytes)
-        speech = engine.embed(tracks, stop)
+        speech = engine.embed(job, tracks, stop)
         self.clock.enter(Stage.LOAD)
         networks = engine.prepare(job, media.source.info, stop)
         return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
@@ -470,7 +470,7 @@ class VideoJob:
         facts = video_facts(artifacts.video, rendering)
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
-            "model": self.engine.model_name,
+            "model": self.engine.model_name_for(self.job),
             "memory_mode": self.engine.memory_mode(inputs.networks.choice),
             "evaluations": rendering.evaluations,
             "evaluations_skipped": rendering.evaluations_skipped,
@@ -506,7 +506,7 @@ class VideoJob:
         job, engine, stop = self.job, self.engine, self.context.stop
         return [
             *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
-            *cut_prompts(job, lambda prompt: engine.count_tokens(prompt, stop)),
+            *cut_prompts(job, lambda prompt: engine.count_tokens(job, prompt, stop)),
             *shared_regions(overlaps),
             *unused_fields(job, media.source.info.kind == "image", num_chunks, self.context.s3_config),
         ]

@@ -43,7 +43,7 @@ def check_machine(settings: Settings, engine: Engine, sdk_checks: Iterable[Check
     """
     for check in sdk_checks:
         asyncio.run(check())
-    engine.checkpoint.check()
+    engine.check_weights()
     check_gpus(engine.devices.first, engine.devices.count)
     engine.check_memory()
     look_at_store(settings)

@@ -1,0 +1,292 @@
+"""A worker with two checkpoints: each job has its own weights, and memory holds what fits."""
+
+import gc
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import structlog
+import torch
+
+from infinitetalk.errors import CheckpointError
+from infinitetalk.family import FLASHTALK, INFINITETALK, Family
+from infinitetalk.media.decode import probe
+from infinitetalk.recipes import RECIPES
+from infinitetalk.runtime.memory import GIB, DoesNotFitError, MemoryMode, Workload
+from infinitetalk.weights.convert import convert
+from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.weights.locate import MissingWeightsError
+from infinitetalk.worker.engine import Engine, Request
+from infinitetalk.worker.engine.placement import MemoryBudget, Placement
+from infinitetalk.worker.job.advice import warnings_of
+from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.traffic.fetch import Media
+from schemas import SingleJob
+from tests import checkpoint_factory as factory
+from tests.job_inputs import picture_bytes, small_job
+
+FAMILIES = (INFINITETALK, FLASHTALK)
+#: Of the published model.
+SIZES = INFINITETALK.model_sizes
+
+
+class FlashTalkJob(SingleJob):
+    """A job of FlashTalk."""
+
+    @property
+    def family(self) -> Family:
+        return FLASHTALK
+
+
+def starting_with(settings: Settings, family: Family) -> Settings:
+    """The settings of a worker that loads this family at the start."""
+    return settings.model_copy(update={"default_recipe": "flashtalk" if family is FLASHTALK else None})
+
+
+def job_of(family: Family, **changes: object) -> SingleJob:
+    """A job of 9 frames in two chunks."""
+    kind = FlashTalkJob if family is FLASHTALK else SingleJob
+    return kind.model_validate(small_job(mode="streaming", sample_audio_guide_scale=1.0, **changes))
+
+
+class Worker:
+    """Makes videos, one after the other.
+
+    Attributes:
+        engine: its engine; networks are loaded.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, gib: float | None = None) -> None:
+        """`gib`: GPU memory of a GPU that the worker believes to have, with the published model's sizes."""
+        budget = None if gib is None else MemoryBudget(int(gib * GIB), SIZES)
+        self.engine = Engine(settings, lambda *_: budget)
+        self.engine.start()
+        self.engine.finish_loading()
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        picture = folder / "picture.png"
+        picture.write_bytes(picture_bytes())
+        self._source = Media(picture, probe(picture))
+
+    def make(self, family: Family) -> np.ndarray:
+        """The frames of a video, uint8 (T, H, W, 3)."""
+        job = job_of(family)
+        track = 0.1 * np.sin(np.arange(round(0.36 * 16_000)) / 8).astype(np.float32)
+        speech = self.engine.embed(job, [track])
+        networks = self.engine.prepare(job, self._source.info)
+        request = Request(job, 1, self._source, speech, None, self._folder, networks)
+        chunks = list(self.engine.generate(request, lambda: False, lambda _: None))
+        assert len(chunks) > 1
+        return np.concatenate([chunk.frames for chunk in chunks])
+
+    def prepare(self, family: Family) -> None:
+        self.engine.prepare(job_of(family), self._source.info)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[Path]:
+    """Folders for the temporary files of workers."""
+    return (tmp_path / f"worker-{number}" for number in count())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(infinitetalk_model="tiny", tiny_dir=tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Small checkpoints of both families in their published layouts."""
+    folder = tmp_path_factory.mktemp("published")
+    base, adapters = factory.save_served_infinitetalk(folder)
+    return Settings(
+        infinitetalk_model="published",
+        ckpt_dir=base,
+        infinitetalk_dir=adapters,
+        flashtalk_dir=factory.save_served_flashtalk(folder / "flashtalk"),
+        wav2vec_dir=factory.save_speech_encoder(folder / "wav2vec2"),
+        volume_dir=folder,
+    )
+
+
+def alone(published: Settings, family: Family) -> Settings:
+    """With the weights of one family."""
+    others = ("flashtalk_dir",) if family is INFINITETALK else ("ckpt_dir", "infinitetalk_dir")
+    return published.model_copy(update=dict.fromkeys(others))
+
+
+# Frames.
+
+
+@pytest.mark.parametrize("model", ["tiny", "published"])
+def test_alternating_jobs_have_the_frames_of_a_fresh_worker_each(
+    model: str, folders: Iterator[Path], request: pytest.FixtureRequest
+) -> None:
+    settings = request.getfixturevalue(model)
+    fresh = {family.name: Worker(starting_with(settings, family), next(folders)).make(family) for family in FAMILIES}
+    assert fresh["infinitetalk"].shape == fresh["flashtalk"].shape == (9, 64, 64, 3)
+    assert not np.array_equal(fresh["infinitetalk"], fresh["flashtalk"])
+    worker = Worker(settings, next(folders))
+    names = [worker.engine.model_name_for(job_of(family)) for family in FAMILIES]
+    assert len(set(names)) == 2
+    assert len({worker.engine.weights_for(job_of(family)) for family in FAMILIES}) == 2
+    for family in (*FAMILIES, *FAMILIES, FLASHTALK):
+        assert np.array_equal(worker.make(family), fresh[family.name])
+
+
+def test_flashtalk_is_served_from_every_form_of_its_folder(
+    published: Settings, tmp_path: Path, folders: Iterator[Path]
+) -> None:
+    settings = alone(published, FLASHTALK)
+
+    def frames(folder: Path) -> np.ndarray:
+        worker = Worker(settings.model_copy(update={"flashtalk_dir": folder}), next(folders))
+        worker.engine.check_weights()
+        return worker.make(FLASHTALK)
+
+    assert settings.flashtalk_dir is not None and settings.wav2vec_dir is not None
+    sharded = frames(settings.flashtalk_dir)
+    assert np.array_equal(frames(factory.save_served_flashtalk(tmp_path / "single", shards=1)), sharded)
+    bfloat16 = factory.save_served_flashtalk(tmp_path / "bfloat16", torch.bfloat16)
+    paths = CheckpointPaths(bfloat16, {}, settings.wav2vec_dir, family=FLASHTALK)
+    for name in ("converted", "fp8"):
+        convert(paths, tmp_path / name, fp8=name == "fp8")
+        factory.describe_as_small(tmp_path / name)
+    assert np.array_equal(frames(tmp_path / "converted"), frames(bfloat16))
+    rounded = frames(tmp_path / "fp8")
+    assert rounded.shape == sharded.shape and rounded.std() > 0
+
+
+# Memory.
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_memory_stays_flat_over_twenty_switches(published: Settings, folders: Iterator[Path]) -> None:
+    worker, process = Worker(published, next(folders)), psutil.Process()
+    for family in (FLASHTALK, INFINITETALK, FLASHTALK, INFINITETALK):
+        worker.make(family)
+    tensors, resident = live_tensors(), process.memory_info().rss
+    for _ in range(10):
+        worker.prepare(FLASHTALK)
+        worker.prepare(INFINITETALK)
+    assert live_tensors() == tensors
+    assert process.memory_info().rss - resident < 20e6
+
+
+def freed(worker: Worker, *families: Family) -> list[str]:
+    """Names of the models that are freed while networks for such jobs are prepared."""
+    with structlog.testing.capture_logs() as logs:
+        for family in families:
+            worker.prepare(family)
+    return [line["details"]["model"] for line in logs if line["event"] == "model.freed"]
+
+
+def test_networks_of_both_stay_where_the_gpu_has_room_and_else_the_others_are_freed(
+    published: Settings, folders: Iterator[Path]
+) -> None:
+    roomy = Worker(published, next(folders), gib=120)
+    assert freed(roomy, FLASHTALK, INFINITETALK, FLASHTALK) == []
+    small = Worker(published, next(folders), gib=79)
+    assert freed(small, FLASHTALK, FLASHTALK, INFINITETALK) == ["small-wan", "small-flashtalk"]
+    # A CPU's memory is not counted: one at a time.
+    assert freed(Worker(published, next(folders)), FLASHTALK, INFINITETALK) == ["small-wan", "small-flashtalk"]
+
+
+def test_weights_that_stream_from_the_hosts_memory_are_alone_in_it() -> None:
+    workload = Workload(33, 640, 640, FLASHTALK)
+    placements = [Placement(MemoryBudget(150 * GIB, SIZES), family) for family in FAMILIES]
+    streaming = MemoryMode("fp8", 0, stream_text_encoder=True)
+    for modes, fits in (
+        ((MemoryMode(), MemoryMode()), True),
+        ((streaming, MemoryMode()), False),
+        ((MemoryMode(), streaming), False),
+    ):
+        assert placements[1].has_room_beside(modes[0], workload, placements[0], modes[1]) == fits
+    narrow = Placement(MemoryBudget(90 * GIB, SIZES), FLASHTALK)
+    assert not narrow.has_room_beside(MemoryMode(), workload, placements[0], MemoryMode())
+
+
+def test_a_job_that_runs_out_of_memory_beside_another_model_is_told_to_come_again(
+    published: Settings, folders: Iterator[Path]
+) -> None:
+    worker = Worker(published, next(folders), gib=120)
+    worker.prepare(FLASHTALK)
+    job = job_of(INFINITETALK)
+    source = worker._source
+    speech = worker.engine.embed(job, [np.zeros(16_000, dtype=np.float32)])
+    networks = worker.engine.prepare(job, source.info)
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = networks.transformer.register_forward_pre_hook(fail)
+    request = Request(job, 1, source, speech, None, source.path.parent, networks)
+    with pytest.raises(DoesNotFitError, match="too little memory for two models: send the job again") as raised:
+        list(worker.engine.generate(request, lambda: False, lambda _: None))
+    assert raised.value.retryable
+    handle.remove()
+    # From now on, one at a time.
+    assert freed(worker, INFINITETALK, FLASHTALK) == ["small-wan"]
+
+
+# What is there.
+
+
+def test_a_worker_of_flashtalk_alone_serves_its_recipes_only(published: Settings, folders: Iterator[Path]) -> None:
+    worker = Worker(alone(published, FLASHTALK), next(folders))
+    worker.engine.check_weights()
+    worker.engine.check_memory()
+    assert worker.engine.missing(RECIPES["flashtalk"]) is None
+    assert worker.engine.missing(RECIPES["quality"]) == (
+        "recipe quality needs Wan2.1-I2V-14B-480P, InfiniteTalk: fetch them by "
+        "`python -m infinitetalk.weights download base-480 adapter`, or set CKPT_DIR, INFINITETALK_DIR"
+    )
+    assert worker.make(FLASHTALK).shape == (9, 64, 64, 3)
+    with pytest.raises(MissingWeightsError, match=r"InfiniteTalk-14B needs .*download base-480 adapter"):
+        worker.prepare(INFINITETALK)
+
+
+def test_a_worker_of_infinitetalk_alone_says_how_to_get_flashtalk(published: Settings) -> None:
+    engine = Engine(alone(published, INFINITETALK))
+    assert engine.checkpoint is engine.checkpoints.of(INFINITETALK)
+    with pytest.raises(CheckpointError, match="DEFAULT_RECIPE is 'flashtalk': recipe flashtalk needs SoulX"):
+        Engine(starting_with(alone(published, INFINITETALK), FLASHTALK))
+    assert engine.missing(RECIPES["quality"]) is None
+    message = engine.missing(RECIPES["flashtalk"])
+    assert message is not None and "needs SoulX-FlashTalk-14B: fetch it by" in message
+    assert engine.missing(RECIPES["lora-8"]) is not None
+
+
+def test_settings_of_flashtalk_alone_mean_the_published_model(tmp_path: Path) -> None:
+    assert Settings(flashtalk_dir=tmp_path).model == "published"
+
+
+def test_a_second_checkpoint_that_is_damaged_fails_its_own_jobs_only(
+    published: Settings, tmp_path: Path, folders: Iterator[Path]
+) -> None:
+    damaged = factory.save_served_flashtalk(tmp_path / "damaged")
+    file = damaged / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    worker = Worker(published.model_copy(update={"flashtalk_dir": damaged}), next(folders))
+    with structlog.testing.capture_logs() as logs:
+        worker.engine.check_weights()
+    (line,) = [line for line in logs if line["event"] == "checkpoint.unfit"]
+    assert line["details"]["family"] == "flashtalk" and file.name in line["details"]["reason"]
+    with pytest.raises(CheckpointError, match=file.name):
+        worker.make(FLASHTALK)
+    assert worker.make(INFINITETALK).shape == (9, 64, 64, 3)
+    assert not worker.engine.health.is_broken
+
+
+def test_few_steps_need_no_lora_where_the_model_is_distilled(published: Settings) -> None:
+    engine = Engine(published)
+    assert warnings_of(job_of(FLASHTALK), engine, []) == []
+    (warning,) = warnings_of(job_of(INFINITETALK), engine, [])
+    assert "without a step-distilled LoRA" in warning
