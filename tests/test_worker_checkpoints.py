@@ -240,8 +240,8 @@ def test_a_worker_of_flashtalk_alone_serves_its_recipes_only(published: Settings
     worker = Worker(alone(published, FLASHTALK), next(folders))
     worker.engine.check_weights()
     worker.engine.check_memory()
-    assert worker.engine.missing(RECIPES["flashtalk"]) is None
-    assert worker.engine.missing(RECIPES["quality"]) == (
+    assert worker.engine.lacks(RECIPES["flashtalk"]) is None
+    assert worker.engine.lacks(RECIPES["quality"]) == (
         "recipe quality needs Wan2.1-I2V-14B-480P, InfiniteTalk: fetch them by "
         "`python -m infinitetalk.weights download base-480 adapter`, or set CKPT_DIR, INFINITETALK_DIR"
     )
@@ -253,10 +253,10 @@ def test_a_worker_of_flashtalk_alone_serves_its_recipes_only(published: Settings
 def test_a_worker_of_infinitetalk_alone_says_how_to_get_flashtalk(published: Settings) -> None:
     engine = Engine(alone(published, INFINITETALK), first=FLASHTALK)
     assert engine.checkpoint is engine.checkpoints.of(INFINITETALK)
-    assert engine.missing(RECIPES["quality"]) is None
-    message = engine.missing(RECIPES["flashtalk"])
+    assert engine.lacks(RECIPES["quality"]) is None
+    message = engine.lacks(RECIPES["flashtalk"])
     assert message is not None and "needs SoulX-FlashTalk-14B: fetch it by" in message
-    assert engine.missing(RECIPES["lora-8"]) is not None
+    assert engine.lacks(RECIPES["lora-8"]) is not None
 
 
 def test_settings_of_flashtalk_alone_mean_the_published_model(tmp_path: Path) -> None:

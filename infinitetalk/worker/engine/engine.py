@@ -21,9 +21,9 @@ from infinitetalk.family import FAMILIES, INFINITETALK, Family
 from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
-from infinitetalk.recipes import Recipe
+from infinitetalk.recipes import Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
-from infinitetalk.runtime.lora import find_lora, find_loras
+from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import DoesNotFitError, release_cached_memory
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.fingerprint import contents_of, files_below
@@ -113,9 +113,13 @@ class Engine:
         """
         return self._loading.found(job.family).models.name
 
-    def missing(self, recipe: Recipe) -> str | None:
-        """What this worker lacks to run a recipe, and how to get it; None if nothing."""
-        return self.checkpoints.missing(recipe)
+    def lacks(self, recipe: Recipe) -> str | None:
+        """What this worker lacks to run a recipe, and how to get it; None: nothing."""
+        return missing(recipe, self.checkpoints.absent, self._lora_names())
+
+    def _lora_names(self) -> list[str]:
+        folder = self.checkpoint.lora_folder
+        return [] if folder is None else lora_names(folder)
 
     def weights_for(self, job: SingleJob) -> str:
         """Fingerprint of the weights that a job uses: the checkpoint, the job's LoRAs, and Kokoro if it speaks a text.
