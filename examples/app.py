@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from infinitetalk_client import LOCAL_URL, RUNPOD_URL, InfiniteTalkClient, JobError
-from page import Point, click, curl, job_input, player, preview, run
+from infinitetalk_client import LOCAL_URL, RECIPES, RUNPOD_URL, InfiniteTalkClient, JobError
+from page import Point, click, curl, job_input, player, preview, prices, run
 from requests import RequestException
 
 MEDIA = Path(__file__).parent / "media"
@@ -53,10 +53,18 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                 with gr.Row():
                     generate = gr.Button("Generate", variant="primary", elem_id="generate")
                     show = gr.Button("Show payload")
+                    ask = gr.Button("Prices", elem_id="prices")
                     cancel = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 status = gr.HTML("ready", elem_id="status")
                 growing = gr.HTML(elem_id="growing")
                 video = gr.Video(label="Video", autoplay=True, elem_id="video")
+                inputs["recipe"] = gr.Dropdown(
+                    [("as set below", ""), *((name, name) for name in RECIPES)],
+                    value="",
+                    label="recipe",
+                    info="A recipe sets steps, guidance, chunks and colours itself. Prices lists this endpoint's.",
+                    elem_id="recipe",
+                )
                 with gr.Accordion("Parameters", open=True):
                     with gr.Row():
                         inputs["size"] = gr.Dropdown(["infinitetalk-480", "infinitetalk-720"], label="size")
@@ -98,6 +106,12 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                 growing_now = (player(address) if address else "") if is_new else gr.skip()
                 yield shown.status, growing_now, shown.video, shown.job_id
 
+        def tell_prices(text: str) -> str:
+            try:
+                return prices(client, json.loads(text)["input"], POLL_S)
+            except (JobError, RequestException) as error:
+                raise gr.Error(str(error)) from error
+
         def stop(identifier: str | None) -> None:
             if identifier:
                 try:
@@ -118,6 +132,7 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
             send, payload, [status, growing, video, job_id], show_progress="hidden"
         )
         show.click(prepare, list(inputs.values()), [payload, command])
+        ask.click(prepare, list(inputs.values()), [payload, command]).success(tell_prices, payload, status)
         cancel.click(stop, job_id, None)
         gr.Examples(
             [[str(MEDIA / "drawn_portrait.png"), str(MEDIA / "speech.wav")]],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infinitetalk_client import InfiniteTalkClient, JobError
+from infinitetalk_client import InfiniteTalkClient, JobError, plan_lines
 from PIL import Image, ImageDraw
 from requests import RequestException
 
@@ -97,11 +97,26 @@ def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, A
         job["audio_type"] = fields["audio_type"]
     if any(boxes):
         job["bbox"] = {f"person{number}": box for number, box in enumerate(boxes, 1) if box}
-    same = ("size", "mode", "frame_num", "max_frame_num", "motion_frame", "crossfade_frame", "sample_steps")
-    same += ("sample_text_guide_scale", "sample_audio_guide_scale", "color_correction_strength")
-    same += ("use_teacache", "use_apg", "base_seed")
+    same: tuple[str, ...] = ("size", "mode", "max_frame_num", "crossfade_frame", "base_seed")
+    if fields["recipe"]:
+        # The recipe sets the others.
+        same += ("recipe",)
+    else:
+        same += ("frame_num", "motion_frame", "sample_steps", "sample_text_guide_scale", "sample_audio_guide_scale")
+        same += ("color_correction_strength", "use_teacache", "use_apg")
     output_config = client.output_config | ({"preview": True} if fields["mode"] == "streaming" else {})
     return job | {name: fields[name] for name in same} | {"output_config": output_config}
+
+
+def prices(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> str:
+    """The cost of a job by each recipe of the endpoint, as HTML; makes no video.
+
+    Raises:
+        JobError: the endpoint refuses the job.
+        RequestException: the endpoint does not answer.
+    """
+    plan = client.run(job | {"dry_run": True}, poll_s=poll_s)
+    return "<br>".join(html.escape(line) for line in plan_lines(plan))
 
 
 def curl(client: InfiniteTalkClient, payload: str) -> str:

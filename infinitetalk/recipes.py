@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from infinitetalk.family import FLASHTALK, INFINITETALK, REPOSITORIES, Family, Repository, how_to_get
 
@@ -30,6 +31,12 @@ class NeededLora:
         """Whether a LoRA of this name, as jobs name it, is such a one."""
         return self.word in name.lower()
 
+    def choose(self, names: Sequence[str]) -> str | None:
+        """The LoRA to use of those with these names: the published file, else the first that fits; None: none fits."""
+        fit = [name for name in names if self.is_met_by(name)]
+        published = {PurePath(pattern).name for pattern in self.repository.patterns}
+        return next((name for name in fit if PurePath(name).name in published), fit[0] if fit else None)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -48,6 +55,14 @@ class Recipe:
     loras: tuple[NeededLora, ...]
     values: Mapping[str, Value]
     fixed: frozenset[str]
+
+    def serves(self, num_speakers: int) -> bool:
+        """Whether the recipe's model is made for this number of speakers."""
+        return num_speakers == 1 or "multi" in self.family.adapters
+
+    def fixed_value(self, field: str) -> Value | None:
+        """The value of a fixed field; None if the field is not fixed."""
+        return self.values[field] if field in self.fixed else None
 
     def contradictions(self, given: Mapping[str, Value | None]) -> dict[str, tuple[Value, Value]]:
         """Fixed fields that a job's own values contradict, each with the job's value and the recipe's.
@@ -123,6 +138,12 @@ RECIPES = {
         ),
     )
 }
+
+#: The recipe with the published values.
+QUALITY = RECIPES["quality"]
+
+#: Words in the names of LoRAs that need few steps and no text guidance.
+STEP_DISTILLED = {lora.word for recipe in RECIPES.values() for lora in recipe.loras}
 
 _LORAS = {lora.word: lora.repository for recipe in RECIPES.values() for lora in recipe.loras}
 

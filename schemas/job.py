@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
 
 from infinitetalk.family import INFINITETALK, Family
+from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import StrictModel
 
@@ -57,15 +60,15 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def check_store(name: Any) -> str:
-    """Checks the name of a store.
+def check_name(name: Any, names: Collection[str]) -> str:
+    """Checks that a name is one of several.
 
     Raises:
-        PydanticKnownError: it is not in `STORES`.
+        PydanticKnownError: it is not.
     """
-    if isinstance(name, str) and name in STORES:
+    if isinstance(name, str) and name in names:
         return name
-    *others, last = map(repr, STORES)
+    *others, last = map(repr, names)
     raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
 
 
@@ -97,7 +100,12 @@ Media = Annotated[str, StringConstraints(min_length=1)]
 Address = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
 ]
-StoreName = Annotated[str, PlainValidator(check_store), WithJsonSchema({"enum": list(STORES), "type": "string"})]
+StoreName = Annotated[
+    str, PlainValidator(partial(check_name, names=STORES)), WithJsonSchema({"enum": list(STORES), "type": "string"})
+]
+RecipeName = Annotated[
+    str, PlainValidator(partial(check_name, names=RECIPES)), WithJsonSchema({"enum": list(RECIPES), "type": "string"})
+]
 BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
@@ -239,12 +247,16 @@ class SingleJob(StrictModel):
     dry_run: bool = False
     """Return only a plan of the job."""
 
+    recipe: RecipeName | None = None
+    """Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run
+    lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE."""
+
     size: Literal["infinitetalk-480", "infinitetalk-720"] = Field(_DEFAULTS.size, validate_default=True)
     """Table of resolutions; the resolution nearest to the source's aspect ratio is used."""
 
     mode: Literal["clip", "streaming"] = "clip"
-    """"clip": one chunk of at most frame_num frames. "streaming": as many chunks as the speech needs, at most
-    max_frame_num frames."""
+    """"clip": at most frame_num frames, by most recipes one chunk. "streaming": as many chunks as the speech needs, at
+    most max_frame_num frames."""
 
     frame_num: Annotated[int, Field(ge=5, le=401), AfterValidator(check_frame_num)] = _DEFAULTS.frame_num
     """Number of video frames of a chunk, 4n+1, at 25 per second."""
@@ -253,10 +265,10 @@ class SingleJob(StrictModel):
     """Largest number of video frames in streaming mode, at 25 per second (90,000 are an hour)."""
 
     sample_steps: Annotated[int, Field(ge=1, le=200)] = _DEFAULTS.num_inference_steps
-    """Number of sampling steps of a chunk."""
+    """Number of sampling steps of a chunk. This default and the others are those of recipe "quality"."""
 
     sample_shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    """Shift of the noise schedule; null: 7 for infinitetalk-480, 11 for infinitetalk-720."""
+    """Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720."""
 
     sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.text_guide_scale
     """Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off."""
@@ -353,7 +365,36 @@ class SingleJob(StrictModel):
     @property
     def family(self) -> Family:
         """The model family that makes the job's video."""
-        return INFINITETALK
+        return INFINITETALK if self.recipe is None else RECIPES[self.recipe].family
+
+    @property
+    def chunk_frame_num(self) -> int:
+        """Number of video frames of a chunk: the recipe's if it is fixed, else `frame_num`."""
+        fixed = None if self.recipe is None else RECIPES[self.recipe].fixed_value("frame_num")
+        return self.frame_num if fixed is None else int(fixed)
+
+    def by_recipe(self, recipe: Recipe) -> Self:
+        """The job with a recipe's values: in fields that the job leaves out, and in those that the recipe fixes.
+
+        In mode "clip" frame_num stays the job's, since it limits the video and not the chunk. Fields that the recipe
+        sets do not count as set by the job.
+        """
+        values = {
+            field: value
+            for field, value in recipe.values.items()
+            if field in recipe.fixed or field not in self.model_fields_set or getattr(self, field) is None
+        }
+        if self.mode == "clip":
+            values.pop("frame_num", None)
+        fields = dict(self) | values | {"recipe": recipe.name}
+        return self.model_construct(_fields_set=set(self.model_fields_set), **fields)
+
+    def contradictions(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+        """The job's own values that a recipe cannot run with: field -> (the job's value, the recipe's)."""
+        given = {field: getattr(self, field) for field in self.model_fields_set if field in recipe.fixed}
+        if self.mode == "clip":
+            given.pop("frame_num", None)
+        return recipe.contradictions(given)
 
 
 class BatchItem(SingleJob):

@@ -122,6 +122,22 @@ class Success(StrictModel):
     """Likely flaws of this result, in words."""
 
 
+class RecipeCost(StrictModel):
+    """The cost of the same job by a recipe that this worker can run."""
+
+    recipe: str
+    """The recipe's name in jobs."""
+
+    evaluations: Annotated[int, Field(ge=1)]
+    """Number of network evaluations; TeaCache may save some of them."""
+
+    estimate_s: Annotated[float, Field(ge=0)] | None = None
+    """Seconds of generating, like the plan's."""
+
+    leave_out: list[str] = Field(default_factory=list)
+    """Fields that the job must leave out if it names this recipe, because the recipe fixes other values."""
+
+
 class Plan(StrictModel):
     """The plan of a job with `dry_run`. No video was generated or stored, and no random seed was chosen."""
 
@@ -158,6 +174,9 @@ class Plan(StrictModel):
     estimate_from: Literal["this worker", "table"] | None = None
     """"this worker": from the last chunk that this worker made, scaled by the operations of an evaluation. "table":
     from the assumptions in docs/deploy.md."""
+
+    recipes: list[RecipeCost] = Field(default_factory=list)
+    """Every recipe by which this worker could run the job, with its cost."""
 
     params: dict[str, Any]
     """The parameters as they would be used; a random seed is still -1."""

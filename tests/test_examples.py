@@ -21,10 +21,13 @@ import requests
 
 from examples import infinitetalk_client as client_module
 from examples.infinitetalk_client import InfiniteTalkClient
+from infinitetalk.recipes import RECIPES
 from schemas import BatchResult, Success, parse_input
 
 CHECKOUT = Path(__file__).parents[1]
 PAYLOADS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in CHECKOUT.glob("examples/*.json")}
+#: One payload per recipe; `test_worker_recipes.py` runs them, on a worker that has their weights.
+RECIPE_EXAMPLES = {f"recipe_{name.replace('-', '_')}": name for name in RECIPES}
 EXAMPLES = {
     "single_image",
     "single_video",
@@ -82,7 +85,8 @@ def num_frames(path: Path) -> int:
 
 
 def test_the_examples_are_all_there_and_valid():
-    assert set(PAYLOADS) == EXAMPLES
+    assert set(PAYLOADS) == EXAMPLES | set(RECIPE_EXAMPLES)
+    assert {name: PAYLOADS[name]["input"]["recipe"] for name in RECIPE_EXAMPLES} == RECIPE_EXAMPLES
     for payload in PAYLOADS.values():
         parse_input(payload["input"])
 
@@ -135,6 +139,16 @@ def test_the_command_line_tells_what_a_job_would_do(client, tmp_path, capsys):
     where = ["-o", str(tmp_path / "talk.mp4"), "--url", client.url, "--key", "local"]
     assert client_module.main([picture, voice, *where, "--set=dry_run=true", "--set=mode=clip"]) == 0
     assert "81 frames of 64x64, 3.24 s; 1 chunks, 120 evaluations by tiny-" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_tells_the_price_by_each_recipe(client, tmp_path, capsys):
+    picture, voice = (str(CHECKOUT / "examples/media" / name) for name in ("portrait.jpg", "speech.wav"))
+    where = ["-o", str(tmp_path / "talk.mp4"), "--url", client.url, "--key", "local"]
+    assert client_module.main([picture, voice, *where, "--prices", "--recipe=quality", "--set=max_frame_num=81"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "120 evaluations" in first
+    assert "  recipe quality: 120 evaluations" in lines
     assert not list(tmp_path.iterdir())
 
 

@@ -18,6 +18,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, sync_playwright
 
+from infinitetalk.recipes import RECIPES
 from schemas import parse_input
 
 CHECKOUT = Path(__file__).parents[1]
@@ -39,6 +40,7 @@ FIELDS: dict[str, Any] = {
     "box2": "",
     "prompt": "A person talks",
     "audio_type": "para",
+    "recipe": "",
     "size": "infinitetalk-480",
     "mode": "clip",
     "frame_num": 9,
@@ -155,6 +157,24 @@ def test_what_is_filled_in_becomes_a_video(changes, page, client):
     with av.open(last.video) as container:
         assert sum(1 for _ in container.decode(video=0)) == 9
     assert all(shown.video is None and shown.job_id for shown in followed)
+
+
+def test_a_recipe_takes_the_place_of_the_parameters_that_it_sets(page, client):
+    job = page.job_input(client, FIELDS | ONE_VOICE | {"recipe": "quality"})
+    assert job["recipe"] == "quality"
+    assert not job.keys() & RECIPES["quality"].values.keys()
+    assert page.job_input(client, FIELDS | ONE_VOICE).keys() > RECIPES["quality"].values.keys()
+
+
+def test_prices_are_those_of_the_endpoints_recipes(page, client):
+    job = page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81})
+    first, *lines = page.prices(client, job, POLL_S).split("<br>")
+    assert first.startswith("81 frames of 64x64, 3.24 s; 1 chunks, 1 evaluations by tiny-random")
+    assert lines[0] == "  recipe quality: 1 evaluations"
+
+
+def test_the_page_and_the_client_know_every_recipe(page):
+    assert tuple(RECIPES) == importlib.import_module("infinitetalk_client").RECIPES
 
 
 def test_boxes_and_voices_go_to_the_speaker_they_are_given_for(page, client):

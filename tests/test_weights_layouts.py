@@ -1,6 +1,7 @@
 """Every published layout: loaded small, with its true names, and held against the plainest way to load the same."""
 
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor
 
-from infinitetalk.embedded.tiny import _image_encoder, _speech_encoder, _text_encoder, ensure_tiny_model
+from infinitetalk.embedded.tiny import _image_encoder, _speech_encoder, _text_encoder, ensure_tiny_model, talker_paths
 from infinitetalk.encoders.vae import decode_latents, encode_frames
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime import models as loaders
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.runtime.models import Models
-from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.weights.layouts import CheckpointPaths, text_encoder_part
 from infinitetalk.weights.networks import (
+    empty_text_encoder,
     load_audio_encoder,
     load_image_encoder,
     load_text_encoder,
@@ -413,6 +415,26 @@ def test_the_speech_encoder_loads_from_either_file(tmp_path: Path, pickled: bool
 
 
 # All of them.
+
+
+def test_the_text_encoder_is_whole_although_another_thread_reads_the_speech_encoder() -> None:
+    """As when a job's speech is embedded while the worker still loads."""
+    paths = talker_paths()
+    part = text_encoder_part(paths, None)
+    is_over = threading.Event()
+
+    def read_speech_encoders() -> None:
+        while not is_over.is_set():
+            load_audio_encoder(paths.wav2vec2, CPU)
+
+    reader = threading.Thread(target=read_speech_encoders)
+    reader.start()
+    try:
+        for _ in range(20):
+            empty_text_encoder(paths, part)
+    finally:
+        is_over.set()
+        reader.join()
 
 
 def test_networks_load_when_first_needed_and_the_tiny_checkpoint_loads_whole(

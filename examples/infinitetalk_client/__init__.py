@@ -2,6 +2,8 @@
 
     infinitetalk-client portrait.png voice.wav -o talk.mp4
     infinitetalk-client portrait.png --text "Hello there" --voice am_adam -o talk.mp4
+    infinitetalk-client portrait.png voice.wav --prices
+    infinitetalk-client portrait.png voice.wav --recipe flashtalk -o talk.mp4
     infinitetalk-client --payload two_speakers.json -o talk.mp4
 
 `pip install ./examples` installs the command; `python examples/client.py` is the same without installing it.
@@ -39,6 +41,9 @@ INLINE_BYTES = 7_000_000
 BLOCK_BYTES = 1 << 20
 PRESIGNED_S = 24 * 3600
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+
+RECIPES = ("quality", "lora-8", "lora-4", "flashtalk", "flashtalk-12")
+"""The worker's named ways to make a video; a worker has those whose weights it has."""
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -309,6 +314,11 @@ def job_from(options: argparse.Namespace, client: InfiniteTalkClient) -> tuple[d
             job_input["tts_audio"] = {"text": options.text, **names}
         else:
             job_input["cond_audio"] = {f"person{number}": voice for number, voice in enumerate(voices, 1)}
+    if options.recipe:
+        job_input["recipe"] = options.recipe
+    if options.prices:
+        for job in job_input.get("batch", [job_input]):
+            job["dry_run"] = True
     for assignment in options.set:
         name, _, value = assignment.partition("=")
         job_input[name] = _json_or_text(value)
@@ -323,14 +333,25 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def _plan_line(plan: dict[str, Any]) -> str:
-    """Summary of a dry run, in one line."""
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """Summary of a dry run: a line about the job, and one for each recipe that the worker could run it with."""
     name = f"{plan['item_id']}: " if "item_id" in plan else ""
-    seconds = f", about {plan['estimate_s']:.0f} s" if "estimate_s" in plan else ""
-    return (
+    first = (
         f"{name}{plan['num_frames']} frames of {plan['width']}x{plan['height']}, {plan['duration_s']:g} s; "
-        f"{plan['num_chunks']} chunks, {plan['evaluations']} evaluations by {plan['model']}{seconds}"
+        f"{plan['num_chunks']} chunks, {plan['evaluations']} evaluations by {plan['model']}{_price(plan)}"
     )
+    return [first, *(f"  recipe {recipe_line(cost)}" for cost in plan["recipes"])]
+
+
+def recipe_line(cost: dict[str, Any]) -> str:
+    """A recipe's cost, as a dry run gives it: name, evaluations, seconds, dollars, and the fields to leave out."""
+    left_out = f"; leave out {', '.join(cost['leave_out'])}" if cost["leave_out"] else ""
+    return f"{cost['recipe']}: {cost['evaluations']} evaluations{_price(cost)}{left_out}"
+
+
+def _price(cost: dict[str, Any]) -> str:
+    seconds = f", about {cost['estimate_s']:.0f} s" if "estimate_s" in cost else ""
+    return seconds + (f", ${cost['estimate_usd']:.2f}" if "estimate_usd" in cost else "")
 
 
 def _item_path(output: Path, result: dict[str, Any]) -> Path:
@@ -348,6 +369,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text", help="text to speak, instead of speech files")
     parser.add_argument("--voice", action="append", help="voice for --text, once per speaker (am_adam)")
     parser.add_argument("--payload", type=Path, help="a job as JSON, instead of all of the above")
+    parser.add_argument("--recipe", help=f"how to make it: {', '.join(RECIPES)}; else as the endpoint does")
+    parser.add_argument("--prices", action="store_true", help="make nothing, say what each recipe would cost")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of the input")
     parser.add_argument("--endpoint", default=os.environ.get("RUNPOD_ENDPOINT_ID"), help="id of an endpoint on Runpod")
     parser.add_argument("--url", help=f"address of an endpoint ({LOCAL_URL})")
@@ -383,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 case "success":
                     print(client.download(item, _item_path(options.output, item)))
                 case "planned":
-                    print(_plan_line(item))
+                    print(*plan_lines(item), sep="\n")
                 case _:
                     print(f"{item['item_id']}: {item['error']['message']}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ from infinitetalk.weights.sources import TensorSource
 
 #: Modules that only wav2vec2's pretraining uses.
 _WAV2VEC2_PRETRAINING = ("quantizer.", "project_q.", "project_hid.")
+
+#: transformers' `from_pretrained` replaces functions of its classes while it runs. A model that another thread makes
+#: meanwhile would lack its tied weights.
+_MAKING = threading.Lock()
 
 
 def empty_transformer(
@@ -99,7 +104,7 @@ def empty_text_encoder(paths: CheckpointPaths, part: NetworkPart) -> UMT5Encoder
         CheckpointError: a tensor is missing, left over or misshapen.
     """
     config = UMT5Config(**text_encoder_config(paths, part))
-    with torch.device("meta"):
+    with _MAKING, torch.device("meta"):
         text_encoder = UMT5EncoderModel(config)
     check_match(parameter_shapes(text_encoder), part.sources, part.label)
     return text_encoder
@@ -127,7 +132,8 @@ def load_text_encoder(
     part = text_encoder_part(paths, quantisation)
     text_encoder = empty_text_encoder(paths, part)
     _fill(text_encoder, part, device, dtype, keep_quantised=quantisation is not None)
-    text_encoder.tie_weights()
+    with _MAKING:
+        text_encoder.tie_weights()
     return text_encoder
 
 
@@ -154,7 +160,7 @@ def empty_image_encoder(base: Path, part: NetworkPart) -> CLIPVisionModel:
         CheckpointError: a tensor is missing, left over or misshapen.
     """
     config = CLIPVisionConfig(**image_encoder_config(base, part))
-    with torch.device("meta"):
+    with _MAKING, torch.device("meta"):
         image_encoder = CLIPVisionModel(config)
     check_match(parameter_shapes(image_encoder), part.sources, part.label)
     return image_encoder
@@ -216,9 +222,10 @@ def load_audio_encoder(folder: Path, device: torch.device) -> tuple[Wav2Vec2Mode
         weights = folder / "pytorch_model.bin"
     open_file(weights)
     try:
-        loaded: Any = Wav2Vec2Model.from_pretrained(
-            folder, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
-        )
+        with _MAKING:
+            loaded: Any = Wav2Vec2Model.from_pretrained(
+                folder, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+            )
         feature_extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{weights.name} or a JSON file beside it does not fit Wav2Vec2Model") from error

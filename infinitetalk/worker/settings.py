@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from infinitetalk.recipes import RECIPES, Recipe
 from infinitetalk.weights.settings import WeightsSettings
+from schemas import RecipeName
 
 CHECKOUT = Path(__file__).parents[2]
 MEGABYTE = 1_000_000
@@ -108,6 +110,10 @@ class Settings(WeightsSettings):
     max_batch_items: Annotated[int, Field(ge=1, le=50)] = 20
     """Largest number of items in a batch."""
 
+    default_recipe: RecipeName | None = None
+    """Recipe of jobs that name none. A job that it cannot serve is made by "quality", with a warning. Unset: jobs have
+    the published defaults."""
+
     job_timeout_s: Annotated[float, Field(gt=0)] | None = None
     """Time limit of a job in seconds; a job's own policy.executionTimeout may be shorter. Unset: no limit."""
 
@@ -146,6 +152,11 @@ class Settings(WeightsSettings):
     def model(self) -> Literal["talker", "tiny", "published"]:
         """The model to load."""
         return self.infinitetalk_model or ("published" if self.ckpt_dir or self.flashtalk_dir else "talker")
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of jobs that name none."""
+        return None if self.default_recipe is None else RECIPES[self.default_recipe]
 
     @property
     def input_roots(self) -> list[tuple[Path, Path]]:

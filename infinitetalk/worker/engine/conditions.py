@@ -27,7 +27,7 @@ def workload_of(job: SingleJob, source: MediaInfo, family: Family, size_scale: f
         family, size_scale: of the checkpoint that makes the video.
     """
     height, width = choose_bucket(family, job.size, source.height, source.width, size_scale)
-    return Workload(job.frame_num, height, width, family, cached_branches_of(job))
+    return Workload(job.chunk_frame_num, height, width, family, cached_branches_of(job))
 
 
 def cached_branches_of(job: SingleJob) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from infinitetalk.encoders.text import count_tokens
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
-from infinitetalk.family import FAMILIES, INFINITETALK, Family
+from infinitetalk.family import FAMILIES, INFINITETALK
 from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
-from infinitetalk.recipes import Recipe, missing
+from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
 from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import DoesNotFitError, release_cached_memory
@@ -34,11 +34,12 @@ from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_o
 from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, measure_memory
-from infinitetalk.worker.engine.scenes import generation_settings, open_source, plan_scenes, stretch_of
+from infinitetalk.worker.engine.scenes import Scene, generation_settings, open_source, plan_scenes, stretch_of
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
 from schemas import ErrorCode, SingleJob
+from schemas import Lora as JobLora
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,21 @@ class Engine:
     Args:
         settings: the worker's settings.
         measure: measures the memory available for networks; by default that of a GPU.
-        first: the family whose networks are loaded at the start, if its weights are there.
 
     Attributes:
         checkpoints: the weights.
-        checkpoint: those that are loaded at the start.
+        checkpoint: those that are loaded at the start: for the worker's own recipe, or else InfiniteTalk's if they are
+            there.
         devices: the devices of the networks.
         health: whether this process may serve jobs.
 
     Raises:
-        CheckpointError: weights are missing.
+        CheckpointError: weights are missing, also those of the worker's own recipe.
     """
 
-    def __init__(
-        self, settings: Settings, measure: MeasureMemory = measure_memory, first: Family = INFINITETALK
-    ) -> None:
+    def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
         self.checkpoints = find_checkpoints(settings)
+        first = INFINITETALK if settings.recipe is None else settings.recipe.family
         if first.name not in self.checkpoints.by_family:
             others = list(self.checkpoints.by_family)
             structlog.get_logger().warning("checkpoint.absent", details={"family": first.name, "served": others})
@@ -96,6 +96,8 @@ class Engine:
         self._loading = Loading(self.checkpoints, first, self.devices, measure, self.health)
         self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
+        if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
+            raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
 
     def start(self) -> None:
         """Starts loading the model; jobs may be validated and fetched meanwhile."""
@@ -113,14 +115,6 @@ class Engine:
         """
         return self._loading.found(job.family).models.name
 
-    def lacks(self, recipe: Recipe) -> str | None:
-        """What this worker lacks to run a recipe, and how to get it; None: nothing."""
-        return missing(recipe, self.checkpoints.absent, self._lora_names())
-
-    def _lora_names(self) -> list[str]:
-        folder = self.checkpoint.lora_folder
-        return [] if folder is None else lora_names(folder)
-
     def weights_for(self, job: SingleJob) -> str:
         """Fingerprint of the weights that a job uses: the checkpoint, the job's LoRAs, and Kokoro if it speaks a text.
 
@@ -135,6 +129,30 @@ class Engine:
             if job.tts_audio is not None:
                 files += files_below(checkpoint.find_kokoro())
             return f"{checkpoint.fingerprint}\n{contents_of(files)}"
+
+    def lacks(self, recipe: Recipe) -> str | None:
+        """What this worker lacks to run a recipe, and how to get it; None: nothing."""
+        return missing(recipe, self.checkpoints.absent, self._lora_names())
+
+    def equip(self, job: SingleJob) -> SingleJob:
+        """The job with the LoRAs that its recipe needs; a LoRA that the job names itself is not added again.
+
+        Raises:
+            WorkerError: this worker lacks the recipe's weights.
+        """
+        recipe = QUALITY if job.recipe is None else RECIPES[job.recipe]
+        wanted = [lora for lora in recipe.loras if not any(lora.is_met_by(given.name) for given in job.loras)]
+        if (problem := self.lacks(replace(recipe, loras=tuple(wanted)))) is not None:
+            raise WorkerError(ErrorCode.INPUT_VALIDATION, problem)
+        if not wanted:
+            return job
+        names = self._lora_names()
+        added = [JobLora(name=name) for lora in wanted if (name := lora.choose(names)) is not None]
+        return job.model_copy(update={"loras": [*job.loras, *added]})
+
+    def _lora_names(self) -> list[str]:
+        folder = self.checkpoint.lora_folder
+        return [] if folder is None else lora_names(folder)
 
     def reading_weights(self) -> AbstractContextManager[None]:
         """As `Health.reading_weights`: wraps code that reads weights in a job."""
@@ -263,24 +281,28 @@ class Engine:
             return count_tokens(models.tokenizer, prompt)
 
     def plan(
-        self, job: SingleJob, source: Media, num_rows: int, should_stop: Callable[[], bool] = lambda: False
+        self,
+        job: SingleJob,
+        source: MediaInfo,
+        scenes: Sequence[Scene],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> VideoCost:
         """The cost of a job's video; loads nothing and computes nothing on the GPU.
 
         Args:
-            num_rows: number of rows of the speech, one per video frame.
+            source: what the source is.
+            scenes: the scenes of the video.
 
         Raises:
             CheckpointError: the model could not be found.
             DoesNotFitError: no mode fits the free memory.
-            WorkerError: the source cannot be decoded.
             GenerationStopped: `should_stop` returned true.
         """
         found = self._loading.found(job.family, should_stop)
-        workload = workload_of(job, source.info, found.models.family, found.models.size_scale)
-        scenes = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
+        workload = workload_of(job, source, found.models.family, found.models.size_scale)
+        settings = [generation_settings(job, 0, scene) for scene in scenes]
         memory_mode = found.placement.choose(job, workload).describe(self.devices.dtype)
-        return video_cost(scenes, workload, memory_mode, self._speed)
+        return video_cost(settings, workload, memory_mode, self._speed)
 
     def recover(self) -> None:
         """Releases memory that a failed job may still hold, unless this process is broken."""

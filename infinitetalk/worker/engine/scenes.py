@@ -45,14 +45,14 @@ def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
 
 def chunk_grid(job: SingleJob) -> ChunkGrid:
     """The division of the job's video into chunks."""
-    return ChunkGrid(job.frame_num, job.motion_frame, job.crossfade_frame, job.family)
+    return ChunkGrid(job.chunk_frame_num, job.motion_frame, job.crossfade_frame, job.family)
 
 
 def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
     """A job's parameters as the pipeline takes them, for one scene."""
     return GenerationSettings(
         size=job.size,
-        frame_num=job.frame_num,
+        frame_num=job.chunk_frame_num,
         max_frame_num=scene.num_frames,
         motion_frame=job.motion_frame,
         crossfade_frame=job.crossfade_frame,

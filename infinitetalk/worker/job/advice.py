@@ -13,14 +13,12 @@ from infinitetalk.generation.sampling import make_guidance
 from infinitetalk.media.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VIDEO_FPS
 from infinitetalk.media.tts import split_turns
 from infinitetalk.network.teacache import WARM_UP_STEPS
+from infinitetalk.recipes import STEP_DISTILLED
 from infinitetalk.worker.engine import Engine, Overlap, Scene, chunk_grid, generation_settings, negative_prompt_of
 from schemas import LONGEST_VIDEO, STORES, OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
 """Share of the smaller region above which an overlap is reported; touching edges share less."""
-
-STEP_DISTILLED = ("fusionx", "lightx2v")
-"""Words in the names of LoRAs that need few steps and no text guidance."""
 
 FEW_STEPS = 12
 """At most this many steps are too few for the model without a step-distilled LoRA."""
@@ -208,13 +206,13 @@ def warnings_of(job: SingleJob, engine: Engine, lora_warnings: list[str]) -> lis
             f"{len(job.speakers)} speakers: no checkpoint is trained for more than {TRAINED_SPEAKERS}; "
             "lips may follow the wrong speaker"
         )
-    # Few steps need a LoRA only where the model is not distilled to them itself.
-    may_lack_lora = engine.checkpoint.is_published and job.family.renoising is None
-    return warnings + (step_warnings(job) if may_lack_lora else [])
+    return warnings + (step_warnings(job) if engine.checkpoint.is_published else [])
 
 
 def step_warnings(job: SingleJob) -> list[str]:
     """Warnings if the steps or guidance do not suit the published model with the job's LoRAs."""
+    if job.family.renoising is not None:
+        return []
     is_distilled = any(name in lora.name.lower() for lora in job.loras for name in STEP_DISTILLED)
     if not is_distilled and job.sample_steps <= FEW_STEPS:
         return [

@@ -6,18 +6,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from infinitetalk.recipes import Recipe
 from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.job.recipe import choose_recipe
+from infinitetalk.worker.settings import Settings
 from schemas import BatchJob, ErrorCode, OutputConfig, S3Config, SingleJob, check_safe_name, explain, parse_input
 
 
 def parse_payload(
-    job_id: str, payload: dict[str, Any], max_batch_items: int
+    job_id: str, payload: dict[str, Any], settings: Settings
 ) -> tuple[SingleJob | BatchJob, S3Config | None]:
     """The job in a payload, and the job's own store if the payload names one.
 
     Args:
         payload: `input` and, if the job names its own store, `s3Config`.
-        max_batch_items: largest allowed number of items in a batch.
+        settings: the worker's settings.
 
     Raises:
         WorkerError: the payload breaks the interface.
@@ -34,13 +37,33 @@ def parse_payload(
         s3_config = S3Config.model_validate(payload["s3Config"]) if payload.get("s3Config") else None
     except ValidationError as error:
         raise WorkerError(ErrorCode.INPUT_VALIDATION, explain(error, "s3Config", shows_values=False)) from None
-    if isinstance(job, BatchJob) and len(job.batch) > max_batch_items:
+    check_recipes(job, settings.recipe)
+    if isinstance(job, BatchJob) and len(job.batch) > settings.max_batch_items:
         raise WorkerError(
             ErrorCode.INPUT_VALIDATION,
-            f"batch has {len(job.batch)} items; this worker takes at most {max_batch_items}, send the rest as another "
-            "job",
+            f"batch has {len(job.batch)} items; this worker takes at most {settings.max_batch_items}, send the rest as "
+            "another job",
         )
     return job, s3_config
+
+
+def check_recipes(job: SingleJob | BatchJob, default: Recipe | None) -> None:
+    """Checks that a recipe can be chosen for each video.
+
+    Args:
+        default: the worker's recipe; None: it has none.
+
+    Raises:
+        WorkerError: a recipe is not for a video's speakers, or a video's fields contradict it.
+    """
+    if isinstance(job, SingleJob):
+        choose_recipe(job, default)
+        return
+    for index, item in enumerate(job.batch):
+        try:
+            choose_recipe(item, default)
+        except WorkerError as error:
+            raise WorkerError(ErrorCode.INPUT_VALIDATION, f"batch.{index}: {error.message}") from None
 
 
 def count_inline(job: SingleJob | BatchJob) -> int:

@@ -24,6 +24,7 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
     params = job.model_dump(mode="json", exclude={*MEDIA_FIELDS, "dry_run", "output_config", "id"})
     output_config = job.output_config or OutputConfig()
     resolved = {
+        "chunk_frame_num": job.chunk_frame_num,
         "sample_shift": job.shift,
         "crossfade_frame": chunk_grid(job).fade_length,
         "base_seed": seed,

@@ -58,7 +58,7 @@ def run_job(
     logger = job_logger(job_id)
     clock = StageClock(report)
     try:
-        job, s3_config = parse_payload(job_id, payload, settings.max_batch_items)
+        job, s3_config = parse_payload(job_id, payload, settings)
         resources = get_resources()
     except GenerationStopped:
         if not stop.timed_out:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +18,22 @@ from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.pipeline import Chunk
+from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
+from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.device_errors import as_library_error
+from infinitetalk.runtime.memory import DoesNotFitError
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.worker.engine import Engine, Overlap, Request, region_overlaps, speaker_regions
+from infinitetalk.worker.engine import (
+    Engine,
+    Overlap,
+    Request,
+    Scene,
+    plan_scenes,
+    region_overlaps,
+    speaker_regions,
+)
 from infinitetalk.worker.errors import (
     TELLS_OF_WORKER,
     MachineError,
@@ -53,6 +64,7 @@ from infinitetalk.worker.job.inputs import (
     speech_seconds,
 )
 from infinitetalk.worker.job.preview import HlsPreview, Preview
+from infinitetalk.worker.job.recipe import ChosenRecipe, choose_recipe
 from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
@@ -69,7 +81,7 @@ from infinitetalk.worker.machine.checks import machine_problem
 from infinitetalk.worker.stores.base import Artifacts, Store
 from infinitetalk.worker.stores.registry import make_store
 from infinitetalk.worker.traffic.fetch import naming
-from schemas import Failure, OutputConfig, Plan, SingleJob, Stage, Success, Video
+from schemas import Failure, OutputConfig, Plan, RecipeCost, SingleJob, Stage, Success, Video
 
 
 def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: StageClock) -> Success | Plan | Failure:
@@ -84,11 +96,13 @@ def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     job_id, engine, stop = context.job_id, context.resources.engine, context.stop
     logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
     try:
+        chosen = choose_recipe(job, context.resources.settings.recipe)
+        chosen = replace(chosen, job=engine.equip(chosen.job))
         output_config = job.output_config or OutputConfig()
         store = make_store(output_config, context.s3_config, context.resources.settings, context.num_inline, stop)
         # A job's temporary files are removed with the folder.
         with TemporaryDirectory(prefix="infinitetalk-") as folder:
-            return VideoJob(context, item_id, job, store, Path(folder), clock, logger).run()
+            return VideoJob(context, item_id, chosen, store, Path(folder), clock, logger).run()
     except GenerationStopped:
         if not stop.timed_out:
             log_stop(stop, clock, logger)
@@ -154,7 +168,7 @@ class VideoJob:
     Args:
         context: the context of the video's job.
         item_id: id of the batch item; None for a single job.
-        job: the parameters.
+        chosen: the job, and the recipe by which it is made.
         store: takes the result.
         folder: folder for temporary files.
         clock: times the stages and reports progress.
@@ -165,7 +179,7 @@ class VideoJob:
         self,
         context: JobContext,
         item_id: str | None,
-        job: SingleJob,
+        chosen: ChosenRecipe,
         store: Store,
         folder: Path,
         clock: StageClock,
@@ -173,7 +187,8 @@ class VideoJob:
     ) -> None:
         self.context = context
         self.item_id = item_id
-        self.job = job
+        self.chosen = chosen
+        self.job = chosen.job
         self.store = store
         self.folder = folder
         self.clock = clock
@@ -230,7 +245,7 @@ class VideoJob:
         if job.dry_run or job.output_config is None or not job.output_config.preview:
             return Preview()
         assert objects is not None
-        return HlsPreview(objects, self.name, job.frame_num, self.folder, self.clock.has_preview, self.logger)
+        return HlsPreview(objects, self.name, job.chunk_frame_num, self.folder, self.clock.has_preview, self.logger)
 
     def _check(self) -> list[str]:
         """Checks everything that needs no download; returns the warnings that follow from the job's parameters.
@@ -247,7 +262,7 @@ class VideoJob:
             with naming("tts_audio"), engine.reading_weights():
                 engine.synthesiser.check(job.tts_audio.text, job.tts_audio.voices)
         self.store.check()
-        return warnings_of(job, engine, lora_warnings)
+        return self.chosen.warnings + warnings_of(job, engine, lora_warnings)
 
     def _earlier_result(self, state: TaskState) -> Success | None:
         """The result of an earlier run of the job, with new addresses; None if there is none or the store no longer
@@ -283,7 +298,8 @@ class VideoJob:
             num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
             speech_s = num_rows / VIDEO_FPS
         self.clock.enter(Stage.LOAD)
-        video = engine.plan(job, media.source, num_rows, stop)
+        scenes = plan_scenes(job, media.source, num_rows)
+        video = engine.plan(job, media.source.info, scenes, stop)
         warnings = warnings + media.warnings
         warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
         if job.tts_audio is not None:
@@ -294,8 +310,34 @@ class VideoJob:
             params=resolved_parameters(job, job.base_seed),
             model=engine.model_name_for(job),
             warnings=warnings,
+            recipes=self._recipe_costs(media.source.info, scenes),
             **plan_facts(video),
         )
+
+    def _recipe_costs(self, source: MediaInfo, scenes: Sequence[Scene]) -> list[RecipeCost]:
+        """The cost of the video by each recipe that this worker can run the job with.
+
+        Raises:
+            GenerationStopped: the job was cancelled.
+        """
+        sent, engine = self.chosen.sent, self.engine
+        costs = []
+        for recipe in RECIPES.values():
+            if not recipe.serves(len(sent.speakers)) or engine.lacks(recipe) is not None:
+                continue
+            try:
+                video = engine.plan(engine.equip(sent.by_recipe(recipe)), source, scenes, self.context.stop)
+            except DoesNotFitError:
+                continue
+            costs.append(
+                RecipeCost(
+                    recipe=recipe.name,
+                    evaluations=video.evaluations,
+                    estimate_s=plan_facts(video)["estimate_s"],
+                    leave_out=sorted(sent.contradictions(recipe)),
+                )
+            )
+        return costs
 
     def _make(self, state: TaskState, preview: Preview, warnings: list[str]) -> Success:
         inputs = self._prepare()
