@@ -1,6 +1,10 @@
 """A worker with two checkpoints: each job has its own weights, and memory holds what fits."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -21,35 +25,24 @@ from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import MissingWeightsError
 from infinitetalk.worker.engine import Engine, Request
 from infinitetalk.worker.engine.placement import MemoryBudget, Placement
-from infinitetalk.worker.job.advice import warnings_of
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
 from schemas import SingleJob
 from tests import checkpoint_factory as factory
-from tests.job_inputs import picture_bytes, small_job
+from tests.job_inputs import picture_bytes, small_job, speech_uri
+from tests.local_jobs import LocalWorker
 
 FAMILIES = (INFINITETALK, FLASHTALK)
+#: Of the videos: two chunks.
+NUM_FRAMES = 37
 #: Of the published model.
 SIZES = INFINITETALK.model_sizes
 
 
-class FlashTalkJob(SingleJob):
-    """A job of FlashTalk."""
-
-    @property
-    def family(self) -> Family:
-        return FLASHTALK
-
-
-def starting_with(settings: Settings, family: Family) -> Settings:
-    """The settings of a worker that loads this family at the start."""
-    return settings.model_copy(update={"default_recipe": "flashtalk" if family is FLASHTALK else None})
-
-
-def job_of(family: Family, **changes: object) -> SingleJob:
-    """A job of 9 frames in two chunks."""
-    kind = FlashTalkJob if family is FLASHTALK else SingleJob
-    return kind.model_validate(small_job(mode="streaming", sample_audio_guide_scale=1.0, **changes))
+def job_of(family: Family) -> SingleJob:
+    """A job of two chunks, by FlashTalk's recipe or by none."""
+    job = SingleJob.model_validate(small_job(mode="streaming", sample_audio_guide_scale=1.0, frame_num=33))
+    return job.by_recipe(RECIPES["flashtalk"]) if family is FLASHTALK else job
 
 
 class Worker:
@@ -60,7 +53,7 @@ class Worker:
     """
 
     def __init__(self, settings: Settings, folder: Path, gib: float | None = None) -> None:
-        """`gib`: GPU memory of a GPU that the worker believes to have, with the published model's sizes."""
+        """`gib`: memory of a GPU that the worker believes to have, with the published model's sizes."""
         budget = None if gib is None else MemoryBudget(int(gib * GIB), SIZES)
         self.engine = Engine(settings, lambda *_: budget)
         self.engine.start()
@@ -74,7 +67,7 @@ class Worker:
     def make(self, family: Family) -> np.ndarray:
         """The frames of a video, uint8 (T, H, W, 3)."""
         job = job_of(family)
-        track = 0.1 * np.sin(np.arange(round(0.36 * 16_000)) / 8).astype(np.float32)
+        track = 0.1 * np.sin(np.arange(round(NUM_FRAMES / 25 * 16_000)) / 8).astype(np.float32)
         speech = self.engine.embed(job, [track])
         networks = self.engine.prepare(job, self._source.info)
         request = Request(job, 1, self._source, speech, None, self._folder, networks)
@@ -126,8 +119,10 @@ def test_alternating_jobs_have_the_frames_of_a_fresh_worker_each(
     model: str, folders: Iterator[Path], request: pytest.FixtureRequest
 ) -> None:
     settings = request.getfixturevalue(model)
-    fresh = {family.name: Worker(starting_with(settings, family), next(folders)).make(family) for family in FAMILIES}
-    assert fresh["infinitetalk"].shape == fresh["flashtalk"].shape == (9, 64, 64, 3)
+    fresh = {"infinitetalk": Worker(settings, next(folders)).make(INFINITETALK)}
+    own = settings.model_copy(update={"default_recipe": "flashtalk"})
+    fresh["flashtalk"] = Worker(own, next(folders)).make(FLASHTALK)
+    assert fresh["infinitetalk"].shape == fresh["flashtalk"].shape == (NUM_FRAMES, 64, 64, 3)
     assert not np.array_equal(fresh["infinitetalk"], fresh["flashtalk"])
     worker = Worker(settings, next(folders))
     names = [worker.engine.model_name_for(job_of(family)) for family in FAMILIES]
@@ -176,7 +171,7 @@ def test_memory_stays_flat_over_twenty_switches(published: Settings, folders: It
     for _ in range(10):
         worker.prepare(FLASHTALK)
         worker.prepare(INFINITETALK)
-    assert live_tensors() == tensors
+    assert live_tensors() <= tensors
     assert process.memory_info().rss - resident < 20e6
 
 
@@ -243,25 +238,22 @@ def test_a_worker_of_flashtalk_alone_serves_its_recipes_only(published: Settings
     worker = Worker(alone(published, FLASHTALK), next(folders))
     worker.engine.check_weights()
     worker.engine.check_memory()
-    assert worker.engine.missing(RECIPES["flashtalk"]) is None
-    assert worker.engine.missing(RECIPES["quality"]) == (
+    assert worker.engine.lacks(RECIPES["flashtalk"]) is None
+    assert worker.engine.lacks(RECIPES["quality"]) == (
         "recipe quality needs Wan2.1-I2V-14B-480P, InfiniteTalk: fetch them by "
         "`python -m infinitetalk.weights download base-480 adapter`, or set CKPT_DIR, INFINITETALK_DIR"
     )
-    assert worker.make(FLASHTALK).shape == (9, 64, 64, 3)
+    assert worker.make(FLASHTALK).shape == (NUM_FRAMES, 64, 64, 3)
     with pytest.raises(MissingWeightsError, match=r"InfiniteTalk-14B needs .*download base-480 adapter"):
         worker.prepare(INFINITETALK)
 
 
 def test_a_worker_of_infinitetalk_alone_says_how_to_get_flashtalk(published: Settings) -> None:
     engine = Engine(alone(published, INFINITETALK))
-    assert engine.checkpoint is engine.checkpoints.of(INFINITETALK)
-    with pytest.raises(CheckpointError, match="DEFAULT_RECIPE is 'flashtalk': recipe flashtalk needs SoulX"):
-        Engine(starting_with(alone(published, INFINITETALK), FLASHTALK))
-    assert engine.missing(RECIPES["quality"]) is None
-    message = engine.missing(RECIPES["flashtalk"])
+    assert engine.lacks(RECIPES["quality"]) is None
+    message = engine.lacks(RECIPES["flashtalk"])
     assert message is not None and "needs SoulX-FlashTalk-14B: fetch it by" in message
-    assert engine.missing(RECIPES["lora-8"]) is not None
+    assert engine.lacks(RECIPES["lora-8"]) is not None
 
 
 def test_settings_of_flashtalk_alone_mean_the_published_model(tmp_path: Path) -> None:
@@ -281,12 +273,46 @@ def test_a_second_checkpoint_that_is_damaged_fails_its_own_jobs_only(
     assert line["details"]["family"] == "flashtalk" and file.name in line["details"]["reason"]
     with pytest.raises(CheckpointError, match=file.name):
         worker.make(FLASHTALK)
-    assert worker.make(INFINITETALK).shape == (9, 64, 64, 3)
+    assert worker.make(INFINITETALK).shape == (NUM_FRAMES, 64, 64, 3)
     assert not worker.engine.health.is_broken
 
 
-def test_few_steps_need_no_lora_where_the_model_is_distilled(published: Settings) -> None:
-    engine = Engine(published)
-    assert warnings_of(job_of(FLASHTALK), engine, []) == []
-    (warning,) = warnings_of(job_of(INFINITETALK), engine, [])
-    assert "without a step-distilled LoRA" in warning
+def unguided(**changes: object) -> dict[str, object]:
+    """A payload that leaves steps and guidance to the recipe."""
+    payload = small_job(cond_audio={"person1": speech_uri(0.2)}, **changes)
+    for field in ("sample_steps", "sample_text_guide_scale", "sample_audio_guide_scale"):
+        payload.pop(field)
+    return payload
+
+
+def test_jobs_choose_their_model_by_recipe(tmp_path: Path, tiny: Settings) -> None:
+    """The whole job, from payload to result."""
+    settings = tiny.model_copy(update={"output_dir": tmp_path, "volume_dir": tmp_path, "webhook_get_job": "set"})
+    engine = Engine(settings)
+    engine.start()
+    engine.finish_loading()
+    worker = LocalWorker(settings, engine, tmp_path)
+    payloads = [unguided(recipe="flashtalk"), unguided() | {"sample_steps": 2}, unguided(recipe="flashtalk")]
+    results = [worker.run({"id": f"job-{number}", "input": payload}) for number, payload in enumerate(payloads)]
+    assert [result["model"] for result in results] == ["tiny-random-flashtalk", "tiny-random", "tiny-random-flashtalk"]
+    assert [result["evaluations"] for result in results] == [4, 6, 4]
+
+
+def test_the_handler_serves_flashtalk_from_its_published_folder(published: Settings, tmp_path: Path) -> None:
+    names = ("ckpt_dir", "infinitetalk_dir", "flashtalk_dir", "wav2vec_dir")
+    environment = {name.upper(): str(getattr(published, name)) for name in names}
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "handler.py",
+            "--test_input",
+            json.dumps({"id": "job-1", "input": unguided(recipe="flashtalk")}),
+        ],
+        env={**os.environ, **environment, "OUTPUT_DIR": str(tmp_path), "VOLUME_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert '"model": "small-flashtalk"' in finished.stdout

@@ -12,9 +12,7 @@ from typing import ClassVar
 from infinitetalk.embedded.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK, Family
-from infinitetalk.recipes import Recipe, missing
 from infinitetalk.runtime.check import check_checkpoint
-from infinitetalk.runtime.lora import lora_names
 from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
@@ -166,16 +164,6 @@ class Checkpoints:
         if family.name not in self.by_family:
             raise MissingWeightsError(family, self.absent[family.name])
         return self.by_family[family.name]
-
-    @property
-    def lora_names(self) -> list[str]:
-        """The worker's LoRAs, as jobs name them."""
-        checkpoint = next(iter(self.by_family.values()))
-        return [] if checkpoint.lora_folder is None else lora_names(checkpoint.lora_folder)
-
-    def missing(self, recipe: Recipe) -> str | None:
-        """What this worker lacks to run a recipe, and how to get it; None if nothing."""
-        return missing(recipe, self.absent, self.lora_names)
 
 
 def find_checkpoints(settings: Settings) -> Checkpoints:

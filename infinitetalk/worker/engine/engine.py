@@ -21,9 +21,9 @@ from infinitetalk.family import FAMILIES, INFINITETALK
 from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
-from infinitetalk.recipes import QUALITY, RECIPES, Recipe
+from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
-from infinitetalk.runtime.lora import find_lora, find_loras
+from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import DoesNotFitError, release_cached_memory
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.fingerprint import contents_of, files_below
@@ -74,8 +74,8 @@ class Engine:
 
     Attributes:
         checkpoints: the weights.
-        checkpoint: those that are loaded at the start: of the worker's recipe if it has one, else of InfiniteTalk if
-            its weights are there.
+        checkpoint: those that are loaded at the start: for the worker's own recipe, or else InfiniteTalk's if they are
+            there.
         devices: the devices of the networks.
         health: whether this process may serve jobs.
 
@@ -85,8 +85,6 @@ class Engine:
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
         self.checkpoints = find_checkpoints(settings)
-        if settings.recipe is not None and (problem := self.missing(settings.recipe)) is not None:
-            raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
         first = INFINITETALK if settings.recipe is None else settings.recipe.family
         if first.name not in self.checkpoints.by_family:
             others = list(self.checkpoints.by_family)
@@ -98,6 +96,8 @@ class Engine:
         self._loading = Loading(self.checkpoints, first, self.devices, measure, self.health)
         self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
+        if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
+            raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
 
     def start(self) -> None:
         """Starts loading the model; jobs may be validated and fetched meanwhile."""
@@ -115,10 +115,6 @@ class Engine:
         """
         return self._loading.found(job.family).models.name
 
-    def missing(self, recipe: Recipe) -> str | None:
-        """What this worker lacks to run a recipe, and how to get it; None if nothing."""
-        return self.checkpoints.missing(recipe)
-
     def weights_for(self, job: SingleJob) -> str:
         """Fingerprint of the weights that a job uses: the checkpoint, the job's LoRAs, and Kokoro if it speaks a text.
 
@@ -134,6 +130,10 @@ class Engine:
                 files += files_below(checkpoint.find_kokoro())
             return f"{checkpoint.fingerprint}\n{contents_of(files)}"
 
+    def lacks(self, recipe: Recipe) -> str | None:
+        """What this worker lacks to run a recipe, and how to get it; None: nothing."""
+        return missing(recipe, self.checkpoints.absent, self._lora_names())
+
     def equip(self, job: SingleJob) -> SingleJob:
         """The job with the LoRAs that its recipe needs; a LoRA that the job names itself is not added again.
 
@@ -142,13 +142,17 @@ class Engine:
         """
         recipe = QUALITY if job.recipe is None else RECIPES[job.recipe]
         wanted = [lora for lora in recipe.loras if not any(lora.is_met_by(given.name) for given in job.loras)]
-        if (problem := self.missing(replace(recipe, loras=tuple(wanted)))) is not None:
+        if (problem := self.lacks(replace(recipe, loras=tuple(wanted)))) is not None:
             raise WorkerError(ErrorCode.INPUT_VALIDATION, problem)
         if not wanted:
             return job
-        names = self.checkpoints.lora_names
+        names = self._lora_names()
         added = [JobLora(name=name) for lora in wanted if (name := lora.choose(names)) is not None]
         return job.model_copy(update={"loras": [*job.loras, *added]})
+
+    def _lora_names(self) -> list[str]:
+        folder = self.checkpoint.lora_folder
+        return [] if folder is None else lora_names(folder)
 
     def reading_weights(self) -> AbstractContextManager[None]:
         """As `Health.reading_weights`: wraps code that reads weights in a job."""

@@ -206,9 +206,7 @@ def warnings_of(job: SingleJob, engine: Engine, lora_warnings: list[str]) -> lis
             f"{len(job.speakers)} speakers: no checkpoint is trained for more than {TRAINED_SPEAKERS}; "
             "lips may follow the wrong speaker"
         )
-    # Few steps need a LoRA only where the model is not distilled to them itself.
-    may_lack_lora = engine.checkpoint.is_published and job.family.renoising is None
-    return warnings + (step_warnings(job) if may_lack_lora else [])
+    return warnings + (step_warnings(job) if engine.checkpoint.is_published else [])
 
 
 def step_warnings(job: SingleJob) -> list[str]:

@@ -323,7 +323,7 @@ class VideoJob:
         sent, engine = self.chosen.sent, self.engine
         costs = []
         for recipe in RECIPES.values():
-            if not recipe.serves(len(sent.speakers)) or engine.missing(recipe) is not None:
+            if not recipe.serves(len(sent.speakers)) or engine.lacks(recipe) is not None:
                 continue
             try:
                 video = engine.plan(engine.equip(sent.by_recipe(recipe)), source, scenes, self.context.stop)
