@@ -146,6 +146,49 @@ def test_the_command_line_says_where_nothing_answers(capsys):
     assert capsys.readouterr().err.endswith(f"error: {url} does not answer\n")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["a.png"], "give an image with either voices or --text, or a --payload"),
+        (["a.png", "b.wav", "--payload", "c.json"], "--payload has the whole job: change its fields with --set"),
+        (["a.png", "b.wav", "--voice", "af_heart"], "--voice names the voice of --text, which is missing"),
+        (["a.png", "b.wav", "--set", "sample_steps"], "--set takes NAME=VALUE, not sample_steps"),
+        (["a.png", "b.wav", "-o", "absent/talk.mp4"], "the folder of --output does not exist: absent"),
+        (["a.png", "b.wav", "--url", "127.0.0.1:8000"], "--url begins with http:// or https://"),
+        (
+            ["a.png", "b.wav", "--endpoint", "x"],
+            "an endpoint on Runpod needs its key: set RUNPOD_API_KEY, or give --key",
+        ),
+    ],
+)
+def test_the_command_line_refuses_a_mistake_before_anything_is_sent(given, told, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    monkeypatch.delenv("RUNPOD_ENDPOINT_ID", raising=False)
+    with pytest.raises(SystemExit):
+        client_module.main(given)
+    assert f"error: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["# no JSON", "[]", '{"prompt": "x"}'])
+def test_the_command_line_names_a_payload_that_is_no_job(text, capsys, tmp_path):
+    payload = tmp_path / "payload.json"
+    payload.write_text(text)
+    assert client_module.main(["--payload", str(payload), "-o", str(tmp_path / "talk.mp4")]) == 1
+    assert capsys.readouterr().err == f'error: E_PAYLOAD: {payload} is not JSON of a job: {{"input": {{…}}}}\n'
+
+
+def test_the_command_line_says_which_variables_an_upload_lacks(capsys, monkeypatch, tmp_path):
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(client_module.INLINE_BYTES + 1))
+    for name in client_module.S3_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("S3_BUCKET", "videos")
+    arguments = [str(large), "https://a/b.wav", "--endpoint", "x", "--key", "y", "-o", str(tmp_path / "talk.mp4")]
+    assert client_module.main(arguments) == 1
+    assert "set S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY for their upload" in capsys.readouterr().err
+
+
 def test_the_command_line_says_where_a_result_cannot_be_fetched(client, tmp_path, capsys, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
