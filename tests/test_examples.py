@@ -5,6 +5,8 @@ Steps and frames are reduced; inputs, speakers, modes and stores are the payload
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -112,6 +114,22 @@ def test_the_batch_example_becomes_a_video_for_each_item(client, tmp_path):
     assert [item["item_id"] for item in result["items"]] == ["first", "second"]
     for item in result["items"]:
         assert num_frames(client.download(item, tmp_path / item["item_id"])) == 17
+
+
+def test_the_readmes_python_makes_a_video(client, tmp_path):
+    shutil.copytree(CHECKOUT / "examples", tmp_path / "examples")
+    (program,) = re.findall(r"```python\n(.*?)```", (tmp_path / "examples/README.md").read_text(), re.DOTALL)
+    replacements = {
+        '"output_config": client.output_config,': f'"output_config": client.output_config, **{reduced({})},',
+        "RUNPOD_URL}/": f"'{client.url.removesuffix('local')}'}}",
+    }
+    for words, replacement in replacements.items():
+        assert program.count(words) == 1
+        program = program.replace(words, replacement)
+    environment = os.environ | {"RUNPOD_ENDPOINT_ID": "local", "RUNPOD_API_KEY": "local"}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=tmp_path / "examples", env=environment, check=True, timeout=300)
+    assert num_frames(tmp_path / "examples/talk.mp4") == 17
 
 
 def test_the_hubs_own_test_passes(client):
