@@ -112,7 +112,7 @@ def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
     return {name: speakers[name] for name in expected}
 
 
-BY_SPEAKER = (BeforeValidator(check_is_by_speaker), AfterValidator(check_speakers))
+IS_BY_SPEAKER, NAMES_SPEAKERS = BeforeValidator(check_is_by_speaker), AfterValidator(check_speakers)
 Media = Annotated[str, StringConstraints(min_length=1)]
 Address = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
@@ -230,7 +230,7 @@ class SingleJob(StrictModel):
     """Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video,
     each chunk's reference is the video's frame at the chunk's start."""
 
-    cond_audio: Annotated[dict[str, Media | None], *BY_SPEAKER] | None = None
+    cond_audio: Annotated[dict[str, Media | None], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
     """Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same
     forms as cond_video; null keeps a speaker silent, and at least one must speak. Give this or tts_audio."""
 
@@ -240,14 +240,14 @@ class SingleJob(StrictModel):
     audio_type: Literal["para", "add"] = "para"
     """Order of several speakers: all from the start ("para"), or one after the other ("add")."""
 
-    bbox: Annotated[dict[str, BoundingBox], *BY_SPEAKER] | None = None
+    bbox: Annotated[dict[str, BoundingBox], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
     """Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source.
     Null: side by side, left to right. Give this or mask."""
 
     bbox_order: Literal["xy", "yx"] = "xy"
     """"xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code."""
 
-    mask: Annotated[dict[str, Media], *BY_SPEAKER] | None = None
+    mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
     """Each speaker's mask: an image that is white where the speaker is. Give this or bbox."""
 
     loras: list[Lora] = Field(default_factory=list, max_length=8)
