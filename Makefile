@@ -4,7 +4,7 @@
 # make serve: the worker behind a local endpoint. make page: a browser page for it.
 # Each target installs its requirements into .venv (the page into .venv-page), once.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
@@ -82,8 +82,16 @@ pins:
 clean:
 	rm -rf $(VENV) $(PAGE_VENV) outputs checkpoints
 
+# The packages need one of these versions. An environment that venv could only half make would break later runs.
+define new_environment
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))" || { \
+		echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; \
+		exit 1; }
+	$(PYTHON) -m venv $(1) || { rm -rf $(1); exit 1; }
+endef
+
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(call new_environment,$(VENV))
 
 # Each requirements file has a stamp: pip runs again only if the file has changed. pip compiles no bytecode; Python
 # compiles modules on first import and must be allowed to keep the result.
@@ -104,6 +112,6 @@ $(VENV)/.requirements-bench: requirements-bench.txt $(VENV)/.requirements-dev
 
 # The page's library needs older versions of the worker's packages, so it has its own environment.
 $(PAGE_VENV)/.requirements: examples/requirements.txt
-	$(PYTHON) -m venv $(PAGE_VENV)
+	$(call new_environment,$(PAGE_VENV))
 	$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r examples/requirements.txt
 	@touch $@

@@ -93,7 +93,7 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
         def prepare(*values: Any) -> tuple[str, str]:
             try:
                 job = job_input(client, dict(zip(names, values, strict=True)))
-            except (ValueError, KeyError, RequestException) as error:
+            except (ValueError, JobError, RequestException) as error:
                 raise gr.Error(str(error)) from error
             text = json.dumps({"input": job}, indent=2, ensure_ascii=False)
             return text, curl(client, text)

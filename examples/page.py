@@ -79,13 +79,16 @@ def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, A
     """Converts the page's fields into a job's input; makes files readable for the endpoint.
 
     Raises:
-        ValueError: the source is missing, or a box is invalid.
+        ValueError: the source or the speech is missing, or a box is invalid.
+        JobError: the files are too large for a request, and no store for them is set.
     """
     if not fields["source"]:
         raise ValueError("choose an image or a video")
     boxes = [parse_box(fields["box1"]), parse_box(fields["box2"])]
     voices = [voice for voice in (fields["voice1"], fields["voice2"]) if voice]
     text = fields["text"].strip()
+    if not voices and not text:
+        raise ValueError("choose a voice, or type a text")
     source, *voices = client.media(fields["source"], *([] if text else voices))
     job: dict[str, Any] = {"prompt": fields["prompt"], "cond_video": source}
     if text:

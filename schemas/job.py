@@ -7,7 +7,15 @@ from collections.abc import Collection
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from infinitetalk.family import INFINITETALK, Family
@@ -84,6 +92,17 @@ def check_frame_num(frame_num: int) -> int:
     return frame_num
 
 
+def check_is_by_speaker(given: Any) -> Any:
+    """Checks that a value is an object, as it must be where each speaker has a value of its own.
+
+    Raises:
+        ValueError: it is something else, such as one speaker's media alone.
+    """
+    if not isinstance(given, dict):
+        raise ValueError('must be an object with a value for each speaker: {"person1": …, "person2": …}')
+    return given
+
+
 def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
     """Checks that speakers are named person1, person2, … without a gap; returns them in this order.
 
@@ -96,6 +115,7 @@ def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
     return {name: speakers[name] for name in expected}
 
 
+IS_BY_SPEAKER, NAMES_SPEAKERS = BeforeValidator(check_is_by_speaker), AfterValidator(check_speakers)
 Media = Annotated[str, StringConstraints(min_length=1)]
 Address = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
@@ -218,7 +238,7 @@ class SingleJob(StrictModel):
     """Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video,
     each chunk's reference is the video's frame at the chunk's start."""
 
-    cond_audio: Annotated[dict[str, Media | None], AfterValidator(check_speakers)] | None = None
+    cond_audio: Annotated[dict[str, Media | None], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
     """Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same
     forms as cond_video; null keeps a speaker silent, and at least one must speak. Give this or tts_audio."""
 
@@ -228,14 +248,14 @@ class SingleJob(StrictModel):
     audio_type: Literal["para", "add"] = "para"
     """Order of several speakers: all from the start ("para"), or one after the other ("add")."""
 
-    bbox: Annotated[dict[str, BoundingBox], AfterValidator(check_speakers)] | None = None
+    bbox: Annotated[dict[str, BoundingBox], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
     """Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source.
     Null: side by side, left to right. Give this or mask."""
 
     bbox_order: Literal["xy", "yx"] = "xy"
     """"xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code."""
 
-    mask: Annotated[dict[str, Media], AfterValidator(check_speakers)] | None = None
+    mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
     """Each speaker's mask: an image that is white where the speaker is. Give this or bbox."""
 
     loras: list[Lora] = Field(default_factory=list, max_length=8)
@@ -328,7 +348,7 @@ class SingleJob(StrictModel):
         """
         if (self.cond_audio is None) == (self.tts_audio is None):
             raise ValueError(
-                'needs speech: give exactly one of cond_audio, e.g. {"person1": "https://…/voice.wav"}, and tts_audio'
+                'needs speech: give either cond_audio, e.g. {"person1": "https://…/voice.wav"}, or tts_audio'
             )
         if self.cond_audio is not None and all(media is None for media in self.cond_audio.values()):
             raise ValueError("needs speech: at least one speaker of cond_audio must have audio instead of null")
@@ -336,7 +356,9 @@ class SingleJob(StrictModel):
             raise ValueError("takes bbox or mask, not both")
         for field, places in (("bbox", self.bbox), ("mask", self.mask)):
             if places is not None and set(places) != set(self.speakers):
-                raise ValueError(f"needs one {field} for each speaker: {', '.join(self.speakers)}")
+                has = f"has {', '.join(self.speakers)}; {field} has {', '.join(places)}"
+                told = f"tts_audio {has}" if self.tts_audio else f"cond_audio, where null keeps a speaker silent, {has}"
+                raise ValueError(f"needs one {field} for each speaker: {told}")
         if self.mode == "streaming" and self.motion_frame >= self.frame_num:
             raise ValueError(
                 f"needs motion_frame smaller than frame_num in streaming mode, "

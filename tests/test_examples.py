@@ -5,6 +5,8 @@ Steps and frames are reduced; inputs, speakers, modes and stores are the payload
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,6 +120,22 @@ def test_the_batch_example_becomes_a_video_for_each_item(client, tmp_path):
         assert num_frames(client.download(item, tmp_path / item["item_id"])) == 17
 
 
+def test_the_readmes_python_makes_a_video(client, tmp_path):
+    shutil.copytree(CHECKOUT / "examples", tmp_path / "examples")
+    (program,) = re.findall(r"```python\n(.*?)```", (tmp_path / "examples/README.md").read_text(), re.DOTALL)
+    replacements = {
+        '"output_config": client.output_config,': f'"output_config": client.output_config, **{reduced({})},',
+        "RUNPOD_URL}/": f"'{client.url.removesuffix('local')}'}}",
+    }
+    for words, replacement in replacements.items():
+        assert program.count(words) == 1
+        program = program.replace(words, replacement)
+    environment = os.environ | {"RUNPOD_ENDPOINT_ID": "local", "RUNPOD_API_KEY": "local"}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=tmp_path / "examples", env=environment, check=True, timeout=300)
+    assert num_frames(tmp_path / "examples/talk.mp4") == 17
+
+
 def test_the_hubs_own_test_passes(client):
     (test,) = json.loads((CHECKOUT / ".runpod/tests.json").read_text(encoding="utf-8"))["tests"]
     assert client.run(test["input"], poll_s=0.1)["video"]["data"]
@@ -158,6 +176,49 @@ def test_the_command_line_says_where_nothing_answers(capsys):
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v2/local"
         assert client_module.main(["https://a/b.png", "https://a/b.wav", "--url", url]) == 1
     assert capsys.readouterr().err.endswith(f"error: {url} does not answer\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["a.png"], "give an image with either voices or --text, or a --payload"),
+        (["a.png", "b.wav", "--payload", "c.json"], "--payload has the whole job: change its fields with --set"),
+        (["a.png", "b.wav", "--voice", "af_heart"], "--voice names the voice of --text, which is missing"),
+        (["a.png", "b.wav", "--set", "sample_steps"], "--set takes NAME=VALUE, not sample_steps"),
+        (["a.png", "b.wav", "-o", "absent/talk.mp4"], "the folder of --output does not exist: absent"),
+        (["a.png", "b.wav", "--url", "127.0.0.1:8000"], "--url begins with http:// or https://"),
+        (
+            ["a.png", "b.wav", "--endpoint", "x"],
+            "an endpoint on Runpod needs its key: set RUNPOD_API_KEY, or give --key",
+        ),
+    ],
+)
+def test_the_command_line_refuses_a_mistake_before_anything_is_sent(given, told, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    monkeypatch.delenv("RUNPOD_ENDPOINT_ID", raising=False)
+    with pytest.raises(SystemExit):
+        client_module.main(given)
+    assert f"error: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["# no JSON", "[]", '{"prompt": "x"}'])
+def test_the_command_line_names_a_payload_that_is_no_job(text, capsys, tmp_path):
+    payload = tmp_path / "payload.json"
+    payload.write_text(text)
+    assert client_module.main(["--payload", str(payload), "-o", str(tmp_path / "talk.mp4")]) == 1
+    assert capsys.readouterr().err == f'error: E_PAYLOAD: {payload} is not JSON of a job: {{"input": {{…}}}}\n'
+
+
+def test_the_command_line_says_which_variables_an_upload_lacks(capsys, monkeypatch, tmp_path):
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(client_module.INLINE_BYTES + 1))
+    for name in client_module.S3_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("S3_BUCKET", "videos")
+    arguments = [str(large), "https://a/b.wav", "--endpoint", "x", "--key", "y", "-o", str(tmp_path / "talk.mp4")]
+    assert client_module.main(arguments) == 1
+    assert "set S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY for their upload" in capsys.readouterr().err
 
 
 def test_the_command_line_says_where_a_result_cannot_be_fetched(client, tmp_path, capsys, monkeypatch):

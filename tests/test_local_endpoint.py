@@ -1,6 +1,8 @@
 """The local endpoint answers clients as Runpod does; the worker's side is tested with the real worker elsewhere."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from infinitetalk.worker import policy
 from tools import local_endpoint
 from tools.queue_server import API_KEY, LocalQueue
 
+CHECKOUT = Path(__file__).parents[1]
 DONE = {"output": {"status": "success", "video": {"path": "made/talk.mp4"}}}
 
 
@@ -162,9 +165,25 @@ def test_a_worker_that_has_gone_gets_no_job(queue, monkeypatch):
 
 def test_requests_that_are_too_large_or_no_job_are_refused(queue):
     assert call(queue, "POST", "run", data=b"x" * 10_000_001).status_code == 413
-    assert call(queue, "POST", "run", data=b"not json").status_code == 400
+    broken = call(queue, "POST", "run", data=b"not json")
+    assert (broken.status_code, broken.json()["error"][:29]) == (400, "the request is not valid JSON")
     assert call(queue, "POST", "run", json={"prompt": "x"}).status_code == 400
     assert call(queue, "GET", "status/unknown").status_code == 404
+
+
+def test_a_wrong_address_is_answered_with_the_endpoints_own(queue):
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    answer = requests.post(f"http://127.0.0.1:{queue.endpoint.port}/v2/other/run", headers=headers, json={}, timeout=5)
+    message = f"POST /v2/other/run does not exist; the endpoint is {queue.endpoint.url}"
+    assert (answer.status_code, answer.json()) == (404, {"error": message})
+
+
+def test_a_port_in_use_is_named_with_the_way_out(queue):
+    command = [sys.executable, "-m", "tools.local_endpoint", "--port", str(queue.endpoint.port)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"port {queue.endpoint.port} is in use")
+    assert f"--port {queue.endpoint.port + 1}" in done.stderr
 
 
 def test_nothing_is_answered_without_the_key(queue):

@@ -201,6 +201,7 @@ def test_a_text_takes_the_place_of_voices(page, client):
     ("changes", "words"),
     [
         ({"source": None}, "choose an image or a video"),
+        ({"voice1": None}, "choose a voice, or type a text"),
         ({"box1": "1, 2, 3"}, "four whole numbers"),
         ({"box2": "left, 2, 3, 4"}, "four whole numbers"),
         ({"box1": "30, 2, 3, 40"}, "x_min must be below x_max"),

@@ -21,7 +21,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
-        ({"cond_audio": None}, "E_INPUT_VALIDATION", "give exactly one of cond_audio"),
+        ({"cond_audio": None}, "E_INPUT_VALIDATION", "give either cond_audio"),
         (
             {"cond_video": data_uri(b"only words, which are neither a picture nor a video", "image/png")},
             "E_INPUT_VALIDATION",

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -309,18 +311,26 @@ class LocalEndpoint:
         self.unauthorised = 0
         self._ended = threading.Event()
         self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        """Begins to serve.
+
+        Raises:
+            OSError: the port is in use, or not allowed.
+        """
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listener)), daemon=True)
         self._thread.start()
-        if not self._started.wait(START_TIMEOUT_S):
-            raise RuntimeError(f"port {self.port} of 127.0.0.1 cannot be served; it may be in use")
+        self._started.wait(START_TIMEOUT_S)
         return self
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._ended.set()
+        assert self._thread is not None
         self._thread.join(START_TIMEOUT_S)
 
     @property
@@ -447,11 +457,10 @@ class LocalEndpoint:
         self.pings += 1
         return web.Response(text="{}")
 
-    async def _serve(self) -> None:
+    async def _serve(self, listener: socket.socket) -> None:
         runner = web.AppRunner(self.application(), access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port).start()
-        self.port = runner.addresses[0][1]
+        await web.SockSite(runner, listener).start()
         self._started.set()
         deadline = None if self.lifetime_s is None else time.monotonic() + self.lifetime_s
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as webhooks:
@@ -491,7 +500,7 @@ class LocalEndpoint:
             message = f"the request is larger than {max_bytes // MEGABYTE} MB: name large media by address"
             raise _http_error(web.HTTPRequestEntityTooLarge(max_bytes, len(body)), message)
         try:
-            payload = json.loads(body)
+            payload = _json_of(body)
             if not isinstance(payload, dict) or "input" not in payload:
                 raise ValueError('the request must be JSON: {"input": {…}}')
             payload.pop("id", None)
@@ -513,6 +522,8 @@ class LocalEndpoint:
         if not is_allowed and not _is_preview(request):
             self.unauthorised += 1
             return _refusal(401, "the header Authorization must be: Bearer KEY")
+        if (error := request.match_info.http_exception) is not None:
+            return _refusal(error.status, f"{request.method} {request.path} does not exist; the endpoint is {self.url}")
         return await handler(request)
 
 
@@ -530,6 +541,13 @@ def _is_preview(request: web.Request) -> bool:
 async def _name_segment(request: web.Request, response: web.StreamResponse) -> None:
     if request.path.endswith(".ts"):
         response.content_type = SEGMENT_TYPE
+
+
+def _json_of(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise ValueError(f"the request is not valid JSON: {error}") from None
 
 
 def _refusal(status: int, message: str) -> web.Response:
@@ -578,12 +596,21 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     output_dir = (CHECKOUT / Settings().output_dir).resolve()
-    with LocalEndpoint(JobQueue(options.execution_timeout_s), options.key, options.port, output_dir) as endpoint:
-        print(f"endpoint {endpoint.url}, key {options.key}; Ctrl-C ends it", file=sys.stderr, flush=True)
-        try:
+    try:
+        with LocalEndpoint(JobQueue(options.execution_timeout_s), options.key, options.port, output_dir) as endpoint:
+            print(f"endpoint {endpoint.url}, key {options.key}; Ctrl-C ends it", file=sys.stderr, flush=True)
             return run_workers(endpoint, output_dir)
-        except KeyboardInterrupt:
-            return 0
+    except KeyboardInterrupt:
+        return 0
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        print(
+            f"port {options.port} is in use, perhaps by another `make serve`: end that one, or run "
+            f".venv/bin/python -m tools.local_endpoint --port {options.port + 1}",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@
 `pip install ./examples` installs the command; `python examples/client.py` is the same without installing it.
 
 The endpoint is that of `make serve` unless --endpoint or RUNPOD_ENDPOINT_ID names one on Runpod (key: RUNPOD_API_KEY).
-Ctrl-C cancels the job. Needs requests and tqdm, and boto3 if files are too large for a request to Runpod.
+Ctrl-C cancels the job. Needs requests and tqdm, and boto3 (`pip install './examples[s3]'`) if files are too large for a
+request to Runpod.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import requests
@@ -34,16 +35,25 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 LOCAL_URL = "http://127.0.0.1:8000/v2/local"
+LOCAL_KEY = "local"
 RUNPOD_URL = "https://api.runpod.ai/v2"
+DEFAULT_PROMPT = "A person talks to the camera"
 INLINE_BYTES = 7_000_000
 """Largest total size of a job's media sent in the request: Runpod accepts 10 MB, and base64 adds a third."""
 
+S3_VARIABLES = ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY")
 BLOCK_BYTES = 1 << 20
 PRESIGNED_S = 24 * 3600
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 
 RECIPES = ("quality", "lora-8", "lora-4", "flashtalk", "flashtalk-12")
 """The worker's named ways to make a video; a worker has those whose weights it has."""
+
+HINTS = {
+    401: "; is the key right (RUNPOD_API_KEY, --key)?",
+    404: "; is the endpoint's address right, up to and including its id: {url}?",
+}
+"""What to check, by the status of the endpoint's answer."""
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -73,7 +83,7 @@ class InfiniteTalkClient:
     """
 
     def __init__(
-        self, url: str = LOCAL_URL, key: str = "local", timeout_s: float = 60.0, inline_bytes: int = INLINE_BYTES
+        self, url: str = LOCAL_URL, key: str = LOCAL_KEY, timeout_s: float = 60.0, inline_bytes: int = INLINE_BYTES
     ) -> None:
         self.url = url.rstrip("/")
         self._inline_bytes = inline_bytes
@@ -104,7 +114,7 @@ class InfiniteTalkClient:
 
         Raises:
             OSError: a file cannot be read.
-            KeyError: the store is needed, but a variable for it is not set.
+            JobError: the store is needed, but boto3 is not installed or a variable is not set.
         """
         files = [Path(source) for source in sources if not _is_address(source)]
         fits = sum(file.stat().st_size for file in files) <= self._inline_bytes
@@ -211,7 +221,8 @@ class InfiniteTalkClient:
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         response = self._session.request(method, f"{self.url}/{path}", timeout=self._timeout_s, **options)
         if not response.ok:
-            raise JobError(f"HTTP_{response.status_code}", response.text[:500])
+            hint = HINTS.get(response.status_code, "").format(url=self.url)
+            raise JobError(f"HTTP_{response.status_code}", response.text[:500] + hint)
         return dict(response.json())
 
     def _put_file(self, file: Path) -> str:
@@ -236,8 +247,20 @@ def _data_uri(file: Path) -> str:
 
 
 def _upload_to_s3(file: Path) -> str:
-    import boto3
-    from botocore.config import Config
+    unset = [name for name in S3_VARIABLES if not os.environ.get(name)]
+    if unset:
+        raise JobError(
+            "E_MEDIA",
+            f"the files are too large for a request: set {', '.join(unset)} for their upload, or give addresses",
+        )
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise JobError(
+            "E_MEDIA",
+            "the files are too large for a request, and their upload needs boto3: install it, or give addresses",
+        ) from None
 
     endpoint = os.environ["S3_ENDPOINT"]
     store = boto3.client(
@@ -281,7 +304,7 @@ def _job_error(answer: dict[str, Any]) -> JobError:
 
 
 class ProgressBar:
-    """Shows a job's progress in one line: stage, per cent, seconds left."""
+    """Shows a job's progress in one line inside a `with` block: stage, per cent, seconds left. The line then stays."""
 
     def __init__(self) -> None:
         self._bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}% |{bar:40}|", file=sys.stderr)
@@ -294,15 +317,24 @@ class ProgressBar:
         self._bar.update(progress["pct"] - self._bar.n)
         self._bar.refresh()
 
-    def close(self) -> None:
-        """Ends the line and leaves it on the screen."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
 
 def job_from(options: argparse.Namespace, client: InfiniteTalkClient) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A job's input and envelope, from the command line or a payload file."""
+    """A job's input and envelope, from the command line or a payload file.
+
+    Raises:
+        JobError: the payload is not a job.
+        OSError: a file cannot be read.
+    """
     if options.payload:
-        envelope = json.loads(options.payload.read_text(encoding="utf-8"))
+        envelope = _json_or_text(options.payload.read_text(encoding="utf-8"))
+        if not isinstance(envelope, dict) or not isinstance(envelope.get("input"), dict):
+            raise JobError("E_PAYLOAD", f'{options.payload} is not JSON of a job: {{"input": {{…}}}}')
         envelope.pop("id", None)
         job_input = envelope.pop("input")
     else:
@@ -365,7 +397,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("picture", nargs="?", help="image or video: file or address")
     parser.add_argument("voices", nargs="*", help="speech of each speaker: file or address")
     parser.add_argument("-o", "--output", type=Path, default=Path("talk.mp4"), help="(%(default)s)")
-    parser.add_argument("--prompt", default="A person talks to the camera", help="what the image shows (%(default)s)")
+    parser.add_argument("--prompt", help=f"what the image shows ({DEFAULT_PROMPT})")
     parser.add_argument("--text", help="text to speak, instead of speech files")
     parser.add_argument("--voice", action="append", help="voice for --text, once per speaker (am_adam)")
     parser.add_argument("--payload", type=Path, help="a job as JSON, instead of all of the above")
@@ -374,12 +406,26 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of the input")
     parser.add_argument("--endpoint", default=os.environ.get("RUNPOD_ENDPOINT_ID"), help="id of an endpoint on Runpod")
     parser.add_argument("--url", help=f"address of an endpoint ({LOCAL_URL})")
-    parser.add_argument("--key", default=os.environ.get("RUNPOD_API_KEY", "local"), help="RUNPOD_API_KEY, else local")
+    parser.add_argument("--key", default=os.environ.get("RUNPOD_API_KEY"), help=f"RUNPOD_API_KEY, else {LOCAL_KEY}")
     options = parser.parse_args(argv)
-    options.voice = options.voice or ["am_adam"]
+    if options.payload and (options.picture or options.prompt or options.text or options.voice):
+        parser.error("--payload has the whole job: change its fields with --set, and leave out the rest")
     if not options.payload and (not options.picture or bool(options.voices) == bool(options.text)):
         parser.error("give an image with either voices or --text, or a --payload")
+    if options.voice and not options.text:
+        parser.error("--voice names the voice of --text, which is missing")
+    if unnamed := [assignment for assignment in options.set if "=" not in assignment]:
+        parser.error(f"--set takes NAME=VALUE, not {unnamed[0]}")
+    if not options.output.parent.is_dir():
+        parser.error(f"the folder of --output does not exist: {options.output.parent}")
+    options.prompt = options.prompt or DEFAULT_PROMPT
+    options.voice = options.voice or ["am_adam"]
     options.url = options.url or (f"{RUNPOD_URL}/{options.endpoint}" if options.endpoint else LOCAL_URL)
+    if not options.url.startswith(("http://", "https://")):
+        parser.error(f"--url begins with http:// or https://, e.g. {LOCAL_URL}; not {options.url}")
+    if options.url.startswith(RUNPOD_URL) and not options.key:
+        parser.error("an endpoint on Runpod needs its key: set RUNPOD_API_KEY, or give --key")
+    options.key = options.key or LOCAL_KEY
     return options
 
 
@@ -387,16 +433,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one job; the exit status is 1 if it fails and 130 if Ctrl-C cancels it."""
     options = arguments(argv)
     client = InfiniteTalkClient(options.url, options.key)
-    bar = ProgressBar()
     try:
         job_input, envelope = job_from(options, client)
         try:
-            result = client.run(job_input, bar, **envelope)
+            with ProgressBar() as bar:
+                result = client.run(job_input, bar, **envelope)
+                bar({"stage": "completed", "pct": 100.0, "eta_s": 0.0})
         except requests.ConnectionError:
             hint = "; is `make serve` running?" if options.url == LOCAL_URL else ""
             raise requests.ConnectionError(f"{options.url} does not answer{hint}") from None
-        bar({"stage": "completed", "pct": 100.0, "eta_s": 0.0})
-        bar.close()
         for warning in result.get("warnings", []):
             print(f"warning: {warning}", file=sys.stderr)
         for item in result.get("items", [result]):
@@ -410,11 +455,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 case _:
                     print(f"{item['item_id']}: {item['error']['message']}", file=sys.stderr)
     except KeyboardInterrupt:
-        bar.close()
         print("cancelled", file=sys.stderr)
         return 130
-    except (JobError, requests.RequestException, OSError, KeyError) as error:
-        bar.close()
+    except (JobError, requests.RequestException, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

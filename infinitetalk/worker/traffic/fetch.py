@@ -24,7 +24,7 @@ from infinitetalk.media.decode import MediaInfo, probe
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from infinitetalk.worker.traffic.retry import TRANSIENT_STATUSES, Transient, with_retries
-from infinitetalk.worker.traffic.transport import OnBytes, TimeIsOver, Watch, get
+from infinitetalk.worker.traffic.transport import MAX_REDIRECTS, OnBytes, TimeIsOver, Watch, get
 from schemas import ErrorCode, check_address
 
 BLOCK_BYTES = 1 << 16
@@ -257,8 +257,8 @@ class Download:
             if _is_name_server_busy(error):
                 raise Transient(self._failed("the address could not be looked up")) from error
             raise self._failed(
-                "the address was refused; it must be http or https, resolve to a public address and redirect at most "
-                "5 times",
+                "the address was refused; check its spelling: the name of its host must lead to a public address, and "
+                f"each redirect, {MAX_REDIRECTS} at most, to another one",
                 retryable=False,
             ) from error
         except HTTPError as error:
