@@ -196,9 +196,8 @@ class Scaling:
         try:
             alpha, said_rank = _match(self.alphas, names, self.alpha), _match(self.ranks, names, self.rank)
         except re.error as error:
-            raise CheckpointError(
-                f"{label}: the pattern {str(error.pattern)[:MAX_EXPRESSION_CHARACTERS]!r} in its settings cannot be read"
-            ) from error
+            pattern = str(error.pattern)[:MAX_EXPRESSION_CHARACTERS]
+            raise CheckpointError(f"{label}: the pattern {pattern!r} in its settings cannot be read") from error
         if said_rank is not None and said_rank != rank:
             raise CheckpointError(
                 f"{label}: {names[0]} has the rank {rank}, and the file's settings say {said_rank:g}; save it again"
@@ -400,8 +399,8 @@ def _patterns(config: Mapping[str, Any], name: str, label: str) -> dict[str, flo
     expressions = [pattern for pattern in patterns if not _PLAIN.fullmatch(pattern)]
     if len(patterns) > MAX_PATTERNS or len(expressions) > MAX_EXPRESSIONS:
         raise CheckpointError(
-            f"{label}: {name} of its settings has {len(patterns)} patterns, {len(expressions)} of them not plain names; "
-            f"at most {MAX_PATTERNS} and {MAX_EXPRESSIONS} are read"
+            f"{label}: {name} of its settings has {len(patterns)} patterns, {len(expressions)} of them not plain "
+            f"names; at most {MAX_PATTERNS} and {MAX_EXPRESSIONS} are read"
         )
     for pattern in expressions:
         # More repetitions, or repeated groups, could take for ever to match.
