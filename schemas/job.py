@@ -80,6 +80,17 @@ def check_name(name: Any, names: Collection[str]) -> str:
     raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
 
 
+def check_endpoint(address: str) -> str:
+    """Checks the address of a store, to which keys and queries are appended.
+
+    Raises:
+        ValueError: it has a query or a fragment.
+    """
+    if "?" in address or "#" in address:
+        raise ValueError('must be the store\'s address alone, without "?" or "#" and what follows')
+    return address
+
+
 def check_frame_num(frame_num: int) -> int:
     """Checks the number of frames of a chunk: its first latent frame holds one video frame, every other one four.
 
@@ -183,19 +194,21 @@ class OutputConfig(StrictModel):
 class S3Config(StrictModel):
     """A store named by the job itself: Runpod's `s3Config`, beside `input`."""
 
-    endpoint_url: Annotated[Address, Field(alias="endpointUrl")]
+    endpoint_url: Annotated[Address, AfterValidator(check_endpoint), Field(alias="endpointUrl")]
     """Address of the S3-compatible store."""
 
-    access_id: Annotated[str, Field(alias="accessId", min_length=1)]
+    access_id: Annotated[str, StringConstraints(strip_whitespace=True), Field(alias="accessId", pattern=r"^[!-~]+$")]
     """Access key id."""
 
-    access_secret: Annotated[str, Field(alias="accessSecret", min_length=1, repr=False)]
+    access_secret: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1), Field(alias="accessSecret", repr=False)
+    ]
     """Secret access key."""
 
     bucket_name: Annotated[str, Field(alias="bucketName", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
     """Name of the bucket."""
 
-    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}$")] | None = None
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$")] | None = None
     """Region of the store; null: the region in its host's name, else the region in the store's answer, else
     us-east-1."""
 

@@ -244,7 +244,7 @@ def test_a_crashing_child_is_an_error_that_names_no_path(
 
 def test_what_a_child_writes_is_bounded(media_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "MAX_CHILD_FILE_BYTES", 50_000)
-    with pytest.raises(MediaError):
+    with pytest.raises(MediaError, match="The sound takes too much space when it is decoded"):
         read_waveform(media_folder / "tone.wav")
 
 

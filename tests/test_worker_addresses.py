@@ -116,6 +116,8 @@ SPELLINGS = (
     "http://[::]:{port}/",
     "http://[::ffff:127.0.0.1]:{port}/",
     "http://[::FFFF:7f00:1]:{port}/",
+    "http://[::ffff:168.63.129.16]/machine",
+    "http://[::ffff:c000:c0]/opc/v2/instance/",
     "http://[::127.0.0.1]:{port}/",
     "http://[64:ff9b::7f00:1]:{port}/",
     "http://[64:ff9b::a9fe:a9fe]/",
@@ -330,6 +332,9 @@ def test_a_refusal_says_what_is_wrong_with_the_spelling(address: str, words: str
         ("fec0::1", False),
         ("3fff::1", False),
         ("::ffff:10.0.0.1", False),
+        ("::ffff:168.63.129.16", False),
+        ("::ffff:192.0.0.192", False),
+        ("::ffff:8.8.8.8", True),
     ],
 )
 def test_services_of_clouds_and_networks_within_networks_are_not_public(address: str, is_one: bool):

@@ -84,6 +84,36 @@ def test_a_line_shows_no_secret(line: str, shown: str):
     assert redacted(line, ["hush-hush"]) == shown
 
 
+def test_a_secret_is_known_in_every_spelling():
+    program = r"""
+import sys, time, structlog
+from urllib.parse import quote
+from infinitetalk.worker.logs import configure_logs
+from infinitetalk.worker.settings import Settings
+settings = Settings()
+configure_logs(settings)
+secret = settings.s3_secret_key.get_secret_value()
+log = structlog.get_logger()
+log.error("said", details={"text": secret, "address": quote(secret, safe=""), "literal": repr(secret)})
+try:
+    raise ValueError(secret, {"key": secret})
+except ValueError:
+    log.error("raised", exc_info=True)
+print(secret, file=sys.stderr)
+sys.stderr.flush()
+time.sleep(0.5)
+"""
+    environment = os.environ | {"S3_SECRET_KEY": "hush\"\\wörd/+'hush"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    assert "hush" not in done.stderr
+    assert "rd/+" not in done.stderr
+    said, raised, *_ = map(json.loads, done.stderr.splitlines()[:2])
+    assert said["details"] == {"text": "***", "address": "***", "literal": "'***'"}
+    assert "ValueError: ('***', {'key': '***'})" in raised["exception"]
+
+
 def test_what_a_server_sends_is_not_quoted_in_the_log():
     program = """
 import logging, sys, time

@@ -1,6 +1,8 @@
 """What a job is told of its input's losses, LoRAs that do not fit, and results that are none."""
 
 import io
+import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,11 +57,15 @@ def worker(lora_engine: Engine, tmp_path: Path) -> Iterator[LocalWorker]:
     return LocalWorker(settings, lora_engine, tmp_path)
 
 
-def save(worker: LocalWorker, name: str, tensors: dict[str, Tensor], **metadata: str) -> list[dict[str, Any]]:
-    """A LoRA in the worker's folder; returns the job's field."""
+def lora_folder(worker: LocalWorker) -> Path:
     folder = worker.engine.checkpoint.lora_folder
     assert folder is not None
-    save_file(tensors, folder / name, metadata=metadata or None)
+    return folder
+
+
+def save(worker: LocalWorker, name: str, tensors: dict[str, Tensor], **metadata: str) -> list[dict[str, Any]]:
+    """A LoRA in the worker's folder; returns the job's field."""
+    save_file(tensors, lora_folder(worker) / name, metadata=metadata or None)
     return [{"name": name}]
 
 
@@ -143,6 +149,65 @@ def test_a_lora_that_cannot_be_laid_on_the_model_is_refused_before_anything_is_f
     assert (error["code"], error["at_stage"]) == ("E_INPUT_VALIDATION", "validation")
     assert error["message"].startswith("loras: dora.safetensors is a DoRA")
     assert Stage.DOWNLOAD not in worker.stages
+
+
+FOUR_BYTES = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {"a.lora_A.weight": 1},
+        {"a.lora_A.weight": FOUR_BYTES | {"dtype": ["F32"]}},
+        {"a.lora_A.weight": FOUR_BYTES | {"shape": [2]}},
+        {"a.lora_A.weight": FOUR_BYTES | {"shape": [-1]}},
+        {"a.lora_A.weight": FOUR_BYTES | {"shape": None}},
+        {"a.lora_A.weight": FOUR_BYTES | {"data_offsets": [4]}},
+        {"a.lora_A.weight": FOUR_BYTES | {"data_offsets": ["0", "4"]}},
+        {"a.lora_A.weight": FOUR_BYTES | {"data_offsets": [4, 0]}},
+        {"a.lora_A.weight": FOUR_BYTES | {"data_offsets": [-4, 0]}},
+        {"a.lora_A.weight": {"dtype": "F32"}},
+        {"a" * 100_000: FOUR_BYTES},
+    ],
+    ids=lambda header: str(header)[:60],
+)
+def test_a_lora_with_a_damaged_header_is_no_failure_of_the_worker(header, worker):
+    text = json.dumps(header).encode()
+    (lora_folder(worker) / "damaged.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    error = error_of(worker, loras=[{"name": "damaged.safetensors"}], dry_run=True)
+    assert (error["code"], error["retryable"]) == ("E_INPUT_VALIDATION", False)
+    assert error["message"].startswith("loras: damaged.safetensors")
+    assert len(error["message"]) < 500
+
+
+def test_the_length_that_another_kind_of_file_claims_for_a_header_is_not_read(worker):
+    """The first bytes of a GGUF file are a header of 14 GB."""
+    with (lora_folder(worker) / "renamed.safetensors").open("wb") as file:
+        file.write(b"GGUF\3\0\0\0")
+        file.truncate(20_000_000_000)
+    error = error_of(worker, loras=[{"name": "renamed.safetensors"}], dry_run=True)
+    assert error["message"].startswith("loras: renamed.safetensors is truncated or not a safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lora_alpha": 10**400}, "not a finite number"),
+        ({"lora_alpha": 4, "alpha_pattern": {f"layer{number}": 4 for number in range(200_000)}}, "200000 patterns"),
+        ({"lora_alpha": 4, "alpha_pattern": {"(([a-z]|[a-z0-9._])+)+!": 4}}, "too complicated"),
+        ({"lora_alpha": 4, "alpha_pattern": {".*.*.*.*!": 4}}, "too complicated"),
+        ({"lora_alpha": 4, "alpha_pattern": {"(" * 5000: 4}}, "too complicated"),
+    ],
+    ids=["huge", "many", "exponential", "polynomial", "long"],
+)
+def test_settings_of_a_lora_cost_little_and_are_no_failure_of_the_worker(settings, words, worker):
+    loras = save(worker, "odd.safetensors", pair(worker), lora_config=json.dumps(settings))
+    error = error_of(worker, loras=loras, dry_run=True)
+    assert (error["code"], error["retryable"]) == ("E_INPUT_VALIDATION", False)
+    assert error["message"].startswith("loras: odd.safetensors")
+    assert words in error["message"]
+    assert len(error["message"]) < 500
 
 
 def test_a_lora_whose_alpha_is_not_known_is_warned_of(worker):

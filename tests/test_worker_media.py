@@ -9,9 +9,10 @@ import pytest
 import soundfile
 from PIL import Image
 
+from infinitetalk.media.decode import extract_frames
 from tests.job_inputs import data_uri, picture_bytes, small_job, speech_bytes, speech_uri
 from tests.local_jobs import LocalWorker
-from tests.media_factory import make_heic, make_tagged_video
+from tests.media_factory import make_heic, make_tagged_video, run_ffmpeg
 
 
 def picture_uri(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
@@ -112,3 +113,40 @@ def test_an_hdr_video_that_lacks_tags_is_planned_and_made(local_worker: LocalWor
     assert (planned["status"], result["status"]) == ("planned", "success")
     assert planned["warnings"] == result["warnings"]
     assert "what its colours mean" in result["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("conversion", "tags"),
+    [
+        ("p=709:t=709:m=ycgco:r=tv", "color_primaries=unknown:color_trc=unknown"),
+        ("p=2020:t=2020_10:m=2020_cl:r=tv", "range=tv"),
+        ("p=2020:t=smpte2084:m=ictcp:r=tv", "range=tv"),
+        ("p=2020:t=smpte2084:m=chroma-derived-nc:r=tv", "range=tv"),
+    ],
+    ids=["YCgCo", "constant luminance", "ICtCp", "chroma-derived"],
+)
+def test_a_video_of_any_matrix_is_shown_in_its_colours(
+    conversion: str, tags: str, local_worker: LocalWorker, tmp_path: Path
+) -> None:
+    make_tagged_video(tmp_path / "a.mkv", "0x806060", conversion, tags)
+    source = (tmp_path / "a.mkv").read_bytes()
+    result = local_worker.run({"id": "job-1", "input": small_job(cond_video=data_uri(source, "video/x-matroska"))})
+    assert result["status"] == "success"
+    (tmp_path / "frames").mkdir()
+    shown = extract_frames(tmp_path / "a.mkv", tmp_path / "frames", stride=1, max_frames=1).frame_at(0)
+    assert shown[:, 24, 32].tolist() == pytest.approx([128, 96, 96], abs=4)
+
+
+def test_metadata_of_any_length_hide_no_fact_of_the_file(local_worker: LocalWorker, tmp_path: Path) -> None:
+    """Its log shows each line of it."""
+    lost = "color_primaries=unknown"
+    make_tagged_video(tmp_path / "a.mkv", "0x806060", "p=2020:t=smpte2084:m=2020_ncl:r=tv", lost)
+    lines = "{" + "\\\n" * 150_000 + "}"
+    (tmp_path / "lines.txt").write_text(f";FFMETADATA1\ncomment={lines}\n")
+    source = ("-i", tmp_path / "a.mkv", "-i", tmp_path / "lines.txt", "-map_metadata", "1", "-c", "copy")
+    run_ffmpeg(*source, tmp_path / "b.mkv")
+    (warning,) = warnings_of(local_worker, cond_video=data_uri((tmp_path / "b.mkv").read_bytes(), "video/x-matroska"))
+    assert warning.startswith("cond_video: it does not fully say what its colours mean")
+    (tmp_path / "frames").mkdir()
+    shown = extract_frames(tmp_path / "b.mkv", tmp_path / "frames", stride=1, max_frames=1).frame_at(0)
+    assert shown[:, 24, 32].tolist() == pytest.approx([128, 96, 96], abs=6)

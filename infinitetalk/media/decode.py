@@ -12,6 +12,7 @@ All errors are `MediaError`s; their messages can be shown to the client.
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -112,11 +113,15 @@ GRID_STEPS_PER_FRAME = GRID_FPS // VIDEO_FPS
 # Names from ffmpeg's showinfo filter.
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 BT2020_TRANSFERS = ("bt2020-10", "bt2020-12")
+SWSCALE_MATRICES = ("unknown", "gbr", "bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "bt2020nc")
+"""Matrices that ffmpeg's `scale` converts; it refuses frames of any other, and zscale converts them."""
 WIDE_PRIMARIES = ("bt2020", "smpte431", "smpte432")
 
 # HDR → BT.709: linear light with 1 at HDR's reference white, 203 cd/m² (ITU-R BT.2408), BT.709 primaries; highlights
 # are compressed, everything up to mid-tones is unchanged.
 REFERENCE_WHITE = 203
+PLAIN_MATRIX = ("setparams", {"colorspace": "bt709"})
+"""Makes `scale` take frames of any matrix, and leave their samples as they are."""
 TONE_MAPPING = ("tonemap", {"tonemap": "mobius", "desat": 0})
 
 LAST_INTERLACED_HEIGHT = 1088
@@ -153,12 +158,14 @@ LARGEST_SHARE_OF_EDGES = 0.1
 """Largest share of pixels that are neither black nor white (the edges) in a black and white drawing."""
 
 MAX_LOG_BYTES = 2**22
+MAX_LOG_LINE_BYTES = 2**16
 MAX_PNG_CHUNK_BYTES = 2**29
 
 # Lines of ffmpeg's log. Its option level+ marks each with its severity, so that text in a file's metadata is never
 # taken for a complaint.
 COMPLAINT = re.compile(rb"^(?:\[[^\]\n]* @ 0x[0-9a-f]+\] )*\[(?:warning|error|fatal|panic)\] .*$", re.MULTILINE)
 STREAM = re.compile(rb"^\[info\] +Stream #0:(\d+)[^:\n]*: (Video|Audio): (.*)$", re.MULTILINE)
+METADATA = re.compile(rb"\[info\] {4,}(?! *Stream #)")
 SHOWN = re.compile(rb"^\[Parsed_showinfo_[^\]\n]*\] \[info\] (.*)$", re.MULTILINE)
 FIELDS = re.compile(
     rb"(Single|Multi) frame detection: TFF: *(\d+) BFF: *(\d+) Progressive: *(\d+) Undetermined: *(\d+)"
@@ -171,6 +178,7 @@ CUT_SHORT_COMPLAINTS = (b"partial file", b"File ended prematurely")
 CHANGE_COMPLAINTS = (b"Channel change is not supported", b"Sample rate change is not supported")
 
 NO_SPACE_COMPLAINT = b"No space left on device"
+TOO_LONG_COMPLAINT = b"File too large"
 NO_MEMORY_COMPLAINTS = (b"Cannot allocate memory", b"MemoryError", b"Out of memory")
 
 # Signals that no file can make a decoder send to itself, and the status with which ffmpeg exits after handling one.
@@ -435,9 +443,11 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
         raise MediaError("The file is not a video: send an MP4, MOV, WebM, MKV or AVI video")
     first_frame = _first_frame_of(path)
     small_height = max(1, round(first_frame.height * SCENE_FRAME_WIDTH / first_frame.width))
+    frames = _whole_frames(contents, first_frame)
+    if first_frame.colours.color_space not in SWSCALE_MATRICES:
+        frames = frames.filter(PLAIN_MATRIX[0], **PLAIN_MATRIX[1])
     frames = (
-        _whole_frames(contents, first_frame)
-        .filter("setpts", "PTS-STARTPTS")
+        frames.filter("setpts", "PTS-STARTPTS")
         .filter("fps", fps=VIDEO_FPS, round="up")
         .filter("scale", SCENE_FRAME_WIDTH, small_height, flags="area")
         .output("pipe:", format="rawvideo", pix_fmt="bgr24", **{"frames:v": max_frames})
@@ -746,8 +756,11 @@ def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
     is_hdr = transfer in HDR_TRANSFERS
     if primaries == "unknown" and (is_hdr or transfer in BT2020_TRANSFERS or matrix.startswith("bt2020")):
         primaries = "bt2020"
-    if not is_hdr and primaries not in WIDE_PRIMARIES:
+    is_known = matrix in SWSCALE_MATRICES
+    if not is_hdr and primaries not in WIDE_PRIMARIES and is_known:
         return []
+    if primaries == "unknown":
+        primaries = "bt709"
     is_rgb = colours.pixel_format.startswith(("gbr", "rgb", "bgr", "argb", "abgr"))
     if matrix == "unknown" or is_rgb:
         matrix = "gbr" if is_rgb else "bt2020nc" if primaries == "bt2020" else "bt709"
@@ -759,6 +772,7 @@ def _colour_filters(colours: _Colours) -> list[tuple[str, dict[str, Any]]]:
         transfer = "bt709"
     alpha = "a" if "a" in colours.pixel_format.replace("gray", "") else ""
     return [
+        *([] if is_known else [PLAIN_MATRIX]),
         # zscale cannot read subsampled video of an odd size.
         ("format", {"pix_fmts": "gbrap16le|gbrp16le" if is_rgb else f"yuv{alpha}444p16le"}),
         (
@@ -823,7 +837,6 @@ def _look_at_frames(path: Path, contents: _Contents) -> _FirstFrame:
     assert contents.video is not None
     num_frames = LOOKED_AT_FRAMES if contents.video.height <= LAST_INTERLACED_HEIGHT else 1
     frames = _upright(contents).filter("showinfo", checksum=0).filter("idet")
-    frames = frames.filter("scale", "max(1,round(iw*sar))", "ih", flags="fast_bilinear").filter("setsar", 1)
     looked_at = frames.output("pipe:", format="framecrc", **{"frames:v": num_frames})
     with _child(path, looked_at, PROBE_TIMEOUT_S, loglevel="info") as child:
         video = _parse_packets(child.stdout).get(("video", 0))
@@ -836,7 +849,7 @@ def _look_at_frames(path: Path, contents: _Contents) -> _FirstFrame:
         notes += ("it does not fully say what its colours mean: missing tags were guessed from the others",)
     return _FirstFrame(
         video.height,
-        video.width,
+        max(1, math.floor(video.width * video.sample_aspect_ratio + Fraction(1, 2))),
         colours=colours,
         fields=_parse_fields(shown, child.log) if video.height >= 4 and video.width >= 4 else None,
         notes=notes,
@@ -937,6 +950,18 @@ def _child(
         yield child
 
 
+def _read_log(log: IO[bytes]) -> bytes:
+    """A child's log without the lines that show a file's metadata and chapters, which can be millions."""
+    kept, num_bytes = [], 0
+    for line in iter(lambda: log.readline(MAX_LOG_LINE_BYTES), b""):
+        if METADATA.match(line) is None:
+            kept.append(line)
+            num_bytes += len(line)
+        if num_bytes > MAX_LOG_BYTES:
+            break
+    return b"".join(kept)
+
+
 @contextmanager
 def _handed_over(path: Path, program: str) -> Iterator[IO[bytes]]:
     """The file, open for a child that reopens it; a copy if the child, running as nobody, has no permission to."""
@@ -986,7 +1011,7 @@ def _running(path: Path, command: list[str], timeout_s: float, stdout: IO[bytes]
                 watchdog.cancel()
                 process.kill()
         log.seek(0)
-        child.log = log.read(MAX_LOG_BYTES)
+        child.log = _read_log(log)
     complaints = b"\n".join(COMPLAINT.findall(child.log))
     if timed_out.is_set():
         raise MediaError(f"The file could not be decoded within {timeout_s:g} s: send a shorter or simpler one")
@@ -1002,6 +1027,8 @@ def _running(path: Path, command: list[str], timeout_s: float, stdout: IO[bytes]
         raise MediaError(
             f"The file takes more than {MAX_CHILD_MEMORY_BYTES // 2**30} GB of memory to decode: send a smaller one"
         )
+    if process.returncode == -signal.SIGXFSZ or TOO_LONG_COMPLAINT in complaints:
+        raise MediaError("The sound takes too much space when it is decoded: send a shorter part, or mono at 48 kHz")
     if process.returncode in ENDED_FROM_OUTSIDE:
         raise DecoderError("The decoder was ended before it was done: send the job again, or a smaller file")
     if process.returncode != 0:

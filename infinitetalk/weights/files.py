@@ -6,6 +6,7 @@ never copied on a CPU. Pickles are read with `weights_only=True`.
 
 import errno
 import json
+import math
 import mmap
 import os
 import pickle
@@ -81,6 +82,10 @@ class TensorFile(Protocol):
         ...
 
 
+#: Largest header of a safetensors file, as in the format's own library.
+_MAX_HEADER_BYTES = 100_000_000
+#: Longest name of a tensor, in characters: names appear in messages.
+_LONGEST_NAME = 256
 #: Bytes per read from the disk.
 _READ_BYTES = 8 << 20
 
@@ -117,9 +122,11 @@ class SafetensorsFile:
         with path.open("rb") as file:
             try:
                 (header_size,) = struct.unpack("<Q", file.read(8))
-                if header_size > size - 8:
-                    raise ValueError("the header does not fit in the file")
-                entries: dict[str, Any] = parse_json(file.read(header_size))
+                if header_size > min(size - 8, _MAX_HEADER_BYTES):
+                    raise ValueError("the header is too large, or does not fit in the file")
+                entries = parse_json(file.read(header_size))
+                if not isinstance(entries, dict):
+                    raise ValueError("the header is not a JSON object")
             except (struct.error, ValueError) as error:
                 raise CheckpointError(f"{path.name} is truncated or not a safetensors file; fetch it again") from error
         self.metadata = _metadata(entries.pop("__metadata__", {}), path)
@@ -127,13 +134,20 @@ class SafetensorsFile:
         self._spans: dict[str, tuple[int, int]] = {}
         self.headers: dict[str, TensorHeader] = {}
         for name, entry in entries.items():
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] not in SAFETENSORS_DTYPES:
-                raise CheckpointError(f"{path.name}: tensor {name} has the dtype {entry['dtype']}, which is not known")
+            if len(name) > _LONGEST_NAME:
+                raise CheckpointError(f"{path.name} is damaged: a tensor's name has {len(name)} characters")
+            dtype_name, shape, (begin, end) = _described_tensor(entry, name, path)
+            if dtype_name not in SAFETENSORS_DTYPES:
+                raise CheckpointError(f"{path.name}: tensor {name} has the dtype {dtype_name[:20]}, which is not known")
+            dtype = SAFETENSORS_DTYPES[dtype_name]
             if self._start + end > size:
                 raise CheckpointError(f"{path.name} is truncated: tensor {name} is cut off; fetch the file again")
-            header = TensorHeader(tuple(entry["shape"]), SAFETENSORS_DTYPES[entry["dtype"]], end - begin)
-            self._spans[name], self.headers[name] = (begin, end), header
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise CheckpointError(
+                    f"{path.name} is damaged: tensor {name} has {end - begin} bytes, which do not fit its shape "
+                    f"{list(shape)}; fetch the file again"
+                )
+            self._spans[name], self.headers[name] = (begin, end), TensorHeader(shape, dtype, end - begin)
         expected = self._start + max((end for _, end in self._spans.values()), default=0)
         if size != expected:
             raise CheckpointError(
@@ -176,6 +190,15 @@ class SafetensorsFile:
             )
         stored = torch.frombuffer(mapping, dtype=torch.uint8, count=end - begin, offset=offset - page_start)
         return stored.view(header.dtype).view(header.shape)
+
+
+def _described_tensor(entry: Any, name: str, path: Path) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    """A tensor's dtype, shape, and first and last offset, from an entry of a safetensors header."""
+    fields = (entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else ()
+    match fields:
+        case (str() as dtype, [*shape], [begin, end]) if all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            return dtype, tuple(shape), (begin, end)
+    raise CheckpointError(f"{path.name} is damaged: its header does not describe tensor {name}; fetch the file again")
 
 
 def _metadata(entry: Any, path: Path) -> dict[str, str]:
@@ -300,7 +323,10 @@ def open_shards(index_path: Path) -> list[TensorFile]:
     Raises:
         CheckpointError: a shard is missing or damaged, or lacks a tensor that the index places in it.
     """
-    weight_map: dict[str, str] = read_json(index_path)["weight_map"]
+    index = read_json(index_path)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index_path.name} does not list its shards (weight_map); fetch it again")
     shards = {name: open_file(index_path.parent / name) for name in sorted(set(weight_map.values()))}
     for tensor, shard in weight_map.items():
         if tensor not in shards[shard].headers:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from infinitetalk.errors import CheckpointError
@@ -72,6 +71,14 @@ _CONFIG_KEYS = ("lora_adapter_metadata", "lora_config")
 #: Metadata keys that each hold one setting. kohya's `ss_network_alpha` is not among them: its files hold alpha as
 #: tensors, and a converter that multiplies alpha in leaves the key behind.
 _PLAIN_KEYS = ("lora_alpha", "alpha", "use_rslora", "alpha_pattern", "use_dora")
+MAX_PATTERNS = 2_000
+"""Largest number of patterns in a file's settings: each is compared with each layer's name."""
+
+MAX_EXPRESSIONS = 50
+MAX_EXPRESSION_CHARACTERS = 200
+_PLAIN = re.compile(r"[A-Za-z0-9_.]+")
+_REPEATED = re.compile(r"[*+?{]")
+_REPEATS_GROUP = re.compile(r"\)[*+?{]")
 #: Linear layers of the original transformer; the form with underscores alone does not determine their names.
 _OUTER_LAYERS = (
     "patch_embedding",
@@ -189,7 +196,8 @@ class Scaling:
         try:
             alpha, said_rank = _match(self.alphas, names, self.alpha), _match(self.ranks, names, self.rank)
         except re.error as error:
-            raise CheckpointError(f"{label}: the pattern {error.pattern!r} in its settings cannot be read") from error
+            pattern = str(error.pattern)[:MAX_EXPRESSION_CHARACTERS]
+            raise CheckpointError(f"{label}: the pattern {pattern!r} in its settings cannot be read") from error
         if said_rank is not None and said_rank != rank:
             raise CheckpointError(
                 f"{label}: {names[0]} has the rank {rank}, and the file's settings say {said_rank:g}; save it again"
@@ -202,10 +210,13 @@ class Scaling:
 
 
 def _match(patterns: Mapping[str, float], names: Sequence[str], default: float | None) -> float | None:
+    """The value of the first pattern that matches the end of a name, from a dot on or the whole, as in peft."""
     for name in names:
-        key = get_pattern_key(list(patterns), name)
-        if key in patterns:
-            return patterns[key]
+        parts = name.split(".")
+        ends = {".".join(parts[start:]) for start in range(len(parts))}
+        for pattern, value in patterns.items():
+            if pattern in ends or (not _PLAIN.fullmatch(pattern) and re.match(rf"(.*\.)?({pattern})$", name)):
+                return value
     return default
 
 
@@ -385,14 +396,32 @@ def _patterns(config: Mapping[str, Any], name: str, label: str) -> dict[str, flo
     patterns = config.get(name) or {}
     if not isinstance(patterns, Mapping):
         raise CheckpointError(f"{label}: {name} of its settings is not a JSON object")
+    expressions = [pattern for pattern in patterns if not _PLAIN.fullmatch(pattern)]
+    if len(patterns) > MAX_PATTERNS or len(expressions) > MAX_EXPRESSIONS:
+        raise CheckpointError(
+            f"{label}: {name} of its settings has {len(patterns)} patterns, {len(expressions)} of them not plain "
+            f"names; at most {MAX_PATTERNS} and {MAX_EXPRESSIONS} are read"
+        )
+    for pattern in expressions:
+        # More repetitions, or repeated groups, could take for ever to match.
+        repetitions = len(_REPEATED.findall(pattern))
+        if len(pattern) > MAX_EXPRESSION_CHARACTERS or repetitions > 3 or _REPEATS_GROUP.search(pattern):
+            raise CheckpointError(
+                f"{label}: the pattern {pattern[:MAX_EXPRESSION_CHARACTERS]!r} in its settings is too complicated; "
+                f"write the layers' names into {name}"
+            )
     return {pattern: _finite(value, f"{name} {pattern}", label) for pattern, value in patterns.items()}
 
 
 def _finite(value: Any, name: str, label: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    try:
+        number = float(value) if is_number else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise CheckpointError(f"{label}: {name} is {str(value)[:40]!r}, which is not a finite number")
-    return float(value)
+    return number
 
 
 def _flag(value: Any, name: str, label: str) -> bool:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, TextIO, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import structlog
 from pydantic import BaseModel, SecretStr
@@ -27,7 +27,7 @@ SPEAKER_FIELDS = ("cond_audio", "mask", "bbox")
 
 def configure_logs(settings: Settings) -> None:
     """Makes structlog write JSON lines on stderr, since stdout is for results."""
-    secrets = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
+    secrets = spellings_of([value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)])
     stderr = keep_streams_writable(secrets)
     # Its warnings, of headers that it cannot parse say, quote what a server sends, and a server may send a token back.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -49,6 +49,18 @@ def configure_logs(settings: Settings) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, stderr)),
         cache_logger_on_first_use=True,
     )
+
+
+def spellings_of(secrets: Iterable[str]) -> list[str]:
+    """Secrets as a line may spell them: as they are, within JSON, within a Python literal, in an address."""
+    spellings = {
+        spelling
+        for secret in secrets
+        for plain in (secret, repr(secret)[1:-1], quote(secret, safe=""))
+        for spelling in (plain, json.dumps(plain)[1:-1], json.dumps(plain, ensure_ascii=False)[1:-1])
+    }
+    # A longer spelling may contain a shorter one.
+    return sorted(spellings - {""}, key=len, reverse=True)
 
 
 def shorten(logger: Any, method: str, line: Any) -> str:

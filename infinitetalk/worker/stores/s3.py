@@ -20,6 +20,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import URLLib3Session
+from botocore.parsers import ResponseParserError
 from requests.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
@@ -58,8 +59,16 @@ STOP_POLL_S = 0.05
 CLEAN_S = 10.0
 """Time limit in seconds for removing objects, also after a stop."""
 
+NO_CONDITIONS = ("NotImplemented", "InvalidArgument", "InvalidRequest")
+"""Codes with which compatible stores refuse a header that they do not know."""
+
+UNREADABLE_ANSWER = (ResponseParserError, ValueError, LookupError, TypeError)
+"""Exceptions of botocore and s3transfer after an answer that has no meaning: a date that is none, a missing field."""
+
+STORE_ERRORS = (BotoCoreError, ClientError, S3UploadFailedError, HTTPError, OSError, *UNREADABLE_ANSWER)
+
 SHOWN_ANSWER_BYTES = 4096
-_REGION = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
+_REGION = re.compile(rb"<Region>([a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?)</Region>")
 _VIDEO = r"/[A-Za-z0-9_-][A-Za-z0-9._-]*\.mp4"
 
 
@@ -80,7 +89,8 @@ class Served:
     @property
     def is_served(self) -> bool:
         """Whether the address serves its object."""
-        return self.status is not None and self.status < 400
+        # A redirect may lead to a page for logging in.
+        return self.status is not None and 200 <= self.status < 300
 
 
 class Bucket:
@@ -120,11 +130,12 @@ class Bucket:
         """The address by which clients get an object."""
         if self.public_base is not None:
             return f"{self.public_base.rstrip('/')}/{quote(key)}"
-        address: str = self.client.generate_presigned_url(
-            "get_object",
-            Params={"Bucket": self.place.bucket, "Key": key},
-            ExpiresIn=self.settings.s3_url_expiry_s,
-        )
+        with _s3_errors():
+            address: str = self.client.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": self.place.bucket, "Key": key},
+                ExpiresIn=self.settings.s3_url_expiry_s,
+            )
         return address
 
     def try_address(self, address: str) -> Served:
@@ -151,7 +162,8 @@ class Bucket:
                 num_bytes = _whole_size(response.headers)
                 named = _REGION.search(body)
                 region = None if named is None or status < 400 else named[1].decode()
-            if status is not None and status < 500 and status not in TRANSIENT_STATUSES:
+            # A store may show an object a moment after it has taken it.
+            if status is not None and status < 500 and status not in TRANSIENT_STATUSES and status != 404:
                 break
             time.sleep(retry.FIRST_WAIT_S * attempt)
         return Served(status, num_bytes, region)
@@ -160,6 +172,8 @@ class Bucket:
         """The error of a presigned address that does not serve its object."""
         if answer.status is None:
             return not_stored("the store did not answer")
+        if answer.status == 404:
+            return not_stored("the store takes objects, but does not show them at their address (status 404)")
         setting = "S3_REGION" if self.is_own else "s3Config.region"
         return not_stored(
             f"the store takes objects, but answers their address with status {answer.status}: "
@@ -196,7 +210,8 @@ class S3Objects(ObjectStore):
         with self.within(CHECK_S):
             answer = self._try_probe()
             if answer is not None and answer.region not in (None, self.bucket.place.region):
-                self.bucket.connect(answer.region)
+                with _s3_errors():
+                    self.bucket.connect(answer.region)
                 answer = self._try_probe()
             if answer is not None and not answer.is_served:
                 raise self.bucket.not_served(answer)
@@ -205,11 +220,11 @@ class S3Objects(ObjectStore):
         try:
             with self.within(), self._unless_there(is_new):
                 self.bucket.client.put_object(**self._named(name), Body=data, ContentType=content_type)
-        except (BotoCoreError, ClientError) as error:
+        except STORE_ERRORS as error:
             if is_new and _status(error) in (409, 412):
                 return
-            if is_new and _status(error) == 501:
-                # A store without conditional requests: check, then write.
+            if is_new and _knows_no_conditions(error):
+                # Check, then write.
                 if self.head(name) is None:
                     self.put(name, data, content_type)
                 return
@@ -226,7 +241,7 @@ class S3Objects(ObjectStore):
                 data: bytes = found["Body"].read(max_bytes + 1)
             except self.bucket.client.exceptions.NoSuchKey:
                 return None
-            except (BotoCoreError, HTTPError, OSError):
+            except STORE_ERRORS:
                 check_watch(self.bucket.watch)
                 raise
             # The store would keep sending the unread rest.
@@ -237,7 +252,7 @@ class S3Objects(ObjectStore):
         with self.within(CHECK_S):
             try:
                 head = self.bucket.client.head_object(**self._named(name))
-            except (BotoCoreError, ClientError) as error:
+            except STORE_ERRORS as error:
                 # S3 answers 403 for a missing object if the credentials do not allow listing the bucket.
                 if _status(error) in (403, 404):
                     return None
@@ -298,7 +313,7 @@ class S3Objects(ObjectStore):
             return self.bucket.try_address(self.bucket.address(self._key(name)))
         finally:
             # The credentials may allow writing but not removing.
-            with suppress(BotoCoreError, ClientError):
+            with suppress(*STORE_ERRORS):
                 self.bucket.client.delete_object(**self._named(name))
 
     def _upload(self, name: str, upload: Upload, is_new: bool) -> bool:
@@ -321,12 +336,12 @@ class S3Objects(ObjectStore):
                         raise GenerationStopped
                     time.sleep(STOP_POLL_S)
                 sending.result()
-        except (BotoCoreError, ClientError, S3UploadFailedError) as error:
+        except STORE_ERRORS as error:
             upload.sent.add(before - upload.sent.done)
             if is_new and _status(error) in (409, 412):
                 return False
-            if is_new and _status(error) == 501:
-                # A store without conditional requests; the caller has checked that the name is free.
+            if is_new and _knows_no_conditions(error):
+                # The caller has checked that the name is free.
                 return self._upload(name, upload, False)
             raise _s3_error(error) from error
         return True
@@ -375,7 +390,14 @@ def open_bucket(request: StoreRequest) -> Store:
         return ObjectResults(S3Objects(_own_bucket(settings), request.output_config.prefix))
     check_target("s3Config.endpointUrl", config.endpoint_url, settings)
     place = bucket_place(config.endpoint_url, config.bucket_name, config.region, config.access_id, config.access_secret)
-    return ObjectResults(S3Objects(Bucket(place, settings, None, request.should_stop), request.output_config.prefix))
+    try:
+        bucket = Bucket(place, settings, None, request.should_stop)
+    except (BotoCoreError, ValueError) as error:
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            "s3Config: no S3 client can use this endpointUrl and region; check the host's name",
+        ) from error
+    return ObjectResults(S3Objects(bucket, request.output_config.prefix))
 
 
 def own_bucket(settings: Settings) -> ObjectStore | None:
@@ -440,7 +462,7 @@ def _whole_size(headers: Any) -> int | None:
 def _s3_errors() -> Iterator[None]:
     try:
         yield
-    except (BotoCoreError, ClientError, HTTPError, OSError) as error:
+    except STORE_ERRORS as error:
         raise _s3_error(error) from error
 
 
@@ -474,10 +496,20 @@ def _code(error: BaseException) -> str | None:
     return cause.response.get("Error", {}).get("Code") if isinstance(cause, ClientError) else None
 
 
+def _knows_no_conditions(error: BaseException) -> bool:
+    """Whether the store may have refused a conditional request because it does not support them. If it had another
+    reason, it refuses the same request without the condition too."""
+    return _status(error) == 501 or (_status(error) == 400 and _code(error) in NO_CONDITIONS)
+
+
 def _s3_error(error: Exception) -> WorkerError:
     status = _status(error)
     if isinstance(_cause(error), StoreTooSlow):
         return not_stored("the store took too long")
+    if isinstance(_cause(error), UNREADABLE_ANSWER) and not isinstance(_cause(error), BotoCoreError):
+        return not_stored("the store's answer cannot be read")
+    if _code(error) == "RequestTimeTooSkewed":
+        return not_stored("the clocks of the store and of this worker differ too much; send the job again")
     if status is None:
         return not_stored("the store did not answer")
     if status in (401, 403) or _code(error) == "AuthorizationHeaderMalformed":

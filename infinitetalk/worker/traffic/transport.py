@@ -211,7 +211,12 @@ class Watch:
 
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the public internet and not to a service of the machine's own cloud."""
-    return is_safe_address(address) and not any(ip_address(address) in network for network in NOT_PUBLIC)
+    if not is_safe_address(address):
+        return False
+    parsed = ip_address(address)
+    # A connection to an IPv4-mapped address goes to the IPv4 address.
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    return not any(parsed in network for network in NOT_PUBLIC)
 
 
 def look_up(host: str, port: int, watch: Watch) -> list[tuple[Any, ...]]:
