@@ -153,11 +153,14 @@ class Plan(StrictModel):
     """The networks' memory mode: the fastest one that fits by its estimate."""
 
     estimate_s: Annotated[float, Field(ge=0)] | None = None
-    """Seconds of generating, without fetching, loading and storing; null if nothing is known about this model."""
+    """Seconds of the job, without fetching, loading and storing; null if nothing is known about this model."""
 
-    estimate_from: Literal["this worker", "table"] | None = None
-    """"this worker": from the last chunk that this worker made, scaled by the operations of an evaluation. "table":
-    from the assumptions in docs/deploy.md."""
+    estimate_from: str | None = None
+    """"this worker": from the last chunk that this worker made. "table: H100" and the like: from the estimates of
+    docs/deploy.md for this GPU, or for the one that is nearest to it, with the factor."""
+
+    estimate_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars for `estimate_s` on all GPUs of the worker; null without an estimate or without GPU_PRICE_PER_S."""
 
     params: dict[str, Any]
     """The parameters as they would be used; a random seed is still -1."""

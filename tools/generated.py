@@ -72,10 +72,14 @@ def fill_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """Replaces the lines between `<!-- NAME -->` and `<!-- end -->` with the table of that name.
 
     Raises:
-        KeyError: `tables` has no table of that name.
+        ValueError: the text has no place for a table, or several.
     """
-    pattern = re.compile(r"(<!-- (fields: \S+|settings) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{tables[match[2]]()}\n{match[3]}", text)
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, places = pattern.subn(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
+        if places != 1:
+            raise ValueError(f"there are {places} places for the table {name!r}; there must be one")
+    return text
 
 
 def documents() -> dict[Path, dict[str, Callable[[], str]]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from infinitetalk.weights.layouts import adapter_kind
 from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoint
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
-from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
+from infinitetalk.worker.engine.estimate import Speed, VideoCost, chunk_work, number_of_chunks, video_cost
 from infinitetalk.worker.engine.loading import Health, Loading
-from infinitetalk.worker.engine.placement import MeasureMemory, devices_of, measure_memory
+from infinitetalk.worker.engine.placement import MeasureMemory, devices_of, gpu_of, measure_memory
+from infinitetalk.worker.engine.rehearsed import likeness_of
 from infinitetalk.worker.engine.scenes import generation_settings, open_source, plan_scenes, stretch_of
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
@@ -82,7 +84,6 @@ class Engine:
         self.devices = devices_of(settings)
         self.health = Health()
         self._loading = Loading(self.checkpoint, self.devices, measure, self.health)
-        self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
 
     def start(self) -> None:
@@ -92,6 +93,12 @@ class Engine:
     def finish_loading(self) -> None:
         """Waits for loading to end: it fails if the interpreter exits before."""
         self._loading.finish()
+
+    @cached_property
+    def _speed(self) -> Speed:
+        """This worker's speed. Of the embedded models nothing is assumed, nor of a CPU."""
+        gpu = gpu_of(self.devices.first) if self.checkpoint.is_published else None
+        return Speed(None if gpu is None else likeness_of(gpu))
 
     @property
     def model_name(self) -> str:
@@ -235,8 +242,10 @@ class Engine:
         found = self._loading.found(should_stop)
         workload = workload_of(job, source.info, found.models.family, found.models.size_scale)
         scenes = [generation_settings(job, 0, scene) for scene in plan_scenes(job, source, num_rows)]
-        memory_mode = found.placement.choose(job, workload).describe(self.devices.dtype)
-        return video_cost(scenes, workload, memory_mode, self._speed)
+        memory = found.placement.choose(job, workload)
+        chunk = chunk_work(scenes[0], workload, memory, len(job.speakers), self.devices.count)
+        is_video = source.info.kind == "video"
+        return video_cost(scenes, chunk, is_video, memory.describe(self.devices.dtype), self._speed)
 
     def recover(self) -> None:
         """Releases memory that a failed job may still hold, unless this process is broken."""
@@ -299,6 +308,7 @@ class Engine:
         scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = list(accumulate((number_of_chunks(each, family) for each in all_settings), initial=0))
+        memory, is_video = request.networks.choice.memory, request.source.info.kind == "video"
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -319,10 +329,13 @@ class Engine:
                 should_stop=should_stop,
                 on_step=count_step,
             )
+            work = chunk_work(settings, workload, memory, len(job.speakers), self.devices.count)
+            encodes_reference = True
             begin = time.monotonic()
             for chunk in chunks:
-                self._speed.record(time.monotonic() - begin, chunk.evaluations, workload)
+                self._speed.record(time.monotonic() - begin, work, chunk.evaluations, encodes_reference)
                 yield chunk
+                encodes_reference = is_video
                 begin = time.monotonic()
 
 

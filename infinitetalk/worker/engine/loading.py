@@ -126,7 +126,7 @@ class Loading:
         waiting: Future[FoundModels] | Future[None] = self._found
         try:
             paths = self._checkpoint.files()
-            placement = Placement(self._measure(device, paths), paths.family)
+            placement = Placement(self._measure(device, paths), paths.family, self._devices.count)
             memory = placement.choose_at_start()
             models = Models(paths, device, self._devices.others)
             self._found.set_result(FoundModels(models, placement))

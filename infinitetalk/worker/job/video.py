@@ -53,7 +53,7 @@ from infinitetalk.worker.job.inputs import (
     speech_seconds,
 )
 from infinitetalk.worker.job.preview import HlsPreview, Preview
-from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts
+from infinitetalk.worker.job.result import gpu_costs, plan_facts, resolved_parameters, versions, video_facts
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
     Part,
@@ -221,6 +221,8 @@ class VideoJob:
             result = self._make(state, preview, warnings)
         state.save_result(result)
         details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
+        seconds, gpus = result.timings["total_ms"] / 1000, self.engine.devices.count
+        details |= gpu_costs(seconds, gpus, self.context.resources.settings)
         self.logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
         return result
 
@@ -294,7 +296,7 @@ class VideoJob:
             params=resolved_parameters(job, job.base_seed),
             model=engine.model_name,
             warnings=warnings,
-            **plan_facts(video),
+            **plan_facts(video, self.context.resources.settings),
         )
 
     def _make(self, state: TaskState, preview: Preview, warnings: list[str]) -> Success:
