@@ -327,9 +327,10 @@ def _plan_line(plan: dict[str, Any]) -> str:
     """Summary of a dry run, in one line."""
     name = f"{plan['item_id']}: " if "item_id" in plan else ""
     seconds = f", about {plan['estimate_s']:.0f} s" if "estimate_s" in plan else ""
+    dollars = f", ${plan['estimate_usd']:.2f}" if "estimate_usd" in plan else ""
     return (
         f"{name}{plan['num_frames']} frames of {plan['width']}x{plan['height']}, {plan['duration_s']:g} s; "
-        f"{plan['num_chunks']} chunks, {plan['evaluations']} evaluations by {plan['model']}{seconds}"
+        f"{plan['num_chunks']} chunks, {plan['evaluations']} evaluations by {plan['model']}{seconds}{dollars}"
     )
 
 
