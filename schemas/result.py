@@ -132,7 +132,10 @@ class RecipeCost(StrictModel):
     """Number of network evaluations; TeaCache may save some of them."""
 
     estimate_s: Annotated[float, Field(ge=0)] | None = None
-    """Seconds of generating, like the plan's."""
+    """Seconds of the job, like the plan's."""
+
+    estimate_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars, like the plan's."""
 
     leave_out: list[str] = Field(default_factory=list)
     """Fields that the job must leave out if it names this recipe, because the recipe fixes other values."""
@@ -169,11 +172,14 @@ class Plan(StrictModel):
     """The networks' memory mode: the fastest one that fits by its estimate."""
 
     estimate_s: Annotated[float, Field(ge=0)] | None = None
-    """Seconds of generating, without fetching, loading and storing; null if nothing is known about this model."""
+    """Seconds of the job, without fetching, loading and storing; null if nothing is known about this model."""
 
-    estimate_from: Literal["this worker", "table"] | None = None
-    """"this worker": from the last chunk that this worker made, scaled by the operations of an evaluation. "table":
-    from the assumptions in docs/deploy.md."""
+    estimate_from: str | None = None
+    """"this worker": from the last chunk that this worker made. "table: H100" and the like: from the estimates of
+    docs/deploy.md for this GPU, or for the one that is nearest to it, with the factor."""
+
+    estimate_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars for `estimate_s` on all GPUs of the worker; null without an estimate or without GPU_PRICE_PER_S."""
 
     recipes: list[RecipeCost] = Field(default_factory=list)
     """Every recipe by which this worker could run the job, with its cost."""

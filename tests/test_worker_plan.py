@@ -1,11 +1,11 @@
 """A job that is only planned, and what a job is warned of."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from infinitetalk.family import INFINITETALK
-from infinitetalk.runtime.memory import GIB, Workload
+from infinitetalk.runtime.memory import GIB
 from infinitetalk.worker.engine import Engine
-from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job.advice import step_warnings
 from infinitetalk.worker.settings import Settings
@@ -59,11 +59,19 @@ def test_the_estimate_comes_from_what_the_worker_has_done(tmp_path):
     assert longer["estimate_s"] == pytest.approx(20 * known["estimate_s"], rel=0.5, abs=2)
 
 
-def test_before_anything_is_measured_the_published_models_estimate_is_that_of_the_document():
-    minute = 40 * 3 * 21 * INFINITETALK.evaluation_flop(Workload(81, 640, 640).num_tokens) / ASSUMED_FLOP_PER_S
-    assert minute / 3600 == pytest.approx(3.3, abs=0.05)
-    minute = 8 * 2 * 21 * INFINITETALK.evaluation_flop(Workload(81, 704, 1280).num_tokens) / ASSUMED_FLOP_PER_S
-    assert minute / 60 == pytest.approx(91, abs=1)
+def test_a_price_is_told_with_the_estimate_and_in_the_log(tmp_path):
+    settings = Settings(output_dir=tmp_path, infinitetalk_model="tiny", gpu_price_per_s=0.002)
+    engine = Engine(settings)
+    engine.start()
+    worker = LocalWorker(settings, engine, tmp_path)
+    assert "estimate_usd" not in worker.run({"id": "job-1", "input": small_job(dry_run=True)})
+    with capture_logs() as lines:
+        result = worker.run({"id": "job-1", "input": small_job()})
+    plan = worker.run({"id": "job-2", "input": small_job(dry_run=True)})
+    assert plan["estimate_usd"] == pytest.approx(0.002 * plan["estimate_s"], abs=2e-4)
+    (details,) = (line["details"] for line in lines if line["event"] == "job.completed")
+    assert details["gpu_seconds"] == pytest.approx(result["timings"]["total_ms"] / 1000, abs=0.1)
+    assert details["usd"] == pytest.approx(0.002 * details["gpu_seconds"], abs=3e-4)
 
 
 def test_a_text_is_planned_by_its_length_and_not_spoken(local_worker: LocalWorker):

@@ -6,7 +6,6 @@ These are `schemas/*.schema.json`, the tables of fields in README.md, and the ta
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -72,10 +71,15 @@ def fill_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """Replaces the lines between `<!-- NAME -->` and `<!-- end -->` with the table of that name.
 
     Raises:
-        KeyError: `tables` has no table of that name.
+        ValueError: the text has no place for a table, or several.
     """
-    pattern = re.compile(r"(<!-- (fields: \S+|settings) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{tables[match[2]]()}\n{match[3]}", text)
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        if (places := text.count(begin)) != 1:
+            raise ValueError(f"there are {places} places for the table {name!r}; there must be one")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}{table()}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def documents() -> dict[Path, dict[str, Callable[[], str]]]:

@@ -12,13 +12,16 @@ from typing import Any, get_args
 
 import torch
 
-from benchmarks.rehearsal import parts, report
+from benchmarks.rehearsal import modes, parts, prices, report
 from benchmarks.rehearsal.device import missing
 from benchmarks.rehearsal.log import Log, grouped
 from benchmarks.rehearsal.measured import comparisons
 from benchmarks.rehearsal.rates import CARDS, Card
 from benchmarks.rehearsal.stage import Stage
+from benchmarks.rehearsal.table import Logs, table_text
+from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.weights.loading import Quantisation
+from infinitetalk.worker.engine import rehearsed
 
 
 class Program:
@@ -88,6 +91,20 @@ class Program:
                 )
         show(f"VAE, {self.card.name}", report.part_table(found, self.card))
 
+    def modes(self) -> None:
+        """Streamed blocks, and evaluations that several GPUs share: one GPU's part."""
+        found = {}
+        for quantisation in (None, "fp8"):
+            mode = MemoryMode(quantisation, resident_parameters=0)
+            name = f"{parts.EVALUATION}, {parts.label(parts.SMALL)}, {mode.name}"
+            found[name] = self.record(
+                name, lambda mode=mode: modes.streamed_evaluation(self.stage, parts.SMALL, mode).log
+            )
+        for gpus in (2, 4, 8):
+            name = f"{parts.EVALUATION}, {parts.label(parts.SMALL)}, one of {gpus} GPUs"
+            found[name] = self.record(name, lambda gpus=gpus: modes.split_evaluation(self.stage, parts.SMALL, gpus))
+        show(f"Modes, {self.card.name}", report.part_table(found, self.card))
+
     def measured(self) -> None:
         """Estimates beside what was measured on an H200."""
         show("Measured and estimated", report.comparison_table(comparisons(self.stage)))
@@ -132,6 +149,7 @@ PARTS: dict[str, Callable[[Program], None]] = {
     "evaluation": Program.evaluation,
     "quantised": Program.quantised,
     "vae": Program.vae,
+    "modes": Program.modes,
     "measured": Program.measured,
 }
 
@@ -149,11 +167,25 @@ def main() -> None:
     )
     parser.add_argument("--gpu", choices=CARDS, default="h100", help="the card of the tables that have one card")
     parser.add_argument("--json", type=Path, help="a file for each part's figures")
+    parser.add_argument(
+        "--write", action="store_true", help="only write the worker's table of seconds, rehearsed.json, and --tables"
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="only write the tables of prices in the documents, from rehearsed.json"
+    )
     options = parser.parse_args()
+    if options.tables:
+        prices.write()
+        return
     if reason := missing():
         parser.exit(1, f"nothing can be rehearsed here: {reason}\n")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    if options.write:
+        logs = Logs(Stage(), lambda name: print(f"rehearsing {name}", file=sys.stderr, flush=True))
+        rehearsed.FILE.write_text(table_text(logs), encoding="utf-8")
+        prices.write()
+        return
     program = Program(CARDS[options.gpu])
     for part in options.parts:
         PARTS[part](program)

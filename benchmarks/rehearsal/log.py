@@ -23,6 +23,7 @@ Kind = Literal[
     "casts",
     "elementwise",
     "copies",
+    "exchange",
     "others",
 ]
 
@@ -134,8 +135,9 @@ class Log:
         return sum(operation.bytes for operation in self.operations)
 
     def seconds(self, rates: Rates) -> float:
-        """Of all operations, one after the other."""
-        return sum(operation.seconds(rates) for operation in self.operations)
+        """Of all operations, one after the other; at least as long as the CPU takes to start them."""
+        gpu = sum(operation.seconds(rates) for operation in self.operations)
+        return max(gpu, rates.dispatch_s * len(self.operations))
 
     def floor_seconds(self, rates: Rates) -> float:
         """Of the arithmetic of its products alone."""

@@ -38,6 +38,8 @@ SMALL, LARGE = (
     Workload(INFINITETALK.defaults.frame_num, *size.usual_resolution) for size in INFINITETALK.sizes.values()
 )
 SHORT = Workload(33, 640, 640)
+#: Enough for what each frame takes.
+FEW_FRAMES = 9
 SQUARE = Workload(INFINITETALK.defaults.frame_num, 960, 960)
 
 

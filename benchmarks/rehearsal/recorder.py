@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.rehearsal.log import Kind, Log, Operation, Place, Wait
@@ -39,7 +39,7 @@ _NO_KERNEL = frozenset(
         *("expand", "t", "transpose", "permute", "unsqueeze", "squeeze", "diagonal", "unfold", "as_strided", "alias"),
         *("slice", "select", "split", "split_with_sizes", "unbind", "chunk", "narrow", "detach", "lift_fresh"),
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "resize_"),
-        *("device", "is_pinned"),
+        *("device", "is_pinned", "wait_tensor"),
     }
 )
 _LINEAR = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "_scaled_mm", "_int_mm"})
@@ -51,6 +51,8 @@ _ELEMENTWISE = frozenset(
         *("sum", "mean", "linalg_vector_norm"),
     }
 )
+#: What several GPUs exchange.
+_EXCHANGES = frozenset({"all_to_all_single", "allgather_", "allreduce_"})
 #: Results whose size is known only when they have been computed.
 _SIZE_FROM_DATA = frozenset({"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"})
 _SINGLE_NUMBERS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
@@ -72,6 +74,9 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Runs an operation and logs it."""
         kwargs = kwargs or {}
+        if any(is_traceable_wrapper_subclass(tensor) for tensor in tensors_in((args, kwargs))):
+            # torchao's tensors make several operations of it, which come here one by one.
+            return NotImplemented
         name = func._overloadpacket.__name__
         if func in _SINGLE_NUMBERS:
             return self._number(func, args, kwargs)
@@ -217,7 +222,12 @@ def flop_of(packet: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
 def bytes_of(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor], made: list[Tensor]
 ) -> float:
-    """Bytes read and written."""
+    """Bytes read and written, or sent to other GPUs."""
+    if name == "all_to_all_single":
+        gpus = len(args[1])
+        return footprint(args[0]) * (1 - 1 / gpus)
+    if name in _EXCHANGES:
+        return float(sum(footprint(tensor) for tensor in given))
     if name in ("fill_", "zero_"):
         return float(footprint(args[0]))
     read = sum(footprint(tensor) for tensor in given)
@@ -242,6 +252,8 @@ def arithmetic_of(name: str, given: list[Tensor]) -> Arithmetic:
 
 def traffic_of(name: str, given: list[Tensor], made: list[Tensor]) -> Traffic:
     """How a kernel walks through memory; numbers and small vectors beside a large tensor do not count."""
+    if name in _EXCHANGES:
+        return "link"
     if "norm" in name or name in ("mean", "sum", "var_mean", "aminmax"):
         return "norm"
     if name in _LINEAR or "attention" in name or "convolution" in name:
@@ -257,6 +269,8 @@ def traffic_of(name: str, given: list[Tensor], made: list[Tensor]) -> Traffic:
 
 def kind_of(name: str, place: Place) -> Kind:
     """What an operation is a part of."""
+    if name in _EXCHANGES:
+        return "exchange"
     if "attention" in name:
         return _kind_of_attention(place)
     if "convolution" in name:

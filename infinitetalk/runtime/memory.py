@@ -32,13 +32,17 @@ GIB = 1 << 30
 RESERVE_BYTES = 2 * GIB
 #: Bytes per token and channel at the peak of a block. Measured: 24.1 with one speaker, 24.4 with two.
 TOKEN_CHANNEL_BYTES = 25
+#: The same of a GPU's own tokens where several share an evaluation: what does not depend on tokens weighs more.
+#: Rehearsed: 24.1 to 25.1.
+SHARED_CHANNEL_BYTES = 26
 #: Bytes per token and channel of a block residual that TeaCache keeps in 16 bits.
 CACHED_CHANNEL_BYTES = 2
 #: Bytes per pixel of the video's resolution in the VAE, which decodes four frames at once in float32: copies of 96
 #: channels, the last two frames of each convolution (kept for the next four), cuDNN's workspaces. Measured: 21,600.
 VAE_PIXEL_BYTES = 22_000
-#: Bytes per parameter of the transformer outside its blocks: half of them, the time embedding's, are float32.
-OUTER_BYTES = 3
+#: Bytes per parameter of the transformer outside its blocks: of the published ones 58 % are float32, the time
+#: embedding's above all, and the others have 16 bits. They take 3.16 bytes on average.
+OUTER_BYTES = 3.17
 #: Pixels of a VAE tile, by diffusers' defaults.
 VAE_TILE_PIXELS = 256 * 256
 #: Blocks on the GPU while blocks are streamed: the one that runs and the one that follows.
@@ -97,6 +101,7 @@ class Workload:
     Attributes:
         family: of the model.
         cached_branches: number of guidance branches with a TeaCache residual.
+        gpus: number of GPUs that share each evaluation.
     """
 
     num_frames: int
@@ -104,6 +109,7 @@ class Workload:
     width: int
     family: Family = INFINITETALK
     cached_branches: int = 0
+    gpus: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -147,14 +153,15 @@ def weight_bytes(mode: MemoryMode, sizes: ModelSizes) -> int:
         streamed = sizes.blocks // sizes.num_blocks * STREAMED_BLOCKS_HELD
         blocks_held = min(sizes.blocks, mode.resident_parameters + streamed)
     text_encoder = 0 if mode.stream_text_encoder else 2 * sizes.text_encoder
-    weights = bytes_per_weight * blocks_held + OUTER_BYTES * sizes.outer + text_encoder
+    weights = bytes_per_weight * blocks_held + int(OUTER_BYTES * sizes.outer) + text_encoder
     return weights + 4 * (sizes.image_encoder + sizes.vae) + sizes.lora_bytes
 
 
 def sampling_bytes(sizes: ModelSizes, workload: Workload) -> int:
-    """What an evaluation of the transformer takes beside weights, and what TeaCache keeps of earlier ones."""
+    """What an evaluation takes on each GPU beside weights, and what TeaCache keeps of earlier ones."""
+    per_channel = TOKEN_CHANNEL_BYTES if workload.gpus == 1 else SHARED_CHANNEL_BYTES
     residual = CACHED_CHANNEL_BYTES * workload.cached_branches
-    return workload.num_tokens * sizes.dim * (TOKEN_CHANNEL_BYTES + residual)
+    return workload.num_tokens * sizes.dim * (per_channel + residual) // workload.gpus
 
 
 def vae_bytes(mode: MemoryMode, workload: Workload) -> int:
@@ -249,7 +256,8 @@ def num_resident_blocks(transformer: InfiniteTalkTransformer3DModel, resident_pa
 
 
 def stream_blocks(transformer: InfiniteTalkTransformer3DModel, resident_parameters: int, device: torch.device) -> None:
-    """Keeps the first blocks on `device` and streams the others to it at every use, each while the one before runs.
+    """Keeps the first blocks and all that is outside blocks on `device`, and streams the other blocks to it at every
+    use, each while the one before runs.
 
     The transformer may be on any device; streamed blocks move to the CPU, into pinned memory if `device` is a GPU.
     """
@@ -263,6 +271,17 @@ def stream_blocks(transformer: InfiniteTalkTransformer3DModel, resident_paramete
         transformer.blocks = blocks
     for block in blocks[:kept]:
         block.to(device)
+    _keep_outer(transformer, device)
+
+
+def _keep_outer(transformer: nn.Module, device: torch.device) -> None:
+    """Takes what is outside blocks out of diffusers' streaming, which would copy it to and fro in each evaluation."""
+    group = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOKS[0]).group
+    for module in group.modules:
+        module.to(device)
+    for tensor in (*group.parameters, *group.buffers):
+        tensor.data = tensor.data.to(device)
+    group.modules, group.parameters, group.buffers = [], [], []
 
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:

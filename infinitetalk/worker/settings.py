@@ -47,6 +47,10 @@ class Settings(WeightsSettings):
     gpus_per_job: Annotated[int, Field(ge=1)] | None = None
     """Number of GPUs that make a video together, with one process each; unset: all GPUs of the worker."""
 
+    gpu_price_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Price of a second of one GPU in dollars, for the estimate of a dry run and the log line of a finished job. Unset:
+    no price is told."""
+
     output_dir: Path = Path("outputs")
     """Root of the store "volume"; in the image, the network volume. Inputs may be paths below it."""
 

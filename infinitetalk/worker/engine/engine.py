@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -31,9 +32,10 @@ from infinitetalk.weights.layouts import adapter_kind
 from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
-from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
+from infinitetalk.worker.engine.estimate import Speed, VideoCost, chunk_work, number_of_chunks, video_cost
 from infinitetalk.worker.engine.loading import Health, Loading
-from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, measure_memory
+from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
+from infinitetalk.worker.engine.rehearsed import likeness_of
 from infinitetalk.worker.engine.scenes import Scene, generation_settings, open_source, plan_scenes, stretch_of
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
@@ -94,7 +96,6 @@ class Engine:
         self.devices = devices_of(settings)
         self.health = Health()
         self._loading = Loading(self.checkpoints, first, self.devices, measure, self.health)
-        self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
         if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
             raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
@@ -114,6 +115,12 @@ class Engine:
             CheckpointError: it could not be found.
         """
         return self._loading.found(job.family).models.name
+
+    @cached_property
+    def _speed(self) -> Speed:
+        """This worker's speed. Of the embedded models nothing is assumed, nor of a CPU."""
+        gpu = gpu_of(self.devices.first) if self.checkpoint.is_published else None
+        return Speed(None if gpu is None else likeness_of(gpu))
 
     def weights_for(self, job: SingleJob) -> str:
         """Fingerprint of the weights that a job uses: the checkpoint, the job's LoRAs, and Kokoro if it speaks a text.
@@ -301,8 +308,9 @@ class Engine:
         found = self._loading.found(job.family, should_stop)
         workload = workload_of(job, source, found.models.family, found.models.size_scale)
         settings = [generation_settings(job, 0, scene) for scene in scenes]
-        memory_mode = found.placement.choose(job, workload).describe(self.devices.dtype)
-        return video_cost(settings, workload, memory_mode, self._speed)
+        memory = found.placement.choose(job, workload)
+        chunk = chunk_work(settings[0], workload, memory, len(job.speakers), self.devices.count)
+        return video_cost(settings, chunk, source.kind == "video", memory.describe(self.devices.dtype), self._speed)
 
     def recover(self) -> None:
         """Releases memory that a failed job may still hold, unless this process is broken."""
@@ -371,6 +379,7 @@ class Engine:
         scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = list(accumulate((number_of_chunks(each, family) for each in all_settings), initial=0))
+        memory, is_video = request.networks.choice.memory, request.source.info.kind == "video"
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -391,10 +400,13 @@ class Engine:
                 should_stop=should_stop,
                 on_step=count_step,
             )
+            work = chunk_work(settings, workload, memory, len(job.speakers), self.devices.count)
+            encodes_reference = True
             begin = time.monotonic()
             for chunk in chunks:
-                self._speed.record(time.monotonic() - begin, chunk.evaluations, workload)
+                self._speed.record(time.monotonic() - begin, work, chunk.evaluations, encodes_reference)
                 yield chunk
+                encodes_reference = is_video
                 begin = time.monotonic()
 
 

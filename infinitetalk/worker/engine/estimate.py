@@ -1,16 +1,81 @@
-"""The cost of a video before it is made: evaluations of the network, and seconds."""
+"""The cost of a video before it is made: evaluations of the network, seconds, dollars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from infinitetalk.family import Family
-from infinitetalk.generation.sampling import GenerationSettings, make_sampler
-from infinitetalk.runtime.memory import Workload
+from infinitetalk.family import Family, ModelSizes
+from infinitetalk.generation.guidance import Branch
+from infinitetalk.generation.sampling import GenerationSettings, make_guidance, make_sampler
+from infinitetalk.media.speech import VIDEO_FPS
+from infinitetalk.runtime.memory import MemoryMode, Workload
+from infinitetalk.worker.engine.rehearsed import Card, Likeness
+from infinitetalk.worker.settings import Settings
 
-ASSUMED_FLOP_PER_S = 400e12
-"""The rate of a GPU until it has been measured, as assumed in docs/deploy.md."""
+#: Seconds of one core for a pixel of a frame, to finished H.264. Measured on one core of an AMD EPYC
+#: (docs/performance.md): 250 frames of 640x640 in 7.2 s.
+ENCODING_S_PER_PIXEL = 7.2 / (250 * 640 * 640)
+#: Seconds of a job beside networks and H.264: looking at media, decoding them, thumbnail, joining, the queue. Measured
+#: on the same machine: a warm job's time less sampling and VAE.
+JOB_S = 0.86
+#: Bytes of a number in half precision.
+HALF = 2
+#: Tensors of a block that several GPUs exchange: query, key, value, and what attention makes of them.
+EXCHANGED = 4
+#: Side and stride of a VAE tile in pixels, by diffusers' defaults.
+TILE, TILE_STRIDE = 256, 192
+
+
+@dataclass(frozen=True)
+class ChunkWork:
+    """What one chunk asks of the GPUs.
+
+    Attributes:
+        workload: its size.
+        memory: the memory mode.
+        gpus: number of GPUs that share each evaluation.
+        speakers: number of speakers.
+        branches: the guidance branches that each step evaluates.
+        steps: number of steps.
+        motion_frames: frames that the next chunk takes over, which are encoded again; counted after the last one too.
+    """
+
+    workload: Workload
+    memory: MemoryMode
+    gpus: int
+    speakers: int
+    branches: tuple[Branch, ...]
+    steps: int
+    motion_frames: int
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """Numbers of parameters of the published network, which the table is about."""
+        return self.workload.family.model_sizes
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations, including those that TeaCache may skip."""
+        return self.steps * len(self.branches)
+
+
+@dataclass(frozen=True)
+class VideoWork:
+    """What a video asks of the GPUs.
+
+    Attributes:
+        chunk: each chunk's work.
+        num_chunks: number of chunks.
+        references: number of frames of the source that are encoded: one of an image, one for each chunk of a video.
+        speech_s: seconds of speech, of all speakers together.
+    """
+
+    chunk: ChunkWork
+    num_chunks: int
+    references: int
+    speech_s: float
 
 
 @dataclass(frozen=True)
@@ -22,8 +87,9 @@ class VideoCost:
         num_frames, num_chunks: length of the video.
         evaluations: number of network evaluations; TeaCache may save some.
         memory_mode: name of the memory mode.
-        seconds: time of generating; None if nothing is known.
-        is_measured: whether the time is based on this worker's own measurements.
+        seconds: of the job on a worker that has loaded its networks; None if nothing is known.
+        origin: what the seconds are based on; None if nothing is known.
+        gpus: number of GPUs that make the video together.
     """
 
     width: int
@@ -33,58 +99,197 @@ class VideoCost:
     evaluations: int
     memory_mode: str
     seconds: float | None
-    is_measured: bool
+    origin: str | None
+    gpus: int
+
+
+def chunk_seconds(card: Card, work: ChunkWork, evaluations: int, encodes_reference: bool) -> float:
+    """Seconds of a chunk on a card.
+
+    Args:
+        evaluations: number of evaluations that are computed.
+        encodes_reference: whether it is the first chunk with its reference frame.
+    """
+    workload = work.workload
+    pixels = workload.height * workload.width
+    return (
+        evaluations * evaluation_seconds(card, work)
+        + vae_seconds(card, work, "decode", workload.num_frames)
+        + vae_seconds(card, work, "encode", work.motion_frames)
+        + workload.num_frames * card.colours.seconds(pixels)
+        + (reference_seconds(card, work) if encodes_reference else 0.0)
+    )
+
+
+def evaluation_seconds(card: Card, work: ChunkWork) -> float:
+    """Mean seconds of an evaluation over the guidance branches: without audio there is one speaker."""
+    tokens, gpus = work.workload.num_tokens, work.gpus
+    further_speakers = (work.speakers - 1) * sum(branch.has_audio for branch in work.branches) / len(work.branches)
+    computing = card.evaluation.seconds(tokens, gpus) + further_speakers * card.further_speaker.seconds(tokens, gpus)
+    if work.memory.quantisation is not None:
+        computing += card.widening
+    return computing + exchange_seconds(card, work) + streaming_seconds(card, work, computing)
+
+
+def exchange_seconds(card: Card, work: ChunkWork) -> float:
+    """What several GPUs send to each other in an evaluation: of each tensor's own part, all but what they keep."""
+    own_tokens = work.workload.num_tokens / work.gpus
+    sent = EXCHANGED * HALF * own_tokens * work.sizes.dim * (1 - 1 / work.gpus)
+    return work.sizes.num_blocks * sent / card.link_bytes_per_s
+
+
+def streaming_seconds(card: Card, work: ChunkWork, computing_s: float) -> float:
+    """What streamed blocks add to an evaluation: waits, and copies as far as they take longer than a block's work."""
+    if work.memory.resident_parameters is None:
+        return 0.0
+    block = work.sizes.blocks / work.sizes.num_blocks
+    streamed = work.sizes.num_blocks - min(work.memory.resident_parameters // block, work.sizes.num_blocks)
+    copying_s = block * (HALF if work.memory.quantisation is None else 1) / card.host_bytes_per_s
+    return streamed * (card.stream_wait + max(0.0, copying_s - computing_s / work.sizes.num_blocks))
+
+
+def vae_seconds(card: Card, work: ChunkWork, way: str, num_frames: int) -> float:
+    """A pass of the VAE over frames of the video, "decode" or "encode", whole or in tiles."""
+    workload = work.workload
+    seconds = card.decode if way == "decode" else card.encode
+    latent_frames = (num_frames - 1) // workload.family.vae_scale_factor_temporal + 1
+    if not work.memory.vae_tiling:
+        return seconds.seconds(latent_frames, workload.height * workload.width)
+    sides = itertools.product(tile_sides(workload.height), tile_sides(workload.width))
+    return sum(seconds.seconds(latent_frames, height * width) for height, width in sides)
+
+
+def tile_sides(side: int) -> Iterator[int]:
+    """Sides of the VAE's tiles along a side of the video, in pixels."""
+    for start in range(0, side, TILE_STRIDE):
+        yield min(TILE, side - start)
+
+
+def reference_seconds(card: Card, work: ChunkWork) -> float:
+    """A reference frame: its features, and its latents with those of the grey frames that follow."""
+    return card.image + vae_seconds(card, work, "encode", work.workload.num_frames)
+
+
+def encoders_seconds(card: Card, work: VideoWork) -> float:
+    """What a job has once: its prompts and its speech. A streamed text encoder is copied for each prompt."""
+    needs_negative = any(not branch.has_text for branch in work.chunk.branches)
+    copied = HALF * work.chunk.sizes.text_encoder if work.chunk.memory.stream_text_encoder else 0
+    prompt = card.prompt + copied / card.host_bytes_per_s
+    return (2 if needs_negative else 1) * prompt + work.speech_s * card.speech
+
+
+def last_encoding_seconds(work: ChunkWork) -> float:
+    """The H.264 of the last chunk; that of the others runs while the next one is made."""
+    workload = work.workload
+    return ENCODING_S_PER_PIXEL * workload.num_frames * workload.height * workload.width
+
+
+def video_seconds(card: Card, work: VideoWork) -> float:
+    """Seconds of a job on a card, with its networks loaded; without fetching and storing."""
+    chunks = work.num_chunks * chunk_seconds(card, work.chunk, work.chunk.evaluations, encodes_reference=False)
+    chunks += work.references * reference_seconds(card, work.chunk)
+    return chunks + encoders_seconds(card, work) + last_encoding_seconds(work.chunk) + JOB_S
+
+
+def first_chunk_seconds(card: Card, work: VideoWork) -> float:
+    """Seconds from a job's begin to the first chunk that can be played, with its networks loaded."""
+    chunk = chunk_seconds(card, work.chunk, work.chunk.evaluations, encodes_reference=True)
+    return chunk + encoders_seconds(card, work) + last_encoding_seconds(work.chunk) + JOB_S
 
 
 class Speed:
-    """This worker's time for a floating-point operation of the network.
+    """How fast this worker is: by the table until it has made a chunk, and then by the last chunk.
 
     Args:
-        assumed_flop_per_s: the rate until it has been measured; None if there is nothing to assume.
+        likeness: the card of the table whose seconds stand for the GPU's; None if there is nothing to assume.
     """
 
-    def __init__(self, assumed_flop_per_s: float | None) -> None:
-        self._seconds_per_flop = None if assumed_flop_per_s is None else 1 / assumed_flop_per_s
-        self.is_measured = False
+    def __init__(self, likeness: Likeness | None) -> None:
+        self._card = None if likeness is None else likeness.card
+        #: Seconds for a second of the table, or for a floating-point operation where there is no card.
+        self._factor = None if likeness is None else likeness.factor
+        self.origin = None if likeness is None else likeness.origin
 
-    def record(self, seconds: float, evaluations: int, workload: Workload) -> None:
-        """Computes the speed from the time of a chunk."""
-        self._seconds_per_flop = seconds / (max(evaluations, 1) * workload.family.evaluation_flop(workload.num_tokens))
-        self.is_measured = True
+    def record(self, seconds: float, work: ChunkWork, evaluations: int, encodes_reference: bool) -> None:
+        """Takes the speed from the time of a chunk, of whose evaluations so many were computed."""
+        if self._card is None:
+            self._factor = seconds / max(evaluations, 1) / evaluation_flop(work)
+        else:
+            self._factor = seconds / chunk_seconds(self._card, work, evaluations, encodes_reference)
+        self.origin = "this worker"
 
-    def seconds(self, evaluations: int, workload: Workload) -> float | None:
-        """The time of a number of evaluations; None if the speed is unknown."""
-        if self._seconds_per_flop is None:
+    def seconds(self, work: VideoWork) -> float | None:
+        """Seconds of a video; None if nothing is known."""
+        if self._factor is None:
             return None
-        return self._seconds_per_flop * evaluations * workload.family.evaluation_flop(workload.num_tokens)
+        if self._card is None:
+            return self._factor * work.num_chunks * work.chunk.evaluations * evaluation_flop(work.chunk)
+        return self._factor * video_seconds(self._card, work)
 
 
-def video_cost(scenes: Sequence[GenerationSettings], workload: Workload, memory_mode: str, speed: Speed) -> VideoCost:
+def evaluation_flop(work: ChunkWork) -> float:
+    """Floating-point operations of an evaluation of the published network."""
+    return work.workload.family.evaluation_flop(work.workload.num_tokens)
+
+
+def chunk_work(
+    settings: GenerationSettings, workload: Workload, memory: MemoryMode, speakers: int, gpus: int
+) -> ChunkWork:
+    """What a chunk with these settings asks of the GPUs."""
+    return ChunkWork(
+        workload=workload,
+        memory=memory,
+        gpus=gpus,
+        speakers=speakers,
+        branches=tuple(make_guidance(settings).branches),
+        steps=settings.num_inference_steps,
+        motion_frames=settings.motion_frame,
+    )
+
+
+def video_cost(
+    scenes: Sequence[GenerationSettings], chunk: ChunkWork, is_video: bool, memory_mode: str, speed: Speed
+) -> VideoCost:
     """The cost of a video.
 
     Args:
         scenes: the settings of each scene.
-        workload: the workload of a chunk.
+        chunk: a chunk's work.
+        is_video: whether the source is a video, of which each chunk encodes a frame.
         memory_mode: name of the job's memory mode.
         speed: this worker's speed.
     """
+    workload = chunk.workload
     num_chunks = [number_of_chunks(settings, workload.family) for settings in scenes]
     evaluations = sum(
         chunks * make_sampler(settings, workload.family).num_evaluations
         for chunks, settings in zip(num_chunks, scenes, strict=True)
     )
+    num_frames = sum(settings.max_frame_num for settings in scenes)
+    work = VideoWork(
+        chunk=chunk,
+        num_chunks=sum(num_chunks),
+        references=sum(num_chunks) if is_video else 1,
+        speech_s=chunk.speakers * num_frames / VIDEO_FPS,
+    )
     return VideoCost(
         width=workload.width,
         height=workload.height,
-        num_frames=sum(settings.max_frame_num for settings in scenes),
-        num_chunks=sum(num_chunks),
+        num_frames=num_frames,
+        num_chunks=work.num_chunks,
         evaluations=evaluations,
         memory_mode=memory_mode,
-        seconds=speed.seconds(evaluations, workload),
-        is_measured=speed.is_measured,
+        seconds=speed.seconds(work),
+        origin=speed.origin,
+        gpus=chunk.gpus,
     )
 
 
 def number_of_chunks(settings: GenerationSettings, family: Family) -> int:
     """The number of chunks of a scene of `settings.max_frame_num` frames."""
     return settings.grid(family).num_chunks(settings.max_frame_num)
+
+
+def price_of(gpu_seconds: float, settings: Settings) -> float | None:
+    """Dollars for so many seconds of one GPU; None if the worker knows no price."""
+    return None if settings.gpu_price_per_s is None else gpu_seconds * settings.gpu_price_per_s

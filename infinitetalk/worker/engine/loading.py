@@ -182,7 +182,7 @@ class Loading:
 
     def _find(self, checkpoint: Checkpoint) -> FoundModels:
         paths = checkpoint.files()
-        placement = Placement(self._measure(self._devices.first, paths), paths.family)
+        placement = Placement(self._measure(self._devices.first, paths), paths.family, self._devices.count)
         return FoundModels(Models(paths, self._devices.first, self._devices.others), placement)
 
     def _find_later(self, family: Family, checkpoint: Checkpoint) -> None:

@@ -19,6 +19,7 @@ from infinitetalk.runtime.memory import (
     weight_bytes,
 )
 from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.worker.engine.rehearsed import Gpu
 from infinitetalk.worker.settings import Settings
 from schemas import SingleJob
 
@@ -52,6 +53,15 @@ def devices_of(settings: Settings) -> Devices:
     first = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     count = settings.gpus_per_job or (torch.cuda.device_count() if first.type == "cuda" else 1)
     return Devices(numbered(first), count)
+
+
+def gpu_of(device: torch.device) -> Gpu | None:
+    """What CUDA says of a GPU; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    capability = properties.major + properties.minor / 10
+    return Gpu(torch.cuda.get_device_name(device), capability, properties.multi_processor_count)
 
 
 def numbered(device: torch.device) -> torch.device:
@@ -90,11 +100,13 @@ class Placement:
     Args:
         budget: the available memory; None if memory is not counted, and each job gets the mode that it asks for.
         family: the checkpoint's family.
+        gpus: number of GPUs that share each evaluation.
     """
 
-    def __init__(self, budget: MemoryBudget | None, family: Family) -> None:
+    def __init__(self, budget: MemoryBudget | None, family: Family, gpus: int = 1) -> None:
         self._budget = budget
         self._family = family
+        self._gpus = gpus
 
     def choose_at_start(self) -> MemoryMode:
         """The mode in which networks are loaded before the first job.
@@ -104,7 +116,8 @@ class Placement:
         """
         if self._budget is None:
             return MemoryMode()
-        return choose_mode(self._budget.free_bytes, self._budget.sizes, usual_workload(self._family))
+        workload = replace(usual_workload(self._family), gpus=self._gpus)
+        return choose_mode(self._budget.free_bytes, self._budget.sizes, workload)
 
     def choose(self, job: SingleJob, workload: Workload) -> MemoryMode:
         """The mode that a job asks for; if memory is counted, completed to the fastest mode that fits.
@@ -115,6 +128,7 @@ class Placement:
         requested = requested_memory(job)
         if self._budget is None:
             return requested
+        workload = replace(workload, gpus=self._gpus)
         mode = choose_mode(self._budget.free_bytes, self._budget.sizes, workload, requested)
         if job.offload_model is False and mode.resident_parameters is not None:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
@@ -127,6 +141,7 @@ class Placement:
         """
         if self._budget is None or other._budget is None or mode.is_streaming or other_mode.is_streaming:
             return False
+        workload = replace(workload, gpus=self._gpus)
         held = weight_bytes(other_mode, other._budget.sizes)
         return held + estimate_bytes(mode, self._budget.sizes, workload) <= self._budget.free_bytes
 
@@ -144,7 +159,7 @@ class Placement:
         """
         if self._budget is None:
             return None
-        sizes = self._budget.sizes
+        sizes, workload = self._budget.sizes, replace(workload, gpus=self._gpus)
         needed = estimate_bytes(taken, sizes, workload)
         self._budget = replace(self._budget, free_bytes=min(self._budget.free_bytes, needed - 1))
         try:

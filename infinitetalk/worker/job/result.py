@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from infinitetalk.media.speech import VIDEO_FPS
-from infinitetalk.worker.engine import VideoCost, chunk_grid, negative_prompt_of
+from infinitetalk.worker.engine import VideoCost, chunk_grid, negative_prompt_of, price_of
 from infinitetalk.worker.job.resume import Rendering
+from infinitetalk.worker.settings import Settings
 from schemas import OutputConfig, SingleJob
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
@@ -57,8 +58,16 @@ def video_facts(video: Path, rendering: Rendering) -> dict[str, Any]:
     }
 
 
-def plan_facts(video: VideoCost) -> dict[str, Any]:
+def gpu_costs(seconds: float, gpus: int, settings: Settings) -> dict[str, Any]:
+    """What a job has cost, for the log: seconds of all its GPUs together, and dollars if the worker knows a price."""
+    gpu_seconds = seconds * gpus
+    usd = price_of(gpu_seconds, settings)
+    return {"gpu_seconds": round(gpu_seconds, 1), "usd": None if usd is None else round(usd, 4)}
+
+
+def plan_facts(video: VideoCost, settings: Settings) -> dict[str, Any]:
     """The fields of `schemas.Plan` for a planned video."""
+    usd = None if video.seconds is None else price_of(video.seconds * video.gpus, settings)
     return {
         "width": video.width,
         "height": video.height,
@@ -68,5 +77,6 @@ def plan_facts(video: VideoCost) -> dict[str, Any]:
         "evaluations": video.evaluations,
         "memory_mode": video.memory_mode,
         "estimate_s": None if video.seconds is None else round(video.seconds, 1),
-        "estimate_from": None if video.seconds is None else "this worker" if video.is_measured else "table",
+        "estimate_from": video.origin,
+        "estimate_usd": None if usd is None else round(usd, 4),
     }

@@ -65,7 +65,7 @@ from infinitetalk.worker.job.inputs import (
 )
 from infinitetalk.worker.job.preview import HlsPreview, Preview
 from infinitetalk.worker.job.recipe import ChosenRecipe, choose_recipe
-from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts
+from infinitetalk.worker.job.result import gpu_costs, plan_facts, resolved_parameters, versions, video_facts
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
     Part,
@@ -236,6 +236,8 @@ class VideoJob:
             result = self._make(state, preview, warnings)
         state.save_result(result)
         details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
+        seconds, gpus = result.timings["total_ms"] / 1000, self.engine.devices.count
+        details |= gpu_costs(seconds, gpus, self.context.resources.settings)
         self.logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
         return result
 
@@ -311,7 +313,7 @@ class VideoJob:
             model=engine.model_name_for(job),
             warnings=warnings,
             recipes=self._recipe_costs(media.source.info, scenes),
-            **plan_facts(video),
+            **plan_facts(video, self.context.resources.settings),
         )
 
     def _recipe_costs(self, source: MediaInfo, scenes: Sequence[Scene]) -> list[RecipeCost]:
@@ -329,11 +331,11 @@ class VideoJob:
                 video = engine.plan(engine.equip(sent.by_recipe(recipe)), source, scenes, self.context.stop)
             except DoesNotFitError:
                 continue
+            facts = plan_facts(video, self.context.resources.settings)
             costs.append(
                 RecipeCost(
                     recipe=recipe.name,
-                    evaluations=video.evaluations,
-                    estimate_s=plan_facts(video)["estimate_s"],
+                    **{field: facts[field] for field in ("evaluations", "estimate_s", "estimate_usd")},
                     leave_out=sorted(sent.contradictions(recipe)),
                 )
             )
