@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from schemas import ErrorCode
+from infinitetalk.generation.sampling import make_sampler
+from infinitetalk.recipes import RECIPES
+from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings
+from schemas import ErrorCode, SingleJob
 from tools.generated import README_TABLES, generated_files
 
 CHECKOUT = Path(__file__).parents[1]
+JOB = {"prompt": "A woman talks", "cond_video": "face.png", "cond_audio": {"person1": "voice.wav"}, "mode": "streaming"}
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
@@ -47,3 +51,15 @@ def test_library_example_turns_a_picture_and_a_voice_into_frames(
     monkeypatch.chdir(CHECKOUT)
     exec(shorter, {})
     assert "(9, 64, 64, 3)" in capsys.readouterr().out
+
+
+def test_the_table_of_recipes_has_each_recipes_evaluations_and_chunks() -> None:
+    rows = [line.split("|")[1:-1] for line in README.splitlines() if line.startswith("| `")]
+    told = {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
+    for name, recipe in RECIPES.items():
+        job = SingleJob.model_validate(JOB | {"recipe": name}).by_recipe(recipe)
+        sampler = make_sampler(generation_settings(job, 0, Scene(0, 1500)), recipe.family)
+        steps, branches = job.sample_steps, sampler.num_evaluations // job.sample_steps
+        _, evaluations, chunks, _ = told[name]
+        assert evaluations.replace(" steps", "") == f"{steps} × {branches}"
+        assert chunks.split(",")[0] == str(chunk_grid(job).num_chunks(1500))
