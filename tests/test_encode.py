@@ -1,5 +1,7 @@
 """Parts, the joined MP4 and thumbnails, decoded back."""
 
+import errno
+import os
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from infinitetalk.errors import EncodeError
-from infinitetalk.media.encode import PartEncoder, join_parts, write_thumbnail
+from infinitetalk.media.encode import PartEncoder, because, check_parts, join_parts, write_thumbnail
 from infinitetalk.media.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
 from tools.talker.faces import Place, random_background, random_face
@@ -222,6 +224,23 @@ def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
     encoder = PartEncoder(tmp_path / "part.mp4", HEIGHT, WIDTH)
     with pytest.raises(ValueError, match=r"not uint8 \(T, 48, 144, 3\)"):
         encoder.write(np.zeros((2, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_part_that_is_cut_short_is_not_taken_for_a_full_disk(share: float, tmp_path: Path) -> None:
+    first, second = make_parts(tmp_path, [5, 4])
+    data = second.read_bytes()
+    second.write_bytes(data[: round(share * len(data))])
+    with pytest.raises(EncodeError) as checked:
+        check_parts([(first, 5), (second, 4)])
+    with pytest.raises(EncodeError) as joined:
+        join_parts([first, second], np.zeros(9 * SAMPLES_PER_FRAME, np.float32), tmp_path / "joined.mp4")
+    assert "disk" not in str(checked.value) + str(joined.value)
+
+
+def test_a_disk_that_is_full_is_named_and_no_other_cause_is_taken_for_it() -> None:
+    assert because(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) == ": the disk is full"
+    assert because(OSError(errno.EIO, os.strerror(errno.EIO))) == because(ValueError()) == ""
 
 
 def test_parts_of_different_sizes_are_not_joined(tmp_path: Path) -> None:

@@ -110,6 +110,28 @@ def test_nothing_secret_is_logged_or_echoed(worker):
     assert (taken["frame_num"], taken["cond_video"], taken["output_config"]) == (5, "https:///…", {"store": "volume"})
 
 
+def test_the_sdks_own_lines_show_no_secret_and_no_video(tmp_path):
+    with running_worker(tmp_path, RUNPOD_LOG_LEVEL="DEBUG") as worker:
+        s3_config = {
+            "endpointUrl": "https://store.invalid",
+            "accessId": "hush-2",
+            "accessSecret": "hush-3",
+            "bucketName": "bucket",
+        }
+        worker.refusal(small_job(output_config={"store": "s3"}), s3Config=s3_config)
+        address = "https://store.invalid/hush-5/video.mp4?X-Amz-Credential=hush-6&X-Amz-Signature=hush-7"
+        urls = {"video_url": address, "thumbnail_url": address}
+        worker.refusal(small_job(output_config={"store": "put"} | urls, cond_video=address))
+        _, result = worker.success(small_job(output_config={"store": "inline"}))
+        log = worker.log.read_text()
+        # The SDK does write what a job returns.
+        assert "Handler output: " in log
+        assert not [secret for secret in SECRETS if secret in log]
+        data = result.video.data
+        assert data is not None
+        assert not [begin for begin in range(0, len(data) - 100, 100) if data[begin : begin + 100] in log]
+
+
 def test_a_job_that_an_open_request_brings_after_sigterm_is_run(worker, monkeypatch):
     """Last but one of this worker's."""
     monkeypatch.setattr(local_endpoint, "LONG_POLL_S", 10.0)
@@ -163,6 +185,22 @@ def test_a_log_that_cannot_be_written_and_a_sigterm_cost_no_job(tmp_path):
             assert worker.process.wait(START_TIMEOUT_S) == 0
         finally:
             worker.stop()
+
+
+@pytest.mark.parametrize("has_job", [False, True], ids=["idle", "in a job"])
+def test_thousands_of_sigterms_end_the_worker_once(has_job: bool, tmp_path: Path):
+    with running_worker(tmp_path, SHUTDOWN_GRACE_S="60") as worker:
+        if has_job:
+            job_id = worker.queue.post(small_job(sample_steps=50))
+            worker.queue.wait_until(job_id, lambda job: len(job.progress) > 4, JOB_TIMEOUT_S)
+        for _ in range(3000):
+            worker.process.send_signal(signal.SIGTERM)
+            time.sleep(0.0001)
+        if has_job:
+            assert worker.queue.wait(job_id, JOB_TIMEOUT_S).status == "COMPLETED"
+        assert worker.process.wait(60) == 0
+        assert len(worker.events("worker.draining")) == 1
+        assert "RecursionError" not in worker.log.read_text()
 
 
 def test_two_sigterms_while_the_log_stalls_do_not_make_the_worker_deaf(tmp_path: Path):

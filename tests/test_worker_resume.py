@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +29,13 @@ from infinitetalk.runtime.memory import GIB
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import result as job_result
-from infinitetalk.worker.job.resume import Part, Rendering, TaskState, part_file, request_fingerprint
+from infinitetalk.worker.job import resume
+from infinitetalk.worker.job.resources import Resources
+from infinitetalk.worker.job.resume import JobStates, Part, Rendering, TaskState, part_file, request_fingerprint
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.stop import Stop
 from infinitetalk.worker.stores.volume import VolumeObjects
 from schemas import SingleJob, Stage, Success
 from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
@@ -203,6 +207,47 @@ def test_what_was_made_before_an_unexpected_error_stays_for_another_try(local_wo
         failure = thread.submit(asyncio.run, runner(job(**SHORT))).result()
     assert (failure["error"]["code"], failure["error"]["retryable"]) == ("E_GENERATION_RUNTIME", True)
     assert "state.json" in kept(local_worker)
+
+
+def test_a_job_that_comes_after_sigterm_is_left_to_the_next_worker_in_time(local_worker):
+    """An open request may bring one while the worker drains."""
+    local_worker.run(job("whole"))
+    settings = local_worker.settings.model_copy(update={"shutdown_grace_s": 0.5})
+    runner = Runner(settings, ready(settings, local_worker.engine))
+    runner.drain()
+    time.sleep(0.5)
+    # In a thread, which leaves the signals of the tests' process alone.
+    with ThreadPoolExecutor(1) as thread, pytest.raises(asyncio.CancelledError):
+        thread.submit(asyncio.run, runner(job())).result()
+    assert kept(local_worker) == ["chunk-00001.safetensors", part_file(0), "state.json", "thumbnail.jpg"]
+    assert local_worker.run(job())["status"] == "success"
+    assert first_chunk_and_last(local_worker) == (2, NUM_CHUNKS)
+    assert np.array_equal(frames_of(local_worker, "job-1"), frames_of(local_worker, "whole"))
+
+
+def test_a_store_that_hangs_when_a_job_is_cleaned_up_delays_the_next_one_only_so_long(local_worker, monkeypatch):
+    states = JobStates(local_worker.settings)
+    resources = Resources(local_worker.settings, local_worker.engine, states)
+    run_job(job(**SHORT), local_worker.settings, lambda: resources, lambda _: None, Stop())
+    assert "state.json" in kept(local_worker)
+    delete, answers = VolumeObjects.delete, threading.Event()
+
+    def hang(objects: VolumeObjects, names: Any) -> None:
+        answers.wait(20)
+        delete(objects, names)
+
+    monkeypatch.setattr(VolumeObjects, "delete", hang)
+    monkeypatch.setattr(resume, "AFTER_JOB_S", 0.3)
+    begin = time.monotonic()
+    states.close("job-1", keep=False)
+    assert 0.3 <= time.monotonic() - begin < 10
+    assert "state.json" in kept(local_worker)
+    # The rest is done beside the next job.
+    answers.set()
+    deadline = time.monotonic() + 20
+    while kept(local_worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert kept(local_worker) == []
 
 
 def test_a_finished_job_whose_video_is_gone_is_put_together_again(local_worker):
@@ -436,7 +481,7 @@ def test_signed_state_of_one_job_is_no_template_for_another(local_worker):
     assert first_chunk_and_last(local_worker) == (1, 2)
 
 
-@pytest.mark.parametrize("disguise", ["picture", "list", "pipe", "link", "too large"])
+@pytest.mark.parametrize("disguise", ["picture", "list", "truncated", "pipe", "link", "too large"])
 def test_a_part_that_is_no_part_is_not_opened_and_the_job_begins_anew(disguise, local_worker):
     interrupt(local_worker, job(**SHORT), 1)
     (folder,) = local_worker.volume.rglob(".resume/*")
@@ -447,6 +492,8 @@ def test_a_part_that_is_no_part_is_not_opened_and_the_job_begins_anew(disguise, 
             part.write_bytes(picture_bytes())
         case "list":
             part.write_text(f"ffconcat version 1.0\nfile {part.name}\n")
+        case "truncated":
+            part.write_bytes(whole[: len(whole) // 2])
         case "pipe":
             part.unlink()
             os.mkfifo(part)
@@ -456,7 +503,8 @@ def test_a_part_that_is_no_part_is_not_opened_and_the_job_begins_anew(disguise, 
         case "too large":
             part.write_bytes(whole + bytes(1_000_000))
     # Whoever writes to an unsigned place makes its hashes fit.
-    data = part.read_bytes() if disguise in ("picture", "list") else whole
+    is_readable = disguise in ("picture", "list", "truncated")
+    data = part.read_bytes() if is_readable else whole
     signed = json.loads((folder / "state.json").read_text())
     state = json.loads(signed["state"])
     state["rendering"]["parts"][0] |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
@@ -464,7 +512,7 @@ def test_a_part_that_is_no_part_is_not_opened_and_the_job_begins_anew(disguise, 
     with capture_logs() as logs:
         result = local_worker.run(job(**SHORT))
     (reason,) = reasons(logs)
-    assert reason == ("EncodeError" if disguise in ("picture", "list") else "a file is missing or damaged")
+    assert reason == ("EncodeError" if is_readable else "a file is missing or damaged")
     assert result["video"]["num_frames"] == 9
     assert first_chunk_and_last(local_worker) == (1, 2)
 

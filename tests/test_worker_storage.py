@@ -4,6 +4,7 @@ import base64
 import errno
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -728,6 +729,24 @@ def test_two_containers_of_one_process_id_do_not_write_into_one_file(files, tmp_
         assert (first.read_bytes(), second.read_bytes()) == (bytes(1000), b"\x01" * 1000)
     assert len(set(written)) == 2
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_file_that_is_short_once_it_has_its_name_is_not_told_as_stored(is_new: bool, tmp_path, monkeypatch):
+    """As on a volume that loses what it has said is written: another machine, say, cuts the file."""
+    objects = VolumeObjects(tmp_path, "a")
+    objects.put("whole.bin", bytes(1000), is_new=is_new)
+    assert objects.get("whole.bin", 1000) == bytes(1000)
+    give_name = {False: Path.replace, True: os.link}[is_new]
+
+    def give_name_and_cut(path: Path, target: Path, **options: Any) -> None:
+        give_name(path, target, **options)
+        os.truncate(target, 400)
+
+    monkeypatch.setattr(Path if not is_new else os, "replace" if not is_new else "link", give_name_and_cut)
+    with pytest.raises(WorkerError) as caught:
+        objects.put("short.bin", bytes(1000), is_new=is_new)
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.UPLOAD, True)
 
 
 def test_a_volume_without_links_is_looked_at_before_it_is_written_to(files, tmp_path, monkeypatch):
