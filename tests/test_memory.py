@@ -180,6 +180,22 @@ def test_an_attention_kernel_is_in_force_once_networks_are_prepared_by_it(models
         models.transformer(choice(kernels=Kernels(attention="fastest")))
 
 
+def test_products_of_8_bit_numbers_come_and_go_with_the_choice_also_with_streamed_blocks(models: Models) -> None:
+    eight_bit = Kernels(products="fp8_rows")
+    widened = factory.evaluate(models.transformer(choice("fp8")))
+    found = factory.evaluate(models.transformer(choice("fp8", kernels=eight_bit)))
+    assert 1e-3 < float((found - widened).norm() / widened.norm()) < 0.1
+    assert torch.equal(factory.evaluate(models.transformer(choice("fp8"))), widened)
+    streamed = models.transformer(choice("fp8", resident_parameters=0, kernels=eight_bit))
+    assert is_streamed(streamed)
+    assert torch.equal(factory.evaluate(streamed), found)
+    again = models.transformer(choice("fp8", resident_parameters=0))
+    assert torch.equal(factory.evaluate(again), widened)
+    # Adapters are not concerned, and may change meanwhile.
+    models.transformer(choice("fp8", adapter="multi", kernels=eight_bit))
+    assert torch.equal(factory.evaluate(models.transformer(choice("fp8", kernels=eight_bit))), found)
+
+
 def test_another_vae_kernel_starts_from_the_file(models: Models) -> None:
     latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     expected = decode_latents(models.vae(choice()), latents)
@@ -204,10 +220,11 @@ def test_the_arithmetic_tells_what_changes_numbers_and_nothing_else() -> None:
         arithmetic(NetworkChoice(torch.bfloat16)),
         arithmetic(choice(vae_tiling=True)),
         arithmetic(choice(kernels=Kernels(attention="sage"))),
+        arithmetic(choice(kernels=Kernels(products="fp8_rows"))),
         arithmetic(choice(kernels=Kernels(vae="vae_bf16"))),
         arithmetic(choice(), num_devices=2),
     ]
-    assert len({plain, *others}) == 8
+    assert len({plain, *others}) == 9
 
 
 def test_the_text_encoder_follows_the_choice_whatever_was_loaded_before(paths: CheckpointPaths, tmp_path: Path) -> None:

@@ -60,8 +60,12 @@ class Arithmetic:
         """For results and stored states: different values have different texts."""
         tiles = " with VAE in tiles" if self.vae_tiling else ""
         count = "" if self.num_devices == 1 else f"{self.num_devices} x "
-        vae = "" if self.kernels.vae == PUBLISHED.vae else f", VAE: {self.kernels.vae}"
-        return f"{self.precision}{tiles} on {count}{self.device} (attention: {self.kernels.attention}{vae})"
+        kernels = [f"attention: {self.kernels.attention}"]
+        if self.kernels.products != PUBLISHED.products:
+            kernels.append(f"products: {self.kernels.products}")
+        if self.kernels.vae != PUBLISHED.vae:
+            kernels.append(f"VAE: {self.kernels.vae}")
+        return f"{self.precision}{tiles} on {count}{self.device} ({', '.join(kernels)})"
 
 
 def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int) -> Arithmetic:

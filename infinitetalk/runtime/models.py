@@ -78,7 +78,7 @@ class LoadedTransformer:
         adapter: its adapter; None while one is being loaded.
         is_placed: whether its weights are placed as `resident_parameters` says.
         resident_parameters: number of parameters of its blocks that stay on the device; None: all.
-        attention: name of the attention kernel in force; None before one has been put in force.
+        attention, products: names of the kernels in force; None before any has been put in force.
     """
 
     network: InfiniteTalkTransformer3DModel
@@ -90,6 +90,7 @@ class LoadedTransformer:
     is_placed: bool = False
     resident_parameters: int | None = None
     attention: str | None = None
+    products: str | None = None
 
     def has_weights_of(self, choice: NetworkChoice) -> bool:
         """Whether a choice can use the loaded base model."""
@@ -120,6 +121,12 @@ class TransformerLoader:
             loaded = self._loaded
             if loaded.adapter != choice.adapter:
                 self._read_adapter(loaded, choice)
+            if loaded.products != choice.kernels.products:
+                # Streamed weights have copies, which take over how the weights are multiplied.
+                stop_streaming(loaded.network)
+                loaded.is_placed = False
+                put_in_force(choice.kernels.products, loaded.network)
+                loaded.products = choice.kernels.products
             if not loaded.is_placed or loaded.resident_parameters != choice.memory.resident_parameters:
                 self._place(loaded, choice.memory.resident_parameters)
             loaded.loras.apply(choice.loras, self._device)

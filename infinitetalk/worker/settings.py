@@ -45,6 +45,11 @@ class Settings(WeightsSettings):
     gpus_per_job: Annotated[int, Field(ge=1)] | None = None
     """Number of GPUs that make a video together, with one process each; unset: all GPUs of the worker."""
 
+    kernels: str | None = None
+    """Kernels that compute: "published" for the arithmetic of the published model, "auto" for the fastest by a trial at
+    the first start on each kind of machine, or names from docs/performance.md, separated by commas. Unset: auto on a
+    GPU, published on a CPU."""
+
     output_dir: Path = Path("outputs")
     """Root of the store "volume"; in the image, the network volume. Inputs may be paths below it."""
 

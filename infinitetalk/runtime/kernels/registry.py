@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
@@ -11,16 +11,22 @@ from typing import Literal, Self
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
+from torchao.float8.inference import Float8MMConfig
+from torchao.quantization import Float8Tensor, PerRow
+from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.weights.loading import LEAST_MAGNITUDE, Quantisation
+from infinitetalk.weights.names import is_adapter_name
 
-#: The parts of the computation with a choice: the transformer's attention, and the VAE.
-Part = Literal["attention", "vae"]
+#: The parts of the computation with a choice: the transformer's attention and products with its weights, and the VAE.
+Part = Literal["attention", "products", "vae"]
 
 #: Bounds on a kernel's error beyond the published kernel's (docs/performance.md says what they are relative to): for
-#: kernels that only sum in another order, for scores of attention in 8 bits, for a VAE in bfloat16.
-ROUNDING_BOUND, EIGHT_BIT_SCORES_BOUND, VAE_BOUND = 0.002, 0.02, 0.02
+#: kernels that only sum in another order, for scores of attention in 8 bits, for activations in 8 bits, for a VAE in
+#: bfloat16.
+ROUNDING_BOUND, EIGHT_BIT_SCORES_BOUND, EIGHT_BIT_PRODUCTS_BOUND, VAE_BOUND = 0.002, 0.02, 0.04, 0.02
 
 
 @dataclass(frozen=True)
@@ -28,22 +34,18 @@ class Kernels:
     """Names of the kernels in force, one for each part; the defaults are those of the published arithmetic."""
 
     attention: str = "native"
+    products: str = "widened"
     vae: str = "vae_float32"
 
-    @property
-    def changed(self) -> Self | None:
-        """Itself, or None if it is the published arithmetic."""
-        return None if self == type(self)() else self
-
-    def with_candidate(self, candidate: Candidate) -> Self:
-        """These, with a candidate in its part."""
-        return replace(self, **{candidate.part: candidate.name})
+    def having(self, part: Part, name: str) -> Self:
+        """These, with another kernel in one part."""
+        return replace(self, **{part: name})
 
     def __str__(self) -> str:
-        """The names that are not the published ones: "attention sage, vae vae_bf16"; empty if there are none."""
+        """The names that are not the published ones: "sage, vae_bf16"; empty if there are none."""
         published = type(self)()
         return ", ".join(
-            f"{field.name} {getattr(self, field.name)}"
+            getattr(self, field.name)
             for field in fields(self)
             if getattr(self, field.name) != getattr(published, field.name)
         )
@@ -64,6 +66,7 @@ class Candidate:
         bound: how much larger than the published kernel's its relative error may be; None: it is the published kernel.
         package: the module that it needs beside torch, if any.
         works_split: whether it can be used when several GPUs share the tokens.
+        quantisation: the form of the weights that it is for; None: any.
     """
 
     name: str
@@ -72,11 +75,16 @@ class Candidate:
     bound: float | None = None
     package: str | None = None
     works_split: bool = True
+    quantisation: Quantisation | None = None
 
     @property
     def is_published(self) -> bool:
         """Whether it is the published kernel of its part."""
         return self.bound is None
+
+    def suits(self, quantisation: Quantisation | None) -> bool:
+        """Whether it is for weights of this form."""
+        return self.quantisation in (None, quantisation)
 
     @property
     def is_installed(self) -> bool:
@@ -99,6 +107,27 @@ def use_attention_backend(backend: str, transformer: nn.Module) -> None:
         transformer.set_attention_backend(backend)
     finally:
         _AttentionBackendRegistry.set_active_backend(default)
+
+
+def widen_weights(transformer: nn.Module) -> None:
+    """Makes quantised weights be widened at each use, for products in 16 bits."""
+    for weight in _fp8_weights(transformer):
+        weight.act_quant_kwargs = None
+
+
+def quantise_activations(transformer: nn.Module) -> None:
+    """Makes products with weights in fp8 products of 8-bit numbers: activations are quantised before, with a scale for
+    each token. Audio attention is left out."""
+    for weight in _fp8_weights(transformer):
+        weight.act_quant_kwargs = QuantizeTensorToFloat8Kwargs(granularity=PerRow(), hp_value_lb=LEAST_MAGNITUDE)
+        weight.mm_config = Float8MMConfig(use_fast_accum=True)
+
+
+def _fp8_weights(transformer: nn.Module) -> Iterator[Float8Tensor]:
+    """The weights of a transformer's blocks that are in fp8, without audio attention's."""
+    for name, parameter in transformer.named_parameters():
+        if isinstance(parameter, Float8Tensor) and not is_adapter_name(name):
+            yield parameter
 
 
 def keep_vae(vae: nn.Module) -> None:
@@ -129,9 +158,20 @@ CANDIDATES: tuple[Candidate, ...] = (
     _attention("sage", "sage", EIGHT_BIT_SCORES_BOUND, "sageattention"),
     _attention("flash_2", "flash", ROUNDING_BOUND, "flash_attn"),
     _attention("torch_flash", "_native_flash", ROUNDING_BOUND),
+    Candidate("widened", "products", widen_weights),
+    Candidate("fp8_rows", "products", quantise_activations, EIGHT_BIT_PRODUCTS_BOUND, quantisation="fp8"),
     Candidate("vae_float32", "vae", keep_vae),
     Candidate("vae_bf16", "vae", narrow_vae, VAE_BOUND),
 )
+
+
+def suitable(kernels: Kernels, quantisation: Quantisation | None) -> Kernels:
+    """These kernels where they suit weights of this form, and the published one in any other part."""
+    for name in vars(kernels).values():
+        candidate = candidate_named(name)
+        if not candidate.suits(quantisation):
+            kernels = kernels.having(candidate.part, getattr(PUBLISHED, candidate.part))
+    return kernels
 
 
 def candidate_named(name: str, candidates: Sequence[Candidate] = CANDIDATES) -> Candidate:
@@ -161,11 +201,11 @@ def kernels_named(names: Iterable[str], candidates: Sequence[Candidate] = CANDID
                 "name one"
             )
         parts[candidate.part] = candidate.name
-        kernels = kernels.with_candidate(candidate)
+        kernels = kernels.having(candidate.part, candidate.name)
     return kernels
 
 
-def put_in_force(name: str, module: InfiniteTalkTransformer3DModel | nn.Module) -> None:
+def put_in_force(name: str, module: nn.Module) -> None:
     """Puts a kernel of the registry in force on the transformer, or on the VAE as it was loaded.
 
     Raises:

@@ -20,6 +20,7 @@ from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipe
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
+from infinitetalk.runtime.kernels.registry import PUBLISHED, suitable
 from infinitetalk.runtime.lora import find_lora, find_loras
 from infinitetalk.runtime.memory import free_bytes, release_cached_memory
 from infinitetalk.runtime.networks import Networks
@@ -29,6 +30,7 @@ from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoint
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
 from infinitetalk.worker.engine.estimate import ASSUMED_FLOP_PER_S, Speed, VideoCost, number_of_chunks, video_cost
+from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, devices_of, measure_memory
 from infinitetalk.worker.engine.scenes import generation_settings, open_source, plan_scenes, stretch_of
@@ -74,14 +76,15 @@ class Engine:
         health: whether this process may serve jobs.
 
     Raises:
-        CheckpointError: weights are missing.
+        CheckpointError: weights are missing, or the setting KERNELS names no kernel.
     """
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
         self.checkpoint = find_checkpoint(settings)
         self.devices = devices_of(settings)
         self.health = Health()
-        self._loading = Loading(self.checkpoint, self.devices, measure, self.health)
+        kernels = KernelSelection(settings, self.devices)
+        self._loading = Loading(self.checkpoint, self.devices, kernels, measure, self.health)
         self._speed = Speed(ASSUMED_FLOP_PER_S * self.devices.count if self.checkpoint.is_published else None)
         self._synthesiser: SpeechSynthesiser | None = None
 
@@ -90,7 +93,7 @@ class Engine:
         self._loading.start()
 
     def finish_loading(self) -> None:
-        """Waits for loading to end: it fails if the interpreter exits before."""
+        """Waits for loading to end, which fails if the interpreter exits before; a trial of kernels is stopped."""
         self._loading.finish()
 
     @property
@@ -170,19 +173,24 @@ class Engine:
         """
         found = self._loading.loaded(should_stop)
         memory = found.placement.choose(job, workload_of(job, source, found.models.family, found.models.size_scale))
+        kernels = suitable(self._loading.kernels_for_job(), memory.quantisation)
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
                 adapter = adapter_kind(len(job.speakers))
-                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras))
+                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras, kernels))
         except ParallelError:
             self.health.mark_broken()
             raise
 
     def memory_mode(self, choice: NetworkChoice) -> str:
-        """Name of the networks' memory mode, as shown in results."""
-        mode = choice.memory.describe(choice.dtype)
-        return mode if self.devices.count == 1 else f"{mode}, {self.devices.count} GPUs"
+        """Name of the networks' memory mode, as shown in results, with kernels that are not the published ones."""
+        parts = [choice.memory.describe(choice.dtype)]
+        if choice.kernels != PUBLISHED:
+            parts.append(f"kernels {choice.kernels}")
+        if self.devices.count > 1:
+            parts.append(f"{self.devices.count} GPUs")
+        return ", ".join(parts)
 
     def arithmetic(self, choice: NetworkChoice) -> Arithmetic:
         """How this worker computes with networks that were prepared by `choice`."""

@@ -16,10 +16,16 @@ import soundfile
 import structlog
 
 from infinitetalk.media.decode import read_waveform
+from infinitetalk.media.sizes import choose_bucket
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.device_errors import as_library_error
+from infinitetalk.runtime.kernels.bench import Case
+from infinitetalk.runtime.kernels.registry import Kernels, suitable
+from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.runtime.models import Models
+from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.worker.engine.checkpoint import Checkpoint
+from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.placement import Devices, MeasureMemory, Placement
 from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
 from infinitetalk.worker.stop import wait_for
@@ -71,12 +77,21 @@ class Loading:
     Args:
         checkpoint: the checkpoint.
         devices: the devices of its networks.
+        kernels: chooses the kernels; a trial of them runs beside loading.
         measure: measures the available memory before any network is loaded.
         health: is marked as broken if another worker may do better.
     """
 
-    def __init__(self, checkpoint: Checkpoint, devices: Devices, measure: MeasureMemory, health: Health) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        devices: Devices,
+        kernels: KernelSelection,
+        measure: MeasureMemory,
+        health: Health,
+    ) -> None:
         self._checkpoint = checkpoint
+        self._kernels = kernels
         self._devices = devices
         self._measure = measure
         self._health = health
@@ -95,9 +110,10 @@ class Loading:
             thread.start()
 
     def finish(self) -> None:
-        """Waits for loading to end: it fails if the interpreter exits before."""
+        """Waits for loading to end, which fails if the interpreter exits before, and ends a trial of kernels."""
         for thread in self._threads:
             thread.join()
+        self._kernels.finish()
 
     def found(self, should_stop: Callable[[], bool] = lambda: False) -> FoundModels:
         """The models, as soon as their files are found; their networks may still be loading.
@@ -119,6 +135,10 @@ class Loading:
         wait_for(self._loaded, should_stop)
         return found
 
+    def kernels_for_job(self) -> Kernels:
+        """The kernels of the next job, once the networks are loaded; a trial that still runs is stopped."""
+        return self._kernels.for_job()
+
     def _load(self) -> None:
         begin = time.monotonic()
         device, dtype = self._devices.first, self._devices.dtype
@@ -131,7 +151,8 @@ class Loading:
             models = Models(paths, device, self._devices.others)
             self._found.set_result(FoundModels(models, placement))
             waiting = self._loaded
-            models.prepare(NetworkChoice(dtype, memory))
+            kernels = self._kernels.begin(usual_case(models, paths, self._devices, memory), models.name)
+            models.prepare(NetworkChoice(dtype, memory, kernels=suitable(kernels, memory.quantisation)))
         except Exception as error:
             logger.error("model.not_loaded", exc_info=error)
             if may_load_elsewhere(error):
@@ -142,6 +163,24 @@ class Loading:
         details = {"model": models.name, "device": str(device), "memory_mode": memory.describe(dtype)}
         logger.info("model.loaded", lat_ms=lat_ms, details=details)
         self._loaded.set_result(None)
+
+
+def usual_case(models: Models, paths: CheckpointPaths, devices: Devices, memory: MemoryMode) -> Case:
+    """What kernels are tried on: a chunk of the family's default length and usual size."""
+    family = models.family
+    defaults = family.defaults
+    usual_resolution = family.sizes[defaults.size].usual_resolution
+    height, width = choose_bucket(family, defaults.size, *usual_resolution, models.size_scale)
+    return Case(
+        paths=paths,
+        device=devices.first,
+        dtype=devices.dtype,
+        quantisation=memory.quantisation,
+        num_frames=defaults.frame_num,
+        height=height,
+        width=width,
+        vae_tiling=memory.vae_tiling,
+    )
 
 
 def warm_up_sound() -> None:
