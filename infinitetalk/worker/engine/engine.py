@@ -24,6 +24,7 @@ from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
+from infinitetalk.runtime.kernels.registry import PUBLISHED, suitable
 from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import DoesNotFitError, release_cached_memory
 from infinitetalk.runtime.networks import Networks
@@ -33,6 +34,7 @@ from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
 from infinitetalk.worker.engine.estimate import Speed, VideoCost, chunk_work, number_of_chunks, video_cost
+from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
 from infinitetalk.worker.engine.rehearsed import likeness_of
@@ -82,7 +84,8 @@ class Engine:
         health: whether this process may serve jobs.
 
     Raises:
-        CheckpointError: weights are missing, also those of the worker's own recipe.
+        CheckpointError: weights are missing, also those of the worker's own recipe, or the setting KERNELS names no
+            kernel.
     """
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
@@ -95,7 +98,8 @@ class Engine:
         self.checkpoint = self.checkpoints.of(first)
         self.devices = devices_of(settings)
         self.health = Health()
-        self._loading = Loading(self.checkpoints, first, self.devices, measure, self.health)
+        kernels = KernelSelection(settings, self.devices)
+        self._loading = Loading(self.checkpoints, first, self.devices, kernels, measure, self.health)
         self._synthesiser: SpeechSynthesiser | None = None
         if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
             raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
@@ -105,7 +109,7 @@ class Engine:
         self._loading.start()
 
     def finish_loading(self) -> None:
-        """Waits for loading to end: it fails if the interpreter exits before."""
+        """Waits for loading to end, which fails if the interpreter exits before; a trial of kernels is stopped."""
         self._loading.finish()
 
     def model_name_for(self, job: SingleJob) -> str:
@@ -238,20 +242,25 @@ class Engine:
         found = self._loading.loaded(job.family, should_stop)
         workload = workload_of(job, source, found.models.family, found.models.size_scale)
         memory = found.placement.choose(job, workload)
+        kernels = suitable(self._loading.kernels_for_job(), memory.quantisation)
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
                 adapter = adapter_kind(len(job.speakers))
                 self._loading.make_room(found, memory, workload)
-                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras))
+                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras, kernels))
         except ParallelError:
             self.health.mark_broken()
             raise
 
     def memory_mode(self, choice: NetworkChoice) -> str:
-        """Name of the networks' memory mode, as shown in results."""
-        mode = choice.memory.describe(choice.dtype)
-        return mode if self.devices.count == 1 else f"{mode}, {self.devices.count} GPUs"
+        """Name of the networks' memory mode, as shown in results, with kernels that are not the published ones."""
+        parts = [choice.memory.describe(choice.dtype)]
+        if choice.kernels != PUBLISHED:
+            parts.append(f"kernels {choice.kernels}")
+        if self.devices.count > 1:
+            parts.append(f"{self.devices.count} GPUs")
+        return ", ".join(parts)
 
     def arithmetic(self, choice: NetworkChoice) -> Arithmetic:
         """How this worker computes with networks that were prepared by `choice`."""
