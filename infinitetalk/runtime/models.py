@@ -357,6 +357,11 @@ class VaeLoader:
             set_tiling(vae, choice.memory.vae_tiling)
             return vae
 
+    def release(self) -> None:
+        """Drops the VAE; it is read again when it is next asked for."""
+        with self._lock:
+            self._loaded = None
+
 
 class Models:
     """The networks of one checkpoint, each loaded when it is first asked for.
@@ -423,8 +428,9 @@ class Models:
         """
         self._transformer.release()
         self._prompt_encoder.release()
-        for network in (self._vae, self._image_encoder, self._audio_encoder):
-            network.forget()
+        self._vae.release()
+        self._image_encoder.forget()
+        self._audio_encoder.forget()
         release_cached_memory()
 
     def transformer(self, choice: NetworkChoice) -> Denoiser:

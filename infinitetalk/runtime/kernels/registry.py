@@ -138,10 +138,10 @@ def narrow_vae(vae: nn.Module) -> None:
     """Makes the VAE compute in bfloat16, with channels as the innermost dimension, which convolutions on a GPU want."""
     vae.to(dtype=torch.bfloat16)
     for module in vae.modules():
-        if isinstance(module, nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+        if isinstance(module, nn.Conv3d | nn.Conv2d):
+            is_video = isinstance(module, nn.Conv3d)
+            memory_format = torch.channels_last_3d if is_video else torch.channels_last
+            module.weight.data = module.weight.data.contiguous(memory_format=memory_format)
 
 
 def _attention(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -108,7 +108,7 @@ def try_all(
     known: Sequence[Outcome],
     limits: Limits,
     should_stop: Callable[[], bool],
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Tries the candidates that remain, in child processes, and yields what is found of each as soon as it is.
 
     A process that a candidate crashes, or hangs, is replaced, and the next one goes on with the next candidate. Closing
