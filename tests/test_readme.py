@@ -46,4 +46,4 @@ def test_library_example_turns_a_picture_and_a_voice_into_frames(
     assert shorter != example
     monkeypatch.chdir(CHECKOUT)
     exec(shorter, {})
-    assert "(9, 64, 64, 3)" in capsys.readouterr().out
+    assert "(9, 128, 128, 3)" in capsys.readouterr().out

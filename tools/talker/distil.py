@@ -18,6 +18,8 @@ from tools.talker.loop import TrainingLoop
 from tools.talker.networks import make_transformer
 from tools.talker.train_transformer import GIVEN_NOISE, JOIN_LATENTS, JOIN_WEIGHT, predict_velocity
 
+#: Steps after which the learning rate is zero. The running average of the weights is good before.
+PLAN_STEPS = 4000
 #: Share of clips without speech.
 SILENT_SHARE = 0.15
 #: Share of steps that start from the network's own answers; the others start from the clip's latents.
@@ -30,7 +32,16 @@ def distil(folder: Path, clips: list[Clip], silent_clips: list[Clip], num_steps:
     transformer.load_state_dict(torch.load(folder / "silence.pt")["average"])
     stepper = flashtalk_stepper()
     path = folder / "flashtalk.pt"
-    loop = TrainingLoop(path, transformer, num_steps, seed, learning_rate=1e-3, decay_share=0.8, muon_prefix="blocks.")
+    loop = TrainingLoop(
+        path,
+        transformer,
+        num_steps,
+        seed,
+        learning_rate=1e-3,
+        decay_share=0.8,
+        muon_prefix="blocks.",
+        planned_steps=PLAN_STEPS,
+    )
     for generator in loop:
         choice = silent_clips if generator.random() < SILENT_SHARE else clips
         clip = choice[generator.integers(len(choice))]

@@ -96,8 +96,7 @@ class TrainingLoop:
         Args:
             decay_share: share of the steps, at the end, in which the learning rate falls to zero.
             muon_prefix: Muon trains the matrices with names that start so; None: Adam trains all.
-            planned_steps: number of steps after which the learning rate is zero, if it is not the last: a training that
-                another one continues.
+            planned_steps: number of steps after which the learning rate is zero; None: the last.
         """
         self.path, self.network, self.num_steps, self.seed = path, network, num_steps, seed
         self.learning_rate, self.decay_share = learning_rate, decay_share

@@ -32,7 +32,7 @@ from tools.talker.export import (
     load_image_encoder,
     load_speech_encoder,
 )
-from tools.talker.sharpen import sharpen_on_chunks, sharpen_on_clips
+from tools.talker.sharpen import sharpen_edges, sharpen_on_chunks, sharpen_on_clips
 from tools.talker.train_speech import train_speech
 from tools.talker.train_transformer import train_on_silence, train_transformer
 from tools.talker.train_vae import train_on_chunks, train_on_clips, train_on_pictures
@@ -95,8 +95,9 @@ def main() -> None:
     parser.add_argument("--silence-steps", type=int, default=2500)
     parser.add_argument("--flashtalk-clips", type=int, default=150)
     parser.add_argument("--flashtalk-silent-clips", type=int, default=30)
-    parser.add_argument("--sharp-clip-steps", type=int, default=1000)
-    parser.add_argument("--sharp-chunk-steps", type=int, default=400)
+    parser.add_argument("--sharp-clip-steps", type=int, default=650)
+    parser.add_argument("--sharp-chunk-steps", type=int, default=360)
+    parser.add_argument("--edge-steps", type=int, default=400)
     parser.add_argument("--flashtalk-steps", type=int, default=4000)
     parser.add_argument("--flashtalk-output", type=Path, default=TALKER_FLASHTALK_FOLDER)
     parser.add_argument("--threads", type=int, default=1)
@@ -119,8 +120,10 @@ def main() -> None:
     if "sharpen" in arguments.stages or "flashtalk" in arguments.stages:
         make_flashtalk_clips(folder, arguments.flashtalk_clips, arguments.flashtalk_silent_clips)
     if "sharpen" in arguments.stages:
+        scenes = load_scenes(folder / "flashtalk_clips")
         sharpen_on_clips(folder, arguments.sharp_clip_steps, SEED)
-        sharpen_on_chunks(folder, load_scenes(folder / "flashtalk_clips"), arguments.sharp_chunk_steps, SEED)
+        sharpen_on_chunks(folder, scenes, arguments.sharp_chunk_steps, SEED)
+        sharpen_edges(folder, scenes, arguments.edge_steps, SEED)
     if "flashtalk" in arguments.stages:
         clips, silent_clips = load_clips(folder / "flashtalk_clips"), load_clips(folder / "flashtalk_silent_clips")
         distil(folder, clips, silent_clips, arguments.flashtalk_steps, SEED)
