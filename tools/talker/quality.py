@@ -66,7 +66,6 @@ class Bench:
     def __init__(self, folder: Path, num_clips: int) -> None:
         self.maker = ExampleMaker(folder)
         self.worker = TalkerWorker(folder)
-        self.flashtalk_talker = FlashtalkTalker()
         self.num_clips = num_clips
 
     def one_speaker(self) -> list[Row]:
@@ -211,21 +210,23 @@ class Bench:
         """FlashTalk's recipe, 4 evaluations a chunk, against the guided talker on the same clips."""
         examples = [self.maker.make(number) for number in range(self.num_clips)]
         rules = [example.rules[0].opening[1:] for example in examples]
-        openings = [_shown(self.flashtalk_talker.frames(example))[0] for example in examples]
         guided = [_shown(self.worker.frames(example))[0] for example in examples]
+        # Made after the worker has loaded its networks: two cannot load text encoders at the same time.
+        talker = FlashtalkTalker()
+        openings = [_shown(talker.frames(example))[0] for example in examples]
         own, guided_own = (
             [correlation(opening, rule) for opening, rule in zip(found, rules, strict=True)]
             for found in (openings, guided)
         )
         lags = [best_lag(opening, rule) for opening, rule in zip(openings, rules, strict=True)]
         within = sum(abs(lag) <= 1 for lag in lags)
-        silent = _shown(self.flashtalk_talker.frames(self.maker.make(0, silent=True)))[0]
+        silent = _shown(talker.frames(self.maker.make(0, silent=True)))[0]
         share = float(silent.var() / openings[0].var())
         borders, drawn_borders = [], []
         grid = self.flashtalk_grid
         for number in range(num_long_clips):
             example = self.maker.make(100 + number, seconds=20.0)
-            frames = self.flashtalk_talker.frames(example)
+            frames = talker.frames(example)
             places = [plan.start + plan.num_motion_frames for plan in grid.plans(len(frames))[1:]]
             borders.append(border_change(frames, places))
             drawn_borders.append(border_change(example.drawn(*frames.shape[1:3])[: len(frames)], places))

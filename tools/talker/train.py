@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--sharp-clip-steps", type=int, default=650)
     parser.add_argument("--sharp-chunk-steps", type=int, default=360)
     parser.add_argument("--edge-steps", type=int, default=400)
-    parser.add_argument("--flashtalk-steps", type=int, default=4000)
+    parser.add_argument("--flashtalk-steps", type=int, default=2500)
     parser.add_argument("--flashtalk-output", type=Path, default=TALKER_FLASHTALK_FOLDER)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
