@@ -9,9 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from infinitetalk.embedded.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
+from infinitetalk.embedded.tiny import (
+    DEFAULT_FOLDER,
+    ensure_tiny_kokoro,
+    ensure_tiny_model,
+    talker_flashtalk_paths,
+    talker_paths,
+)
 from infinitetalk.errors import CheckpointError
-from infinitetalk.family import FAMILIES, INFINITETALK, Family
+from infinitetalk.family import FAMILIES, FLASHTALK, INFINITETALK, Family
 from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
@@ -140,7 +146,7 @@ class RandomCheckpoint(EmbeddedCheckpoint):
 
 
 #: The families of which there is a small trained model, by name, and where it is.
-TALKERS = {INFINITETALK.name: talker_paths}
+TALKERS = {INFINITETALK.name: talker_paths, FLASHTALK.name: talker_flashtalk_paths}
 
 
 @dataclass(frozen=True)
