@@ -148,7 +148,11 @@ def test_a_share_of_an_evaluation_takes_no_more_memory_than_the_estimate(
 def test_streamed_blocks_take_no_more_memory_than_the_estimate(
     stage: Stage, quantisation: Quantisation | None, kept: int
 ) -> None:
-    """And nothing but blocks is copied in an evaluation."""
+    """And nothing but blocks is copied in an evaluation.
+
+    Where a block is kept, one block fewer is held than estimated: 5 % of the whole model's memory, but more than a tenth
+    of a model of a few blocks.
+    """
     sizes = sizes_of(make_transformer(stage.mode, STREAMED_LAYERS))
     mode = MemoryMode(quantisation, kept * sizes.blocks // STREAMED_LAYERS)
     streamed = streamed_evaluation(stage, parts.SMALL, mode, STREAMED_LAYERS)
@@ -157,7 +161,13 @@ def test_streamed_blocks_take_no_more_memory_than_the_estimate(
     rehearsed = streamed.resident_bytes + streamed.log.peak_bytes
     estimated = memory.weight_bytes(mode, sizes) + memory.sampling_bytes(sizes, parts.SMALL)
     print(f"estimate {estimated / rehearsed:.3f} of the rehearsed {rehearsed / GIB:.2f} GiB")
-    assert rehearsed <= estimated <= 1.1 * rehearsed
+    spare_block = kept * memory.weight_bytes(MemoryMode(quantisation), sizes_of_a_block(sizes))
+    assert rehearsed <= estimated <= 1.1 * rehearsed + spare_block
+
+
+def sizes_of_a_block(sizes: ModelSizes) -> ModelSizes:
+    """One block and nothing else."""
+    return replace(sizes, blocks=sizes.blocks // sizes.num_blocks, num_blocks=1, outer=0)
 
 
 def sizes_of(transformer: nn.Module) -> ModelSizes:
