@@ -150,8 +150,8 @@ def test_streamed_blocks_take_no_more_memory_than_the_estimate(
 ) -> None:
     """And nothing but blocks is copied in an evaluation.
 
-    Where a block is kept, one block fewer is held than estimated: 5 % of the whole model's memory, but more than a tenth
-    of a model of a few blocks.
+    Where a block is kept, one block fewer is held than estimated: 5 % of the whole model's memory, but more than a
+    tenth of a model of a few blocks.
     """
     sizes = sizes_of(make_transformer(stage.mode, STREAMED_LAYERS))
     mode = MemoryMode(quantisation, kept * sizes.blocks // STREAMED_LAYERS)
