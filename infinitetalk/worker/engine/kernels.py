@@ -107,7 +107,9 @@ class KernelSelection:
             outcomes = try_all(case, self._candidates, self._outcomes, self._limits, self._should_stop.is_set)
             with closing(outcomes):
                 for outcome in outcomes:
-                    self._outcomes += (outcome,)
+                    # Each new process measures the published kernels again.
+                    by_name = {each.name: each for each in self._outcomes} | {outcome.name: outcome}
+                    self._outcomes = tuple(by_name.values())
                     self._log("info", "kernels.tried", outcome=str(outcome))
                     self._store(machine)
         # The worker serves jobs by the published kernels, whatever prevents a trial.
