@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from infinitetalk.embedded.tiny import ensure_tiny_model
 from infinitetalk.runtime.models import Models
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job.advice import (
@@ -120,11 +121,31 @@ def test_a_lora_of_numbers_that_are_none_ends_its_job_after_the_first_step_and_l
     assert np.array_equal(frames_of(worker), before)
 
 
-def test_an_overflow_without_a_lora_may_be_the_workers(worker):
-    error = error_of(
-        worker, loras=save(worker, "large.safetensors", {"diffusion_model.head.head.diff_b": 3e38 * torch.ones(64)})
-    )
-    assert error["code"] == "E_GENERATION_RUNTIME"
+def test_a_lora_of_finite_numbers_that_overflow_ends_its_job_and_is_named(worker):
+    large = {"diffusion_model.head.head.diff_b": 3e38 * torch.ones(64)}
+    error = error_of(worker, loras=save(worker, "large.safetensors", large))
+    assert (error["code"], error["retryable"]) == ("E_GENERATION_RUNTIME", False)
+    assert "leave out the LoRAs one by one (large.safetensors)" in error["message"]
+
+
+def test_weights_that_overflow_without_a_lora_may_be_another_workers_chance(tiny_engine: Engine, tmp_path: Path):
+    # transformers loads one model at a time in a process.
+    tiny_engine.finish_loading()
+    settings = Settings(output_dir=tmp_path, volume_dir=tmp_path, infinitetalk_model="tiny", tiny_dir=tmp_path / "tiny")
+    (weights,) = ensure_tiny_model(tmp_path / "tiny").base.glob("transformer/*.safetensors")
+    tensors = load_file(weights)
+    # Finite themselves: the steps of the sampling overflow.
+    tensors["proj_out.bias"].fill_(3e38)
+    save_file(tensors, weights)
+    engine = Engine(settings)
+    engine.start()
+    error = error_of(LocalWorker(settings, engine, tmp_path))
+    assert (error["code"], error["at_stage"], error["retryable"]) == ("E_GENERATION_RUNTIME", "sampling", True)
+    assert "after step" in error["message"]
+    assert "lower sample_text_guide_scale and sample_audio_guide_scale where they are high" in error["message"]
+    assert "the worker's operator has to check its weights" in error["message"]
+    assert "LoRA" not in error["message"]
+    assert list(tmp_path.rglob("*.mp4")) == []
 
 
 def test_alpha_in_the_metadata_is_applied(worker):
