@@ -278,7 +278,7 @@ def test_the_estimate_of_a_chunk_is_the_rehearsals_sum(stage: Stage, short_evalu
     """A first chunk of FlashTalk, on every card."""
     recipe = RECIPES["flashtalk"]
     settings = prices.settings_of(recipe, prices.SIZES["480"], parts.SHORT.num_frames)
-    work = chunk_work(settings, replace(parts.SHORT, family=recipe.family), MemoryMode(), speakers=1, gpus=1)
+    work = chunk_work(settings, replace(parts.SHORT, family=recipe.family), MemoryMode(), speakers=1)
     motion = Workload(settings.motion_frame, 640, 640)
     logs = [
         *[short_evaluation] * settings.num_inference_steps,

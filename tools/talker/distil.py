@@ -16,7 +16,7 @@ from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from tools.talker.data import Clip
 from tools.talker.loop import TrainingLoop
 from tools.talker.networks import make_transformer
-from tools.talker.train_transformer import GIVEN_NOISE, JOIN_LATENTS, JOIN_WEIGHT, predict_velocity
+from tools.talker.train_transformer import error_of_new_latents, given_with_errors, predict_velocity
 
 #: Steps after which the learning rate is zero. The running average of the weights is good before.
 PLAN_STEPS = 4000
@@ -59,10 +59,7 @@ def _answer_error(
     transformer: InfiniteTalkTransformer3DModel, clip: Clip, stepper: RenoisingStepper, generator: np.random.Generator
 ) -> Tensor:
     """The weighted squared error of the clean latents that the network gives at a random step."""
-    clean, given = clip.latents.float()[None], clip.given.float()[None]
-    num_given = given.shape[2]
-    if num_given > 1:
-        given = given + GIVEN_NOISE * float(generator.random()) * torch.randn_like(given)
+    clean, given = clip.latents.float()[None], given_with_errors(clip, generator)
     windows = clip.windows()
     last_step = int(generator.integers(len(stepper.timesteps)))
     is_own = bool(generator.random() < OWN_SHARE)
@@ -74,10 +71,7 @@ def _answer_error(
     if not is_own:
         latents = _with_noise(clean, stepper, last_step)
     answer = _answer(transformer, clip, stepper, last_step, pin_motion(latents, given), windows)
-    error = (answer - clean)[:, :, num_given:].square().mean(dim=(0, 1))
-    weights = clip.weights.float().repeat(len(error), 1, 1)
-    weights[:JOIN_LATENTS] *= JOIN_WEIGHT
-    return (error * weights).mean() / weights.mean()
+    return error_of_new_latents(answer - clean, clip)
 
 
 def _answer(

@@ -17,6 +17,7 @@ from infinitetalk.encoders.image import ImageEncoder
 from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.weights.layouts import DESCRIPTION_FILE
+from infinitetalk.weights.lora_files import BLOCK_LAYERS, OUTER_LAYERS
 from infinitetalk.weights.names import is_adapter_name
 from tools.talker.networks import (
     HALF_PATCH,
@@ -123,22 +124,8 @@ def export_flashtalk(folder: Path, output: Path) -> None:
     (output / "config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-#: Linear layers and norms of the original release's base model, outside the blocks and in each; and other parameters.
-_OUTER_LAYERS = (
-    *(f"{part}.{index}" for part in ("time_embedding", "text_embedding") for index in (0, 2)),
-    *(f"img_emb.proj.{index}" for index in (0, 1, 3, 4)),
-    "patch_embedding",
-    "time_projection.1",
-    "head.head",
-)
-_BLOCK_LAYERS = (
-    *(f"{part}.{name}" for part in ("self_attn", "cross_attn") for name in "qkvo"),
-    "cross_attn.k_img",
-    "cross_attn.v_img",
-    "ffn.0",
-    "ffn.2",
-    "norm3",
-)
+#: Norms of the original release's base model outside its blocks, and parameters of a block beside its layers.
+_OUTER_NORMS = ("img_emb.proj.0", "img_emb.proj.4")
 _BLOCK_OTHERS = (
     *(f"{part}.norm_{name}.weight" for part in ("self_attn", "cross_attn") for name in "qk"),
     "cross_attn.norm_k_img.weight",
@@ -148,8 +135,8 @@ _BLOCK_OTHERS = (
 
 def original_names(num_layers: int) -> dict[str, str]:
     """Our transformer's parameters of the base model -> their names in the original release."""
-    outer = [f"{layer}.{leaf}" for layer in _OUTER_LAYERS for leaf in ("weight", "bias")]
-    block = [f"{layer}.{leaf}" for layer in _BLOCK_LAYERS for leaf in ("weight", "bias")] + [*_BLOCK_OTHERS]
+    outer = [f"{layer}.{leaf}" for layer in (*OUTER_LAYERS, *_OUTER_NORMS) for leaf in ("weight", "bias")]
+    block = [f"{layer}.{leaf}" for layer in BLOCK_LAYERS for leaf in ("weight", "bias")] + [*_BLOCK_OTHERS]
     names = [*outer, "head.modulation", *(f"blocks.{index}.{name}" for index in range(num_layers) for name in block)]
     return convert_wan_transformer_to_diffusers({name: name for name in names})
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from infinitetalk.encoders.text import TEXT_LENGTH
-from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.vae import decode_latents, encode_frames, without_tf32
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.kernels.registry import Candidate, Part
 from infinitetalk.runtime.memory import set_tiling
@@ -200,14 +199,3 @@ def _relative(found: Tensor, expected: Tensor, start: Tensor) -> float:
     """||found - expected|| / ||expected - start||, in float32."""
     expected = expected.float()
     return float((found.float() - expected).norm() / (expected - start.float()).norm())
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Makes convolutions on a GPU compute in plain float32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

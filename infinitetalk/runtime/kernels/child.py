@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ from infinitetalk.errors import DeviceError, NotFiniteError
 from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.runtime.kernels.bench import BENCHES, Bench, Case
 from infinitetalk.runtime.kernels.registry import Candidate
+from infinitetalk.runtime.memory import release_cached_memory
 
 #: Timed calls of a kernel, after one that is not.
 REPEATS = 3
@@ -102,7 +102,7 @@ def _try_part(parent: Connection, case: Case, candidates: Sequence[Candidate]) -
         except Exception as error:
             _report(parent, candidate, error)
     del bench, expected
-    _release()
+    release_cached_memory()
 
 
 def _measured(bench: Bench, candidate: Candidate, expected: Tensor) -> Measured:
@@ -129,18 +129,12 @@ def _report(parent: Connection, candidate: Candidate, error: Exception) -> None:
     # After some errors, every later call on the device fails: another process goes on.
     if isinstance(as_library_error(error), DeviceError):
         os._exit(1)
-    _release()
+    release_cached_memory()
 
 
 def _synchronise() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def _release() -> None:
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _silence() -> None:

@@ -145,7 +145,7 @@ class RandomCheckpoint(EmbeddedCheckpoint):
         """Does nothing: a few megabytes fit every GPU."""
 
 
-#: The families of which there is a small trained model, by name, and where it is.
+#: The small trained model of each family, by the family's name.
 TALKERS = {INFINITETALK.name: talker_paths, FLASHTALK.name: talker_flashtalk_paths}
 
 
@@ -182,8 +182,7 @@ def find_checkpoints(settings: Settings) -> Checkpoints:
     if settings.model == "tiny":
         return Checkpoints({name: RandomCheckpoint(settings, family) for name, family in FAMILIES.items()}, {})
     if settings.model == "talker":
-        absent = {name: family.base_repositories[:1] for name, family in FAMILIES.items() if name not in TALKERS}
-        return Checkpoints({name: TalkerCheckpoint(settings, FAMILIES[name]) for name in TALKERS}, absent)
+        return Checkpoints({name: TalkerCheckpoint(settings, family) for name, family in FAMILIES.items()}, {})
     located = locate_all(settings)
     published = {name: PublishedCheckpoint(paths) for name, paths in located.checkpoints.items()}
     return Checkpoints(published, located.absent)

@@ -196,7 +196,7 @@ class Loading:
 
     def _find(self, checkpoint: Checkpoint) -> FoundModels:
         paths = checkpoint.files()
-        placement = Placement(self._measure(self._devices.first, paths), paths.family, self._devices.count)
+        placement = Placement(self._measure(self._devices.first, paths), paths.family)
         return FoundModels(Models(paths, self._devices.first, self._devices.others), placement)
 
     def _find_later(self, family: Family, checkpoint: Checkpoint) -> None:
@@ -227,7 +227,7 @@ class Loading:
         waiting: Future[FoundModels] | Future[None] = self._found[self._first.name]
         try:
             found = self._find(self._checkpoints.of(self._first))
-            found.memory = found.placement.choose_at_start()
+            found.memory = found.placement.choose_at_start(self._devices.count)
             self._found[self._first.name].set_result(found)
             waiting = self._loaded
             case = usual_case(found.models, self._checkpoints.of(self._first).files(), self._devices, found.memory)
