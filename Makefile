@@ -13,7 +13,7 @@ PAGE_VENV := .venv-page
 
 demo: $(VENV)/.requirements
 	$(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
-	@echo "The video, 64x64 pixels: outputs/infinitetalk/jobs/demo.mp4"
+	@echo "The video, 128x128 pixels: outputs/infinitetalk/jobs/demo.mp4"
 
 serve: $(VENV)/.requirements
 	$(BIN)/python -m tools.local_endpoint

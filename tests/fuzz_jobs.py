@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media.tts import SpeechSynthesiser
+from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.settings import Settings
 from tests.campaign import LOG_SECRET, SECRET, WHOLE_LIMIT_S, Campaign
@@ -190,6 +191,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "mode": st.sampled_from(["clip", "streaming"]),
         "size": st.just("infinitetalk-480"),
         "sample_steps": st.integers(1, 2),
+        "recipe": st.none() | st.sampled_from(list(RECIPES)),
         "sample_shift": st.none() | st.floats(0.01, 100),
         "sample_text_guide_scale": st.floats(0, 50),
         "sample_audio_guide_scale": st.floats(0, 50),

@@ -616,6 +616,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "frame_num": [80, 0, 1, -3, 405, 10**30, -(10**30), 81.5, "81", None, True, [81], math.nan, math.inf],
     "max_frame_num": [0, -1, 90_001, 2**63, "1000", math.nan],
     "sample_steps": [0, -1, 201, 10**9, 2**64, 8.5, "8", None, math.inf],
+    "recipe": ["", "Quality", "quality ", "flashtalk\0", 8, ["quality"], {"name": "quality"}],
     "sample_shift": [0, 0.001, -1, 101, math.nan, math.inf, -math.inf, "7", [7]],
     "sample_text_guide_scale": [-0.1, 51, 1e308, math.nan, math.inf, "5", None],
     "sample_audio_guide_scale": [-0.1, 51, 1e308, math.nan, -math.inf, "4", None],

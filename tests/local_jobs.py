@@ -68,6 +68,13 @@ class LocalWorker:
             resources.states.close(job["id"], keep)
 
 
+def worker_on(volume: Path, engine: Engine, **settings: Any) -> LocalWorker:
+    """A worker of the tiny model with a volume of its own, which is made, and these settings."""
+    volume.mkdir(exist_ok=True)
+    own = {"output_dir": volume, "volume_dir": volume, "webhook_get_job": "set", "infinitetalk_model": "tiny"}
+    return LocalWorker(Settings(**(own | {"download_attempts": 1} | settings)), engine, volume)
+
+
 def ready(settings: Settings, engine: Engine) -> Future[Resources]:
     """What a worker's jobs need, as it is once the worker has started."""
     resources: Future[Resources] = Future()
@@ -86,9 +93,4 @@ def tiny_engine() -> Engine:
 @pytest.fixture
 def local_worker(tiny_engine: Engine, tmp_path: Path) -> LocalWorker:
     """A worker with a volume of its own."""
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    settings = Settings(
-        output_dir=volume, volume_dir=volume, webhook_get_job="set", infinitetalk_model="tiny", download_attempts=1
-    )
-    return LocalWorker(settings, tiny_engine, volume)
+    return worker_on(tmp_path / "volume", tiny_engine)

@@ -10,6 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.settings import Settings
 from schemas import parse_input
 from tools.generated import environment_variable
@@ -56,6 +57,11 @@ def test_a_variable_of_the_hub_is_a_setting_with_a_fit_default(variable: dict[st
     assert isinstance(field["default"], INPUT_TYPES[field["type"]])
     if "options" in field:
         assert field["default"] in [option["value"] for option in field["options"]]
+
+
+def test_the_hub_offers_every_recipe():
+    (field,) = [variable["input"] for variable in HUB["config"]["env"] if variable["key"] == "DEFAULT_RECIPE"]
+    assert [option["value"] for option in field["options"]] == ["", *RECIPES]
 
 
 def test_the_hub_has_presets_for_24_48_and_80_gb():

@@ -35,7 +35,7 @@ def work_of(recipe: str, size: str = "480", speakers: int = 1, mode: MemoryMode 
     found = RECIPES[recipe]
     settings = prices.settings_of(found, prices.SIZES[size], prices.MINUTE)
     workload = prices.usual_workload(found.family, prices.SIZES[size], settings.frame_num)
-    return chunk_work(settings, workload, mode or MemoryMode(), speakers, 1)
+    return chunk_work(settings, workload, mode or MemoryMode(), speakers)
 
 
 def measured(name: str) -> float:
@@ -90,7 +90,7 @@ def test_blocks_that_are_streamed_and_gpus_that_share_cost_what_they_exchange() 
     assert 0 < none - resident < 0.1 * resident
     alone = work_of("quality")
     for gpus in (2, 4, 8):
-        shared = evaluation_seconds(H100, replace(alone, gpus=gpus))
+        shared = evaluation_seconds(H100, replace(alone, workload=replace(alone.workload, gpus=gpus)))
         assert evaluation_seconds(H100, alone) / gpus < shared < 1.5 * evaluation_seconds(H100, alone) / gpus
 
 

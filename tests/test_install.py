@@ -47,7 +47,7 @@ def test_the_library_example_runs_from_another_folder(tmp_path: Path) -> None:
     shorter = shorter.replace('Path("examples/media")', f"Path({str(CHECKOUT / 'examples/media')!r})")
     shorter += "\nprint(it.__file__, it.__version__)"
     printed = run_elsewhere(tmp_path, "-c", shorter).splitlines()
-    assert printed == ["(9, 64, 64, 3)", f"{tmp_path}/installed/infinitetalk/__init__.py {infinitetalk.__version__}"]
+    assert printed == ["(9, 128, 128, 3)", f"{tmp_path}/installed/infinitetalk/__init__.py {infinitetalk.__version__}"]
 
 
 def test_the_client_is_installed_by_itself_and_needs_no_torch(tmp_path: Path) -> None:

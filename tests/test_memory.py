@@ -15,6 +15,7 @@ from infinitetalk.errors import CheckpointError, DoesNotFitError
 from infinitetalk.family import INFINITETALK
 from infinitetalk.runtime import models as loaders
 from infinitetalk.runtime.choice import NetworkChoice, arithmetic_of
+from infinitetalk.runtime.kernels.registry import Kernels
 from infinitetalk.runtime.memory import (
     GIB,
     TOKEN_CHANNEL_BYTES,
@@ -55,9 +56,9 @@ def models(paths: CheckpointPaths) -> Models:
 
 
 def choice(*memory: Any, **others: Any) -> NetworkChoice:
-    """A choice by what `MemoryMode` takes, and by adapter, LoRAs and attention."""
-    adapter = {name: others.pop(name) for name in ("adapter", "attention") if name in others}
-    return NetworkChoice(torch.float32, MemoryMode(*memory, **others), **adapter)
+    """A choice by what `MemoryMode` takes, and by adapter and kernels."""
+    rest = {name: others.pop(name) for name in ("adapter", "kernels") if name in others}
+    return NetworkChoice(torch.float32, MemoryMode(*memory, **others), **rest)
 
 
 BLOCK_PARAMETERS = sum(parameter.numel() for parameter in factory.plain_transformer().blocks[0].parameters())
@@ -159,14 +160,43 @@ def test_a_streamed_text_encoder_and_a_tiled_vae_compute_the_same(models: Models
 
 def test_an_attention_kernel_is_in_force_once_networks_are_prepared_by_it(models: Models) -> None:
     expected = factory.evaluate(models.transformer(choice()))
-    for kernel in ("_native_math", "native"):
-        transformer = models.transformer(choice(attention=kernel))
-        assert transformer.blocks[0].attn1.processor._attention_backend == kernel
-        active, _ = _AttentionBackendRegistry.get_active_backend()
-        assert active == kernel
+    for name, backend in (("torch_flash", "_native_flash"), ("native", "native")):
+        transformer = models.transformer(choice(kernels=Kernels(attention=name)))
+        assert {block.attn1.processor._attention_backend for block in transformer.blocks} == {backend}
         torch.testing.assert_close(factory.evaluate(transformer), expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(CheckpointError, match="attention kernel 'flash' cannot be used here"):
-        models.transformer(choice(attention="flash"))
+        # Another network in this process keeps its own.
+        active, _ = _AttentionBackendRegistry.get_active_backend()
+        assert active == "native"
+    with pytest.raises(CheckpointError, match="kernel 'flash_2' cannot be used here"):
+        models.transformer(choice(kernels=Kernels(attention="flash_2")))
+    with pytest.raises(CheckpointError, match="there is no kernel 'fastest'; there are native, cudnn"):
+        models.transformer(choice(kernels=Kernels(attention="fastest")))
+
+
+def test_products_of_8_bit_numbers_come_and_go_with_the_choice_also_with_streamed_blocks(models: Models) -> None:
+    eight_bit = Kernels(products="fp8_rows")
+    widened = factory.evaluate(models.transformer(choice("fp8")))
+    found = factory.evaluate(models.transformer(choice("fp8", kernels=eight_bit)))
+    assert 1e-3 < float((found - widened).norm() / widened.norm()) < 0.1
+    assert torch.equal(factory.evaluate(models.transformer(choice("fp8"))), widened)
+    streamed = models.transformer(choice("fp8", resident_parameters=0, kernels=eight_bit))
+    assert is_streamed(streamed)
+    assert torch.equal(factory.evaluate(streamed), found)
+    again = models.transformer(choice("fp8", resident_parameters=0))
+    assert torch.equal(factory.evaluate(again), widened)
+    # Adapters are not concerned, and may change meanwhile.
+    models.transformer(choice("fp8", adapter="multi", kernels=eight_bit))
+    assert torch.equal(factory.evaluate(models.transformer(choice("fp8", kernels=eight_bit))), found)
+
+
+def test_another_vae_kernel_starts_from_the_file(models: Models) -> None:
+    latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = decode_latents(models.vae(choice()), latents)
+    narrow = models.vae(choice(kernels=Kernels(vae="vae_bf16")))
+    assert narrow.dtype == torch.bfloat16
+    frames = decode_latents(narrow, latents)
+    assert 0 < float((frames - expected).norm() / expected.norm()) < 0.05
+    assert torch.equal(decode_latents(models.vae(choice()), latents), expected)
 
 
 def test_the_arithmetic_tells_what_changes_numbers_and_nothing_else() -> None:
@@ -182,10 +212,12 @@ def test_the_arithmetic_tells_what_changes_numbers_and_nothing_else() -> None:
         arithmetic(choice("fp8")),
         arithmetic(NetworkChoice(torch.bfloat16)),
         arithmetic(choice(vae_tiling=True)),
-        arithmetic(choice(attention="_native_math")),
+        arithmetic(choice(kernels=Kernels(attention="sage"))),
+        arithmetic(choice(kernels=Kernels(products="fp8_rows"))),
+        arithmetic(choice(kernels=Kernels(vae="vae_bf16"))),
         arithmetic(choice(), num_devices=2),
     ]
-    assert len({plain, *others}) == 7
+    assert len({plain, *others}) == 9
 
 
 def test_the_text_encoder_follows_the_choice_whatever_was_loaded_before(paths: CheckpointPaths, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_library_example_turns_a_picture_and_a_voice_into_frames(
     assert shorter != example
     monkeypatch.chdir(CHECKOUT)
     exec(shorter, {})
-    assert "(9, 64, 64, 3)" in capsys.readouterr().out
+    assert "(9, 128, 128, 3)" in capsys.readouterr().out
 
 
 def test_the_table_of_recipes_has_each_recipes_evaluations_and_chunks() -> None:

@@ -135,7 +135,8 @@ def test_what_teacache_keeps_is_in_the_estimate(sampling: Log) -> None:
 def test_a_share_of_an_evaluation_takes_no_more_memory_than_the_estimate(
     stage: Stage, gpus: int, speakers: int
 ) -> None:
-    log = split_evaluation(stage, parts.SMALL, gpus, speakers, num_layers=1)
+    # A second block begins with what the first one left, as every further one does.
+    log = split_evaluation(stage, parts.SMALL, gpus, speakers, num_layers=2)
     assert log.mixed == []
     estimated = memory.sampling_bytes(SIZES, replace(parts.SMALL, gpus=gpus))
     print(f"estimate {estimated / log.peak_bytes:.3f} of the rehearsed {log.peak_bytes / GIB:.2f} GiB")
@@ -147,7 +148,11 @@ def test_a_share_of_an_evaluation_takes_no_more_memory_than_the_estimate(
 def test_streamed_blocks_take_no_more_memory_than_the_estimate(
     stage: Stage, quantisation: Quantisation | None, kept: int
 ) -> None:
-    """And nothing but blocks is copied in an evaluation."""
+    """And nothing but blocks is copied in an evaluation.
+
+    Where a block is kept, one block fewer is held than estimated: 5 % of the whole model's memory, but more than a
+    tenth of a model of a few blocks.
+    """
     sizes = sizes_of(make_transformer(stage.mode, STREAMED_LAYERS))
     mode = MemoryMode(quantisation, kept * sizes.blocks // STREAMED_LAYERS)
     streamed = streamed_evaluation(stage, parts.SMALL, mode, STREAMED_LAYERS)
@@ -156,7 +161,13 @@ def test_streamed_blocks_take_no_more_memory_than_the_estimate(
     rehearsed = streamed.resident_bytes + streamed.log.peak_bytes
     estimated = memory.weight_bytes(mode, sizes) + memory.sampling_bytes(sizes, parts.SMALL)
     print(f"estimate {estimated / rehearsed:.3f} of the rehearsed {rehearsed / GIB:.2f} GiB")
-    assert rehearsed <= estimated <= 1.1 * rehearsed
+    spare_block = kept * memory.weight_bytes(MemoryMode(quantisation), sizes_of_a_block(sizes))
+    assert rehearsed <= estimated <= 1.1 * rehearsed + spare_block
+
+
+def sizes_of_a_block(sizes: ModelSizes) -> ModelSizes:
+    """One block and nothing else."""
+    return replace(sizes, blocks=sizes.blocks // sizes.num_blocks, num_blocks=1, outer=0)
 
 
 def sizes_of(transformer: nn.Module) -> ModelSizes:
@@ -267,7 +278,7 @@ def test_the_estimate_of_a_chunk_is_the_rehearsals_sum(stage: Stage, short_evalu
     """A first chunk of FlashTalk, on every card."""
     recipe = RECIPES["flashtalk"]
     settings = prices.settings_of(recipe, prices.SIZES["480"], parts.SHORT.num_frames)
-    work = chunk_work(settings, replace(parts.SHORT, family=recipe.family), MemoryMode(), speakers=1, gpus=1)
+    work = chunk_work(settings, replace(parts.SHORT, family=recipe.family), MemoryMode(), speakers=1)
     motion = Workload(settings.motion_frame, 640, 640)
     logs = [
         *[short_evaluation] * settings.num_inference_steps,

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infinitetalk.embedded.tiny import TALKER_FOLDER
+from infinitetalk.embedded.tiny import TALKER_FLASHTALK_FOLDER, TALKER_FOLDER
 from infinitetalk.generation.color import match_color
 from infinitetalk.generation.pipeline import to_frames
 from tools.talker.breakages import (
     AFTER_BORDER,
+    SEEN_PIXELS,
     color_correction_off,
     dropped_motion_frames,
     ignored_boxes,
@@ -106,7 +107,7 @@ def long_video(worker: TalkerWorker, long: Example) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_drawn_mouth_is_read_whatever_the_color_correction_does_to_it(seed: int) -> None:
     generator = np.random.default_rng([seed, 55])
-    scene = Scene(64, 64, [random_face(generator)], [Place()], random_background(generator))
+    scene = Scene(128, 128, [random_face(generator)], [Place()], random_background(generator))
     opening = np.sin(np.arange(40) / 3) ** 2
     clip = scene.clip([MouthTrack(opening, np.full(40, 0.5))], 0, 40)
     video = to_video(np.concatenate([scene.portrait()[None], clip]))
@@ -115,7 +116,8 @@ def test_a_drawn_mouth_is_read_whatever_the_color_correction_does_to_it(seed: in
 
 
 def test_its_weights_are_small() -> None:
-    size = sum(path.stat().st_size for path in TALKER_FOLDER.rglob("*") if path.is_file())
+    folders = (TALKER_FOLDER, TALKER_FLASHTALK_FOLDER)
+    size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
     assert 0 < size <= WEIGHTS_LIMIT_BYTES
 
 
@@ -223,8 +225,8 @@ def test_a_chunk_goes_on_from_where_the_last_one_ended_and_a_lack_of_motion_fram
         moved = worker.frames(long)
         with dropped_motion_frames():
             broken = worker.frames(long)
-    assert (read_head_places(moved)[AFTER_BORDER] - unmoved).mean() >= 1.0
-    assert (read_head_places(broken)[AFTER_BORDER] - unmoved).mean() <= 0.5
+    assert (read_head_places(moved)[AFTER_BORDER] - unmoved).mean() >= SEEN_PIXELS
+    assert (read_head_places(broken)[AFTER_BORDER] - unmoved).mean() <= 0.5 * SEEN_PIXELS
 
 
 def test_a_lack_of_color_correction_is_told(worker: TalkerWorker, one: Example, one_video: np.ndarray) -> None:

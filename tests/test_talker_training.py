@@ -9,27 +9,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infinitetalk.embedded.tiny import TALKER_FOLDER, paths_in, talker_paths
+from infinitetalk.embedded.tiny import TALKER_FLASHTALK_FOLDER, TALKER_FOLDER, paths_in, talker_paths
+from infinitetalk.encoders.vae import encode_frames
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.layouts import CheckpointPaths
+from infinitetalk.weights.names import is_adapter_name
 from tools.espeak import Utterance, say
 from tools.talker import loop
-from tools.talker.data import SPEECH_FRAMES, Clip, ClipMaker
+from tools.talker.data import FLASHTALK_CLIPS, GUIDED_CLIPS, SPEECH_FRAMES, Clip, ClipMaker
+from tools.talker.distil import distil
+from tools.talker.export import original_names
 from tools.talker.jobs import HELD_OUT_SEED
 from tools.talker.loop import TrainingLoop
-from tools.talker.networks import make_transformer
+from tools.talker.networks import HALF_PATCH, double_vae, make_transformer, make_vae
 from tools.talker.rule import SAMPLES_A_FRAME
 from tools.talker.train import SEED
 from tools.talker.train_transformer import flow_matching_loss, predict_velocity, train_transformer
 from tools.talker.voices import HELD_OUT_VOICES, TRAINING_VOICES, random_speech
 
 REPOSITORY = Path(__file__).parents[1]
-FEW = "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips 2 --silent-clips 1 --silence-steps 1"
+FEW = (
+    "--picture-steps 1 --clip-steps 2 --chunk-steps 1 --speech-steps 1 --clips 2 --silent-clips 1 --silence-steps 1 "
+    "--flashtalk-clips 2 --flashtalk-silent-clips 1 --sharp-clip-steps 1 --sharp-chunk-steps 2 --flashtalk-steps 1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,12 @@ def networks_of(paths: CheckpointPaths) -> Networks:
 
 @pytest.fixture(scope="module")
 def maker(talker: Networks) -> ClipMaker:
-    return ClipMaker(talker.vae, talker.audio_encoder, talker.image_encoder)
+    return ClipMaker(talker.vae, talker.audio_encoder, talker.image_encoder, GUIDED_CLIPS)
+
+
+@pytest.fixture(scope="module")
+def flashtalk_maker(talker: Networks) -> ClipMaker:
+    return ClipMaker(talker.vae, talker.audio_encoder, talker.image_encoder, FLASHTALK_CLIPS)
 
 
 @pytest.mark.parametrize("voice", ["en-us+f3", "en-us+m5"])
@@ -153,8 +166,55 @@ def test_without_speech_the_talker_expects_closed_mouths(talker: Networks, maker
     assert losses[True] < 0.5 * losses[False]
 
 
+@torch.no_grad()
+def test_the_vae_of_twice_the_size_starts_as_the_one_of_half_the_size():
+    torch.manual_seed(SEED)
+    half = make_vae(HALF_PATCH).eval()
+    whole = double_vae(half).eval()
+    video = torch.rand(1, 3, 9, 64, 32) * 2 - 1
+    latents = half.encode(F.avg_pool3d(video, (1, 2, 2))).latent_dist.mode()
+    torch.testing.assert_close(whole.encode(video).latent_dist.mode(), latents, atol=1e-5, rtol=0)
+    larger = half.decode(latents).sample.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+    torch.testing.assert_close(whole.decode(latents).sample, larger, atol=1e-5, rtol=0)
+
+
+def test_a_clip_of_flashtalk_is_a_chunk_of_one_speaker(flashtalk_maker: ClipMaker):
+    clips = [flashtalk_maker.make(SEED, number) for number in range(4)]
+    assert {clip.latents.shape[1] for clip in clips} == {9}
+    assert {clip.given.shape[1] for clip in clips} == {1, 2}
+    assert all(len(clip.speech) == 1 for clip in clips)
+
+
+def test_what_a_clip_shows_can_be_drawn_larger(flashtalk_maker: ClipMaker, talker: Networks):
+    clip, drawing = flashtalk_maker.make_with_drawing(SEED, 1)
+    again = encode_frames(talker.vae, drawing.video()[:, :, drawing.past :])[0]
+    torch.testing.assert_close(again.half(), clip.latents)
+    large, small = drawing.at_full_size().video(), drawing.video()
+    assert large.shape[-1] == 2 * small.shape[-1]
+    assert (F.avg_pool3d(large, (1, 2, 2)) - small).abs().mean() < 0.02
+
+
+def test_a_few_steps_of_distillation_bring_the_answer_from_noise_nearer(tmp_path, flashtalk_maker: ClipMaker):
+    clip = flashtalk_maker.make(SEED, 1)
+    torch.manual_seed(SEED)
+    transformer = make_transformer()
+    torch.save({"average": transformer.state_dict()}, tmp_path / "silence.pt")
+    before = distance_to_clean(transformer, clip, 1.0)
+    distil(tmp_path, [clip], [clip], 40, SEED)
+    transformer.load_state_dict(torch.load(tmp_path / "flashtalk.pt")["average"])
+    assert distance_to_clean(transformer, clip, 1.0) <= 0.75 * before
+
+
+def test_every_parameter_of_the_base_model_has_an_original_name():
+    ours = {name for name in make_transformer().state_dict() if not is_adapter_name(name)}
+    names = original_names(num_layers=4)
+    assert set(names) == ours
+    assert len(set(names.values())) == len(names)
+
+
 def train(folder: Path, output: Path, transformer_steps: int) -> str:
     command = [sys.executable, "-m", "tools.talker.train", "--folder", str(folder), "--output", str(output)]
+    command += ["--flashtalk-output", str(output.with_name("flashtalk"))]
     command += [*FEW.split(), "--transformer-steps", str(transformer_steps)]
     return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=600).stdout
 
@@ -174,3 +234,4 @@ def test_a_training_of_a_few_steps_writes_a_checkpoint_that_loads_and_goes_on_wh
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
     assert files(output) == files(TALKER_FOLDER)
+    assert files(output.with_name("flashtalk")) == files(TALKER_FLASHTALK_FOLDER)

@@ -52,7 +52,7 @@ def job(**changes: object) -> SingleJob:
 
 def test_a_job_with_teacache_counts_what_each_branch_keeps() -> None:
     branches = [
-        workload_of(job(**changes), PICTURE, INFINITETALK, 1.0).cached_branches
+        workload_of(job(**changes), PICTURE, INFINITETALK, 1.0, 1).cached_branches
         for changes in (
             {},
             {"use_teacache": True, "sample_text_guide_scale": 5.0, "sample_audio_guide_scale": 4.0},
@@ -112,7 +112,7 @@ def test_settings_name_the_checkpoint(published: Settings, tmp_path: Path) -> No
 def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> None:
     placement = Placement(MemoryBudget(79 * GIB, INFINITETALK.model_sizes), INFINITETALK)
     taken = placement.choose(job(), SMALL)
-    assert taken == placement.choose_at_start() == MemoryMode()
+    assert taken == placement.choose_at_start(1) == MemoryMode()
     lesson = placement.learn(job(), SMALL, taken, torch.bfloat16)
     assert lesson.retryable
     assert placement.choose(job(), SMALL) == replace(taken, stream_text_encoder=True)
@@ -133,7 +133,7 @@ def test_where_no_mode_fits_a_job_is_told_what_would() -> None:
 
 def test_where_memory_is_not_counted_a_job_gets_what_it_asks_for() -> None:
     placement = Placement(None, INFINITETALK)
-    assert placement.choose_at_start() == MemoryMode()
+    assert placement.choose_at_start(1) == MemoryMode()
     asked = job(quant="int8", num_persistent_param_in_dit=5, offload_model=True)
     assert placement.choose(asked, SMALL) == MemoryMode("int8", 5, stream_text_encoder=True)
     assert placement.learn(asked, SMALL, MemoryMode(), torch.float32) is None

@@ -364,7 +364,7 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
 USED = {
     "prompt", "cond_video", "cond_audio", "dry_run", "size", "mode", "frame_num", "sample_steps", "id",
     "sample_text_guide_scale", "sample_audio_guide_scale", "color_correction_strength", "base_seed",
-    "num_persistent_param_in_dit", "offload_model", "quant",
+    "num_persistent_param_in_dit", "offload_model", "quant", "recipe",
 }  # fmt: skip
 
 

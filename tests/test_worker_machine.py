@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from infinitetalk.media.decode import ENDED_FROM_OUTSIDE, UNREADABLE
 from infinitetalk.media.sandbox import ffmpeg_path
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.loading import Health
+from infinitetalk.worker.logs import configure_logs
 from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.settings import Settings
 from schemas import Failure
@@ -190,6 +192,20 @@ def limits_kept() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.fixture
+def worker_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The worker's own logs; those of structlog for a terminal import modules when the first error is logged."""
+    for name in ("stdout", "stderr"):
+        # The worker puts its own in their place, over the same file descriptors.
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    configure_logs(Settings())
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("worker_logs")
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.name)
 def test_the_cause_decides_who_is_to_blame(
     cause: Cause, tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

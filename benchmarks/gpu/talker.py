@@ -16,6 +16,7 @@ from infinitetalk.generation.pipeline import Chunk
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.runtime.models import Models
 from tools.recording import RecordingPipeline
@@ -57,9 +58,11 @@ class Talker:
     expected: list[tuple[Chunk, Tensor]]
     settings: GenerationSettings
 
-    def generate(self, place: torch.device, dtype: torch.dtype, memory: MemoryMode) -> list[tuple[Chunk, Tensor]]:
+    def generate(
+        self, place: torch.device, dtype: torch.dtype, memory: MemoryMode, kernels: Kernels = PUBLISHED
+    ) -> list[tuple[Chunk, Tensor]]:
         """Generates the chunks on a device; returns each with its final latents."""
-        networks = Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory))
+        networks = Models(talker_paths(), place).prepare(NetworkChoice(dtype, memory, kernels=kernels))
         pipeline = RecordingPipeline(networks)
         chunks = list(pipeline(self.source, [self.speech], "A woman talks", self.settings))
         return list(zip(chunks, pipeline.latents, strict=True))
@@ -87,9 +90,11 @@ def speech_encoder(state: Talker) -> Iterator[Figure]:
     yield Figure("talker: embedding 3 s of speech", timed(lambda: encoder(state.waveform)))
 
 
-def compared(state: Talker, what: str, dtype: torch.dtype, memory: MemoryMode) -> Iterator[Figure]:
+def compared(
+    state: Talker, what: str, dtype: torch.dtype, memory: MemoryMode, kernels: Kernels = PUBLISHED
+) -> Iterator[Figure]:
     """Final latents and frames, against the CPU's in float32."""
-    chunks = state.generate(device(), dtype, memory)
+    chunks = state.generate(device(), dtype, memory, kernels)
     latents, frames = [], []
     for (found, found_latents), (expected, expected_latents) in zip(chunks, state.expected, strict=True):
         latents.append(relative_error(found_latents.cpu(), expected_latents))
@@ -115,4 +120,16 @@ def precisions(state: Talker) -> Iterator[Figure]:
     yield from compared(state, "bf16, VAE in tiles", narrow, MemoryMode(vae_tiling=True))
 
 
-GROUP = Group("talker", prepare, (Row("precisions", precisions), Row("speech", speech_encoder)))
+def kernels(state: Talker) -> Iterator[Figure]:
+    """Kernels that round more than the published ones."""
+    narrow = torch.bfloat16
+    yield from compared(state, "bf16, VAE in bf16", narrow, MemoryMode(), Kernels(vae="vae_bf16"))
+    fp8 = MemoryMode(quantisation="fp8")
+    yield from compared(state, "fp8 weights and activations", narrow, fp8, Kernels(products="fp8_rows"))
+    if device().type == "cuda":
+        yield from compared(state, "bf16, sage attention", narrow, MemoryMode(), Kernels(attention="sage"))
+
+
+GROUP = Group(
+    "talker", prepare, (Row("precisions", precisions), Row("kernels", kernels), Row("speech", speech_encoder))
+)

@@ -1,7 +1,6 @@
 """Decoding and encoding of a chunk by precision and memory format: seconds, memory, and error."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu.networks import Shape, make_vae, shape_of
 from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, relative_error, release, timed
-from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.vae import decode_latents, encode_frames, without_tf32
 from infinitetalk.runtime.memory import VAE_PIXEL_BYTES
 
 
@@ -36,17 +35,6 @@ def prepare(small: bool) -> Vae:
     # In real latents, neighbours are similar.
     soft = torch.nn.functional.avg_pool3d(latents, (1, 5, 5), stride=1, padding=(0, 2, 2)) * 4
     return Vae(shape, make_vae(shape), soft.to(device()))
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether convolutions may round float32 to TF32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def use_format(vae: AutoencoderKLWan, memory_format: torch.memory_format) -> None:
@@ -79,7 +67,7 @@ def decoding(state: Vae, what: str, repeats: int = 1) -> Iterator[Figure]:
 
 def float32(state: Vae) -> Iterator[Figure]:
     """Without TF32, the basis of the errors, and with TF32, torch's default."""
-    with tf32(False):
+    with without_tf32():
         yield from decoding(state, "float32 without TF32")
     yield from decoding(state, "float32 with TF32", repeats=2)
 

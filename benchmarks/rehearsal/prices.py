@@ -5,7 +5,7 @@ python -m benchmarks.rehearsal --tables
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from infinitetalk.worker.engine.estimate import (
     video_seconds,
 )
 from infinitetalk.worker.engine.rehearsed import card_named
+from infinitetalk.worker.engine.scenes import Scene, generation_settings
+from schemas import SingleJob
 from tools.generated import fill_tables
 
 #: Dollars for a second of a worker with this GPU that runs only while there are jobs, by Runpod's price list
@@ -47,6 +49,13 @@ ASSUMED_PRICES = ("RTX 5090",)
 MARKS = {"H200": "ᵐ", "H100": "ʰ"}
 ASSUMED = "ᵃ"
 
+#: A job that leaves everything to its recipe.
+JOB = {
+    "prompt": "A woman talks",
+    "cond_video": "face.png",
+    "cond_audio": {"person1": "voice.wav"},
+    "mode": "streaming",
+}
 MINUTE = 60 * VIDEO_FPS
 SIZES = {"480": "infinitetalk-480", "720": "infinitetalk-720"}
 DOCUMENTS = (CHECKOUT / "README.md", CHECKOUT / "docs/deploy.md")
@@ -73,24 +82,14 @@ class Offer:
 
 
 def settings_of(recipe: Recipe, size: str, num_frames: int) -> GenerationSettings:
-    """A recipe's settings for a video of so many frames."""
-    values = recipe.values
-    return GenerationSettings(
-        size=size,
-        frame_num=int(values["frame_num"]),
-        max_frame_num=num_frames,
-        motion_frame=int(values["motion_frame"]),
-        num_inference_steps=int(values["sample_steps"]),
-        shift=float(values.get("sample_shift", recipe.family.sizes[size].shift)),
-        text_guide_scale=float(values["sample_text_guide_scale"]),
-        audio_guide_scale=float(values["sample_audio_guide_scale"]),
-        color_correction_strength=float(values["color_correction_strength"]),
-    )
+    """A recipe's settings for a video of so many frames, as the worker makes them of a job."""
+    job = SingleJob.model_validate(JOB | {"size": size}).by_recipe(recipe)
+    return generation_settings(job, 0, Scene(0, num_frames))
 
 
-def usual_workload(family: Family, size: str, num_frames: int) -> Workload:
+def usual_workload(family: Family, size: str, num_frames: int, gpus: int = 1) -> Workload:
     """A chunk of the size's usual resolution."""
-    return Workload(num_frames, *family.sizes[size].usual_resolution, family)
+    return Workload(num_frames, *family.sizes[size].usual_resolution, family, gpus=gpus)
 
 
 def mode_on(card: str, workload: Workload) -> MemoryMode:
@@ -102,9 +101,9 @@ def mode_on(card: str, workload: Workload) -> MemoryMode:
 def minute(recipe: Recipe, size: str, card: str, speakers: int = 1, gpus: int = 1) -> Offer:
     """A minute of video of an image."""
     settings = settings_of(recipe, size, MINUTE)
-    workload = usual_workload(recipe.family, size, settings.frame_num)
+    workload = usual_workload(recipe.family, size, settings.frame_num, gpus)
     work = VideoWork(
-        chunk=chunk_work(settings, workload, mode_on(card, workload), speakers, gpus),
+        chunk=chunk_work(settings, workload, mode_on(card, workload), speakers),
         num_chunks=number_of_chunks(settings, recipe.family),
         references=1,
         speech_s=60.0 * speakers,
@@ -115,11 +114,9 @@ def minute(recipe: Recipe, size: str, card: str, speakers: int = 1, gpus: int = 
     return Offer(recipe.name, card, work, seconds, first_s, seconds * gpus * PRICES[card])
 
 
-def offers(size: str) -> Iterator[Offer]:
-    """A minute by every recipe on every card."""
-    for card in PRICES:
-        for recipe in RECIPES.values():
-            yield minute(recipe, size, card)
+def offers(size: str, card: str) -> list[Offer]:
+    """A minute by every recipe on a card."""
+    return [minute(recipe, size, card) for recipe in RECIPES.values()]
 
 
 def marked(card: str) -> str:
@@ -151,7 +148,7 @@ def price_table(size: str) -> str:
     """A minute of this size by card (rows) and recipe (columns)."""
     rows = []
     for card in PRICES:
-        found = [offer for offer in offers(size) if offer.card == card]
+        found = offers(size, card)
         modes = list(dict.fromkeys(short_mode(offer.work.chunk.memory) for offer in found))
         rows.append([marked(card), *map(cell, found), "; ".join(modes)])
     return table(("", *(f"`{name}`" for name in RECIPES), "memory mode"), rows)
@@ -177,7 +174,7 @@ def speakers_line() -> str:
 
 def readme_lines() -> str:
     """The cheapest minute at 480, and the published quality."""
-    known = [offer for offer in offers(SIZES["480"]) if offer.card not in ASSUMED_PRICES]
+    known = [offer for card in PRICES if card not in ASSUMED_PRICES for offer in offers(SIZES["480"], card)]
     cheapest = min(known, key=lambda offer: offer.usd)
     quality = min((offer for offer in known if offer.recipe == "quality"), key=lambda offer: offer.usd)
     fast = next(offer for offer in known if (offer.recipe, offer.card) == (cheapest.recipe, "H200"))

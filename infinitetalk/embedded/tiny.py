@@ -11,6 +11,7 @@ import string
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from infinitetalk.family import FAMILIES, INFINITETALK, Family
+from infinitetalk.family import FAMILIES, FLASHTALK, INFINITETALK, Family
 from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.network.transformer import ADAPTER_PATTERNS, InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import DESCRIPTION_FILE, CheckpointPaths
@@ -43,6 +44,12 @@ DEFAULT_FOLDER = Path(__file__).parents[2] / "checkpoints" / f"{NAME}-{RECIPE}"
 
 #: The tiny talker's checkpoint.
 TALKER_FOLDER = Path(__file__).parent / "talker"
+#: The transformer of the tiny talker by FlashTalk's recipe, in FlashTalk's published layout; the other parts are the
+#: talker's.
+TALKER_FLASHTALK_FOLDER = Path(__file__).parent / "flashtalk"
+FLASHTALK_FILE = "diffusion_pytorch_model.safetensors"
+#: Pixels of the tiny talker per latent, in each direction.
+TALKER_SCALE_FACTOR = 16
 
 TEXT_DIM = 64
 IMAGE_DIM = 32
@@ -69,7 +76,19 @@ def paths_in(folder: Path, family: Family = INFINITETALK) -> CheckpointPaths:
 
 def talker_paths() -> CheckpointPaths:
     """Locations of the tiny talker's parts."""
-    return paths_in(TALKER_FOLDER)
+    return replace(paths_in(TALKER_FOLDER), family=replace(INFINITETALK, vae_scale_factor_spatial=TALKER_SCALE_FACTOR))
+
+
+def talker_flashtalk_paths() -> CheckpointPaths:
+    """Locations of the parts of the tiny talker by FlashTalk's recipe; one file holds transformer and adapter."""
+    transformer = TALKER_FLASHTALK_FOLDER / FLASHTALK_FILE
+    return CheckpointPaths(
+        base=TALKER_FOLDER,
+        adapters={},
+        wav2vec2=TALKER_FOLDER / "wav2vec2",
+        transformer=transformer,
+        family=replace(FLASHTALK, vae_scale_factor_spatial=TALKER_SCALE_FACTOR),
+    )
 
 
 def ensure_tiny_model(folder: Path = DEFAULT_FOLDER, family: Family = INFINITETALK) -> CheckpointPaths:

@@ -19,7 +19,7 @@ def encode_frames(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
     """
     with _suitable_threads(vae.device):
         mode = vae.encode(frames.to(vae.device, vae.dtype)).latent_dist.mode().float()
-    mean, deviation = _latent_statistics(vae)
+    mean, deviation = latent_statistics(vae)
     return (mode - mean) / deviation
 
 
@@ -32,7 +32,7 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     Raises:
         NotFiniteError: the frames are not finite.
     """
-    mean, deviation = _latent_statistics(vae)
+    mean, deviation = latent_statistics(vae)
     scaled = latents.to(vae.device, torch.float32) * deviation + mean
     with _suitable_threads(vae.device):
         frames = vae.decode(scaled.to(vae.dtype)).sample
@@ -41,7 +41,7 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return frames.float().clamp(-1.0, 1.0)
 
 
-def _latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+def latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each latent channel, float32 (1, 16, 1, 1, 1)."""
     shape = (1, vae.config.z_dim, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
@@ -61,3 +61,14 @@ def _suitable_threads(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Makes convolutions on a GPU compute in plain float32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

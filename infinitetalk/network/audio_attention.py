@@ -4,7 +4,7 @@ Parameter names are those of the published adapter (`audio_proj.*`, `blocks.N.au
 """
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
 
@@ -135,5 +135,6 @@ class AudioAttention(nn.Module):
             query_rotary_emb = rotary_embedding(query_positions, query.shape[-1])
             query = rotate_pairs(query, query_rotary_emb.view(latent_frames, -1, 1, query.shape[-1] // 2, 2))
             key = rotate_pairs(key, rotary_embedding(key_positions, key.shape[-1])[:, None])
-        attended = dispatch_attention_fn(query, key, value)
+        # Always exact, whatever kernel the other attentions use: lips follow these few tokens.
+        attended = dispatch_attention_fn(query, key, value, backend=AttentionBackendName.NATIVE)
         return self.proj(attended.reshape(hidden_states.shape))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
 from infinitetalk.errors import RegionError
@@ -147,8 +147,10 @@ def reference_attention_map(query: Tensor, key: Tensor, regions: Tensor) -> Tens
     """
     weights = regions / regions.sum(dim=1, keepdim=True).clamp(min=1)
     value = F.pad(weights.T, (0, key.shape[-1] - len(regions))).to(key.dtype)[None, :, None].expand_as(key)
+    # Always exact, whatever kernel the other attentions use: an 8-bit kernel would round the indicators.
+    exact = AttentionBackendName.NATIVE
     slices = [
-        dispatch_attention_fn(part, key, value)[..., : len(regions)].float().mean(dim=2)
+        dispatch_attention_fn(part, key, value, backend=exact)[..., : len(regions)].float().mean(dim=2)
         for part in query.split(QUERY_SLICE, dim=1)
     ]
     return torch.cat(slices, dim=1)[0].T

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
+from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels
 from infinitetalk.runtime.lora import Lora
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.weights.layouts import AdapterKind
 
-#: Name of diffusers' default attention kernel: the environment's DIFFUSERS_ATTN_BACKEND, or "native".
-DEFAULT_ATTENTION: str = DIFFUSERS_ATTN_BACKEND
 #: Everything stays on the device, weights have 16 bits.
 DEFAULT_MODE = MemoryMode()
 
@@ -23,19 +21,19 @@ class NetworkChoice:
 
     Attributes:
         dtype: dtype of the unquantised weights of the transformer and the text encoder. Norms, modulation and time
-            embedding stay float32, as do the VAE, the image encoder and the audio encoder.
+            embedding stay float32, as do the image encoder, the audio encoder and, unless a kernel narrows it, the VAE.
         memory: the memory mode. Its quantisation applies to the transformer's blocks, and to the text encoder if the
             checkpoint holds a quantised one.
         adapter: InfiniteTalk's adapter for one or for several speakers.
         loras: files and scales, in the order in which they are applied.
-        attention: name of the attention kernel in diffusers' dispatcher.
+        kernels: names of the kernels that compute.
     """
 
     dtype: torch.dtype
     memory: MemoryMode = DEFAULT_MODE
     adapter: AdapterKind = "single"
     loras: tuple[Lora, ...] = ()
-    attention: str = DEFAULT_ATTENTION
+    kernels: Kernels = PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,14 @@ class Arithmetic:
     Attributes:
         precision: the quantisation, or the dtype of unquantised weights, as in the names of memory modes.
         vae_tiling: whether the VAE works tile by tile.
-        attention: the attention kernel.
+        kernels: the kernels.
         device: name of the GPU, or "CPU".
         num_devices: number of devices that share each evaluation.
     """
 
     precision: str
     vae_tiling: bool
-    attention: str
+    kernels: Kernels
     device: str
     num_devices: int
 
@@ -62,7 +60,12 @@ class Arithmetic:
         """For results and stored states: different values have different texts."""
         tiles = " with VAE in tiles" if self.vae_tiling else ""
         count = "" if self.num_devices == 1 else f"{self.num_devices} x "
-        return f"{self.precision}{tiles} on {count}{self.device} (attention: {self.attention})"
+        kernels = [f"attention: {self.kernels.attention}"]
+        if self.kernels.products != PUBLISHED.products:
+            kernels.append(f"products: {self.kernels.products}")
+        if self.kernels.vae != PUBLISHED.vae:
+            kernels.append(f"VAE: {self.kernels.vae}")
+        return f"{self.precision}{tiles} on {count}{self.device} ({', '.join(kernels)})"
 
 
 def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int) -> Arithmetic:
@@ -75,7 +78,7 @@ def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int)
     return Arithmetic(
         precision=choice.memory.precision(choice.dtype),
         vae_tiling=choice.memory.vae_tiling,
-        attention=choice.attention,
+        kernels=choice.kernels,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         num_devices=num_devices,
     )

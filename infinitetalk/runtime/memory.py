@@ -35,6 +35,9 @@ TOKEN_CHANNEL_BYTES = 25
 #: The same of a GPU's own tokens where several share an evaluation: what does not depend on tokens weighs more.
 #: Rehearsed: 24.1 to 25.1.
 SHARED_CHANNEL_BYTES = 26
+#: Bytes per token and channel, of all tokens, where each GPU has the whole image again at the end of an evaluation; the
+#: most that many GPUs need. Rehearsed with eight: 4.1.
+WHOLE_CHANNEL_BYTES = 4.2
 #: Bytes per token and channel of a block residual that TeaCache keeps in 16 bits.
 CACHED_CHANNEL_BYTES = 2
 #: Bytes per pixel of the video's resolution in the VAE, which decodes four frames at once in float32: copies of 96
@@ -160,8 +163,9 @@ def weight_bytes(mode: MemoryMode, sizes: ModelSizes) -> int:
 def sampling_bytes(sizes: ModelSizes, workload: Workload) -> int:
     """What an evaluation takes on each GPU beside weights, and what TeaCache keeps of earlier ones."""
     per_channel = TOKEN_CHANNEL_BYTES if workload.gpus == 1 else SHARED_CHANNEL_BYTES
-    residual = CACHED_CHANNEL_BYTES * workload.cached_branches
-    return workload.num_tokens * sizes.dim * (per_channel + residual) // workload.gpus
+    residual = CACHED_CHANNEL_BYTES * workload.cached_branches / workload.gpus
+    at_peak = max(per_channel / workload.gpus, WHOLE_CHANNEL_BYTES)
+    return int(workload.num_tokens * sizes.dim * (at_peak + residual))
 
 
 def vae_bytes(mode: MemoryMode, workload: Workload) -> int:

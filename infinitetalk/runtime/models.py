@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +18,9 @@ from infinitetalk.errors import CheckpointError
 from infinitetalk.network.parallel import LeadingTransformer, check_heads
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.runtime.choice import DEFAULT_ATTENTION, NetworkChoice
+from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.followers import Followers
+from infinitetalk.runtime.kernels.registry import put_in_force
 from infinitetalk.runtime.lora import LoraStack
 from infinitetalk.runtime.memory import (
     is_streamed,
@@ -83,7 +83,7 @@ class LoadedTransformer:
         adapter: its adapter; None while one is being loaded.
         is_placed: whether its weights are placed as `resident_parameters` says.
         resident_parameters: number of parameters of its blocks that stay on the device; None: all.
-        attention: the attention kernel of its processors.
+        attention, products: names of the kernels in force; None before any has been put in force.
     """
 
     network: InfiniteTalkTransformer3DModel
@@ -94,7 +94,8 @@ class LoadedTransformer:
     adapter: AdapterKind | None
     is_placed: bool = False
     resident_parameters: int | None = None
-    attention: str = DEFAULT_ATTENTION
+    attention: str | None = None
+    products: str | None = None
 
     def has_weights_of(self, choice: NetworkChoice) -> bool:
         """Whether a choice can use the loaded base model."""
@@ -113,7 +114,7 @@ class TransformerLoader:
         """The transformer in the state that a choice describes.
 
         Raises:
-            CheckpointError: it cannot be loaded, or its attention kernel cannot be used here.
+            CheckpointError: it cannot be loaded, or a kernel cannot be used here.
         """
         with self._lock:
             if self._loaded is not None and not self._loaded.has_weights_of(choice):
@@ -125,10 +126,18 @@ class TransformerLoader:
             loaded = self._loaded
             if loaded.adapter != choice.adapter:
                 self._read_adapter(loaded, choice)
+            if loaded.products != choice.kernels.products:
+                # Streamed weights have copies, which take over how the weights are multiplied.
+                stop_streaming(loaded.network)
+                loaded.is_placed = False
+                put_in_force(choice.kernels.products, loaded.network)
+                loaded.products = choice.kernels.products
             if not loaded.is_placed or loaded.resident_parameters != choice.memory.resident_parameters:
                 self._place(loaded, choice.memory.resident_parameters)
             loaded.loras.apply(choice.loras, self._device)
-            use_attention(loaded, choice.attention)
+            if loaded.attention != choice.kernels.attention:
+                put_in_force(choice.kernels.attention, loaded.network)
+                loaded.attention = choice.kernels.attention
             return loaded.network
 
     def release(self) -> None:
@@ -186,23 +195,6 @@ class TransformerLoader:
 def read_base(sources: Mapping[str, TensorSource], device: torch.device, name: str) -> Tensor:
     """An unquantised parameter as it is without LoRAs."""
     return sources[name].load(device, torch.float32)
-
-
-def use_attention(loaded: LoadedTransformer, kernel: str) -> None:
-    """Makes the transformer compute attention with a kernel of diffusers' dispatcher.
-
-    Raises:
-        CheckpointError: the kernel is unknown, or needs a missing package or another GPU.
-    """
-    # Attention between video and sound uses the dispatcher's active kernel, other attention its processor's.
-    active, _ = _AttentionBackendRegistry.get_active_backend()
-    if (loaded.attention, active) == (kernel, kernel):
-        return
-    try:
-        loaded.network.set_attention_backend(kernel)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"the attention kernel {kernel!r} cannot be used here; leave it out") from error
-    loaded.attention = kernel
 
 
 class GroupTransformerLoader:
@@ -339,6 +331,38 @@ class PromptEncoderLoader:
             text_encoder.to(self._device)
 
 
+class VaeLoader:
+    """Loads the VAE of a checkpoint and keeps it, with the kernel of the last choice."""
+
+    def __init__(self, paths: CheckpointPaths, device: torch.device) -> None:
+        self._paths, self._device = paths, device
+        self._loaded: tuple[str, AutoencoderKLWan] | None = None
+        self._lock = threading.Lock()
+
+    def load(self, choice: NetworkChoice) -> AutoencoderKLWan:
+        """The VAE in the state that a choice describes.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or its kernel cannot be used here.
+        """
+        with self._lock:
+            kernel = choice.kernels.vae
+            # A kernel may have rounded the weights, so another one starts from the file.
+            if self._loaded is None or self._loaded[0] != kernel:
+                self._loaded = None
+                vae = load_vae(self._paths.base, self._device)
+                put_in_force(kernel, vae)
+                self._loaded = kernel, vae
+            _, vae = self._loaded
+            set_tiling(vae, choice.memory.vae_tiling)
+            return vae
+
+    def release(self) -> None:
+        """Drops the VAE; it is read again when it is next asked for."""
+        with self._lock:
+            self._loaded = None
+
+
 class Models:
     """The networks of one checkpoint, each loaded when it is first asked for.
 
@@ -371,7 +395,7 @@ class Models:
             GroupTransformerLoader(paths, device, other_devices) if other_devices else TransformerLoader(paths, device)
         )
         self._prompt_encoder = PromptEncoderLoader(paths, device)
-        self._vae = Lazy(lambda: load_vae(paths.base, device))
+        self._vae = VaeLoader(paths, device)
         self._image_encoder = Lazy(lambda: ImageEncoder(load_image_encoder(paths.base, device)))
         self._audio_encoder = Lazy(lambda: SpeechEncoder(*load_audio_encoder(paths.wav2vec2, device)))
 
@@ -404,8 +428,9 @@ class Models:
         """
         self._transformer.release()
         self._prompt_encoder.release()
-        for network in (self._vae, self._image_encoder, self._audio_encoder):
-            network.forget()
+        self._vae.release()
+        self._image_encoder.forget()
+        self._audio_encoder.forget()
         release_cached_memory()
 
     def transformer(self, choice: NetworkChoice) -> Denoiser:
@@ -418,9 +443,7 @@ class Models:
 
     def vae(self, choice: NetworkChoice) -> AutoencoderKLWan:
         """The VAE alone, as from `prepare`, with the same errors."""
-        vae = self._vae.get()
-        set_tiling(vae, choice.memory.vae_tiling)
-        return vae
+        return self._vae.load(choice)
 
     @property
     def image_encoder(self) -> ImageEncoder:

@@ -122,7 +122,7 @@ def _in_file_order(sources: Mapping[str, TensorSource]) -> Iterator[tuple[str, T
 
 
 #: Lower bound of a row's largest magnitude: a row of zeros would have the scale 0, and its numbers would be 0 / 0.
-_LEAST_MAGNITUDE = 1e-12
+LEAST_MAGNITUDE = 1e-12
 
 
 def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:
@@ -132,7 +132,7 @@ def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:
     largest magnitude in its row for int8.
     """
     if quantisation == "fp8":
-        return Float8Tensor.from_hp(weight, granularity=PerRow(), hp_value_lb=_LEAST_MAGNITUDE)
+        return Float8Tensor.from_hp(weight, granularity=PerRow(), hp_value_lb=LEAST_MAGNITUDE)
     return Int8Tensor.from_hp(weight, granularity=PerRow())
 
 

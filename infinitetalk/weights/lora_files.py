@@ -80,7 +80,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.]+")
 _REPEATED = re.compile(r"[*+?{]")
 _REPEATS_GROUP = re.compile(r"\)[*+?{]")
 #: Linear layers of the original transformer; the form with underscores alone does not determine their names.
-_OUTER_LAYERS = (
+OUTER_LAYERS = (
     "patch_embedding",
     "text_embedding.0",
     "text_embedding.2",
@@ -91,7 +91,7 @@ _OUTER_LAYERS = (
     "img_emb.proj.3",
     "head.head",
 )
-_BLOCK_LAYERS = (
+BLOCK_LAYERS = (
     *(f"{attention}.{layer}" for attention in ("self_attn", "cross_attn") for layer in "qkvo"),
     "cross_attn.k_img",
     "cross_attn.v_img",
@@ -478,6 +478,6 @@ def _strip(module: str, underscore_names: Mapping[str, str]) -> str:
 def _underscore_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Layers (with the original names and diffusers') by their names with underscores for dots."""
     num_layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
-    layers = [f"blocks.{index}.{layer}" for index in range(num_layers) for layer in _BLOCK_LAYERS]
-    layers += [*_OUTER_LAYERS, *(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))]
+    layers = [f"blocks.{index}.{layer}" for index in range(num_layers) for layer in BLOCK_LAYERS]
+    layers += [*OUTER_LAYERS, *(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))]
     return {layer.replace(".", "_"): layer for layer in layers}

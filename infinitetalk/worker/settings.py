@@ -51,6 +51,11 @@ class Settings(WeightsSettings):
     """Price of a second of one GPU in dollars, for the estimate of a dry run and the log line of a finished job. Unset:
     no price is told."""
 
+    kernels: str | None = None
+    """Kernels that compute: "published" for the arithmetic of the published model, "auto" for the fastest by a trial at
+    the first start on each kind of machine, or names from docs/performance.md, separated by commas. Unset: auto on a
+    GPU, published on a CPU."""
+
     output_dir: Path = Path("outputs")
     """Root of the store "volume"; in the image, the network volume. Inputs may be paths below it."""
 

@@ -27,7 +27,8 @@ line has been written."""
 
 SHORTEST_BASE64 = 200
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]+")
+_BASE64 = re.compile(rf"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{{{SHORTEST_BASE64},}}")
+"""Begins where a run of letters begins: each run is looked at once."""
 _QUERY = re.compile(r"(?<=[^\s\"'?])\?[^\s\"'\\]*")
 _SECRET = re.compile("signature|sig=|credential|token|key|secret|password", re.I)
 _ADDRESS = re.compile(r"(?<=://)[^\s\"'\\<>]+")
@@ -150,9 +151,7 @@ def redacted(line: str, secrets: list[str]) -> str:
     line = _ADDRESS.sub(lambda found: _host_of(found[0]), line)
     line = _QUERY.sub(lambda found: "?***" if _SECRET.search(found[0]) else found[0], line)
     line = _PATH.sub("/…", line)
-    return _BASE64.sub(
-        lambda found: f"<{len(found[0])} characters>" if len(found[0]) >= SHORTEST_BASE64 else found[0], line
-    )
+    return _BASE64.sub(lambda found: f"<{len(found[0])} characters>", line)
 
 
 def _host_of(address: str) -> str:

@@ -28,7 +28,9 @@ from tools.talker.measure import best_lag, color_change, correlation, read_head_
 
 SHIFT_FRAMES = 2
 #: Distance by which a head is moved between two chunks, to check that the second follows the end of the first.
-MOVED_PIXELS = 2
+MOVED_PIXELS = 4
+#: The least of it that must be seen in the second chunk.
+SEEN_PIXELS = 2.0
 #: Frames after a border.
 AFTER_BORDER = slice(81, 90)
 
@@ -125,7 +127,11 @@ class Figure:
 LAG = Figure("best lag, most", "within 1 frame", lambda value: abs(value) <= 1)
 OWN = Figure("own voice", "≥ 0.7", lambda value: value >= 0.7)
 CROSSED = Figure("own voice, person1 in a box on the right", "≥ 0.7", lambda value: value >= 0.7)
-MOVED = Figure(f"a head moved {MOVED_PIXELS} pixels, in the next chunk", "≥ 1 pixel", lambda value: value >= 1.0)
+MOVED = Figure(
+    f"a head moved {MOVED_PIXELS} pixels, in the next chunk",
+    f"≥ {SEEN_PIXELS:g} pixels",
+    lambda value: value >= SEEN_PIXELS,
+)
 COLOUR = Figure("mean colour against the portrait's, in levels of 255", "≤ 0.75", lambda value: value <= 0.75)
 
 #: The broken part, the breakage, and the figure that must notice it.

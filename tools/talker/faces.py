@@ -18,6 +18,8 @@ MOUTH_CENTRE = (0.5, 0.69)
 MOUTH_HALF_WIDTH = (0.13, 0.21)
 MOUTH_HALF_HEIGHT = (0.008, 0.125)
 LIP = 0.026
+#: A box around both eyes, their brows and glasses, whatever the sway.
+EYES = (0.21, 0.28, 0.79, 0.50)
 
 Colour = tuple[int, int, int]
 
@@ -155,6 +157,23 @@ def mouth_boxes(places: Sequence[Place], height: int, width: int) -> list[tuple[
                 round(centre_y - half_height),
                 round(centre_x + half_width),
                 round(centre_y + half_height),
+            )
+        )
+    return boxes
+
+
+def eye_boxes(places: Sequence[Place], height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom), in pixels, of a box around each person's eyes."""
+    boxes = []
+    for index, place in enumerate(places):
+        left, top, side = place.square(index, len(places), height, width)
+        begin_x, begin_y, end_x, end_y = EYES
+        boxes.append(
+            (
+                round(left + begin_x * side),
+                round(top + begin_y * side),
+                round(left + end_x * side),
+                round(top + end_y * side),
             )
         )
     return boxes

@@ -89,15 +89,18 @@ class TrainingLoop:
         learning_rate: float,
         decay_share: float = 0.35,
         muon_prefix: str | None = None,
+        planned_steps: int | None = None,
     ) -> None:
         """Starts the training of a network, or resumes it from `path`.
 
         Args:
             decay_share: share of the steps, at the end, in which the learning rate falls to zero.
             muon_prefix: Muon trains the matrices with names that start so; None: Adam trains all.
+            planned_steps: number of steps after which the learning rate is zero; None: the last.
         """
         self.path, self.network, self.num_steps, self.seed = path, network, num_steps, seed
         self.learning_rate, self.decay_share = learning_rate, decay_share
+        self.planned_steps = planned_steps or num_steps
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(network.parameters(), lr=learning_rate, betas=ADAM_BETAS)
             if muon_prefix is None
@@ -135,7 +138,7 @@ class TrainingLoop:
     def learn(self, loss: Tensor) -> None:
         """One step along the gradient of `loss`."""
         step = self.step
-        decay = (self.num_steps - step) / (self.decay_share * self.num_steps)
+        decay = (self.planned_steps - step) / (self.decay_share * self.planned_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * min((step + 1) / WARM_UP_STEPS, 1.0, decay)
         self.optimizer.zero_grad()

@@ -4,14 +4,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
+from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Model
 
 from infinitetalk.embedded.tiny import SPEECH_DIM, TEXT_DIM, _speech_encoder
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 NAME = "tiny-talker"
-#: Factor on the published resolutions: 640x640 becomes 64x64, 448x896 becomes 48x96.
-SIZE_SCALE = 0.1
+#: Factor on the published resolutions: 640x640 becomes 128x128, 448x896 becomes 96x192.
+SIZE_SCALE = 0.2
 
 IMAGE_DIM = 32
 HEADS, HEAD_DIM = 4, 32
@@ -19,20 +20,46 @@ DIM = HEADS * HEAD_DIM
 AUDIO_DIM = 64
 
 
-def make_vae() -> AutoencoderKLWan:
-    """The VAE: 8 x 8 x 4 and 16 channels as in the published one, but its input is squares of 2 x 2 pixels, as in Wan
-    2.2's, which saves convolutions at full size."""
+#: Side in pixels of the squares that are the VAE's input, and of those at half size.
+PATCH, HALF_PATCH = 4, 2
+
+
+def make_vae(patch: int = PATCH) -> AutoencoderKLWan:
+    """The VAE: 4 frames to a latent and 16 channels as in the published one, but its input is squares of pixels, as in
+    Wan 2.2's, which saves convolutions at full size. A latent covers 4 x 4 squares."""
     return AutoencoderKLWan(
         base_dim=32,
         dim_mult=[1, 1, 2],
         num_res_blocks=1,
         temperal_downsample=[True, True],
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
+        in_channels=3 * patch**2,
+        out_channels=3 * patch**2,
+        patch_size=patch,
+        scale_factor_spatial=4 * patch,
         latents_mean=[0.0] * 16,
         latents_std=[1.0] * 16,
     )
+
+
+@torch.no_grad()
+def double_vae(half: AutoencoderKLWan) -> AutoencoderKLWan:
+    """The VAE for twice the height and width with the same latents: it encodes the means of 2 x 2 pixels as `half`
+    does, and decodes each of `half`'s pixels to 2 x 2 equal ones."""
+    vae = make_vae()
+    tensors = half.state_dict()
+    kernel = _spread(tensors["encoder.conv_in.weight"], dim=1) / (PATCH // HALF_PATCH) ** 2
+    doubled = {name: _spread(tensors[name], dim=0) for name in ("decoder.conv_out.weight", "decoder.conv_out.bias")}
+    vae.load_state_dict({**tensors, **doubled, "encoder.conv_in.weight": kernel})
+    vae.register_to_config(latents_mean=half.config.latents_mean, latents_std=half.config.latents_std)
+    return vae
+
+
+def _spread(tensor: Tensor, dim: int) -> Tensor:
+    """Repeats the channels of squares of 2 x 2 pixels for squares of 4 x 4; a channel is (colour, column, row)."""
+    squares = tensor.unflatten(dim, (3, HALF_PATCH, HALF_PATCH))
+    for axis in (dim + 1, dim + 2):
+        squares = squares.repeat_interleave(PATCH // HALF_PATCH, dim=axis)
+    return squares.flatten(dim, dim + 2)
 
 
 def make_speech_encoder() -> Wav2Vec2Model:

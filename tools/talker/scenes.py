@@ -1,17 +1,28 @@
 """Random scenes of people: the portrait, and the video of the people speaking."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tools.talker.faces import Colour, Face, Place, Pose, draw, mouth_boxes, poses, random_background, random_face
+from tools.talker.faces import (
+    Colour,
+    Face,
+    Place,
+    Pose,
+    draw,
+    eye_boxes,
+    mouth_boxes,
+    poses,
+    random_background,
+    random_face,
+)
 from tools.talker.rule import MouthTrack
 
 #: Height, width and people, with the share of each: sizes that the worker chooses for such images, 480 and 720.
-SHAPES: tuple[tuple[int, int, int], ...] = ((64, 64, 1), (48, 96, 2), (80, 48, 1), (96, 96, 1), (64, 144, 2))
+SHAPES: tuple[tuple[int, int, int], ...] = ((128, 128, 1), (96, 192, 2), (160, 96, 1), (192, 192, 1), (128, 288, 2))
 SHAPE_SHARES = (0.5, 0.32, 0.06, 0.07, 0.05)
 #: Share of people who fill the image as in the drawn portraits; the others are slightly smaller, larger or off-centre.
 USUAL_PLACE_SHARE = 0.5
@@ -49,6 +60,13 @@ class Scene:
         told = [poses(face, track) for face, track in zip(self.faces, tracks, strict=True)]
         return np.stack([self.draw([pose[i] for pose in told]) for i in range(start, start + num_frames)])
 
+    def feature_weights(self, weight: float) -> Tensor:
+        """The weight of each pixel, `weight` at mouths and eyes: float32 (height, width)."""
+        weights = self.mouth_weights(weight)
+        for left, top, right, bottom in eye_boxes(self.places, self.height, self.width):
+            weights[max(top, 0) : bottom, max(left, 0) : right] = weight
+        return weights
+
     def mouth_weights(self, weight: float) -> Tensor:
         """The weight of each pixel, `weight` at mouths: float32 (height, width)."""
         weights = torch.ones(self.height, self.width)
@@ -56,6 +74,12 @@ class Scene:
             half = (right - left) // 2
             weights[top:bottom, max(left - half, 0) : right + half] = weight
         return weights
+
+
+def scaled(scene: Scene, numerator: int, denominator: int) -> Scene:
+    """The same scene, `numerator` / `denominator` times as large."""
+    height, width = (side * numerator // denominator for side in (scene.height, scene.width))
+    return replace(scene, height=height, width=width)
 
 
 def random_shape(generator: np.random.Generator) -> tuple[int, int, int]:

@@ -69,16 +69,26 @@ def flow_matching_loss(
     noise_level = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
     noise = torch.randn_like(clean)
     noisy = (1 - noise_level) * clean + noise_level * noise
-    given = clip.given.float()[None]
-    num_given = given.shape[2]
-    if num_given > 1:
-        given = given + GIVEN_NOISE * float(generator.random()) * torch.randn_like(given)
-    noisy[:, :, :num_given] = given
+    given = given_with_errors(clip, generator)
+    noisy[:, :, : given.shape[2]] = given
     windows, regions = clip.windows(), clip.regions()
     if generator.random() < audio_dropout:
         windows, regions = torch.zeros_like(windows[:1]), None
     velocity = predict_velocity(transformer, clip, noisy, noise_level, windows, regions)
-    error = (velocity - (noise - clean))[:, :, num_given:].square().mean(dim=(0, 1))
+    return error_of_new_latents(velocity - (noise - clean), clip)
+
+
+def given_with_errors(clip: Clip, generator: np.random.Generator) -> Tensor:
+    """The latents that a clip's chunk is given, (1, 16, n, h, w), with noise if they are of the chunk before."""
+    given = clip.given.float()[None]
+    if given.shape[2] > 1:
+        given = given + GIVEN_NOISE * float(generator.random()) * torch.randn_like(given)
+    return given
+
+
+def error_of_new_latents(difference: Tensor, clip: Clip) -> Tensor:
+    """The weighted mean square of a difference, (1, 16, t, h, w), in the latents that are not given."""
+    error = difference[:, :, clip.given.shape[1] :].square().mean(dim=(0, 1))
     weights = clip.weights.float().repeat(len(error), 1, 1)
     weights[:JOIN_LATENTS] *= JOIN_WEIGHT
     return (error * weights).mean() / weights.mean()

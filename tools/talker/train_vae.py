@@ -1,5 +1,5 @@
-"""Trains the tiny VAE: first on still images, where its causal convolutions see one frame and are two-dimensional, then
-on short clips, where the kernels' weights for earlier frames start at zero."""
+"""Trains the tiny VAE at half size: first on still images, where its causal convolutions see one frame and are
+two-dimensional, then on short clips, where the kernels' weights for earlier frames start at zero."""
 
 import types
 from pathlib import Path
@@ -15,9 +15,9 @@ from infinitetalk.generation.color import match_color
 from tools.talker.data import MOTION_FRAMES
 from tools.talker.faces import Pose
 from tools.talker.loop import TrainingLoop
-from tools.talker.networks import make_vae
+from tools.talker.networks import HALF_PATCH, PATCH, make_vae
 from tools.talker.rule import MANNER, QUICK_MANNER, Manner, MouthTrack, follow_speech
-from tools.talker.scenes import Scene, random_scene, random_shape, to_video
+from tools.talker.scenes import Scene, random_scene, random_shape, scaled, to_video
 from tools.talker.voices import TRAINING_VOICES, random_speech
 
 BATCH = 8
@@ -56,32 +56,32 @@ NUM_TRACKS, NUM_QUICK_TRACKS = 60, 20
 def train_on_pictures(folder: Path, num_steps: int, seed: int) -> None:
     """Trains the spatial weights into `folder`/pictures.pt."""
     torch.manual_seed(seed)
-    vae = make_vae()
+    vae = make_vae(HALF_PATCH)
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d):
             module.forward = types.MethodType(_convolve_single_frame, module)
     loop = TrainingLoop(folder / "pictures.pt", vae, num_steps, seed, learning_rate=4e-3, muon_prefix="")
     for generator in loop:
-        scenes = _random_scenes(generator, BATCH)
+        scenes = _half_scenes(generator, BATCH)
         pictures = torch.cat([to_video(_random_picture(generator, scene)) for scene in scenes])
-        latents = vae.quant_conv(vae.encoder(patchify(pictures, 2)))[:, :16]
+        latents = vae.quant_conv(vae.encoder(patchify(pictures, HALF_PATCH)))[:, :16]
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-        decoded = unpatchify(vae.decoder(vae.post_quant_conv(noisy)), 2)
+        decoded = unpatchify(vae.decoder(vae.post_quant_conv(noisy)), HALF_PATCH)
         error = _error(decoded, pictures, _weights(scenes, MOUTH_WEIGHT))
         loop.learn(error + _size_loss(latents))
 
 
 def train_on_clips(folder: Path, num_steps: int, seed: int) -> None:
     """Trains all weights, from `folder`/pictures.pt into `folder`/clips.pt."""
-    vae = make_vae()
+    vae = make_vae(HALF_PATCH)
     vae.load_state_dict(torch.load(folder / "pictures.pt")["average"])
     _hold_still(vae)
-    tracks = _random_tracks(seed, NUM_TRACKS, MANNER) + _random_tracks(seed, NUM_QUICK_TRACKS, QUICK_MANNER)
+    tracks = random_tracks(seed, NUM_TRACKS, MANNER) + random_tracks(seed, NUM_QUICK_TRACKS, QUICK_MANNER)
     path = folder / "clips.pt"
     loop = TrainingLoop(path, vae, num_steps, seed, learning_rate=1.5e-3, decay_share=0.7, muon_prefix="")
     for generator in loop:
         count, num_frames = (1, LONG_FRAMES) if loop.step % LONG_EVERY == 0 else (CLIP_BATCH, CLIP_FRAMES)
-        scenes = _random_scenes(generator, count)
+        scenes = _half_scenes(generator, count)
         videos = torch.cat([_random_clip(generator, scene, tracks, num_frames) for scene in scenes])
         weights = _weights(scenes, CLIP_MOUTH_WEIGHT)
         loss, decoded = _clips_loss(vae, videos, weights)
@@ -95,18 +95,18 @@ def train_on_chunks(folder: Path, num_steps: int, seed: int) -> None:
     """Trains all weights, from `folder`/clips.pt into `folder`/chunks.pt, on frames with the portrait's colours, like
     the worker's. Each step has clips, as above, and a video in two chunks; the second chunk starts with the motion
     latents of the first."""
-    vae = make_vae()
+    vae = make_vae(HALF_PATCH)
     vae.load_state_dict(torch.load(folder / "clips.pt")["average"])
-    tracks = _random_tracks(seed, NUM_TRACKS, MANNER)
+    tracks = random_tracks(seed, NUM_TRACKS, MANNER)
     path = folder / "chunks.pt"
     loop = TrainingLoop(path, vae, num_steps, seed, learning_rate=1e-3, decay_share=0.8, muon_prefix="")
     for generator in loop:
-        scenes = _random_scenes(generator, CLIP_BATCH)
-        clips = [_corrected_clip(generator, scene, tracks, CLIP_FRAMES) for scene in scenes]
+        scenes = _half_scenes(generator, CLIP_BATCH)
+        clips = [corrected_clip(generator, scene, tracks, CLIP_FRAMES) for scene in scenes]
         videos = torch.cat([video for _, video in clips])
         clips_loss, _ = _clips_loss(vae, videos, _weights(scenes, CLIP_MOUTH_WEIGHT))
-        scenes = _random_scenes(generator, 1)
-        portrait, video = _corrected_clip(generator, scenes[0], tracks, PAST_FRAMES + LONG_FRAMES)
+        scenes = _half_scenes(generator, 1)
+        portrait, video = corrected_clip(generator, scenes[0], tracks, PAST_FRAMES + LONG_FRAMES)
         chunks_loss = _chunks_loss(vae, portrait, video, _weights(scenes, CLIP_MOUTH_WEIGHT))
         loop.learn((clips_loss + chunks_loss) / 2)
 
@@ -114,7 +114,7 @@ def train_on_chunks(folder: Path, num_steps: int, seed: int) -> None:
 def _clips_loss(vae: AutoencoderKLWan, videos: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of clips (B, 3, T, H, W) after encoding and decoding, and the decoded clips."""
     latents = vae.encode(videos).latent_dist.mode()
-    decoded = vae.decode(latents + _noise_like(latents)).sample
+    decoded = vae.decode(latents + noise_like(latents)).sample
     loss = _error_with_change(decoded, videos, weights) + STILLNESS_WEIGHT * latents.diff(dim=2).abs().mean()
     return loss + _size_loss(latents), decoded
 
@@ -124,12 +124,12 @@ def _chunks_loss(vae: AutoencoderKLWan, portrait: Tensor, video: Tensor, weights
     frames must encode to their original latents, decode to themselves again, and join the frames after them."""
     with torch.no_grad():
         ended = vae.encode(video[:, :, :LONG_FRAMES]).latent_dist.mode()
-        ended += MOST_ENDED_NOISE * torch.rand(1) * _noise_like(ended)
+        ended += MOST_ENDED_NOISE * torch.rand(1) * noise_like(ended)
         shown = match_color(vae.decode(ended).sample.clamp(-1.0, 1.0), portrait, 1.0)
     motion = vae.encode(shown[:, :, -MOTION_FRAMES:]).latent_dist.mode()
     num_given = motion.shape[2]
     upcoming = vae.encode(video[:, :, PAST_FRAMES:]).latent_dist.mode()[:, :, num_given:]
-    decoded = vae.decode(torch.cat([motion, upcoming + _noise_like(upcoming)], dim=2)).sample
+    decoded = vae.decode(torch.cat([motion, upcoming + noise_like(upcoming)], dim=2)).sample
     again = _error(decoded[:, :, :MOTION_FRAMES], shown[:, :, -MOTION_FRAMES:], weights)
     same = (motion[:, :, 1:] - ended[:, :, 1 - num_given :]).abs().mean()
     join = _join_error(shown, decoded, video[:, :, LONG_FRAMES - 1 :], weights)
@@ -143,19 +143,24 @@ def _join_error(shown: Tensor, decoded: Tensor, video: Tensor, weights: Tensor) 
     return _error_with_change(joined, video, weights) + BORDER_WEIGHT * border
 
 
-def _noise_like(latents: Tensor) -> Tensor:
+def noise_like(latents: Tensor) -> Tensor:
     return CLIP_LATENT_NOISE * torch.randn_like(latents)
 
 
-def _random_tracks(seed: int, number: int, manner: Manner) -> list[MouthTrack]:
+def random_tracks(seed: int, number: int, manner: Manner) -> list[MouthTrack]:
     generator = np.random.default_rng([seed, manner.window])
     return [follow_speech(random_speech(generator, TRAINING_VOICES, 80_000), manner) for _ in range(number)]
 
 
-def _random_scenes(generator: np.random.Generator, number: int) -> list[Scene]:
+def random_scenes(generator: np.random.Generator, shape: tuple[int, int, int], number: int) -> list[Scene]:
     """Random scenes, all of one shape."""
-    shape = random_shape(generator)
     return [random_scene(generator, shape) for _ in range(number)]
+
+
+def _half_scenes(generator: np.random.Generator, number: int) -> list[Scene]:
+    """Random scenes of one random shape, at half size."""
+    scenes = random_scenes(generator, random_shape(generator), number)
+    return [scaled(scene, HALF_PATCH, PATCH) for scene in scenes]
 
 
 def _convolve_single_frame(self: WanCausalConv3d, frame: Tensor, cache_x: None = None) -> Tensor:
@@ -224,7 +229,7 @@ def _random_clip(generator: np.random.Generator, scene: Scene, tracks: list[Mout
     return to_video(scene.clip(parts, 0, num_frames))
 
 
-def _corrected_clip(
+def corrected_clip(
     generator: np.random.Generator, scene: Scene, tracks: list[MouthTrack], num_frames: int
 ) -> tuple[Tensor, Tensor]:
     """The portrait, (1, 3, 1, H, W), and a clip with its colours, (1, 3, num_frames, H, W)."""

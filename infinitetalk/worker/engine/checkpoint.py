@@ -9,9 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from infinitetalk.embedded.tiny import DEFAULT_FOLDER, ensure_tiny_kokoro, ensure_tiny_model, talker_paths
+from infinitetalk.embedded.tiny import (
+    DEFAULT_FOLDER,
+    ensure_tiny_kokoro,
+    ensure_tiny_model,
+    talker_flashtalk_paths,
+    talker_paths,
+)
 from infinitetalk.errors import CheckpointError
-from infinitetalk.family import FAMILIES, INFINITETALK, Family
+from infinitetalk.family import FAMILIES, FLASHTALK, INFINITETALK, Family
 from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
@@ -139,8 +145,8 @@ class RandomCheckpoint(EmbeddedCheckpoint):
         """Does nothing: a few megabytes fit every GPU."""
 
 
-#: The families of which there is a small trained model, by name, and where it is.
-TALKERS = {INFINITETALK.name: talker_paths}
+#: The small trained model of each family, by the family's name.
+TALKERS = {INFINITETALK.name: talker_paths, FLASHTALK.name: talker_flashtalk_paths}
 
 
 @dataclass(frozen=True)
@@ -176,8 +182,7 @@ def find_checkpoints(settings: Settings) -> Checkpoints:
     if settings.model == "tiny":
         return Checkpoints({name: RandomCheckpoint(settings, family) for name, family in FAMILIES.items()}, {})
     if settings.model == "talker":
-        absent = {name: family.base_repositories[:1] for name, family in FAMILIES.items() if name not in TALKERS}
-        return Checkpoints({name: TalkerCheckpoint(settings, FAMILIES[name]) for name in TALKERS}, absent)
+        return Checkpoints({name: TalkerCheckpoint(settings, family) for name, family in FAMILIES.items()}, {})
     located = locate_all(settings)
     published = {name: PublishedCheckpoint(paths) for name, paths in located.checkpoints.items()}
     return Checkpoints(published, located.absent)

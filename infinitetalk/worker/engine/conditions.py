@@ -20,14 +20,15 @@ from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
 
-def workload_of(job: SingleJob, source: MediaInfo, family: Family, size_scale: float) -> Workload:
+def workload_of(job: SingleJob, source: MediaInfo, family: Family, size_scale: float, gpus: int) -> Workload:
     """The values that determine a job's memory in addition to the weights.
 
     Args:
         family, size_scale: of the checkpoint that makes the video.
+        gpus: number of GPUs that share each evaluation.
     """
     height, width = choose_bucket(family, job.size, source.height, source.width, size_scale)
-    return Workload(job.chunk_frame_num, height, width, family, cached_branches_of(job))
+    return Workload(job.chunk_frame_num, height, width, family, cached_branches_of(job), gpus)
 
 
 def cached_branches_of(job: SingleJob) -> int:

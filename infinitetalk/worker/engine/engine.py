@@ -24,8 +24,10 @@ from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
+from infinitetalk.runtime.kernels.registry import PUBLISHED, suitable
 from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
-from infinitetalk.runtime.memory import DoesNotFitError, release_cached_memory
+from infinitetalk.runtime.memory import DoesNotFitError, Workload, release_cached_memory
+from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import adapter_kind
@@ -33,6 +35,7 @@ from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
 from infinitetalk.worker.engine.estimate import Speed, VideoCost, chunk_work, number_of_chunks, video_cost
+from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
 from infinitetalk.worker.engine.rehearsed import likeness_of
@@ -82,7 +85,8 @@ class Engine:
         health: whether this process may serve jobs.
 
     Raises:
-        CheckpointError: weights are missing, also those of the worker's own recipe.
+        CheckpointError: weights are missing, also those of the worker's own recipe, or the setting KERNELS names no
+            kernel.
     """
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
@@ -95,7 +99,8 @@ class Engine:
         self.checkpoint = self.checkpoints.of(first)
         self.devices = devices_of(settings)
         self.health = Health()
-        self._loading = Loading(self.checkpoints, first, self.devices, measure, self.health)
+        kernels = KernelSelection(settings, self.devices)
+        self._loading = Loading(self.checkpoints, first, self.devices, kernels, measure, self.health)
         self._synthesiser: SpeechSynthesiser | None = None
         if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
             raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
@@ -105,7 +110,7 @@ class Engine:
         self._loading.start()
 
     def finish_loading(self) -> None:
-        """Waits for loading to end: it fails if the interpreter exits before."""
+        """Waits for loading to end, which fails if the interpreter exits before; a trial of kernels is stopped."""
         self._loading.finish()
 
     def model_name_for(self, job: SingleJob) -> str:
@@ -139,7 +144,7 @@ class Engine:
 
     def lacks(self, recipe: Recipe) -> str | None:
         """What this worker lacks to run a recipe, and how to get it; None: nothing."""
-        return missing(recipe, self.checkpoints.absent, self._lora_names())
+        return missing(recipe, self.checkpoints.absent, self._lora_names() if recipe.loras else [])
 
     def equip(self, job: SingleJob) -> SingleJob:
         """The job with the LoRAs that its recipe needs; a LoRA that the job names itself is not added again.
@@ -149,11 +154,12 @@ class Engine:
         """
         recipe = QUALITY if job.recipe is None else RECIPES[job.recipe]
         wanted = [lora for lora in recipe.loras if not any(lora.is_met_by(given.name) for given in job.loras)]
-        if (problem := self.lacks(replace(recipe, loras=tuple(wanted)))) is not None:
+        names = self._lora_names() if wanted else []
+        problem = missing(replace(recipe, loras=tuple(wanted)), self.checkpoints.absent, names)
+        if problem is not None:
             raise WorkerError(ErrorCode.INPUT_VALIDATION, problem)
         if not wanted:
             return job
-        names = self._lora_names()
         added = [JobLora(name=name) for lora in wanted if (name := lora.choose(names)) is not None]
         return job.model_copy(update={"loras": [*job.loras, *added]})
 
@@ -236,22 +242,27 @@ class Engine:
             ParallelError: another GPU's process has ended or does not answer although it was just started.
         """
         found = self._loading.loaded(job.family, should_stop)
-        workload = workload_of(job, source, found.models.family, found.models.size_scale)
+        workload = self._workload(job, source, found.models)
         memory = found.placement.choose(job, workload)
+        kernels = suitable(self._loading.kernels_for_job(), memory.quantisation)
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
                 adapter = adapter_kind(len(job.speakers))
                 self._loading.make_room(found, memory, workload)
-                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras))
+                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras, kernels))
         except ParallelError:
             self.health.mark_broken()
             raise
 
     def memory_mode(self, choice: NetworkChoice) -> str:
-        """Name of the networks' memory mode, as shown in results."""
-        mode = choice.memory.describe(choice.dtype)
-        return mode if self.devices.count == 1 else f"{mode}, {self.devices.count} GPUs"
+        """Name of the networks' memory mode, as shown in results, with kernels that are not the published ones."""
+        parts = [choice.memory.describe(choice.dtype)]
+        if choice.kernels != PUBLISHED:
+            parts.append(f"kernels {choice.kernels}")
+        if self.devices.count > 1:
+            parts.append(f"{self.devices.count} GPUs")
+        return ", ".join(parts)
 
     def arithmetic(self, choice: NetworkChoice) -> Arithmetic:
         """How this worker computes with networks that were prepared by `choice`."""
@@ -306,11 +317,15 @@ class Engine:
             GenerationStopped: `should_stop` returned true.
         """
         found = self._loading.found(job.family, should_stop)
-        workload = workload_of(job, source, found.models.family, found.models.size_scale)
+        workload = self._workload(job, source, found.models)
         settings = [generation_settings(job, 0, scene) for scene in scenes]
         memory = found.placement.choose(job, workload)
-        chunk = chunk_work(settings[0], workload, memory, len(job.speakers), self.devices.count)
+        chunk = chunk_work(settings[0], workload, memory, len(job.speakers))
         return video_cost(settings, chunk, source.kind == "video", memory.describe(self.devices.dtype), self._speed)
+
+    def _workload(self, job: SingleJob, source: MediaInfo, networks: Models | Networks) -> Workload:
+        """The work of one chunk of a job's video by these networks."""
+        return workload_of(job, source, networks.family, networks.size_scale, self.devices.count)
 
     def recover(self) -> None:
         """Releases memory that a failed job may still hold, unless this process is broken."""
@@ -351,7 +366,7 @@ class Engine:
         except torch.OutOfMemoryError as error:
             networks, job = request.networks, request.job
             choice = networks.choice
-            workload = workload_of(job, request.source.info, networks.family, networks.size_scale)
+            workload = self._workload(job, request.source.info, networks)
             found = self._loading.found(job.family)
             if self._loading.release_others(found):
                 raise DoesNotFitError(
@@ -375,7 +390,7 @@ class Engine:
         pipeline = InfiniteTalkPipeline(request.networks)
         job = request.job
         family = request.networks.family
-        workload = workload_of(job, request.source.info, family, request.networks.size_scale)
+        workload = self._workload(job, request.source.info, request.networks)
         scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = list(accumulate((number_of_chunks(each, family) for each in all_settings), initial=0))
@@ -400,7 +415,7 @@ class Engine:
                 should_stop=should_stop,
                 on_step=count_step,
             )
-            work = chunk_work(settings, workload, memory, len(job.speakers), self.devices.count)
+            work = chunk_work(settings, workload, memory, len(job.speakers))
             encodes_reference = True
             begin = time.monotonic()
             for chunk in chunks:

@@ -35,7 +35,6 @@ class ChunkWork:
     Attributes:
         workload: its size.
         memory: the memory mode.
-        gpus: number of GPUs that share each evaluation.
         speakers: number of speakers.
         branches: the guidance branches that each step evaluates.
         steps: number of steps.
@@ -44,7 +43,6 @@ class ChunkWork:
 
     workload: Workload
     memory: MemoryMode
-    gpus: int
     speakers: int
     branches: tuple[Branch, ...]
     steps: int
@@ -123,7 +121,7 @@ def chunk_seconds(card: Card, work: ChunkWork, evaluations: int, encodes_referen
 
 def evaluation_seconds(card: Card, work: ChunkWork) -> float:
     """Mean seconds of an evaluation over the guidance branches: without audio there is one speaker."""
-    tokens, gpus = work.workload.num_tokens, work.gpus
+    tokens, gpus = work.workload.num_tokens, work.workload.gpus
     further_speakers = (work.speakers - 1) * sum(branch.has_audio for branch in work.branches) / len(work.branches)
     computing = card.evaluation.seconds(tokens, gpus) + further_speakers * card.further_speaker.seconds(tokens, gpus)
     if work.memory.quantisation is not None:
@@ -133,8 +131,8 @@ def evaluation_seconds(card: Card, work: ChunkWork) -> float:
 
 def exchange_seconds(card: Card, work: ChunkWork) -> float:
     """What several GPUs send to each other in an evaluation: of each tensor's own part, all but what they keep."""
-    own_tokens = work.workload.num_tokens / work.gpus
-    sent = EXCHANGED * HALF * own_tokens * work.sizes.dim * (1 - 1 / work.gpus)
+    own_tokens = work.workload.num_tokens / work.workload.gpus
+    sent = EXCHANGED * HALF * own_tokens * work.sizes.dim * (1 - 1 / work.workload.gpus)
     return work.sizes.num_blocks * sent / card.link_bytes_per_s
 
 
@@ -232,14 +230,11 @@ def evaluation_flop(work: ChunkWork) -> float:
     return work.workload.family.evaluation_flop(work.workload.num_tokens)
 
 
-def chunk_work(
-    settings: GenerationSettings, workload: Workload, memory: MemoryMode, speakers: int, gpus: int
-) -> ChunkWork:
+def chunk_work(settings: GenerationSettings, workload: Workload, memory: MemoryMode, speakers: int) -> ChunkWork:
     """What a chunk with these settings asks of the GPUs."""
     return ChunkWork(
         workload=workload,
         memory=memory,
-        gpus=gpus,
         speakers=speakers,
         branches=tuple(make_guidance(settings).branches),
         steps=settings.num_inference_steps,
@@ -281,7 +276,7 @@ def video_cost(
         memory_mode=memory_mode,
         seconds=speed.seconds(work),
         origin=speed.origin,
-        gpus=chunk.gpus,
+        gpus=workload.gpus,
     )
 
 

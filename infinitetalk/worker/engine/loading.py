@@ -18,11 +18,16 @@ import structlog
 
 from infinitetalk.family import Family
 from infinitetalk.media.decode import read_waveform
+from infinitetalk.media.sizes import choose_bucket
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.device_errors import as_library_error
+from infinitetalk.runtime.kernels.bench import Case
+from infinitetalk.runtime.kernels.registry import Kernels, suitable
 from infinitetalk.runtime.memory import MemoryMode, Workload
 from infinitetalk.runtime.models import Models
+from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.worker.engine.checkpoint import Checkpoint, Checkpoints
+from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.placement import Devices, MeasureMemory, Placement
 from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
 from infinitetalk.worker.stop import wait_for
@@ -81,15 +86,23 @@ class Loading:
         checkpoints: the checkpoints.
         first: the family to load at the start; one of those.
         devices: the devices of the networks.
+        kernels: chooses the kernels; a trial of them runs beside loading.
         measure: measures the available memory, as if no network were loaded.
         health: is marked as broken if another worker may do better.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, first: Family, devices: Devices, measure: MeasureMemory, health: Health
+        self,
+        checkpoints: Checkpoints,
+        first: Family,
+        devices: Devices,
+        kernels: KernelSelection,
+        measure: MeasureMemory,
+        health: Health,
     ) -> None:
         self._checkpoints = checkpoints
         self._first = first
+        self._kernels = kernels
         self._devices = devices
         self._measure = measure
         self._health = health
@@ -111,9 +124,10 @@ class Loading:
             thread.start()
 
     def finish(self) -> None:
-        """Waits for loading to end: it fails if the interpreter exits before."""
+        """Waits for loading to end, which fails if the interpreter exits before, and ends a trial of kernels."""
         for thread in self._threads:
             thread.join()
+        self._kernels.finish()
 
     def found(self, family: Family, should_stop: Callable[[], bool] = lambda: False) -> FoundModels:
         """The models of a family, as soon as their files are found; their networks may still be loading.
@@ -182,7 +196,7 @@ class Loading:
 
     def _find(self, checkpoint: Checkpoint) -> FoundModels:
         paths = checkpoint.files()
-        placement = Placement(self._measure(self._devices.first, paths), paths.family, self._devices.count)
+        placement = Placement(self._measure(self._devices.first, paths), paths.family)
         return FoundModels(Models(paths, self._devices.first, self._devices.others), placement)
 
     def _find_later(self, family: Family, checkpoint: Checkpoint) -> None:
@@ -203,16 +217,24 @@ class Loading:
             self._health.mark_broken()
         return load_error(as_library_error(error))
 
+    def kernels_for_job(self) -> Kernels:
+        """The kernels of the next job, once the networks are loaded; a trial that still runs is stopped."""
+        return self._kernels.for_job()
+
     def _load(self) -> None:
         begin = time.monotonic()
         device, dtype = self._devices.first, self._devices.dtype
         waiting: Future[FoundModels] | Future[None] = self._found[self._first.name]
         try:
             found = self._find(self._checkpoints.of(self._first))
-            found.memory = found.placement.choose_at_start()
+            found.memory = found.placement.choose_at_start(self._devices.count)
             self._found[self._first.name].set_result(found)
             waiting = self._loaded
-            found.models.prepare(NetworkChoice(dtype, found.memory))
+            case = usual_case(found.models, self._checkpoints.of(self._first).files(), self._devices, found.memory)
+            kernels = self._kernels.begin(case, found.models.name)
+            found.models.prepare(
+                NetworkChoice(dtype, found.memory, kernels=suitable(kernels, found.memory.quantisation))
+            )
         except Exception as error:
             waiting.set_exception(self._told(error))
         else:
@@ -222,6 +244,24 @@ class Loading:
             self._loaded.set_result(None)
         finally:
             self._ended.set_result(None)
+
+
+def usual_case(models: Models, paths: CheckpointPaths, devices: Devices, memory: MemoryMode) -> Case:
+    """What kernels are tried on: a chunk of the family's default length and usual size."""
+    family = models.family
+    defaults = family.defaults
+    usual_resolution = family.sizes[defaults.size].usual_resolution
+    height, width = choose_bucket(family, defaults.size, *usual_resolution, models.size_scale)
+    return Case(
+        paths=paths,
+        device=devices.first,
+        dtype=devices.dtype,
+        quantisation=memory.quantisation,
+        num_frames=defaults.frame_num,
+        height=height,
+        width=width,
+        vae_tiling=memory.vae_tiling,
+    )
 
 
 def warm_up_sound() -> None:

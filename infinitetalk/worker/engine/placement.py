@@ -100,23 +100,24 @@ class Placement:
     Args:
         budget: the available memory; None if memory is not counted, and each job gets the mode that it asks for.
         family: the checkpoint's family.
-        gpus: number of GPUs that share each evaluation.
     """
 
-    def __init__(self, budget: MemoryBudget | None, family: Family, gpus: int = 1) -> None:
+    def __init__(self, budget: MemoryBudget | None, family: Family) -> None:
         self._budget = budget
         self._family = family
-        self._gpus = gpus
 
-    def choose_at_start(self) -> MemoryMode:
+    def choose_at_start(self, gpus: int) -> MemoryMode:
         """The mode in which networks are loaded before the first job.
+
+        Args:
+            gpus: number of GPUs that share each evaluation.
 
         Raises:
             DoesNotFitError: no mode fits.
         """
         if self._budget is None:
             return MemoryMode()
-        workload = replace(usual_workload(self._family), gpus=self._gpus)
+        workload = replace(usual_workload(self._family), gpus=gpus)
         return choose_mode(self._budget.free_bytes, self._budget.sizes, workload)
 
     def choose(self, job: SingleJob, workload: Workload) -> MemoryMode:
@@ -128,7 +129,6 @@ class Placement:
         requested = requested_memory(job)
         if self._budget is None:
             return requested
-        workload = replace(workload, gpus=self._gpus)
         mode = choose_mode(self._budget.free_bytes, self._budget.sizes, workload, requested)
         if job.offload_model is False and mode.resident_parameters is not None:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
@@ -141,7 +141,6 @@ class Placement:
         """
         if self._budget is None or other._budget is None or mode.is_streaming or other_mode.is_streaming:
             return False
-        workload = replace(workload, gpus=self._gpus)
         held = weight_bytes(other_mode, other._budget.sizes)
         return held + estimate_bytes(mode, self._budget.sizes, workload) <= self._budget.free_bytes
 
@@ -159,7 +158,7 @@ class Placement:
         """
         if self._budget is None:
             return None
-        sizes, workload = self._budget.sizes, replace(workload, gpus=self._gpus)
+        sizes = self._budget.sizes
         needed = estimate_bytes(taken, sizes, workload)
         self._budget = replace(self._budget, free_bytes=min(self._budget.free_bytes, needed - 1))
         try:

@@ -1,0 +1,147 @@
+"""The kernels of a worker's jobs: those of the setting KERNELS, or the fastest by a trial at this worker's start."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import structlog
+
+from infinitetalk.runtime.kernels.bench import Case
+from infinitetalk.runtime.kernels.findings import Findings, Machine, machine_of, read_findings, write_findings
+from infinitetalk.runtime.kernels.registry import CANDIDATES, PUBLISHED, Candidate, Kernels, kernels_named
+from infinitetalk.runtime.kernels.trial import Limits, Outcome, fastest, remaining_of, try_all
+from infinitetalk.worker.engine.placement import Devices
+from infinitetalk.worker.settings import Settings
+
+AUTO, PUBLISHED_SETTING = "auto", "published"
+LIMITS = Limits()
+FOLDER = Path("infinitetalk") / "kernels"
+"""Folder of the findings, below OUTPUT_DIR."""
+
+
+class KernelSelection:
+    """Chooses the kernels of jobs.
+
+    Args:
+        settings: the worker's settings.
+        devices: the devices of the networks.
+        candidates: the kernels to try.
+        limits: time limits of the trial.
+
+    Raises:
+        CheckpointError: the setting KERNELS names an unknown kernel, or two for one part.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        devices: Devices,
+        candidates: Sequence[Candidate] = CANDIDATES,
+        limits: Limits = LIMITS,
+    ) -> None:
+        setting = settings.kernels or (AUTO if devices.first.type == "cuda" else PUBLISHED_SETTING)
+        self._is_auto = setting == AUTO
+        names = [] if setting in (AUTO, PUBLISHED_SETTING) else [name.strip() for name in setting.split(",")]
+        self._chosen = kernels_named(names, candidates)
+        self._folder = settings.output_dir / FOLDER
+        self._candidates = [each for each in candidates if each.works_split or devices.count == 1]
+        self._limits = limits
+        self._outcomes: tuple[Outcome, ...] = ()
+        self._should_stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, case: Case, model_name: str) -> Kernels:
+        """The kernels to load networks with. If KERNELS is "auto" and a kernel has not been tried on this machine yet,
+        these are the published ones, and a trial begins in another thread.
+
+        Args:
+            case: what kernels are tried on.
+            model_name: name of the checkpoint.
+        """
+        if not self._is_auto:
+            return self._chosen
+        subject = f"{model_name}, {describe(case)}"
+        try:
+            machine = machine_of(case.device, subject, self._candidates)
+        except (OSError, subprocess.SubprocessError) as error:
+            # Without the driver's version, nobody would notice that what was found no longer holds.
+            self._log("warning", "kernels.not_tried", reason=f"nvidia-smi: {type(error).__name__}")
+            return self._chosen
+        self._candidates = [candidate for candidate in self._candidates if candidate.suits(case.quantisation)]
+        self._outcomes = read_findings(self._folder, machine)
+        for candidate in self._candidates:
+            if not candidate.is_installed:
+                self._log("info", "kernels.skipped", kernel=candidate.name, missing_package=candidate.package)
+        if not remaining_of(self._candidates, self._outcomes):
+            self._choose("the volume")
+            return self._chosen
+        self._thread = threading.Thread(target=self._try, args=(case, machine), name="kernels")
+        self._thread.start()
+        return self._chosen
+
+    def for_job(self) -> Kernels:
+        """The kernels of the next job. A trial that still runs is stopped, since it would take the job's memory and
+        time; this job gets the published kernels, later ones the best that were found by then."""
+        if self._thread is None:
+            return self._chosen
+        if not self._thread.is_alive():
+            self._thread = None
+            return self._chosen
+        self.finish()
+        self._log("info", "kernels.trial_stopped", reason="a job came", kernels=describe_kernels(PUBLISHED))
+        return PUBLISHED
+
+    def finish(self) -> None:
+        """Ends a trial that still runs, and waits for its end."""
+        self._should_stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _try(self, case: Case, machine: Machine) -> None:
+        try:
+            outcomes = try_all(case, self._candidates, self._outcomes, self._limits, self._should_stop.is_set)
+            with closing(outcomes):
+                for outcome in outcomes:
+                    # Each new process measures the published kernels again.
+                    by_name = {each.name: each for each in self._outcomes} | {outcome.name: outcome}
+                    self._outcomes = tuple(by_name.values())
+                    self._log("info", "kernels.tried", outcome=str(outcome))
+                    self._store(machine)
+        # The worker serves jobs by the published kernels, whatever prevents a trial.
+        except Exception as error:
+            structlog.get_logger().error("kernels.trial_failed", exc_info=error)
+        self._choose("a trial")
+
+    def _store(self, machine: Machine) -> None:
+        try:
+            write_findings(self._folder, Findings(machine=machine, outcomes=self._outcomes))
+        except OSError as error:
+            self._log("warning", "kernels.not_stored", reason=type(error).__name__, remedy="attach a network volume")
+
+    def _choose(self, source: str) -> None:
+        # What another image has found may need packages that this one lacks.
+        usable = {candidate.name for candidate in self._candidates if candidate.is_installed}
+        self._chosen = fastest([outcome for outcome in self._outcomes if outcome.name in usable])
+        tried = [str(outcome) for outcome in self._outcomes]
+        self._log("info", "kernels.chosen", kernels=describe_kernels(self._chosen), source=source, tried=tried)
+
+    @staticmethod
+    def _log(level: str, event: str, **details: object) -> None:
+        getattr(structlog.get_logger(), level)(event, details=details)
+
+
+def describe_kernels(kernels: Kernels) -> str:
+    """For the log."""
+    return str(kernels) or "the published ones"
+
+
+def describe(case: Case) -> str:
+    """The facts of a case that what is found depends on."""
+    tiles = ", VAE in tiles" if case.vae_tiling else ""
+    precision = case.quantisation or str(case.dtype).removeprefix("torch.")
+    return f"{precision}, {case.num_frames} frames of {case.width}x{case.height}{tiles}"
