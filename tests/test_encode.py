@@ -227,15 +227,23 @@ def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_part_that_is_cut_short_is_not_taken_for_a_full_disk(share: float, tmp_path: Path) -> None:
+def test_a_part_that_is_cut_short_is_found_and_not_taken_for_a_full_disk(share: float, tmp_path: Path) -> None:
     first, second = make_parts(tmp_path, [5, 4])
     data = second.read_bytes()
     second.write_bytes(data[: round(share * len(data))])
-    with pytest.raises(EncodeError) as checked:
+    with pytest.raises(EncodeError) as error:
         check_parts([(first, 5), (second, 4)])
-    with pytest.raises(EncodeError) as joined:
+    assert "disk" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_parts_that_cannot_be_read_are_not_joined_and_not_taken_for_a_full_disk(share: float, tmp_path: Path) -> None:
+    first, second = make_parts(tmp_path, [5, 4])
+    data = second.read_bytes()
+    second.write_bytes(data[: round(share * len(data))])
+    with pytest.raises(EncodeError) as error:
         join_parts([first, second], np.zeros(9 * SAMPLES_PER_FRAME, np.float32), tmp_path / "joined.mp4")
-    assert "disk" not in str(checked.value) + str(joined.value)
+    assert "disk" not in str(error.value)
 
 
 def test_a_disk_that_is_full_is_named_and_no_other_cause_is_taken_for_it() -> None:
