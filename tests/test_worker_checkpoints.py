@@ -24,7 +24,7 @@ from infinitetalk.weights.convert import convert
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import MissingWeightsError
 from infinitetalk.worker.engine import Engine, Request
-from infinitetalk.worker.engine.placement import MemoryBudget, Placement
+from infinitetalk.worker.engine.placement import MemoryBudget, Placement, model_sizes
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
 from schemas import SingleJob
@@ -272,6 +272,27 @@ def test_a_second_checkpoint_that_is_damaged_fails_its_own_jobs_only(
         worker.make(FLASHTALK)
     assert worker.make(INFINITETALK).shape == (NUM_FRAMES, 64, 64, 3)
     assert not worker.engine.health.is_broken
+
+
+def test_a_dry_run_says_which_recipe_it_leaves_out_since_its_checkpoint_is_damaged(
+    published: Settings, tmp_path: Path
+) -> None:
+    damaged = factory.save_served_flashtalk(tmp_path / "damaged")
+    file = damaged / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    file.write_bytes(b"no weights")
+    settings = published.model_copy(update={"flashtalk_dir": damaged, "output_dir": tmp_path})
+    # As on a GPU, where a checkpoint's size is read from its files.
+    engine = Engine(settings, lambda _, paths: MemoryBudget(79 * GIB, model_sizes(paths)))
+    engine.start()
+    plan = LocalWorker(settings, engine, tmp_path).run({"id": "job-1", "input": small_job(dry_run=True)})
+    assert plan["status"] == "planned"
+    assert "quality" in [cost["recipe"] for cost in plan["recipes"]]
+    left_out = [warning for warning in plan["warnings"] if "recipes leaves out" in warning]
+    assert [warning.partition(":")[0] for warning in left_out] == [
+        'recipes leaves out "flashtalk"',
+        'recipes leaves out "flashtalk-12"',
+    ]
+    assert all(file.name in warning for warning in left_out)
 
 
 def unguided(**changes: object) -> dict[str, object]:

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.pipeline import Chunk
 from infinitetalk.media.decode import MediaInfo
@@ -306,30 +306,33 @@ class VideoJob:
         warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
+        recipes, left_out = self._recipe_costs(media.source.info, scenes)
         self.clock.enter(Stage.COMPLETED)
         return Plan(
             job_id=self.context.job_id,
             params=resolved_parameters(job, job.base_seed),
             model=engine.model_name_for(job),
-            warnings=warnings,
-            recipes=self._recipe_costs(media.source.info, scenes),
+            warnings=warnings + left_out,
+            recipes=recipes,
             **plan_facts(video, self.context.resources.settings),
         )
 
-    def _recipe_costs(self, source: MediaInfo, scenes: Sequence[Scene]) -> list[RecipeCost]:
-        """The cost of the video by each recipe that this worker can run the job with.
+    def _recipe_costs(self, source: MediaInfo, scenes: Sequence[Scene]) -> tuple[list[RecipeCost], list[str]]:
+        """The cost of the video by each recipe that this worker can run the job with; the other recipes that it has
+        the weights for, each with the reason, as warnings.
 
         Raises:
             GenerationStopped: the job was cancelled.
         """
         sent, engine = self.chosen.sent, self.engine
-        costs = []
+        costs, left_out = [], []
         for recipe in RECIPES.values():
             if not recipe.serves(len(sent.speakers)) or engine.lacks(recipe) is not None:
                 continue
             try:
                 video = engine.plan(engine.equip(sent.by_recipe(recipe)), source, scenes, self.context.stop)
-            except DoesNotFitError:
+            except (CheckpointError, DoesNotFitError) as error:
+                left_out.append(f'recipes leaves out "{recipe.name}": {error}')
                 continue
             facts = plan_facts(video, self.context.resources.settings)
             costs.append(
@@ -339,7 +342,7 @@ class VideoJob:
                     leave_out=sorted(sent.contradictions(recipe)),
                 )
             )
-        return costs
+        return costs, left_out
 
     def _make(self, state: TaskState, preview: Preview, warnings: list[str]) -> Success:
         inputs = self._prepare()
