@@ -19,7 +19,9 @@ from infinitetalk.worker.engine.estimate import (
     chunk_seconds,
     chunk_work,
     evaluation_seconds,
+    exchange_seconds,
     price_of,
+    step_seconds,
     vae_seconds,
     video_seconds,
 )
@@ -89,9 +91,27 @@ def test_blocks_that_are_streamed_and_gpus_that_share_cost_what_they_exchange() 
     assert none - resident == pytest.approx(2 * (half - resident), rel=0.01)
     assert 0 < none - resident < 0.1 * resident
     alone = work_of("quality")
-    for gpus in (2, 4, 8):
+    for gpus in (2, 3, 4, 8):
         shared = evaluation_seconds(H100, replace(alone, workload=replace(alone.workload, gpus=gpus)))
         assert evaluation_seconds(H100, alone) / gpus < shared < 1.5 * evaluation_seconds(H100, alone) / gpus
+
+
+@pytest.mark.parametrize("recipe", ["quality", "lora-8"])
+def test_no_card_is_faster_with_tokens_divided_before_branches(recipe: str) -> None:
+    """With guidance by three and by two branches."""
+    alone = work_of(recipe)
+    for card in cards():
+        for gpus in (2, 3, 4, 6, 8):
+            branches = replace(alone, workload=replace(alone.workload, gpus=gpus))
+            tokens = replace(branches, memory=MemoryMode(shares_evaluations=True))
+            assert step_seconds(card, branches) <= step_seconds(card, tokens)
+    pair = replace(alone, workload=replace(alone.workload, gpus=2))
+    if recipe == "lora-8":
+        # Each GPU evaluates a branch alone and exchanges nothing.
+        assert step_seconds(H100, pair) == pytest.approx(step_seconds(H100, alone) / 2)
+    else:
+        in_rounds = step_seconds(H100, alone) / 2 + exchange_seconds(H100, alone, 2)
+        assert step_seconds(H100, pair) == pytest.approx(in_rounds, rel=0.01)
 
 
 @pytest.mark.parametrize(
