@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def generate(pipeline: Watched, source: Clip, folder: Path) -> list[float]:
     def start(should_stop: Callable[[], bool]) -> Iterator[Chunk]:
         return pipeline(source, [speech], "A woman talks", SETTINGS, should_stop=should_stop)
 
-    with closing(run_ahead(start)) as chunks:
+    with ThreadPoolExecutor(max_workers=1) as thread, closing(run_ahead(start, thread)) as chunks:
         for chunk in chunks:
             encode(chunk, folder)
             encoded.append(time.monotonic())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.evaluation import EvaluationSize, Products, make_inputs, make_transformer
-from benchmarks.gpu import evaluations
+from benchmarks.gpu import evaluations, several
 from benchmarks.gpu.networks import evaluation_operations
 from benchmarks.gpu.rows import Figure, Group, Row
 from benchmarks.measure import Goal, Measurement, as_table, compare
@@ -81,6 +81,16 @@ def test_the_gpu_benchmark_measures_small_networks_and_says_what_the_machine_lac
     assert figures["one evaluation, 640x640, 81 frames, 2 speakers"] > 0
     assert figures["one evaluation, 640x640, 81 frames, 2 speakers: memory beside weights"] is None
     assert figures["a LoRA of rank 32 laid on every block"] > 0
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_measures_several_processes_and_the_loss_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    several.GROUP.run(small=True, wanted=[])
+    figures = {figure["name"]: figure["value"] for figure in told(capsys)}
+    assert len(figures) == 14
+    assert all(value is not None for value in figures.values())
+    assert max(value for name, value in figures.items() if "difference" in name) < 1e-5
+    assert figures["a lost process is told of"] < 10
 
 
 def test_a_row_that_fails_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:

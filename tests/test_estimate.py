@@ -19,7 +19,9 @@ from infinitetalk.worker.engine.estimate import (
     chunk_seconds,
     chunk_work,
     evaluation_seconds,
+    exchange_seconds,
     price_of,
+    step_seconds,
     vae_seconds,
     video_seconds,
 )
@@ -92,6 +94,24 @@ def test_blocks_that_are_streamed_and_gpus_that_share_cost_what_they_exchange() 
     for gpus in (2, 4, 8):
         shared = evaluation_seconds(H100, replace(alone, workload=replace(alone.workload, gpus=gpus)))
         assert evaluation_seconds(H100, alone) / gpus < shared < 1.5 * evaluation_seconds(H100, alone) / gpus
+
+
+@pytest.mark.parametrize("recipe", ["quality", "lora-8"])
+def test_no_card_is_faster_with_tokens_divided_before_branches(recipe: str) -> None:
+    """With guidance by three and by two branches."""
+    alone = work_of(recipe)
+    for card in cards():
+        for gpus in (2, 3, 4, 6, 8):
+            branches = replace(alone, workload=replace(alone.workload, gpus=gpus))
+            tokens = replace(branches, memory=MemoryMode(shares_evaluations=True))
+            assert step_seconds(card, branches) <= step_seconds(card, tokens)
+    as_many = replace(alone, workload=replace(alone.workload, gpus=len(alone.branches)))
+    # Each GPU evaluates a branch alone and exchanges nothing.
+    assert step_seconds(H100, as_many) == pytest.approx(step_seconds(H100, alone) / len(alone.branches))
+    if recipe == "quality":
+        pair = replace(alone, workload=replace(alone.workload, gpus=2))
+        in_rounds = step_seconds(H100, alone) / 2 + exchange_seconds(H100, alone, 2)
+        assert step_seconds(H100, pair) == pytest.approx(in_rounds, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What sampling is made of can be replaced: a stepper and a cache are added here, without a change to the library."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from infinitetalk.generation.sampling import (
     sample_chunk,
 )
 from infinitetalk.media.decode import Picture
-from infinitetalk.network.protocols import DrawNoise
+from infinitetalk.network.protocols import DrawNoise, EvaluationInputs
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
@@ -137,15 +137,16 @@ def recording_denoiser(noise_seen: list[Tensor]) -> Callable:
     class Denoiser(torch.nn.Module):
         dtype = torch.float32
 
-        def cache_context(self, name: str) -> torch.no_grad:
-            return torch.no_grad()
-
         def reset_cache(self) -> None:
             pass
 
-        def forward(self, hidden_states: Tensor, **given: object) -> tuple[Tensor]:
-            noise_seen.append(hidden_states[:, :16].clone())
-            return (torch.zeros_like(hidden_states[:, :16]),)
+        def rounds(self, num_evaluations: int) -> list[int]:
+            return [1] * num_evaluations
+
+        def evaluate(self, evaluations: Sequence[EvaluationInputs]) -> list[Tensor]:
+            seen = [evaluation.hidden_states[:, :16] for evaluation in evaluations]
+            noise_seen.extend(latents.clone() for latents in seen)
+            return [torch.zeros_like(latents) for latents in seen]
 
     return Denoiser()
 

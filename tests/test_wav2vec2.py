@@ -93,3 +93,21 @@ def test_rows_come_in_the_order_and_shape_asked_for() -> None:
     assert len(kept) == 9
     for indices in (torch.tensor([[0, 0, 8], [3, 2, 1]]), torch.arange(9).flip(0), torch.tensor(5)):
         assert torch.equal(kept.rows(indices), embeddings[indices])
+
+
+def test_convolutions_compute_in_plain_float32_and_those_of_others_as_before(
+    encoder: SpeechEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published code runs this network on a CPU; on a GPU, torch's default is TF32, with 10 bits of mantissa."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+    convolutions = [module for module in encoder.model.modules() if isinstance(module, torch.nn.Conv1d)]
+    hooks = [
+        module.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32)) for module in convolutions
+    ]
+    encoder(noise(5000))
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) >= len(convolutions)
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32

@@ -1,5 +1,6 @@
 """The engine: networks are in the state that a job asks for, whatever the worker has done before."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from infinitetalk.worker.engine.checkpoint import (
 )
 from infinitetalk.worker.engine.conditions import workload_of
 from infinitetalk.worker.engine.placement import Devices, MemoryBudget, Placement
-from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.settings import ALLOCATION, Settings, default_environment
 from schemas import SingleJob
 from tests import checkpoint_factory as factory
 from tests.job_inputs import small_job
@@ -144,3 +145,21 @@ def test_devices_of_a_group_are_numbered() -> None:
     assert group.others == [torch.device("cuda", 1), torch.device("cuda", 2)]
     assert group.dtype == torch.bfloat16
     assert Devices(torch.device("cpu"), 2).others == [torch.device("cpu")]
+
+
+def test_torch_is_told_how_to_take_memory_in_words_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*ALLOCATION, "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    default_environment()
+    (settings,) = (os.environ[name] for name in ALLOCATION)
+    library = (Path(torch.__file__).parent / "lib" / "libc10.so").read_bytes()
+    for setting in settings.split(","):
+        assert setting.partition(":")[0].encode() + b"\0" in library
+    # What an operator says, by either name, counts.
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    default_environment()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    default_environment()
+    assert "PYTORCH_ALLOC_CONF" not in os.environ

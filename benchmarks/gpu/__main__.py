@@ -31,6 +31,7 @@ GROUPS = {
     "kernels": 75.0,
     "talker": 75.0,
     "memory": 75.0,
+    "several": 150.0,
 }
 
 

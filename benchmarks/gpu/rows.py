@@ -102,8 +102,8 @@ def release() -> None:
 
 
 def device() -> torch.device:
-    """The device on which the rows run."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The device on which the rows run: this process's GPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def synchronise() -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import torch
 
-from benchmarks.rehearsal import modes, parts, prices, report
+from benchmarks.rehearsal import host, modes, parts, prices, report
 from benchmarks.rehearsal.device import missing
 from benchmarks.rehearsal.log import Log, grouped
 from benchmarks.rehearsal.measured import comparisons
@@ -105,6 +105,17 @@ class Program:
             found[name] = self.record(name, lambda gpus=gpus: modes.split_evaluation(self.stage, parts.SMALL, gpus))
         show(f"Modes, {self.card.name}", report.part_table(found, self.card))
 
+    def host(self) -> None:
+        """The CPU's memory at the start of a worker that streams text encoder and blocks."""
+        rows = []
+        for quantisation in (None, "fp8"):
+            for stored in (torch.bfloat16, torch.float32):
+                mode = MemoryMode(quantisation, resident_parameters=0, stream_text_encoder=True)
+                begun = host.start(self.stage, mode, stored)
+                files = str(stored).removeprefix("torch.")
+                rows.append([mode.name, files, f"{begun.peak_bytes / 1e9:.1f}", f"{begun.kept_bytes / 1e9:.1f}"])
+        show("The CPU's memory at a start", report.table(("mode", "files", "peak, GB", "kept, GB"), rows))
+
     def measured(self) -> None:
         """Estimates beside what was measured on an H200."""
         show("Measured and estimated", report.comparison_table(comparisons(self.stage)))
@@ -150,6 +161,7 @@ PARTS: dict[str, Callable[[Program], None]] = {
     "quantised": Program.quantised,
     "vae": Program.vae,
     "modes": Program.modes,
+    "host": Program.host,
     "measured": Program.measured,
 }
 

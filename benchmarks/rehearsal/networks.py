@@ -85,19 +85,25 @@ def make_vae(mode: FakeTensorMode, dtype: torch.dtype = torch.float32) -> Autoen
     return placed(AutoencoderKLWan, mode, dtype)
 
 
+def text_encoder_of_published_size() -> UMT5EncoderModel:
+    """UMT5-XXL on the current device."""
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=256384,
+            d_model=TEXT_DIM,
+            d_kv=64,
+            d_ff=10240,
+            num_layers=24,
+            num_heads=64,
+            relative_attention_num_buckets=32,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
 def make_text_encoder(mode: FakeTensorMode) -> UMT5EncoderModel:
     """UMT5-XXL in bf16."""
-    config = UMT5Config(
-        vocab_size=256384,
-        d_model=TEXT_DIM,
-        d_kv=64,
-        d_ff=10240,
-        num_layers=24,
-        num_heads=64,
-        relative_attention_num_buckets=32,
-        feed_forward_proj="gated-gelu",
-    )
-    encoder = placed(partial(UMT5EncoderModel, config), mode, torch.bfloat16)
+    encoder = placed(text_encoder_of_published_size, mode, torch.bfloat16)
     encoder.tie_weights()
     return encoder
 

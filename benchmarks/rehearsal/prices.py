@@ -6,7 +6,7 @@ python -m benchmarks.rehearsal --tables
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from benchmarks.rehearsal.rates import CARDS
 from benchmarks.rehearsal.recorder import CHECKOUT
 from benchmarks.rehearsal.report import table
 from infinitetalk.family import Family
-from infinitetalk.generation.sampling import GenerationSettings
+from infinitetalk.generation.sampling import GenerationSettings, make_guidance
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.recipes import RECIPES, Recipe
 from infinitetalk.runtime.memory import GIB, MemoryMode, Workload, choose_mode
@@ -101,7 +101,8 @@ def mode_on(card: str, workload: Workload) -> MemoryMode:
 def minute(recipe: Recipe, size: str, card: str, speakers: int = 1, gpus: int = 1) -> Offer:
     """A minute of video of an image."""
     settings = settings_of(recipe, size, MINUTE)
-    workload = usual_workload(recipe.family, size, settings.frame_num, gpus)
+    branches = len(make_guidance(settings).branches)
+    workload = replace(usual_workload(recipe.family, size, settings.frame_num, gpus), branches=branches)
     work = VideoWork(
         chunk=chunk_work(settings, workload, mode_on(card, workload), speakers),
         num_chunks=number_of_chunks(settings, recipe.family),
@@ -155,7 +156,7 @@ def price_table(size: str) -> str:
 
 
 def gpus_table() -> str:
-    """A minute at 480 by several H100, which share each evaluation."""
+    """A minute at 480 by several H100, which make each step together."""
     rows = []
     for gpus in (1, 2, 4, 8):
         found = [minute(RECIPES[name], SIZES["480"], "H100", gpus=gpus) for name in ("quality", "flashtalk")]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GroupNormConvLayer
 
+from infinitetalk.encoders.vae import without_tf32
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 
 #: Outputs of the last convolution computed at a time; one is 20 ms of speech. At the published width a temporary of the
@@ -79,11 +80,13 @@ class SpeechEncoder:
         self.feature_extractor = feature_extractor
 
     @torch.no_grad()
+    @without_tf32()
     def __call__(self, waveform: np.ndarray) -> SpeechEmbeddings:
         """Embeddings of a mono 16 kHz waveform (samples,): (F, layers, hidden), F = samples * 25 // 16000.
 
         The layers are the outputs of the encoder's layers, without its input; the last one is the encoder's output.
-        Raises `ValueError` for a waveform shorter than one video frame.
+        Convolutions compute in plain float32, as in the published code, which runs them on a CPU. Raises `ValueError`
+        for a waveform shorter than one video frame.
         """
         num_frames = len(waveform) * VIDEO_FPS // SAMPLING_RATE
         if num_frames == 0:

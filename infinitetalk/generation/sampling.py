@@ -13,7 +13,7 @@ from infinitetalk.family import INFINITETALK, Family, Renoising
 from infinitetalk.finite import check_finite
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
-from infinitetalk.network.protocols import Denoiser, DrawNoise, StepCache, Stepper
+from infinitetalk.network.protocols import Denoiser, DrawNoise, EvaluationInputs, StepCache, Stepper
 from infinitetalk.network.teacache import TeaCache
 
 TRAIN_TIMESTEPS = 1000
@@ -222,7 +222,7 @@ def sample_chunk(
     """Sample a chunk from noise to latents, step by step.
 
     Before the first step and after each, the first latent frames are set to the motion latents. `should_stop` is called
-    before each evaluation, `on_step` after each step with the number of finished steps.
+    before each round of evaluations, `on_step` after each step with the number of finished steps.
 
     Raises:
         GenerationStopped: `should_stop` returned True.
@@ -231,11 +231,7 @@ def sample_chunk(
     denoiser.reset_cache()
     latents = pin_motion(draw_noise(0), conditions.motion_latents)
     for index, timestep in enumerate(sampler.stepper.timesteps):
-        predictions = {}
-        for branch in sampler.guidance.branches:
-            if should_stop():
-                raise GenerationStopped
-            predictions[branch] = predict(denoiser, latents, timestep, branch, conditions, sampler.caches.get(branch))
+        predictions = predict(denoiser, latents, timestep, conditions, sampler, should_stop)
         latents = sampler.stepper.step(index, sampler.guidance(predictions), latents, draw_noise)
         # Numbers that are not finite never recover, and further steps would be wasted. The check waits for the device
         # once per step, which takes seconds. It also keeps the CPU from queueing steps ahead: `on_step` reports steps
@@ -257,28 +253,51 @@ def predict(
     denoiser: Denoiser,
     latents: Tensor,
     timestep: Tensor,
-    branch: Branch,
     conditions: ChunkConditions,
-    cache: StepCache | None,
-) -> Tensor:
-    """One network evaluation: the velocity (1, 16, t, h, w), float32, for one branch of guidance.
+    sampler: Sampler,
+    should_stop: Callable[[], bool],
+) -> dict[Branch, Tensor]:
+    """The network evaluations of one step: for each branch of guidance the velocity (1, 16, t, h, w), float32.
 
-    Without audio there is one speaker with zero embeddings.
+    Raises:
+        GenerationStopped: `should_stop` returned True before a round of evaluations.
     """
-    dtype = denoiser.dtype
-    if branch.has_audio:
-        audio_windows, regions = conditions.audio_windows, conditions.regions
-    else:
-        audio_windows, regions = torch.zeros_like(conditions.audio_windows[:1]), None
-    with denoiser.cache_context(branch.name):
-        (velocity,) = denoiser(
-            hidden_states=torch.cat([latents, conditions.condition], dim=1).to(dtype),
-            timestep=timestep[None].to(latents.device),
+    branches = sampler.guidance.branches
+    evaluations = evaluations_of(branches, denoiser.dtype, latents, timestep, conditions, sampler.caches)
+    velocities: list[Tensor] = []
+    for at_once in denoiser.rounds(len(evaluations)):
+        if should_stop():
+            raise GenerationStopped
+        velocities += denoiser.evaluate(evaluations[len(velocities) : len(velocities) + at_once])
+    return {branch: velocity.float() for branch, velocity in zip(branches, velocities, strict=True)}
+
+
+def evaluations_of(
+    branches: Sequence[Branch],
+    dtype: torch.dtype,
+    latents: Tensor,
+    timestep: Tensor,
+    conditions: ChunkConditions,
+    caches: Mapping[Branch, StepCache],
+) -> list[EvaluationInputs]:
+    """What the network is given for each branch of a step. Without audio there is one speaker with zero embeddings.
+
+    The branches share the tensors that are equal, which several GPUs send to each other once.
+    """
+    hidden_states = torch.cat([latents, conditions.condition], dim=1).to(dtype)
+    timesteps = timestep[None].to(latents.device)
+    image_embeds, speech = conditions.image_embeds.to(dtype), conditions.audio_windows.to(dtype)
+    silence = torch.zeros_like(speech[:1])
+    return [
+        EvaluationInputs(
+            hidden_states=hidden_states,
+            timestep=timesteps,
             encoder_hidden_states=conditions.text_embeds(branch).to(dtype),
-            encoder_hidden_states_image=conditions.image_embeds.to(dtype),
-            encoder_hidden_states_audio=audio_windows.to(dtype),
-            regions=regions,
-            cache=cache,
-            return_dict=False,
+            encoder_hidden_states_image=image_embeds,
+            encoder_hidden_states_audio=speech if branch.has_audio else silence,
+            regions=conditions.regions if branch.has_audio else None,
+            branch=branch.name,
+            cache=caches.get(branch),
         )
-    return velocity.float()
+        for branch in branches
+    ]

@@ -6,8 +6,9 @@ one step into one velocity is `infinitetalk.generation.guidance.Guidance`.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,32 @@ class StepCache(Protocol):
         """Adds the stored residual to the blocks' input (1, tokens, dim)."""
 
 
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What one evaluation of the network is given: `InfiniteTalkTransformer3DModel.forward` documents the tensors.
+
+    Attributes:
+        branch: name of the guidance branch; diffusers' caches keep one state per name.
+        cache: state of the branch's step cache; None computes every block.
+    """
+
+    hidden_states: Tensor
+    timestep: Tensor
+    encoder_hidden_states: Tensor
+    encoder_hidden_states_image: Tensor
+    encoder_hidden_states_audio: Tensor
+    regions: Tensor | None = None
+    branch: str = "conditional"
+    cache: StepCache | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor | None]:
+        """The tensors, by the names of `forward`'s arguments."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("branch", "cache")
+        }
+
+
 class Denoiser(Protocol):
     """The network that predicts the velocity of noisy latents."""
 
@@ -39,25 +66,14 @@ class Denoiser(Protocol):
     def dtype(self) -> torch.dtype:
         """Dtype of the network's inputs, except the timestep."""
 
-    def cache_context(self, name: str) -> AbstractContextManager[None]:
-        """Names the guidance branch of the evaluation inside; diffusers' caches keep one state per name."""
-
     def reset_cache(self) -> None:
         """Clears the states of diffusers' caches before the first evaluation of a chunk."""
 
-    def __call__(
-        self,
-        *,
-        hidden_states: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        encoder_hidden_states_image: Tensor,
-        encoder_hidden_states_audio: Tensor,
-        regions: Tensor | None,
-        cache: StepCache | None,
-        return_dict: Literal[False],
-    ) -> tuple[Tensor]:
-        """Evaluates the network: `InfiniteTalkTransformer3DModel.forward` documents the arguments."""
+    def rounds(self, num_evaluations: int) -> list[int]:
+        """How many evaluations it makes at once, round by round, for so many in a step; they depend on that alone."""
+
+    def evaluate(self, evaluations: Sequence[EvaluationInputs]) -> list[Tensor]:
+        """Makes the evaluations of one round, in the order of the step: velocities (1, 16, t, h, w)."""
 
 
 class DrawNoise(Protocol):

@@ -4,6 +4,7 @@ The base model's parameters have diffusers' names, the adapter's their published
 `blocks.N.audio_cross_attn.*`, `blocks.N.norm_x.*`).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 
 from infinitetalk.network.audio_attention import AudioAttention, AudioProj, rotate_pairs
-from infinitetalk.network.protocols import StepCache, TokenSplit
+from infinitetalk.network.protocols import EvaluationInputs, StepCache, TokenSplit
 from infinitetalk.network.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
 
 #: Parts of names that occur only in an adapter's parameters and not in the base model's.
@@ -275,6 +276,18 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
     def reset_cache(self) -> None:
         """Clears diffusers' caches; called at the start of each chunk."""
         HookRegistry.check_if_exists_or_initialize(self).reset_stateful_hooks()
+
+    def rounds(self, num_evaluations: int) -> list[int]:
+        """How many evaluations of a step are made at once, round by round: one GPU makes one after the other."""
+        return [1] * num_evaluations
+
+    def evaluate(self, evaluations: Sequence[EvaluationInputs]) -> list[Tensor]:
+        """The velocities (1, 16, t, h, w) of several evaluations, each with diffusers' caches of its branch."""
+        velocities = []
+        for evaluation in evaluations:
+            with self.cache_context(evaluation.branch):
+                velocities.append(self(**evaluation.tensors, cache=evaluation.cache, return_dict=False)[0])
+        return velocities
 
     def embed_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Time embedding, float32 as in the published model: timestep (1,) in 0…1000 → (1, dim) and (1, 6, dim)."""

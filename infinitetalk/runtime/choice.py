@@ -47,7 +47,8 @@ class Arithmetic:
         vae_tiling: whether the VAE works tile by tile.
         kernels: the kernels.
         device: name of the GPU, or "CPU".
-        num_devices: number of devices that share each evaluation.
+        num_devices: number of devices that make the video together.
+        shares_evaluations: whether they all share each evaluation.
     """
 
     precision: str
@@ -55,6 +56,7 @@ class Arithmetic:
     kernels: Kernels
     device: str
     num_devices: int
+    shares_evaluations: bool = False
 
     def __str__(self) -> str:
         """For results and stored states: different values have different texts."""
@@ -65,6 +67,8 @@ class Arithmetic:
             kernels.append(f"products: {self.kernels.products}")
         if self.kernels.vae != PUBLISHED.vae:
             kernels.append(f"VAE: {self.kernels.vae}")
+        if self.shares_evaluations:
+            kernels.append("every evaluation shared")
         return f"{self.precision}{tiles} on {count}{self.device} ({', '.join(kernels)})"
 
 
@@ -73,7 +77,7 @@ def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int)
 
     Args:
         device: where they run.
-        num_devices: number of devices, all of one kind, that share each evaluation.
+        num_devices: number of devices, all of one kind, that make the video together.
     """
     return Arithmetic(
         precision=choice.memory.precision(choice.dtype),
@@ -81,4 +85,5 @@ def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int)
         kernels=choice.kernels,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         num_devices=num_devices,
+        shares_evaluations=choice.memory.shares_evaluations,
     )

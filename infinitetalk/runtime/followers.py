@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -33,6 +34,37 @@ READY = "ready"
 MakeLoader = Callable[[torch.device], Callable[[Any], "InfiniteTalkTransformer3DModel"]]
 
 
+class Watch:
+    """Notices in a thread that a process of the group has ended.
+
+    Args:
+        processes: the processes.
+        on_loss: is called once, in the thread, when one has ended.
+    """
+
+    def __init__(self, processes: Sequence[BaseProcess], on_loss: Callable[[], None]) -> None:
+        self._processes, self._on_loss = processes, on_loss
+        self._lost = threading.Event()
+        self._closing, self._close = multiprocessing.Pipe(duplex=False)
+        self._thread = threading.Thread(target=self._run, name="followers-watch", daemon=True)
+        self._thread.start()
+
+    def has_lost(self) -> bool:
+        """Whether one has ended."""
+        return self._lost.is_set()
+
+    def close(self) -> None:
+        """Watches no longer: the processes may now end."""
+        self._close.close()
+        self._thread.join()
+        self._closing.close()
+
+    def _run(self) -> None:
+        if self._closing not in connection.wait([self._closing, *(process.sentinel for process in self._processes)]):
+            self._lost.set()
+            self._on_loss()
+
+
 class Followers:
     """Processes that share evaluations with this one, each on its own device.
 
@@ -52,6 +84,7 @@ class Followers:
         self._processes: list[BaseProcess] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._waiting = False
+        self._watch: Watch | None = None
         self.connections: list[Connection] = []
         self.group: Group | None = None
 
@@ -59,6 +92,10 @@ class Followers:
     def are_there(self) -> bool:
         """Whether they have been started and are all running."""
         return bool(self._processes) and all(process.is_alive() for process in self._processes)
+
+    def has_lost(self) -> bool:
+        """Whether one of the group has ended."""
+        return self._watch is not None and self._watch.has_lost()
 
     def start(self) -> None:
         """Starts them; they wait for a command."""
@@ -104,10 +141,13 @@ class Followers:
                     raise CheckpointError(answer)
         if self.group is None:
             self.group = join(0, len(self._devices) + 1, self._address, self._device, TIMEOUT_S)
+            self._watch = Watch(self._processes, self.group.abort)
         return self.group
 
     def end(self) -> None:
         """Ends them, whatever they are doing; they can be started again."""
+        if self._watch is not None:
+            self._watch.close()
         for follower in self.connections:
             # An idle follower exits when its pipe is closed; one that hangs in an evaluation is killed below.
             follower.close()
@@ -116,11 +156,13 @@ class Followers:
             process.kill()
             process.join()
         if self.group is not None:
+            # Nobody is left to end the group with.
+            self.group.abort()
             leave()
         if self._folder is not None:
             self._folder.cleanup()
         self._processes, self.connections, self.group, self._folder = [], [], None, None
-        self._waiting = False
+        self._waiting, self._watch = False, None
 
     @property
     def _address(self) -> str:
@@ -142,6 +184,9 @@ def follow_until_dismissed(
     """Main function of a follower: loads the transformers that the leader commands and takes part in evaluations."""
     # Ctrl-C goes to every process of a terminal; only the leader reacts to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if device.type == "cuda":
+        # First of all: what is made before, streams and pinned memory, would belong to the first GPU.
+        torch.cuda.set_device(device)
     load = make_loader(device)
     group: Group | None = None
     try:
@@ -161,6 +206,10 @@ def follow_until_dismissed(
             if group is None:
                 group = join(rank, size, address, device, TIMEOUT_S)
             message = follow(transformer, group, leader)
+            # Two would not fit: the next command may be for weights in another form.
+            del transformer
     except ParallelError as error:
+        if group is not None:
+            group.abort()
         structlog.get_logger().info("follower.ended", details={"rank": rank, "reason": str(error.__cause__)})
         sys.exit(1)

@@ -13,9 +13,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import nn
+from torchao.utils import TorchAOBaseTensor
 
 from infinitetalk.errors import DoesNotFitError
 from infinitetalk.family import INFINITETALK, Family, ModelSizes
+from infinitetalk.network.teams import rounds_of
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.layouts import (
     CheckpointPaths,
@@ -64,12 +66,15 @@ class MemoryMode:
             streamed from CPU memory at every use. None: all stay.
         stream_text_encoder: whether the text encoder's layers are streamed too, and then take no memory after use.
         vae_tiling: whether the VAE works tile by tile.
+        shares_evaluations: whether all GPUs of a worker share each evaluation. Otherwise they first make a step's
+            evaluations at once, which is faster and leaves each of them more tokens. It means nothing on one GPU.
     """
 
     quantisation: Quantisation | None = None
     resident_parameters: int | None = None
     stream_text_encoder: bool = False
     vae_tiling: bool = False
+    shares_evaluations: bool = False
 
     @property
     def name(self) -> str:
@@ -94,6 +99,8 @@ class MemoryMode:
             parts.append("text encoder streamed")
         if self.vae_tiling:
             parts.append("VAE in tiles")
+        if self.shares_evaluations:
+            parts.append("every evaluation shared")
         return ", ".join(parts)
 
 
@@ -104,7 +111,8 @@ class Workload:
     Attributes:
         family: of the model.
         cached_branches: number of guidance branches with a TeaCache residual.
-        gpus: number of GPUs that share each evaluation.
+        gpus: number of GPUs that make the video together.
+        branches: number of guidance branches, each of them an evaluation of a step.
     """
 
     num_frames: int
@@ -113,6 +121,7 @@ class Workload:
     family: Family = INFINITETALK
     cached_branches: int = 0
     gpus: int = 1
+    branches: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -160,11 +169,19 @@ def weight_bytes(mode: MemoryMode, sizes: ModelSizes) -> int:
     return weights + 4 * (sizes.image_encoder + sizes.vae) + sizes.lora_bytes
 
 
-def sampling_bytes(sizes: ModelSizes, workload: Workload) -> int:
+def rounds_of_a_step(mode: MemoryMode, workload: Workload) -> list[int]:
+    """How many evaluations of a step the GPUs make at once, round by round."""
+    if mode.shares_evaluations:
+        return [1] * workload.branches
+    return rounds_of(workload.branches, workload.gpus)
+
+
+def sampling_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:
     """What an evaluation takes on each GPU beside weights, and what TeaCache keeps of earlier ones."""
-    per_channel = TOKEN_CHANNEL_BYTES if workload.gpus == 1 else SHARED_CHANNEL_BYTES
+    sharing = workload.gpus // max(rounds_of_a_step(mode, workload))
+    per_channel = TOKEN_CHANNEL_BYTES if sharing == 1 else SHARED_CHANNEL_BYTES
     residual = CACHED_CHANNEL_BYTES * workload.cached_branches / workload.gpus
-    at_peak = max(per_channel / workload.gpus, WHOLE_CHANNEL_BYTES)
+    at_peak = max(per_channel / sharing, WHOLE_CHANNEL_BYTES)
     return int(workload.num_tokens * sizes.dim * (at_peak + residual))
 
 
@@ -177,7 +194,8 @@ def vae_bytes(mode: MemoryMode, workload: Workload) -> int:
 
 def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:
     """Peak GPU memory of a job, an estimate: what stays, and the greater of what sampling and the VAE need on top."""
-    return weight_bytes(mode, sizes) + max(sampling_bytes(sizes, workload), vae_bytes(mode, workload)) + RESERVE_BYTES
+    at_work = max(sampling_bytes(mode, sizes, workload), vae_bytes(mode, workload))
+    return weight_bytes(mode, sizes) + at_work + RESERVE_BYTES
 
 
 def candidate_modes(sizes: ModelSizes, requested: MemoryMode | None = None) -> Iterator[MemoryMode]:
@@ -200,6 +218,14 @@ def candidate_modes(sizes: ModelSizes, requested: MemoryMode | None = None) -> I
             yield MemoryMode(quantisation, wanted, stream_text_encoder=True, vae_tiling=vae_tiling)
 
 
+def shared_too(mode: MemoryMode, workload: Workload) -> list[MemoryMode]:
+    """The mode, and the same with evaluations shared by all GPUs where this is something else: it costs less time than
+    any other way to save memory."""
+    shared = replace(mode, shares_evaluations=True)
+    differs = rounds_of_a_step(mode, workload) != rounds_of_a_step(shared, workload)
+    return [mode, shared] if differs else [mode]
+
+
 def choose_mode(
     free_bytes: int, sizes: ModelSizes, workload: Workload, requested: MemoryMode | None = None
 ) -> MemoryMode:
@@ -212,15 +238,16 @@ def choose_mode(
     Raises:
         DoesNotFitError: none fits.
     """
-    for mode in candidate_modes(sizes, requested):
-        if estimate_bytes(mode, sizes, workload) <= free_bytes:
-            return mode
+    for candidate in candidate_modes(sizes, requested):
+        for mode in shared_too(candidate, workload):
+            if estimate_bytes(mode, sizes, workload) <= free_bytes:
+                return mode
     raise DoesNotFitError(what_would_fit(free_bytes, sizes, workload))
 
 
 def what_would_fit(free_bytes: int, sizes: ModelSizes, workload: Workload) -> str:
     """How to make a job fit: the largest number of frames that fits at its resolution, or the memory that it needs."""
-    frugal = list(candidate_modes(sizes))[-1]
+    frugal = shared_too(list(candidate_modes(sizes))[-1], workload)[-1]
     needed = estimate_bytes(frugal, sizes, workload)
     message = (
         f"{workload.num_frames} frames of {workload.width}x{workload.height} need about {needed / GIB:.0f} GiB of GPU "
@@ -267,15 +294,30 @@ def stream_blocks(transformer: InfiniteTalkTransformer3DModel, resident_paramete
     """
     blocks = transformer.blocks
     kept = num_resident_blocks(transformer, resident_parameters)
+    for block in blocks[:kept]:
+        block.to(device)
     # diffusers streams all blocks of a module or none, so it is given only those to stream.
     transformer.blocks = nn.ModuleList(blocks[kept:])
     try:
+        if device.type == "cuda":
+            pin(transformer.blocks)
         _stream(transformer, device, "block_level")
     finally:
         transformer.blocks = blocks
-    for block in blocks[:kept]:
-        block.to(device)
     _keep_outer(transformer, device)
+
+
+def pin(module: nn.Module) -> None:
+    """Moves a network's weights into pinned memory of the CPU, one tensor at a time: each is freed before the next is
+    copied, and one that several layers share is pinned once. diffusers pins what is not pinned yet, all of it before it
+    frees the first."""
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if isinstance(parameter, TorchAOBaseTensor):
+                pinned = parameter.cpu().pin_memory()
+                owner.register_parameter(name, nn.Parameter(pinned, requires_grad=False))
+            else:
+                parameter.data = parameter.data.cpu().pin_memory()
 
 
 def _keep_outer(transformer: nn.Module, device: torch.device) -> None:
@@ -290,6 +332,8 @@ def _keep_outer(transformer: nn.Module, device: torch.device) -> None:
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:
     """Streams every layer of a network to `device` when it is used."""
+    if device.type == "cuda":
+        pin(module)
     _stream(module, device, "leaf_level")
 
 

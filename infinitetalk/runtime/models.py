@@ -19,7 +19,7 @@ from infinitetalk.network.parallel import LeadingTransformer, check_heads
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.followers import Followers
+from infinitetalk.runtime.followers import TIMEOUT_S, Followers
 from infinitetalk.runtime.kernels.registry import put_in_force
 from infinitetalk.runtime.lora import LoraStack
 from infinitetalk.runtime.memory import (
@@ -167,9 +167,9 @@ class TransformerLoader:
     def _read_parameters(
         self, network: InfiniteTalkTransformer3DModel, sources: Mapping[str, TensorSource], choice: NetworkChoice
     ) -> None:
-        is_streamed = choice.memory.resident_parameters is not None
-        device = torch.device("cpu") if is_streamed else self._device
-        load_transformer_parameters(network, sources, device, choice.dtype, choice.memory.quantisation)
+        # Streamed weights stay on the CPU, but a GPU converts and quantises them in a fraction of the time.
+        home = torch.device("cpu") if choice.memory.resident_parameters is not None else self._device
+        load_transformer_parameters(network, sources, self._device, choice.dtype, choice.memory.quantisation, home)
 
     def _place(self, loaded: LoadedTransformer, resident_parameters: int | None) -> None:
         """Puts the weights on the device, or on the CPU for streaming."""
@@ -234,7 +234,14 @@ class GroupTransformerLoader:
                 check_heads(transformer.config.num_attention_heads, self._size)
             finally:
                 group = self._followers.wait()
-            leading = LeadingTransformer(transformer, group, self._followers.connections)
+            leading = LeadingTransformer(
+                transformer,
+                group,
+                self._followers.connections,
+                self._followers.has_lost,
+                TIMEOUT_S,
+                choice.memory.shares_evaluations,
+            )
             self._loaded = (choice, leading)
             return leading
 
@@ -317,9 +324,9 @@ class PromptEncoderLoader:
         return text_encoder_form(self._paths, loaded.quantisation) == text_encoder_form(self._paths, quantisation)
 
     def _read(self, choice: NetworkChoice) -> LoadedPromptEncoder:
-        place = torch.device("cpu") if choice.memory.stream_text_encoder else self._device
+        home = torch.device("cpu") if choice.memory.stream_text_encoder else self._device
         quantisation = choice.memory.quantisation
-        text_encoder = load_text_encoder(self._paths, place, choice.dtype, quantisation)
+        text_encoder = load_text_encoder(self._paths, self._device, choice.dtype, quantisation, home)
         return LoadedPromptEncoder(PromptEncoder(self.tokenizer, text_encoder), choice.dtype, quantisation)
 
     def _place(self, encoder: PromptEncoder, streams: bool) -> None:

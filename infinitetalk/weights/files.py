@@ -103,6 +103,38 @@ def _is_cached(descriptor: int, offset: int) -> bool:
         return False
 
 
+def read_ahead(path: Path, begin: int, end: int) -> None:
+    """Brings bytes of a file from the disk into the page cache, in large pieces one after another.
+
+    Reading pages through a mapping happens in small pieces and is several times slower.
+    """
+    with path.open("rb", buffering=0) as file:
+        pieces = range(begin, end, _READ_BYTES)
+        if missing := [offset for offset in pieces if not _is_cached(file.fileno(), offset)]:
+            scratch = bytearray(_READ_BYTES)
+            for offset in missing:
+                os.preadv(file.fileno(), [scratch], offset)
+
+
+def mapped(path: Path, begin: int, end: int) -> Tensor:
+    """Bytes of a file as uint8 (end - begin,); pages are shared with the file until they are written to.
+
+    Each call makes a mapping of its own, so that dropping the tensor releases its pages.
+    """
+    if begin == end:
+        return torch.empty(0, dtype=torch.uint8)
+    page_start = begin - begin % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        mapping = mmap.mmap(
+            file.fileno(),
+            end - page_start,
+            flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=page_start,
+        )
+    return torch.frombuffer(mapping, dtype=torch.uint8, count=end - begin, offset=begin - page_start)
+
+
 class SafetensorsFile:
     """A safetensors file; each tensor has its own mapping, so that dropping the tensor releases its pages.
 
@@ -160,36 +192,15 @@ class SafetensorsFile:
         return {name: (self._start + begin, self._start + end) for name, (begin, end) in self._spans.items()}
 
     def prefetch(self, name: str) -> None:
-        """Brings a tensor from the disk into the page cache, in large pieces one after another.
-
-        Reading pages through the mapping happens in small pieces and is several times slower.
-        """
+        """Brings a tensor from the disk into the page cache."""
         begin, end = self._spans[name]
-        pieces = range(self._start + begin, self._start + end, _READ_BYTES)
-        with self.path.open("rb", buffering=0) as file:
-            if missing := [offset for offset in pieces if not _is_cached(file.fileno(), offset)]:
-                scratch = bytearray(_READ_BYTES)
-                for offset in missing:
-                    os.preadv(file.fileno(), [scratch], offset)
+        read_ahead(self.path, self._start + begin, self._start + end)
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, as stored; pages are shared with the file until they are written to."""
         header, (begin, end) = self.headers[name], self._spans[name]
         assert header.dtype is not None
-        if begin == end:
-            return torch.empty(header.shape, dtype=header.dtype)
-        offset = self._start + begin
-        page_start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        with self.path.open("rb") as file:
-            mapping = mmap.mmap(
-                file.fileno(),
-                self._start + end - page_start,
-                flags=mmap.MAP_PRIVATE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                offset=page_start,
-            )
-        stored = torch.frombuffer(mapping, dtype=torch.uint8, count=end - begin, offset=offset - page_start)
-        return stored.view(header.dtype).view(header.shape)
+        return mapped(self.path, self._start + begin, self._start + end).view(header.dtype).view(header.shape)
 
 
 def _described_tensor(entry: Any, name: str, path: Path) -> tuple[str, tuple[int, ...], tuple[int, int]]:
@@ -218,8 +229,11 @@ class PickleFile:
         """
         self.path = path
         try:
-            # Only the format in a zip archive, torch's since 1.6, can be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            # Only the format in a zip archive, torch's since 1.6, can be mapped. The other is read as a whole here.
+            is_archive = zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+            # On the meta device, torch tells where in the file each tensor's numbers are.
+            places = torch.load(path, map_location="meta", weights_only=True) if is_archive else {}
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path.name} is truncated or holds more than tensors, which is refused: reading it could run code"
@@ -233,13 +247,23 @@ class PickleFile:
             name: TensorHeader(tuple(tensor.shape), tensor.dtype, tensor.nbytes)
             for name, tensor in self._tensors.items()
         }
+        self._spans = {name: _span(tensor) for name, tensor in _tensors_in(places)}
 
     def prefetch(self, name: str) -> None:
-        """Nothing: the system reads ahead in the file as a whole."""
+        """Brings a tensor from the disk into the page cache; nothing for a file that has been read as a whole."""
+        if name in self._spans:
+            read_ahead(self.path, *self._spans[name])
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, as stored; pages are shared with the file until they are written to."""
         return self._tensors[name].detach()
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First byte in the file, and the byte after the last, of the storage of a tensor on the meta device."""
+    storage = tensor.untyped_storage()
+    begin = storage._checkpoint_offset
+    return begin, begin + storage.nbytes()
 
 
 def _tensors_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -265,9 +289,11 @@ class GgufFile:
             reader = gguf.GGUFReader(path)
         except Exception as error:
             raise CheckpointError(f"{path.name} is truncated or not a GGUF file; fetch it again") from error
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._types: dict[str, gguf.GGMLQuantizationType] = {}
+        self._spans: dict[str, tuple[int, int]] = {}
         self.headers = {}
-        for name, tensor in self._tensors.items():
+        for tensor in reader.tensors:
+            name = tensor.name
             if tensor.tensor_type not in {*_GGUF_PLAIN_TYPES, *SUPPORTED_GGUF_QUANT_TYPES}:
                 raise CheckpointError(
                     f"{path.name}: tensor {name} has the type {tensor.tensor_type.name}, which is not served; "
@@ -275,18 +301,22 @@ class GgufFile:
                 )
             # GGUF lists the innermost dimension first.
             shape = tuple(int(length) for length in reversed(tensor.shape))
-            self.headers[name] = TensorHeader(shape, _GGUF_PLAIN_TYPES.get(tensor.tensor_type), tensor.n_bytes)
+            num_bytes, begin = int(tensor.n_bytes), int(tensor.data_offset)
+            self.headers[name] = TensorHeader(shape, _GGUF_PLAIN_TYPES.get(tensor.tensor_type), num_bytes)
+            self._types[name], self._spans[name] = tensor.tensor_type, (begin, begin + num_bytes)
 
     def prefetch(self, name: str) -> None:
-        """Nothing: the system reads ahead in the file as a whole."""
+        """Brings a tensor from the disk into the page cache."""
+        read_ahead(self.path, *self._spans[name])
 
     def read(self, name: str) -> Tensor:
-        """The tensor on the CPU; if it is quantised, a `GGUFParameter` of bytes."""
-        tensor, header = self._tensors[name], self.headers[name]
-        # A copy, because the reader maps the file read-only and parameters may be written to.
-        data = torch.from_numpy(tensor.data.copy())
+        """The tensor on the CPU; if it is quantised, a `GGUFParameter` of bytes, (rows, bytes of a row).
+
+        Pages are shared with the file until they are written to.
+        """
+        header, data = self.headers[name], mapped(self.path, *self._spans[name])
         if header.dtype is None:
-            return GGUFParameter(data, quant_type=tensor.tensor_type)
+            return GGUFParameter(data.view(*header.shape[:-1], -1), quant_type=self._types[name])
         return data.view(header.dtype).view(header.shape)
 
 

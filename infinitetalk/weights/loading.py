@@ -20,8 +20,9 @@ from infinitetalk.weights.sources import TensorSource
 
 Quantisation = Literal["fp8", "int8"]
 
-#: Number of tensors that are read ahead while one goes to the device, and of threads that read them.
-_TENSORS_AHEAD, _READERS = 16, 4
+#: Number of tensors that are read ahead while one goes to the device, each by a thread of its own: a network file
+#: system gives a single reader a fraction of what it can.
+READERS = 16
 #: Names listed in a message.
 _NAMES_IN_MESSAGE = 3
 
@@ -73,29 +74,36 @@ def load_parameters(
     float32_modules: Iterable[str] = (),
     quantise: Quantisation | None = None,
     keep_quantised: bool = False,
+    home: torch.device | None = None,
 ) -> None:
     """Sets parameters of `module` from files, in file order.
 
     Args:
         module: its parameters may be on the meta device.
         sources: for each parameter to set; `check_match` has checked them.
-        device: the parameters' device.
+        device: where numbers are converted and quantised, one parameter at a time.
         dtype: the parameters' dtype.
         float32_modules: parts of names, as in diffusers' `_keep_in_fp32_modules`; such parameters become float32.
         quantise: quantisation of the linear layers' weights in the network's blocks.
         keep_quantised: whether linear layers' weights that are quantised in the file stay so.
+        home: the parameters' device; None: `device`. What needs no conversion goes there at once.
     """
+    home = device if home is None else home
     float32_parts = set(float32_modules)
     for name, source in _in_file_order(sources):
         owner, leaf = _owner(module, name)
         wide = bool(float32_parts.intersection(name.split(".")))
         linear_weight = isinstance(owner, nn.Linear) and leaf == "weight" and not wide
         if linear_weight and keep_quantised and source.quantisation is not None:
-            tensor = source.load_quantised(device, dtype)
+            tensor = source.load_quantised(home, dtype)
         else:
-            tensor = source.load(device, torch.float32 if wide else dtype)
-            if linear_weight and quantise is not None and name.startswith("blocks."):
-                tensor = quantised(tensor, quantise)
+            wanted = torch.float32 if wide else dtype
+            form = quantise if linear_weight and name.startswith("blocks.") else None
+            is_ready = form is None and source.quantisation is None and source.stored_dtype == wanted
+            tensor = source.load(home if is_ready else device, wanted)
+            if form is not None:
+                tensor = quantised(tensor, form)
+            tensor = tensor.to(home)
         if isinstance(tensor, GGUFParameter):
             owner = _gguf_linear(module, name, dtype)
         setattr(owner, leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False))
@@ -112,12 +120,12 @@ def _in_file_order(sources: Mapping[str, TensorSource]) -> Iterator[tuple[str, T
         sources.items(),
         key=lambda item: (files[item[1].file.path], order[item[1].file.path][item[1].name], item[1].rows or (0, 0)),
     )
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="prefetch") as readers:
-        reads = [readers.submit(source.prefetch) for _, source in items[:_TENSORS_AHEAD]]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="prefetch") as readers:
+        reads = [readers.submit(source.prefetch) for _, source in items[:READERS]]
         for index, (name, source) in enumerate(items):
             reads[index].result()
-            if index + _TENSORS_AHEAD < len(items):
-                reads.append(readers.submit(items[index + _TENSORS_AHEAD][1].prefetch))
+            if index + READERS < len(items):
+                reads.append(readers.submit(items[index + READERS][1].prefetch))
             yield name, source
 
 

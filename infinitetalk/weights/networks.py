@@ -83,9 +83,10 @@ def load_transformer_parameters(
     device: torch.device,
     dtype: torch.dtype,
     quantisation: Quantisation | None,
+    home: torch.device | None = None,
 ) -> None:
     """Sets parameters of the transformer: all of them, or an adapter's. Norms, modulation and time embedding become
-    float32."""
+    float32. `device` and `home` are as in `load_parameters`."""
     load_parameters(
         transformer,
         sources,
@@ -94,6 +95,7 @@ def load_transformer_parameters(
         float32_modules=transformer._keep_in_fp32_modules,
         quantise=quantisation,
         keep_quantised=quantisation is not None,
+        home=home,
     )
 
 
@@ -122,16 +124,20 @@ def text_encoder_form(paths: CheckpointPaths, quantisation: Quantisation | None)
 
 
 def load_text_encoder(
-    paths: CheckpointPaths, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None = None
+    paths: CheckpointPaths,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantisation: Quantisation | None = None,
+    home: torch.device | None = None,
 ) -> UMT5EncoderModel:
-    """UMT5, quantised only if the files are.
+    """UMT5, quantised only if the files are; `device` and `home` are as in `load_parameters`.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, left over or misshapen.
     """
     part = text_encoder_part(paths, quantisation)
     text_encoder = empty_text_encoder(paths, part)
-    _fill(text_encoder, part, device, dtype, keep_quantised=quantisation is not None)
+    _fill(text_encoder, part, device, dtype, keep_quantised=quantisation is not None, home=home)
     with _MAKING:
         text_encoder.tie_weights()
     return text_encoder
@@ -205,9 +211,14 @@ def load_vae(base: Path, device: torch.device, dtype: torch.dtype = torch.float3
 
 
 def _fill(
-    module: nn.Module, part: NetworkPart, device: torch.device, dtype: torch.dtype, keep_quantised: bool = False
+    module: nn.Module,
+    part: NetworkPart,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep_quantised: bool = False,
+    home: torch.device | None = None,
 ) -> None:
-    load_parameters(module, part.sources, device, dtype, keep_quantised=keep_quantised)
+    load_parameters(module, part.sources, device, dtype, keep_quantised=keep_quantised, home=home)
     module.eval().requires_grad_(False)
 
 

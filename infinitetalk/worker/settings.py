@@ -24,6 +24,11 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Environment variables that make the libraries' logs quieter."""
+ALLOCATION = {"PYTORCH_ALLOC_CONF": "expandable_segments:True,pinned_max_cached_size_mb:1"}
+"""How torch takes memory. Of a GPU: in segments that grow, since tensors of many sizes follow each other. Of the CPU:
+pinned memory above 1 MB is neither rounded up to a power of two, which would make streamed weights half as large again,
+nor kept once it is free. (`pinned_max_round_threshold_mb` alone would be wrong: torch 2.13 then answers a request with
+any kept block of the same power of two, even with a smaller one.)"""
 
 
 class Settings(WeightsSettings):
@@ -180,11 +185,14 @@ class Settings(WeightsSettings):
 
 
 def default_environment() -> None:
-    """Sets environment variables that libraries read on import: quieter logs, unless the environment says otherwise.
+    """Sets environment variables that libraries read on import: quieter logs, and how torch takes memory. What the
+    environment says already stays.
 
     By default the SDK prints every payload. Other libraries warn about kernels and file formats that are not used.
     """
-    for name, value in QUIET.items():
+    # torch's older name for the same, which an operator may have set.
+    is_set = "PYTORCH_CUDA_ALLOC_CONF" in os.environ
+    for name, value in (QUIET if is_set else QUIET | ALLOCATION).items():
         os.environ.setdefault(name, value)
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -25,16 +25,17 @@ def workload_of(job: SingleJob, source: MediaInfo, family: Family, size_scale: f
 
     Args:
         family, size_scale: of the checkpoint that makes the video.
-        gpus: number of GPUs that share each evaluation.
+        gpus: number of GPUs that make it together.
     """
     height, width = choose_bucket(family, job.size, source.height, source.width, size_scale)
-    return Workload(job.chunk_frame_num, height, width, family, cached_branches_of(job), gpus)
+    branches = num_branches_of(job)
+    # TeaCache keeps what the blocks of each branch added.
+    cached_branches = branches if job.use_teacache else 0
+    return Workload(job.chunk_frame_num, height, width, family, cached_branches, gpus, branches)
 
 
-def cached_branches_of(job: SingleJob) -> int:
-    """For how many guidance branches TeaCache keeps what the blocks added."""
-    if not job.use_teacache:
-        return 0
+def num_branches_of(job: SingleJob) -> int:
+    """The number of guidance branches, each of them an evaluation of a step."""
     guided = GenerationSettings(
         text_guide_scale=job.sample_text_guide_scale,
         audio_guide_scale=job.sample_audio_guide_scale,

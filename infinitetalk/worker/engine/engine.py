@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,6 +84,7 @@ class Engine:
             there.
         devices: the devices of the networks.
         health: whether this process may serve jobs.
+        thread: the one thread in which all videos of this worker are generated.
 
     Raises:
         CheckpointError: weights are missing, also those of the worker's own recipe, or the setting KERNELS names no
@@ -99,6 +101,7 @@ class Engine:
         self.checkpoint = self.checkpoints.of(first)
         self.devices = devices_of(settings)
         self.health = Health()
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
         kernels = KernelSelection(settings, self.devices)
         self._loading = Loading(self.checkpoints, first, self.devices, kernels, measure, self.health)
         self._synthesiser: SpeechSynthesiser | None = None

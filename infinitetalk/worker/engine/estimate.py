@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infinitetalk.family import Family, ModelSizes
 from infinitetalk.generation.guidance import Branch
 from infinitetalk.generation.sampling import GenerationSettings, make_guidance, make_sampler
 from infinitetalk.media.speech import VIDEO_FPS
-from infinitetalk.runtime.memory import MemoryMode, Workload
+from infinitetalk.runtime.memory import MemoryMode, Workload, rounds_of_a_step
 from infinitetalk.worker.engine.rehearsed import Card, Likeness
 from infinitetalk.worker.settings import Settings
 
@@ -120,19 +120,35 @@ def chunk_seconds(card: Card, work: ChunkWork, evaluations: int, encodes_referen
 
 
 def evaluation_seconds(card: Card, work: ChunkWork) -> float:
-    """Mean seconds of an evaluation over the guidance branches: without audio there is one speaker."""
-    tokens, gpus = work.workload.num_tokens, work.workload.gpus
-    further_speakers = (work.speakers - 1) * sum(branch.has_audio for branch in work.branches) / len(work.branches)
-    computing = card.evaluation.seconds(tokens, gpus) + further_speakers * card.further_speaker.seconds(tokens, gpus)
+    """Mean seconds of an evaluation over a step's guidance branches."""
+    return step_seconds(card, work) / len(work.branches)
+
+
+def step_seconds(card: Card, work: ChunkWork) -> float:
+    """Seconds of a step: its guidance branches are evaluated in rounds, of which each lasts as long as its longest."""
+    gpus, begun, seconds = work.workload.gpus, 0, 0.0
+    for at_once in rounds_of_a_step(work.memory, work.workload):
+        branches = work.branches[begun : begun + at_once]
+        seconds += max(branch_seconds(card, work, branch, gpus // at_once) for branch in branches)
+        begun += at_once
+    return seconds
+
+
+def branch_seconds(card: Card, work: ChunkWork, branch: Branch, gpus: int) -> float:
+    """Seconds of an evaluation that so many GPUs share; without audio there is one speaker."""
+    tokens = work.workload.num_tokens
+    computing = card.evaluation.seconds(tokens, gpus)
+    if branch.has_audio:
+        computing += (work.speakers - 1) * card.further_speaker.seconds(tokens, gpus)
     if work.memory.quantisation is not None:
         computing += card.widening
-    return computing + exchange_seconds(card, work) + streaming_seconds(card, work, computing)
+    return computing + exchange_seconds(card, work, gpus) + streaming_seconds(card, work, computing)
 
 
-def exchange_seconds(card: Card, work: ChunkWork) -> float:
+def exchange_seconds(card: Card, work: ChunkWork, gpus: int) -> float:
     """What several GPUs send to each other in an evaluation: of each tensor's own part, all but what they keep."""
-    own_tokens = work.workload.num_tokens / work.workload.gpus
-    sent = EXCHANGED * HALF * own_tokens * work.sizes.dim * (1 - 1 / work.workload.gpus)
+    own_tokens = work.workload.num_tokens / gpus
+    sent = EXCHANGED * HALF * own_tokens * work.sizes.dim * (1 - 1 / gpus)
     return work.sizes.num_blocks * sent / card.link_bytes_per_s
 
 
@@ -232,11 +248,12 @@ def evaluation_flop(work: ChunkWork) -> float:
 
 def chunk_work(settings: GenerationSettings, workload: Workload, memory: MemoryMode, speakers: int) -> ChunkWork:
     """What a chunk with these settings asks of the GPUs."""
+    branches = tuple(make_guidance(settings).branches)
     return ChunkWork(
-        workload=workload,
+        workload=replace(workload, branches=len(branches)),
         memory=memory,
         speakers=speakers,
-        branches=tuple(make_guidance(settings).branches),
+        branches=branches,
         steps=settings.num_inference_steps,
         motion_frames=settings.motion_frame,
     )

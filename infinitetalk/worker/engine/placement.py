@@ -110,7 +110,7 @@ class Placement:
         """The mode in which networks are loaded before the first job.
 
         Args:
-            gpus: number of GPUs that share each evaluation.
+            gpus: number of GPUs that make a video together.
 
         Raises:
             DoesNotFitError: no mode fits.

@@ -431,7 +431,7 @@ class VideoJob:
                 yield chunk
 
         preview.publish(rendering.parts)
-        with closing(run_ahead(generate, stop)) as chunks:
+        with closing(run_ahead(generate, self.engine.thread, stop)) as chunks:
             for chunk in chunks:
                 self._add(rendering, chunk, arithmetic)
                 preview.publish(rendering.parts)
