@@ -10,6 +10,9 @@ from infinitetalk import __version__
 from infinitetalk.worker.settings import Settings
 
 PACKAGES = tuple(Path(__file__).parents[2] / name for name in ("infinitetalk", "schemas"))
+SOFTWARE = "InfiniteTalk worker"
+"""The worker's name in the files that it makes."""
+
 SHOWN_CHARACTERS = 12
 """Characters of a hash that are shown."""
 

@@ -127,6 +127,10 @@ class Settings(WeightsSettings):
     """Recipe of jobs that name none. A job that it cannot serve is made by "quality", with a warning. Unset: jobs have
     the published defaults."""
 
+    provenance: bool = True
+    """Mark videos, thumbnails and previews as made by AI in their metadata, with software, version and model; see
+    docs/provenance.md."""
+
     job_timeout_s: Annotated[float, Field(gt=0)] | None = None
     """Time limit of a job in seconds; a job's own policy.executionTimeout may be shorter. Unset: no limit."""
 

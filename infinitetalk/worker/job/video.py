@@ -20,6 +20,7 @@ from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.pipeline import Chunk, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.device_errors import as_library_error
@@ -79,7 +80,7 @@ from infinitetalk.worker.job.resume import (
 )
 from infinitetalk.worker.logs import job_logger
 from infinitetalk.worker.machine.checks import machine_problem
-from infinitetalk.worker.release import release_of
+from infinitetalk.worker.release import SOFTWARE, release_of
 from infinitetalk.worker.stores.base import Artifacts, Store
 from infinitetalk.worker.stores.registry import make_store
 from infinitetalk.worker.traffic.fetch import naming
@@ -213,6 +214,18 @@ class VideoJob:
         """Name of the video's files, without extension."""
         job_id = self.context.job_id
         return job_id if self.item_id is None else f"{job_id}-{self.item_id}"
+
+    @cached_property
+    def mark(self) -> Mark | None:
+        """The mark of the video as made by AI; None if the worker marks none.
+
+        Raises:
+            CheckpointError: the model could not be found.
+        """
+        settings = self.context.resources.settings
+        if not settings.provenance:
+            return None
+        return Mark(SOFTWARE, release_of(settings), self.engine.model_name_for(self.job))
 
     @cached_property
     def request(self) -> str:
@@ -368,7 +381,7 @@ class VideoJob:
             self.store.check_size(lambda: inputs.count_sound_bytes() + rendering.picture_bytes)
             return state.save_rendering(rendering, fingerprint, self.bill.job_spent)
 
-        preview.begin(inputs.sound)
+        preview.begin(inputs.sound, self.mark)
         warnings = warnings + inputs.media.warnings
         self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
@@ -472,7 +485,7 @@ class VideoJob:
         num_frames = encoder.close()
         self.bill.video_s += num_frames / VIDEO_FPS
         if not rendering.parts:
-            write_thumbnail(frames[0], rendering.thumbnail)
+            write_thumbnail(frames[0], rendering.thumbnail, self.mark)
             rendering.height, rendering.width = frames.shape[1:3]
         part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
         rendering.parts.append(part)
@@ -492,7 +505,7 @@ class VideoJob:
         clock, folder = self.clock, self.folder
         clock.enter(Stage.MUX)
         artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
-        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video)
+        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark)
         facts = video_facts(artifacts.video, rendering)
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
@@ -512,6 +525,7 @@ class VideoJob:
             "request": self.request,
             "seed": rendering.seed,
             "weights": self.bill.weights,
+            "digital_source_type": None if self.mark is None else TRAINED_ALGORITHMIC_MEDIA,
             "video": facts,
             "timings": self.bill.job_spent.timings,
             "versions": versions(),
