@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ from infinitetalk.worker import release
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job.bill import LINES, JobEnd, Spent
 from infinitetalk.worker.job.run import run_job
+from infinitetalk.worker.queue.startup import Startup
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from schemas import Stage
 from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker, worker_on
 
+CHECKOUT = Path(__file__).parents[1]
 PRICE = 0.002
 STEPS = 6
 TWO_CHUNKS = {"mode": "streaming", "cond_audio": {"person1": speech_uri(0.36)}, "sample_steps": STEPS}
@@ -46,6 +49,7 @@ def end_of(work: Callable[[], Any]) -> tuple[Any, JobEnd]:
     returned, (line,) = ends_of(work)
     assert line["event"] == LINES[line["details"]["outcome"]]
     assert line["lat_ms"] == line["details"]["timings"]["total_ms"]
+    assert line["details"].keys() == JobEnd.model_fields.keys()
     return returned, JobEnd.model_validate(line["details"])
 
 
@@ -202,6 +206,42 @@ def test_what_is_kept_of_another_workers_state_is_not_written_over(worker: Local
 
 def test_without_a_commit_a_release_names_the_code() -> None:
     assert release.release_of(Settings()) == f"{__version__}+code.{release.code_hash()}"
+
+
+def test_the_documented_line_and_the_dashboards_queries_have_the_fields_that_are_logged() -> None:
+    page = (CHECKOUT / "docs/metrics.md").read_text(encoding="utf-8")
+    # `tools.generated` makes the table.
+    assert re.findall(r"^\| `(\w+)` \| ", page.partition("<!-- end -->")[0], re.MULTILINE) == list(JobEnd.model_fields)
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    line = json.loads(example)
+    JobEnd.model_validate(line["details"])
+    assert line["details"].keys() == JobEnd.model_fields.keys()
+    assert line["event"] == LINES[line["details"]["outcome"]]
+
+    dashboard = json.loads((CHECKOUT / "docs/dashboard.json").read_text(encoding="utf-8"))
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += re.findall(r"```logql\n(.*?)```", page, re.DOTALL)
+    assert len(queries) > 5
+    ends = {event.removeprefix("job.") for event in LINES.values()}
+    for query in queries:
+        fields = set(re.findall(r"details_(\w+)", query))
+        assert fields and fields <= JobEnd.model_fields.keys(), query
+        events = re.findall(r"job\\\.\(([\w|]+)\)", query)
+        assert [set(names.split("|")) for names in events] == [ends] * len(events)
+        assert events or 'event="model.loaded"' in query
+    assert set(re.findall(r"\.details\.(\w+)", page)) <= JobEnd.model_fields.keys()
+
+
+def test_the_first_lines_of_a_worker_say_which_one_it_is(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        startup = Startup(Settings(output_dir=tmp_path, infinitetalk_model="tiny", git_commit="3f2a9c417b08"), None)
+        startup.start()
+        startup.finish()
+    started, *_ = logs
+    assert started["event"] == "worker.started"
+    assert started["details"] == {"worker": f"{__version__}+3f2a9c417b08", "model": "tiny", "recipe": None}
+    (loaded,) = [line for line in logs if line["event"] == "model.loaded"]
+    assert (loaded["details"]["gpu"], loaded["details"]["gpus"]) == (startup.resources.result().engine.devices.name, 1)
 
 
 def test_sums_are_made_stage_by_stage() -> None:
