@@ -3,6 +3,7 @@
 # docker build .                                        the worker, weights from a volume or Runpod's model cache
 # docker build --build-arg BAKE_WEIGHTS=1 --secret id=hf_token,env=HF_TOKEN .      the worker with the weights inside;
 #     with --build-arg WEIGHTS="flashtalk wav2vec2 kokoro", with those of FlashTalk instead
+# docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" .      what results, logs and files then name
 # docker build --target test --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg TORCH=cpu .      the tests, without a GPU
 #
 # Everything fetched by name is pinned by its hash: packages in requirements.lock (`make lock`), the images and the
@@ -87,15 +88,25 @@ COPY --from=weights /weights weights
 COPY LICENSE handler.py ./
 COPY schemas schemas
 COPY infinitetalk infinitetalk
-# A deployed worker without weights must stop and not fall back to the embedded model.
+# A deployed worker without weights must stop and not fall back to the embedded model. Runpod calls a worker unhealthy
+# that has not begun after 7 minutes, which reading tens of gigabytes over a network may take.
 ENV INFINITETALK_MODEL=published \
     OUTPUT_DIR=/runpod-volume \
     TINY_DIR=/tmp/tiny \
     HF_HUB_OFFLINE=1 \
+    RUNPOD_INIT_TIMEOUT=800 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # Network volumes belong to root, and only root can start children as another user. If results go to S3,
 # --build-arg WORKER_UID=1001 runs everything without privileges.
 ARG WORKER_UID=0
 USER ${WORKER_UID}
+# Last, since they change with every build. Without a commit, a worker names the hash of its code.
+ARG VERSION=0.1.0
+ARG GIT_COMMIT
+ENV GIT_COMMIT=${GIT_COMMIT}
+LABEL org.opencontainers.image.title="InfiniteTalk worker" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${GIT_COMMIT}" \
+    org.opencontainers.image.licenses="Apache-2.0"
 CMD ["python", "-u", "handler.py"]

@@ -101,13 +101,17 @@ class Success(StrictModel):
     """The finished video."""
 
     timings: dict[str, Annotated[int, Field(ge=0)]]
-    """Milliseconds: <stage>_ms for each stage, and total_ms."""
+    """Milliseconds: <stage>_ms for each stage, and total_ms. If several workers made the video one after the other, of
+    all together."""
 
     params: dict[str, Any]
     """The parameters as used, with defaults filled in and the drawn seed."""
 
     model: str
     """The model that made the video; "tiny-random" makes noise."""
+
+    worker: str
+    """The worker that finished the video: its version and its git commit, or the hash of its code."""
 
     memory_mode: str
     """The networks' memory mode: "bf16", "fp8, VAE in tiles" …"""
@@ -189,6 +193,9 @@ class Plan(StrictModel):
 
     model: str
     """The model that would make the video."""
+
+    worker: str
+    """The worker that would make it: its version and its git commit, or the hash of its code."""
 
     warnings: list[str] = Field(default_factory=list)
     """Likely flaws of the result, in words."""

@@ -20,7 +20,6 @@ from infinitetalk.worker.engine.estimate import (
     chunk_work,
     evaluation_seconds,
     exchange_seconds,
-    price_of,
     step_seconds,
     vae_seconds,
     video_seconds,
@@ -152,8 +151,8 @@ def test_where_nothing_is_assumed_nothing_is_known_until_a_chunk_is_made() -> No
 
 
 def test_dollars_need_a_price() -> None:
-    assert price_of(10.0, Settings(gpu_price_per_s=0.002)) == pytest.approx(0.02)
-    assert price_of(10.0, Settings()) is None
+    assert Settings(gpu_price_per_s=0.002).price_of(10.0) == pytest.approx(0.02)
+    assert Settings().price_of(10.0) is None
 
 
 def test_every_card_of_the_price_list_is_in_the_table() -> None:

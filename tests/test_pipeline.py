@@ -29,7 +29,7 @@ from infinitetalk.generation.pipeline import (
     join_frames,
     to_frames,
 )
-from infinitetalk.generation.sampling import GenerationSettings, SampledChunk, chunk_noise
+from infinitetalk.generation.sampling import GenerationSettings, SampledChunk, chunk_noise, make_guidance
 from infinitetalk.media.decode import Picture, Source, extract_frames
 from infinitetalk.network.regions import default_regions
 from infinitetalk.runtime.choice import NetworkChoice
@@ -222,6 +222,7 @@ def test_every_step_is_reported_in_order(pipeline: InfiniteTalkPipeline) -> None
     list(pipeline(picture(), [speech(13)], PROMPT, SETTINGS, on_step=steps.append))
     assert [(step.chunk, step.step) for step in steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert {(step.num_chunks, step.num_steps) for step in steps} == {(2, 2)}
+    assert {step.evaluations for step in steps} == {len(make_guidance(SETTINGS).branches)}
 
 
 @dataclass

@@ -169,7 +169,7 @@ def test_a_chunk_is_sampled_without_writing_into_the_noise_it_begins_from() -> N
         conditions,
         make_sampler(SETTINGS, INFINITETALK),
         should_stop=lambda: False,
-        on_step=lambda step: None,
+        on_step=lambda step, evaluations: None,
     )
     assert torch.equal(noise, torch.ones_like(noise))
     assert len(seen) == sampled.evaluations == 8

@@ -26,10 +26,11 @@ from structlog.testing import capture_logs
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.family import INFINITETALK
 from infinitetalk.runtime.memory import GIB
+from infinitetalk.worker import release
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.placement import MemoryBudget
-from infinitetalk.worker.job import result as job_result
 from infinitetalk.worker.job import resume
+from infinitetalk.worker.job.bill import Spent
 from infinitetalk.worker.job.resources import Resources
 from infinitetalk.worker.job.resume import JobStates, Part, Rendering, TaskState, part_file, request_fingerprint
 from infinitetalk.worker.job.run import run_job
@@ -85,7 +86,7 @@ def test_a_killed_worker_costs_one_chunk_and_a_drained_one_none(queue, folder):
         worker.wait_for_event("resume.stored", job_id=drained_id)
         worker.process.send_signal(signal.SIGTERM)
         worker.process.wait(START_TIMEOUT_S)
-        assert worker.events("job.stopped", job_id=drained_id)[0]["details"]["handed_over"] is True
+        assert worker.events("job.stopped", job_id=drained_id)[0]["details"]["outcome"] == "handed_over"
         assert queue.jobs[drained_id].status == "IN_PROGRESS"
         queue.lose_worker()
     with worker_of(queue, folder) as worker:
@@ -319,8 +320,8 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
     for package in packages:
         package.mkdir()
         (package / "module.py").write_text("VALUE = 1")
-    monkeypatch.setattr(job_result, "PACKAGES", packages)
-    job_result.versions.cache_clear()
+    monkeypatch.setattr(release, "PACKAGES", packages)
+    release.code_hash.cache_clear()
     interrupt(local_worker, job(**changes), 1)
     (folder,) = local_worker.volume.rglob(".resume/*")
     match difference:
@@ -330,7 +331,7 @@ def test_what_does_not_fit_is_ignored(difference, local_worker, monkeypatch, tmp
             (local_worker.volume / "picture.png").write_bytes(picture_bytes(white=slice(0, 30)))
         case "code":
             (packages[1] / "module.py").write_text("VALUE = 2")
-            job_result.versions.cache_clear()
+            release.code_hash.cache_clear()
         case "stale":
             local_worker.settings = local_worker.settings.model_copy(update={"resume_ttl_s": 0.0})
         case "damaged":
@@ -529,13 +530,13 @@ def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_
 
     lost = holder()
     made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0, "float32")], b"state 1")
-    lost.save_rendering(made, "fingerprint")
+    lost.save_rendering(made, "fingerprint", Spent())
     # Both go on from what the lost one has made.
     first, second = holder(), holder()
     for state in (first, second):
         state._stored_parts, state._thumbnail = list(state._rendering.parts), state._rendering.thumbnail
         longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0, "float32")], b"state 2")
-        state.save_rendering(longer, "fingerprint")
+        state.save_rendering(longer, "fingerprint", Spent())
     first.discard()
     (folder,) = tmp_path.rglob(".resume/*")
     names = {file.name for file in folder.iterdir()}

@@ -1,6 +1,7 @@
 """Writes the files generated from the models of `schemas` and the worker's settings: `make schemas`.
 
-These are `schemas/*.schema.json`, the tables of fields in README.md, and the table of settings in docs/deploy.md.
+These are `schemas/*.schema.json`, the tables of fields in README.md, the table of settings in docs/deploy.md, and the
+table of the line that ends a job in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from infinitetalk.worker.job.bill import JobEnd
 from infinitetalk.worker.settings import Settings
 from schemas.job import BatchJob, OutputConfig, S3Config, SingleJob, TtsAudio
 from schemas.progress import Progress
@@ -52,6 +54,11 @@ def field_table(model: type[BaseModel]) -> str:
     return _table(("field", "default", "range", "meaning"), rows)
 
 
+def log_table(model: type[BaseModel]) -> str:
+    """A Markdown table of a log line's fields: name, meaning."""
+    return _table(("field", "meaning"), [(f"`{name}`", _meaning(field)) for name, field in model.model_fields.items()])
+
+
 def settings_table() -> str:
     """A Markdown table of the worker's settings: environment variable, default, meaning."""
     rows = [
@@ -87,7 +94,11 @@ def documents() -> dict[Path, dict[str, Callable[[], str]]]:
     fields: dict[str, Callable[[], str]] = {
         f"fields: {name}": partial(field_table, model) for name, model in README_TABLES.items()
     }
-    return {CHECKOUT / "README.md": fields, CHECKOUT / "docs/deploy.md": {"settings": settings_table}}
+    return {
+        CHECKOUT / "README.md": fields,
+        CHECKOUT / "docs/deploy.md": {"settings": settings_table},
+        CHECKOUT / "docs/metrics.md": {"fields: job end": partial(log_table, JobEnd)},
+    }
 
 
 def generated_files() -> dict[Path, str]:

@@ -45,7 +45,9 @@ def steps(
     with unset_fake_temporarily():
         sampler = make_sampler(settings, INFINITETALK)
     return stage.record(
-        lambda: sample_chunk(transformer, lambda draw: latents, conditions, sampler, lambda: False, lambda step: None)
+        lambda: sample_chunk(
+            transformer, lambda draw: latents, conditions, sampler, lambda: False, lambda step, evaluations: None
+        )
     )
 
 

@@ -42,12 +42,16 @@ FLAT_DEVIATION, FLAT_STRIDE = 2.0, 4
 
 @dataclass(frozen=True)
 class Step:
-    """A sampling step that has just ended; chunks and steps are counted from 1."""
+    """A sampling step that has just ended; chunks and steps are counted from 1.
+
+    `evaluations` is the number of network evaluations that the step computed; TeaCache may have skipped others.
+    """
 
     chunk: int
     num_chunks: int
     step: int
     num_steps: int
+    evaluations: int
 
 
 @dataclass(frozen=True)
@@ -303,7 +307,7 @@ class InfiniteTalkPipeline:
         conditions: ChunkConditions,
         settings: GenerationSettings,
         should_stop: Callable[[], bool],
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, int], None],
     ) -> SampledChunk:
         """Samples a chunk, from noise to latents."""
         denoiser: Denoiser = self.networks.transformer
@@ -394,8 +398,10 @@ def check_state(state: ChunkState, video: Video) -> None:
         )
 
 
-def _report_step(on_step: Callable[[Step], None], chunk: int, num_chunks: int, num_steps: int, step: int) -> None:
-    on_step(Step(chunk, num_chunks, step, num_steps))
+def _report_step(
+    on_step: Callable[[Step], None], chunk: int, num_chunks: int, num_steps: int, step: int, evaluations: int
+) -> None:
+    on_step(Step(chunk, num_chunks, step, num_steps, evaluations))
 
 
 def to_frames(video: Tensor) -> np.ndarray:

@@ -217,12 +217,13 @@ def sample_chunk(
     conditions: ChunkConditions,
     sampler: Sampler,
     should_stop: Callable[[], bool],
-    on_step: Callable[[int], None],
+    on_step: Callable[[int, int], None],
 ) -> SampledChunk:
     """Sample a chunk from noise to latents, step by step.
 
     Before the first step and after each, the first latent frames are set to the motion latents. `should_stop` is called
-    before each round of evaluations, `on_step` after each step with the number of finished steps.
+    before each round of evaluations, `on_step` after each step with the number of finished steps and the number of
+    evaluations that the step computed.
 
     Raises:
         GenerationStopped: `should_stop` returned True.
@@ -230,6 +231,7 @@ def sample_chunk(
     """
     denoiser.reset_cache()
     latents = pin_motion(draw_noise(0), conditions.motion_latents)
+    skipped = 0
     for index, timestep in enumerate(sampler.stepper.timesteps):
         predictions = predict(denoiser, latents, timestep, conditions, sampler, should_stop)
         latents = sampler.stepper.step(index, sampler.guidance(predictions), latents, draw_noise)
@@ -238,9 +240,9 @@ def sample_chunk(
         # that have run, and a stop need not wait for a queue.
         check_finite(latents, f"the latents after step {index + 1}")
         latents = pin_motion(latents, conditions.motion_latents)
-        on_step(index + 1)
+        skipped_before, skipped = skipped, sum(cache.skipped for cache in sampler.caches.values())
+        on_step(index + 1, len(predictions) - (skipped - skipped_before))
 
-    skipped = sum(cache.skipped for cache in sampler.caches.values())
     return SampledChunk(latents, sampler.num_evaluations - skipped, skipped)
 
 

@@ -17,6 +17,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 
 from infinitetalk.errors import EncodeError
+from infinitetalk.media.provenance import Mark, append_xmp
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 
 H264_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
@@ -113,8 +114,10 @@ class PartEncoder:
             raise EncodeError(f"A part of the video could not be written{because(error)}") from error
 
 
-def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
+def join_parts(parts: list[Path], waveform: np.ndarray, output: Path, mark: Mark | None = None) -> None:
     """Joins parts and sound into one MP4 that can play before it is fully loaded (moov first).
+
+    `mark` is written into the file, as XMP for machines and as its comment for people; None: the file is not marked.
 
     The parts' packets are copied. `waveform`, float32 (samples,) at 16 kHz, is clipped to [-1, 1] (a mix of loud voices
     may exceed it), cut or padded with silence to the video's duration, and encoded to mono AAC at 48 kHz. Memory use
@@ -127,6 +130,8 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
             av.open(str(parts[0]), format="mp4") as first,
             av.open(str(output), "w", format="mp4", options={"movflags": "+faststart"}) as container,
         ):
+            if mark is not None:
+                container.metadata["comment"] = mark.sentence
             video = container.add_stream_from_template(first.streams.video[0])
             video.time_base = VIDEO_TIME_BASE
             sound = _add_sound(container)
@@ -137,6 +142,8 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path) -> None:
             container.mux(sound.encode(None))
     except av.FFmpegError as error:
         raise EncodeError(f"The video's parts and sound could not be joined{because(error)}") from error
+    if mark is not None:
+        append_xmp(output, mark)
 
 
 def check_parts(parts: Sequence[tuple[Path, int]]) -> None:
@@ -164,10 +171,12 @@ def sound_bytes(waveform: np.ndarray, num_frames: int) -> int:
         return num_bytes + sum(packet.size for packet in sound.encode(None))
 
 
-def write_thumbnail(frame: np.ndarray, path: Path) -> None:
-    """Writes a frame, uint8 (height, width, 3) RGB, as JPEG. Raises `EncodeError`."""
+def write_thumbnail(frame: np.ndarray, path: Path, mark: Mark | None = None) -> None:
+    """Writes a frame, uint8 (height, width, 3) RGB, as JPEG with a mark in its XMP, if given. Raises `EncodeError`."""
     try:
-        Image.fromarray(frame).save(path, format="JPEG", quality=THUMBNAIL_QUALITY)
+        Image.fromarray(frame).save(
+            path, format="JPEG", quality=THUMBNAIL_QUALITY, xmp=b"" if mark is None else mark.xmp
+        )
     except OSError as error:
         raise EncodeError(f"The thumbnail could not be written{because(error)}") from error
 

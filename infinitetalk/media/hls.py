@@ -16,6 +16,7 @@ import numpy as np
 
 from infinitetalk.errors import EncodeError
 from infinitetalk.media.encode import SOUND_BIT_RATE, SOUND_RATE, because, joined_packets, sound_of_frame
+from infinitetalk.media.provenance import Mark
 from infinitetalk.media.speech import VIDEO_FPS
 
 PLAYLIST_TYPE = "application/vnd.apple.mpegurl"
@@ -33,10 +34,12 @@ class SegmentWriter:
 
     Args:
         waveform: float32 (samples,) at 16 kHz, of the whole video.
+        mark: is named as each segment's service, since MPEG-TS has no place for XMP; None: segments are not marked.
     """
 
-    def __init__(self, waveform: np.ndarray) -> None:
+    def __init__(self, waveform: np.ndarray, mark: Mark | None = None) -> None:
         self._waveform = waveform
+        self._mark = mark
         self._num_frames = 0
         self._encoder = av.CodecContext.create("aac", "w")
         self._encoder.sample_rate = SOUND_RATE
@@ -53,6 +56,9 @@ class SegmentWriter:
         """
         try:
             with av.open(str(segment), "w", format="mpegts", options=_SEGMENT_OPTIONS) as container:
+                if self._mark is not None:
+                    container.metadata["service_provider"] = self._mark.tool
+                    container.metadata["service_name"] = self._mark.sentence
                 with av.open(str(part), format="mp4") as opened:
                     video = container.add_stream_from_template(opened.streams.video[0])
                 sound = container.add_stream("aac", rate=SOUND_RATE, layout="mono")

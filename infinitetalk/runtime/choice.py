@@ -72,6 +72,11 @@ class Arithmetic:
         return f"{self.precision}{tiles} on {count}{self.device} ({', '.join(kernels)})"
 
 
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int) -> Arithmetic:
     """The arithmetic of the networks of a choice.
 
@@ -83,7 +88,7 @@ def arithmetic_of(choice: NetworkChoice, device: torch.device, num_devices: int)
         precision=choice.memory.precision(choice.dtype),
         vae_tiling=choice.memory.vae_tiling,
         kernels=choice.kernels,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+        device=device_name(device),
         num_devices=num_devices,
         shares_evaluations=choice.memory.shares_evaluations,
     )

@@ -56,6 +56,10 @@ class Settings(WeightsSettings):
     """Price of a second of one GPU in dollars, for the estimate of a dry run and the log line of a finished job. Unset:
     no price is told."""
 
+    git_commit: str | None = None
+    """Git commit of the worker's code, for results, logs and files; set in the image when it is built. Unset: they name
+    the hash of the code."""
+
     kernels: str | None = None
     """Kernels that compute: "published" for the arithmetic of the published model, "auto" for the fastest by a trial at
     the first start on each kind of machine, or names from docs/performance.md, separated by commas. Unset: auto on a
@@ -128,6 +132,10 @@ class Settings(WeightsSettings):
     """Recipe of jobs that name none. A job that it cannot serve is made by "quality", with a warning. Unset: jobs have
     the published defaults."""
 
+    provenance: bool = True
+    """Mark videos, thumbnails and previews as made by AI in their metadata, with software, version and model; see
+    docs/provenance.md."""
+
     job_timeout_s: Annotated[float, Field(gt=0)] | None = None
     """Time limit of a job in seconds; a job's own policy.executionTimeout may be shorter. Unset: no limit."""
 
@@ -166,6 +174,10 @@ class Settings(WeightsSettings):
     def model(self) -> Literal["talker", "tiny", "published"]:
         """The model to load."""
         return self.infinitetalk_model or ("published" if self.ckpt_dir or self.flashtalk_dir else "talker")
+
+    def price_of(self, gpu_seconds: float) -> float | None:
+        """Dollars for so many seconds of one GPU; None if no price is set."""
+        return None if self.gpu_price_per_s is None else gpu_seconds * self.gpu_price_per_s
 
     @property
     def recipe(self) -> Recipe | None:

@@ -84,7 +84,7 @@ class FlashTalkPipeline(FormulaPipeline):
         conditions: ChunkConditions,
         settings: GenerationSettings,
         should_stop: Callable[[], bool],
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, int], None],
     ) -> SampledChunk:
         """Like the pipeline's; records the latents that the network sees after each step but the last, and the last."""
         seen: list[Tensor] = []

@@ -7,7 +7,7 @@
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
-from infinitetalk.worker.engine.estimate import VideoCost, price_of
+from infinitetalk.worker.engine.estimate import VideoCost
 from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings, plan_scenes
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "generation_settings",
     "negative_prompt_of",
     "plan_scenes",
-    "price_of",
     "region_overlaps",
     "speaker_regions",
 ]

@@ -405,7 +405,7 @@ class Engine:
             goes_on = num_done > chunks_before[index]
 
             def count_step(step: Step, before: int = chunks_before[index]) -> None:
-                on_step(Step(before + step.chunk, chunks_before[-1], step.step, step.num_steps))
+                on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
 
             chunks = pipeline(
                 source=open_source(request.source, request.folder, scene, settings.grid(family)),

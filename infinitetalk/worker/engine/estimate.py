@@ -12,7 +12,6 @@ from infinitetalk.generation.sampling import GenerationSettings, make_guidance, 
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.runtime.memory import MemoryMode, Workload, rounds_of_a_step
 from infinitetalk.worker.engine.rehearsed import Card, Likeness
-from infinitetalk.worker.settings import Settings
 
 #: Seconds of one core for a pixel of a frame, to finished H.264. Measured on one core of an AMD EPYC
 #: (docs/performance.md): 250 frames of 640x640 in 7.2 s.
@@ -300,8 +299,3 @@ def video_cost(
 def number_of_chunks(settings: GenerationSettings, family: Family) -> int:
     """The number of chunks of a scene of `settings.max_frame_num` frames."""
     return settings.grid(family).num_chunks(settings.max_frame_num)
-
-
-def price_of(gpu_seconds: float, settings: Settings) -> float | None:
-    """Dollars for so many seconds of one GPU; None if the worker knows no price."""
-    return None if settings.gpu_price_per_s is None else gpu_seconds * settings.gpu_price_per_s

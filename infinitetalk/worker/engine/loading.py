@@ -239,7 +239,13 @@ class Loading:
             waiting.set_exception(self._told(error))
         else:
             lat_ms = round((time.monotonic() - begin) * 1000)
-            details = {"model": found.models.name, "device": str(device), "memory_mode": found.memory.describe(dtype)}
+            details = {
+                "model": found.models.name,
+                "device": str(device),
+                "gpu": self._devices.name,
+                "gpus": self._devices.count,
+                "memory_mode": found.memory.describe(dtype),
+            }
             structlog.get_logger().info("model.loaded", lat_ms=lat_ms, details=details)
             self._loaded.set_result(None)
         finally:

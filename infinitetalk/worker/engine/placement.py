@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from infinitetalk.family import Family, ModelSizes
+from infinitetalk.runtime.choice import device_name
 from infinitetalk.runtime.memory import (
     DoesNotFitError,
     MemoryMode,
@@ -41,6 +42,11 @@ class Devices:
         """All but the first."""
         is_cuda = self.first.type == "cuda"
         return [torch.device("cuda", number) if is_cuda else self.first for number in range(1, self.count)]
+
+    @property
+    def name(self) -> str:
+        """Name of each device, or "CPU"."""
+        return device_name(self.first)
 
     @property
     def dtype(self) -> torch.dtype:

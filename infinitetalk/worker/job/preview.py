@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from infinitetalk.media.hls import PLAYLIST_TYPE, SEGMENT_TYPE, SegmentWriter, playlist
+from infinitetalk.media.provenance import Mark
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.stores.base import CHECK_S, ObjectStore
 
@@ -34,8 +35,9 @@ class Preview:
     ) -> None:
         return None
 
-    def begin(self, waveform: np.ndarray) -> None:
-        """Takes the sound of the whole video, float32 (samples,) at 16 kHz; called before the first part."""
+    def begin(self, waveform: np.ndarray, mark: Mark | None) -> None:
+        """Takes the sound of the whole video, float32 (samples,) at 16 kHz, and its mark, if it has one; called before
+        the first part."""
 
     def publish(self, parts: Sequence[EncodedPart], is_complete: bool = False) -> None:
         """Publishes the new parts.
@@ -91,8 +93,8 @@ class HlsPreview(Preview):
         if error is not None:
             self._remove()
 
-    def begin(self, waveform: np.ndarray) -> None:
-        self._writer = SegmentWriter(waveform)
+    def begin(self, waveform: np.ndarray, mark: Mark | None) -> None:
+        self._writer = SegmentWriter(waveform, mark)
 
     def publish(self, parts: Sequence[EncodedPart], is_complete: bool = False) -> None:
         if not parts:

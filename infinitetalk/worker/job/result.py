@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from infinitetalk.media.speech import VIDEO_FPS
-from infinitetalk.worker.engine import VideoCost, chunk_grid, negative_prompt_of, price_of
+from infinitetalk.worker.engine import VideoCost, chunk_grid, negative_prompt_of
 from infinitetalk.worker.job.resume import Rendering
+from infinitetalk.worker.release import SHOWN_CHARACTERS, code_hash
 from infinitetalk.worker.settings import Settings
 from schemas import OutputConfig, SingleJob
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
-PACKAGES = tuple(Path(__file__).parents[3] / name for name in ("infinitetalk", "schemas"))
 VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "av", "runpod")
 
 
@@ -36,14 +36,19 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
     return params | resolved
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of Python, of the libraries that affect the video, and of this worker's code (its SHA-256)."""
-    code = hashlib.sha256()
-    for file in sorted(file for package in PACKAGES for file in package.rglob("*.py")):
-        code.update(file.read_bytes())
-    found = {"python": platform.python_version(), "worker": code.hexdigest()[:12]}
-    return found | {name: version(name) for name in VERSIONED}
+    return {"python": platform.python_version(), "worker": code_hash()} | _library_versions()
+
+
+@cache
+def _library_versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONED}
+
+
+def weights_hash(fingerprint: str) -> str:
+    """The start of the SHA-256 that stands for weights in logs and records, of their whole fingerprint."""
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:SHOWN_CHARACTERS]
 
 
 def video_facts(video: Path, rendering: Rendering) -> dict[str, Any]:
@@ -58,16 +63,9 @@ def video_facts(video: Path, rendering: Rendering) -> dict[str, Any]:
     }
 
 
-def gpu_costs(seconds: float, gpus: int, settings: Settings) -> dict[str, Any]:
-    """What a job has cost, for the log: seconds of all its GPUs together, and dollars if the worker knows a price."""
-    gpu_seconds = seconds * gpus
-    usd = price_of(gpu_seconds, settings)
-    return {"gpu_seconds": round(gpu_seconds, 1), "usd": None if usd is None else round(usd, 4)}
-
-
 def plan_facts(video: VideoCost, settings: Settings) -> dict[str, Any]:
     """The fields of `schemas.Plan` for a planned video."""
-    usd = None if video.seconds is None else price_of(video.seconds * video.gpus, settings)
+    usd = None if video.seconds is None else settings.price_of(video.seconds * video.gpus)
     return {
         "width": video.width,
         "height": video.height,

@@ -2,9 +2,9 @@
 
 After each chunk, its encoded part, the state that the next chunk starts from, and `state.json` are stored below
 `infinitetalk/jobs/.resume/{name}/`. `state.json` is written last. It references the other files by SHA-256 and size and
-is ignored if any of them is missing or damaged. When a job is finished, its result is stored in `state.json` until the
-queue has it. State is ignored if it does not fit the job (its id, parameters, inputs, weights) or is older than
-RESUME_TTL_S; older state is also removed.
+is ignored if any of them is missing or damaged. It also says what the workers have spent so far, for the result of the
+last one. When a job is finished, its result is stored in `state.json` until the queue has it. State is ignored if it
+does not fit the job (its id, parameters, inputs, weights) or is older than RESUME_TTL_S; older state is also removed.
 
 Two workers may hold one job. All their files have unique names except `state.json`, which references the files of one
 of them. A worker removes only its own files and those that it continued from, but never files that another worker's
@@ -35,6 +35,7 @@ from pydantic import BaseModel, Field, ValidationError
 from infinitetalk.errors import EncodeError
 from infinitetalk.media.encode import check_parts, picture_bytes
 from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.job.bill import Spent
 from infinitetalk.worker.job.preview import remove_lost_preview
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from infinitetalk.worker.stores.base import ObjectStore, Store
@@ -44,7 +45,7 @@ from schemas import DEFAULT_PREFIX, SingleJob, Success
 FOLDER = ".resume"
 STATE_FILE = "state.json"
 THUMBNAIL_FILE = "thumbnail.jpg"
-FORMAT = 4
+FORMAT = 5
 """Version of the stored format; other versions are ignored."""
 
 MAX_FILE_BYTES = 500 * MEGABYTE
@@ -161,13 +162,14 @@ class StoredState(BaseModel):
     """The contents of `state.json`: an unfinished rendering or a result.
 
     `name` is the name of the task's files, `request` the fingerprint of the job's id, its parameters and the weights,
-    `saved_at` the time in seconds since 1970.
+    `saved_at` the time in seconds since 1970, `spent` what all workers have spent on the video until then.
     """
 
     format: int
     name: str
     request: str
     saved_at: float
+    spent: Spent
     rendering: StoredRendering | None = None
     result: Success | None = None
 
@@ -181,6 +183,10 @@ class SignedState(BaseModel):
 
 class TaskState:
     """The saved state of one task.
+
+    Attributes:
+        result: the result of an earlier worker whose result did not reach the queue; None if there is none.
+        spent: what earlier workers have spent on the task, as far as they could say.
 
     Args:
         place: the store that holds it; None: state is not saved.
@@ -213,6 +219,7 @@ class TaskState:
         self._written: bytes | None = None
         found = self._read_state()
         self.result = None if found is None else found.result
+        self.spent = Spent() if found is None else found.spent
         self._rendering = None if found is None else found.rendering
         self._stored_parts: list[StoredPart] = []
         self._thumbnail: StoredFile | None = None
@@ -237,8 +244,12 @@ class TaskState:
         self._stored_parts, self._thumbnail = list(stored.parts), stored.thumbnail
         return rendering
 
-    def save_rendering(self, rendering: Rendering, fingerprint: str) -> bool:
-        """Stores the chunks made since the last call; returns whether another worker can continue from them."""
+    def save_rendering(self, rendering: Rendering, fingerprint: str, spent: Spent) -> bool:
+        """Stores the chunks made since the last call; returns whether another worker can continue from them.
+
+        Args:
+            spent: what all workers have spent on the task.
+        """
         if self.objects is None:
             return False
         begin = time.monotonic()
@@ -256,7 +267,7 @@ class TaskState:
                 parts=self._stored_parts,
                 chunk_state=None if chunk_state is None else self._store(chunk_state_file(num_parts), chunk_state),
             )
-            self._write_state(stored)
+            self._write_state(stored, spent)
             self._rendering = stored
         except STORE_ERRORS as error:
             self._logger.warning("resume.not_stored", details={"reason": _reason(error)})
@@ -267,12 +278,34 @@ class TaskState:
         self._logger.info("resume.stored", lat_ms=lat_ms, details={"chunks": num_parts})
         return True
 
-    def save_result(self, result: Success) -> None:
-        """Stores the result, in case the queue does not get it."""
+    def save_result(self, result: Success, spent: Spent) -> None:
+        """Stores the result, in case the queue does not get it.
+
+        Args:
+            spent: what all workers have spent on the task.
+        """
         if self.objects is None:
             return
         try:
-            self._write_state(self._rendering, result)
+            self._write_state(self._rendering, spent, result)
+        except STORE_ERRORS as error:
+            self._logger.warning("resume.not_stored", details={"reason": _reason(error)})
+
+    def save_spent(self, spent: Spent) -> None:
+        """Stores what an unfinished task has cost, so that the next worker's result counts it.
+
+        Only in the worker's own place, because a place that the job names may be slow, and not over the state of
+        another worker with the same job.
+
+        Args:
+            spent: what all workers have spent on the task.
+        """
+        if self._place is None or self.objects is None or not self._place.is_own:
+            return
+        try:
+            data = self.objects.get(self._path(STATE_FILE), self._max_state_bytes)
+            if data == (self._written or self._found):
+                self._write_state(self._rendering, spent)
         except STORE_ERRORS as error:
             self._logger.warning("resume.not_stored", details={"reason": _reason(error)})
 
@@ -363,13 +396,14 @@ class TaskState:
     def _signature(self, state: str) -> str:
         return "" if self._secret is None else hmac.new(self._secret, state.encode(), hashlib.sha256).hexdigest()
 
-    def _write_state(self, rendering: StoredRendering | None, result: Success | None = None) -> None:
+    def _write_state(self, rendering: StoredRendering | None, spent: Spent, result: Success | None = None) -> None:
         assert self.objects is not None
         state = StoredState(
             format=FORMAT,
             name=self.name,
             request=self._request,
             saved_at=time.time(),
+            spent=spent,
             rendering=rendering,
             result=result,
         ).model_dump_json()

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.job.batch import run_batch
+from infinitetalk.worker.job.bill import Bill
 from infinitetalk.worker.job.clock import StageClock
 from infinitetalk.worker.job.context import JobContext
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
@@ -57,17 +58,18 @@ def run_job(
     job_id = sendable(str(payload["id"]))
     logger = job_logger(job_id)
     clock = StageClock(report)
+    bill = Bill(clock, settings)
     try:
         job, s3_config = parse_payload(job_id, payload, settings)
         resources = get_resources()
     except GenerationStopped:
         if not stop.timed_out:
-            log_stop(stop, clock, logger)
+            log_stop(stop, bill, logger)
             raise
-        error = log_failure(timeout_error(stop.time_limit_s), clock, logger)
+        error = log_failure(timeout_error(stop.time_limit_s), bill, logger)
         return as_json(Failure(job_id=job_id, error=error))
     except Exception as error:
-        return as_json(Failure(job_id=job_id, error=log_failure(error, clock, logger)))
+        return as_json(Failure(job_id=job_id, error=log_failure(error, bill, logger)))
     context = JobContext(job_id, count_inline(job), s3_config, resources, stop)
     concerns = policy_warnings(payload.get("policy"))
     if isinstance(job, BatchJob):

@@ -17,9 +17,10 @@ from torch import Tensor
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
-from infinitetalk.generation.pipeline import Chunk
+from infinitetalk.generation.pipeline import Chunk, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.device_errors import as_library_error
@@ -51,6 +52,7 @@ from infinitetalk.worker.job.advice import (
     unused_fields,
     warnings_of,
 )
+from infinitetalk.worker.job.bill import Bill
 from infinitetalk.worker.job.clock import StageClock
 from infinitetalk.worker.job.context import JobContext
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
@@ -65,7 +67,7 @@ from infinitetalk.worker.job.inputs import (
 )
 from infinitetalk.worker.job.preview import HlsPreview, Preview
 from infinitetalk.worker.job.recipe import ChosenRecipe, choose_recipe
-from infinitetalk.worker.job.result import gpu_costs, plan_facts, resolved_parameters, versions, video_facts
+from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts, weights_hash
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
     Part,
@@ -78,10 +80,14 @@ from infinitetalk.worker.job.resume import (
 )
 from infinitetalk.worker.logs import job_logger
 from infinitetalk.worker.machine.checks import machine_problem
+from infinitetalk.worker.release import SOFTWARE, release_of
 from infinitetalk.worker.stores.base import Artifacts, Store
 from infinitetalk.worker.stores.registry import make_store
 from infinitetalk.worker.traffic.fetch import naming
 from schemas import Failure, OutputConfig, Plan, RecipeCost, SingleJob, Stage, Success, Video
+
+BEFORE_TENSORS = (Stage.VALIDATION, Stage.DOWNLOAD)
+"""Stages in which the model is not used."""
 
 
 def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: StageClock) -> Success | Plan | Failure:
@@ -95,25 +101,28 @@ def make_video(context: JobContext, item_id: str | None, job: SingleJob, clock: 
     """
     job_id, engine, stop = context.job_id, context.resources.engine, context.stop
     logger = job_logger(job_id) if item_id is None else job_logger(job_id).bind(item_id=item_id)
+    bill = Bill(clock, context.resources.settings)
+    bill.use(engine)
     try:
         chosen = choose_recipe(job, context.resources.settings.recipe)
+        bill.recipe = chosen.job.recipe
         chosen = replace(chosen, job=engine.equip(chosen.job))
         output_config = job.output_config or OutputConfig()
         store = make_store(output_config, context.s3_config, context.resources.settings, context.num_inline, stop)
         # A job's temporary files are removed with the folder.
         with TemporaryDirectory(prefix="infinitetalk-") as folder:
-            return VideoJob(context, item_id, chosen, store, Path(folder), clock, logger).run()
+            return VideoJob(context, item_id, chosen, store, Path(folder), bill, logger).run()
     except GenerationStopped:
         if not stop.timed_out:
-            log_stop(stop, clock, logger)
+            log_stop(stop, bill, logger)
             raise
-        failure = Failure(job_id=job_id, error=log_failure(timeout_error(stop.time_limit_s), clock, logger))
+        failure = Failure(job_id=job_id, error=log_failure(timeout_error(stop.time_limit_s), bill, logger))
     except Exception as error:
         cause = find_cause(as_library_error(error), context, logger)
-        failure = Failure(job_id=job_id, error=log_failure(cause, clock, logger))
+        failure = Failure(job_id=job_id, error=log_failure(cause, bill, logger))
     # Outside the except clause, so that the exception and the tensors of its frames have been freed. In the first two
     # stages there are no tensors, and recovering would take half a second.
-    if clock.stage not in (Stage.VALIDATION, Stage.DOWNLOAD):
+    if clock.stage not in BEFORE_TENSORS:
         engine.recover()
     return failure
 
@@ -171,7 +180,7 @@ class VideoJob:
         chosen: the job, and the recipe by which it is made.
         store: takes the result.
         folder: folder for temporary files.
-        clock: times the stages and reports progress.
+        bill: counts what the video costs.
         logger: a logger whose lines carry the ids of job and item.
     """
 
@@ -182,7 +191,7 @@ class VideoJob:
         chosen: ChosenRecipe,
         store: Store,
         folder: Path,
-        clock: StageClock,
+        bill: Bill,
         logger: Any,
     ) -> None:
         self.context = context
@@ -191,7 +200,8 @@ class VideoJob:
         self.job = chosen.job
         self.store = store
         self.folder = folder
-        self.clock = clock
+        self.bill = bill
+        self.clock = bill.clock
         self.logger = logger
 
     @property
@@ -206,13 +216,27 @@ class VideoJob:
         return job_id if self.item_id is None else f"{job_id}-{self.item_id}"
 
     @cached_property
+    def mark(self) -> Mark | None:
+        """The mark of the video as made by AI; None if the worker marks none.
+
+        Raises:
+            CheckpointError: the model could not be found.
+        """
+        settings = self.context.resources.settings
+        if not settings.provenance:
+            return None
+        return Mark(SOFTWARE, release_of(settings), self.engine.model_name_for(self.job))
+
+    @cached_property
     def request(self) -> str:
         """Fingerprint of the request: parameters, weights and versions.
 
         Raises:
             CheckpointError: a file of the weights is damaged.
         """
-        return request_fingerprint(self.context.job_id, self.job, self.engine.weights_for(self.job), versions())
+        weights = self.engine.weights_for(self.job)
+        self.bill.weights = weights_hash(weights)
+        return request_fingerprint(self.context.job_id, self.job, weights, versions())
 
     def run(self) -> Success | Plan:
         """Makes the video, or plans it.
@@ -227,18 +251,21 @@ class VideoJob:
                 return self._plan(warnings)
             states, stop = self.context.resources.states, self.context.stop
             state = states.open(self.context.job_id, self.name, self.request, self.store, self.logger)
+            self.bill.earlier = state.spent
             if (earlier := self._earlier_result(state)) is not None:
-                self.logger.info("job.was_completed")
+                self.bill.log("repeated", self.logger)
                 return earlier
             self.store.remember(self.name)
             if self.item_id is not None and stop.is_draining and state.objects is not None:
                 raise GenerationStopped
-            result = self._make(state, preview, warnings)
-        state.save_result(result)
-        details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
-        seconds, gpus = result.timings["total_ms"] / 1000, self.engine.devices.count
-        details |= gpu_costs(seconds, gpus, self.context.resources.settings)
-        self.logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
+            try:
+                result = self._make(state, preview, warnings)
+            except Exception:
+                if self.clock.stage not in BEFORE_TENSORS:
+                    state.save_spent(self.bill.job_spent)
+                raise
+        state.save_result(result, self.bill.job_spent)
+        self.bill.log("completed", self.logger)
         return result
 
     def _open_preview(self) -> Preview:
@@ -307,15 +334,19 @@ class VideoJob:
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
         recipes, left_out = self._recipe_costs(media.source.info, scenes)
-        self.clock.enter(Stage.COMPLETED)
-        return Plan(
+        self.bill.model = engine.model_name_for(job)
+        plan = Plan(
             job_id=self.context.job_id,
             params=resolved_parameters(job, job.base_seed),
-            model=engine.model_name_for(job),
+            model=self.bill.model,
+            worker=release_of(self.context.resources.settings),
             warnings=warnings + left_out,
             recipes=recipes,
             **plan_facts(video, self.context.resources.settings),
         )
+        self.clock.enter(Stage.COMPLETED)
+        self.bill.log("planned", self.logger)
+        return plan
 
     def _recipe_costs(self, source: MediaInfo, scenes: Sequence[Scene]) -> tuple[list[RecipeCost], list[str]]:
         """The cost of the video by each recipe that this worker can run the job with; the other recipes that it has
@@ -351,9 +382,9 @@ class VideoJob:
 
         def keep() -> bool:
             self.store.check_size(lambda: inputs.count_sound_bytes() + rendering.picture_bytes)
-            return state.save_rendering(rendering, fingerprint)
+            return state.save_rendering(rendering, fingerprint, self.bill.job_spent)
 
-        preview.begin(inputs.sound)
+        preview.begin(inputs.sound, self.mark)
         warnings = warnings + inputs.media.warnings
         self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
@@ -389,6 +420,7 @@ class VideoJob:
         count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
         self.store.check_size(count_sound_bytes)
         speech = engine.embed(job, tracks, stop)
+        self.bill.model = engine.model_name_for(job)
         self.clock.enter(Stage.LOAD)
         networks = engine.prepare(job, media.source.info, stop)
         return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
@@ -425,8 +457,12 @@ class VideoJob:
         arithmetic = str(self.engine.arithmetic(networks.choice))
         num_done, chunk_state = len(rendering.parts), rendering.chunk_state
 
+        def end_step(step: Step) -> None:
+            self.bill.count_step(step)
+            clock.end_step(step)
+
         def generate(should_stop: Callable[[], bool]) -> Iterator[Chunk]:
-            for chunk in self.engine.generate(request, should_stop, clock.end_step, num_done, chunk_state):
+            for chunk in self.engine.generate(request, should_stop, end_step, num_done, chunk_state):
                 clock.next_chunk()
                 yield chunk
 
@@ -450,8 +486,9 @@ class VideoJob:
         encoder = PartEncoder(file, *frames.shape[1:3])
         encoder.write(frames)
         num_frames = encoder.close()
+        self.bill.video_s += num_frames / VIDEO_FPS
         if not rendering.parts:
-            write_thumbnail(frames[0], rendering.thumbnail)
+            write_thumbnail(frames[0], rendering.thumbnail, self.mark)
             rendering.height, rendering.width = frames.shape[1:3]
         part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
         rendering.parts.append(part)
@@ -471,11 +508,12 @@ class VideoJob:
         clock, folder = self.clock, self.folder
         clock.enter(Stage.MUX)
         artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
-        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video)
+        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark)
         facts = video_facts(artifacts.video, rendering)
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
             "model": self.engine.model_name_for(self.job),
+            "worker": release_of(self.context.resources.settings),
             "memory_mode": self.engine.memory_mode(inputs.networks.choice),
             "evaluations": rendering.evaluations,
             "evaluations_skipped": rendering.evaluations_skipped,
@@ -489,8 +527,10 @@ class VideoJob:
             **about,
             "request": self.request,
             "seed": rendering.seed,
+            "weights": self.bill.weights,
+            "digital_source_type": None if self.mark is None else TRAINED_ALGORITHMIC_MEDIA,
             "video": facts,
-            "timings": clock.timings(),
+            "timings": self.bill.job_spent.timings,
             "versions": versions(),
         }
         artifacts.metadata.write_text(json.dumps(metadata, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -498,7 +538,7 @@ class VideoJob:
         clock.enter(Stage.COMPLETED)
         about["warnings"] += self.store.warnings
         video = Video.model_validate(facts | places)
-        return Success(job_id=self.context.job_id, video=video, timings=clock.timings(), **about)
+        return Success(job_id=self.context.job_id, video=video, timings=self.bill.job_spent.timings, **about)
 
     def _losses(self, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:
         """Warnings about the input that the video does not use.

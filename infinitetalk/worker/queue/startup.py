@@ -14,6 +14,7 @@ from infinitetalk.errors import LibraryError
 from infinitetalk.worker.job.resources import Resources
 from infinitetalk.worker.machine.fitness import Check, UnfitError
 from infinitetalk.worker.queue.ending import end_process
+from infinitetalk.worker.release import release_of
 from infinitetalk.worker.settings import Settings
 
 
@@ -38,7 +39,10 @@ class Startup:
         self._thread = threading.Thread(target=self._run, name="startup")
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Logs which worker this is, and starts the thread."""
+        settings = self._settings
+        details = {"worker": release_of(settings), "model": settings.model, "recipe": settings.default_recipe}
+        structlog.get_logger().info("worker.started", details=details)
         self._thread.start()
 
     def finish(self) -> None:
