@@ -103,8 +103,10 @@ class Group:
         """
         if self.device.type != "cuda":
             return
+        world = dist.group.WORLD
+        assert world is not None
         splits = [division.token_split for division in self.divisions.values() if division.token_split is not None]
-        for group in (*(split.group for split in splits), dist.group.WORLD):
+        for group in (*(split.group for split in splits), world):
             group._get_backend(self.device).abort()
 
 

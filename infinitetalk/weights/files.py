@@ -263,6 +263,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     """First byte in the file, and the byte after the last, of the storage of a tensor on the meta device."""
     storage = tensor.untyped_storage()
     begin = storage._checkpoint_offset
+    # `torch.load` has set it.
+    assert begin is not None
     return begin, begin + storage.nbytes()
 
 
