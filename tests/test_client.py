@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -144,16 +143,19 @@ class Command:
         self.terminal, stdin = pty.openpty() if has_terminal else (None, subprocess.DEVNULL)
         self.said = ""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "examples/client.py", *map(str, arguments), "--key", API_KEY],
-            cwd=CHECKOUT,
-            env=environment,
-            stdin=stdin,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Tests that run in the background of a shell inherit a Ctrl-C that is ignored.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )
+        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored; a handler is not inherited.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "examples/client.py", *map(str, arguments), "--key", API_KEY],
+                cwd=CHECKOUT,
+                env=environment,
+                stdin=stdin,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
         if self.terminal is not None:
             os.close(stdin)
 
