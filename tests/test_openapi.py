@@ -1,6 +1,7 @@
 """The OpenAPI document is valid, and describes what the endpoint takes, answers and posts."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -166,3 +167,19 @@ def test_an_answer_of_another_form_breaks_the_document(answer):
 def test_the_documents_schemas_are_valid_themselves():
     for schema in DOCUMENT["components"]["schemas"].values():
         Draft202012Validator.check_schema(schema)
+
+
+def test_the_n8n_recipe_sends_a_job_of_the_interface_and_leads_from_its_start_to_both_ends():
+    recipe = json.loads((Path(__file__).parents[1] / "examples/n8n/infinitetalk.json").read_text(encoding="utf-8"))
+    nodes = {node["name"]: node["parameters"] for node in recipe["nodes"]}
+    reached, waiting = set(), ["Start"]
+    while waiting:
+        reached.add(name := waiting.pop())
+        outputs = recipe["connections"].get(name, {"main": []})["main"]
+        waiting.extend(place["node"] for output in outputs for place in output)
+    assert reached == set(nodes)
+    job = json.loads(nodes["Job"]["jsonOutput"])
+    request_schema("/run").validate({"input": job["input"], "webhook": "https://n8n.example.com/webhook-waiting/1"})
+    assert "input: $json.input, webhook: $execution.resumeUrl" in nodes["Send the job"]["jsonBody"]
+    named = {name for node in nodes.values() for name in re.findall(r"\$\('([^']+)'\)", json.dumps(node))}
+    assert named == {"Job", "Send the job"}
