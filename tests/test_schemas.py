@@ -129,7 +129,12 @@ def test_a_refusal_names_the_field_and_what_to_change(changes, message):
     assert message in refusal(**changes)
 
 
-BEYOND_SCHEMAS = ("bbox has person1, person2", "motion_frame smaller than frame_num", "sample_shift must be a finite")
+BEYOND_SCHEMAS = (
+    "bbox has person1, person2",
+    "motion_frame smaller than frame_num",
+    "sample_shift must be a finite",
+    "prompt must be a valid string",
+)
 """Refusals that JSON Schema, or JSON, has no words for."""
 
 TAKEN: list[dict[str, Any]] = [

@@ -78,8 +78,6 @@ def _object(schema: dict[str, Any], indent: str) -> str:
         key = name if NAME.fullmatch(name) else json.dumps(name)
         mark = "" if name in required else "?"
         lines.append(f"{_comment(field, inner)}{inner}{key}{mark}: {type_of(field, inner)};\n")
-    if schema.get("additionalProperties") is True:
-        lines.append(f"{inner}[further: string]: unknown;\n")
     return f"{{\n{''.join(lines)}{indent}}}"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -153,7 +153,7 @@ class InfiniteTalkClient:
             EndpointError: there is no such job (its `status` is 404), or the endpoint does not answer.
         """
         try:
-            return self._call("GET", f"status/{job_id}")
+            return self._call("GET", f"status/{quote(job_id, safe='')}")
         except EndpointError as error:
             raise self._about(job_id, error) from None
 
@@ -164,7 +164,7 @@ class InfiniteTalkClient:
             EndpointError: there is no such job (its `status` is 404), or the endpoint does not answer.
         """
         try:
-            return str(self._call("POST", f"cancel/{job_id}")["status"])
+            return str(self._call("POST", f"cancel/{quote(job_id, safe='')}")["status"])
         except EndpointError as error:
             raise self._about(job_id, error) from None
 

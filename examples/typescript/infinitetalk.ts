@@ -111,7 +111,6 @@ export interface Cancelled {
   workerId?: string | null;
   /** It has ended. */
   status: "CANCELLED";
-  [further: string]: unknown;
 }
 
 /** A job with a result. */
@@ -128,7 +127,6 @@ export interface Completed {
   status: "COMPLETED";
   /** The result: of one video, of a dry run, of a batch. */
   output: Success | Plan | BatchResult;
-  [further: string]: unknown;
 }
 
 /** The kinds of errors; `infinitetalk.worker.errors` says what to do about each. */
@@ -150,7 +148,6 @@ export interface Failed {
   error: JobError | string;
   /** What the worker said beside the error. */
   output?: FailedOutput | BatchResult | null;
-  [further: string]: unknown;
 }
 
 /** The output of a failed job; its error is beside it. */
@@ -159,7 +156,6 @@ export interface FailedOutput {
   job_id: string;
   /** The job failed. */
   status: "error";
-  [further: string]: unknown;
 }
 
 /** The answer of GET /health. */
@@ -168,7 +164,6 @@ export interface Health {
   jobs: Record<string, number>;
   /** Number of workers by state. */
   workers: Record<string, number>;
-  [further: string]: unknown;
 }
 
 /** A job that runs. */
@@ -185,7 +180,6 @@ export interface InProgress {
   status: "IN_PROGRESS";
   /** Its progress, once there is any. */
   output?: Progress | null;
-  [further: string]: unknown;
 }
 
 /** A job that waits for a worker. */
@@ -200,7 +194,6 @@ export interface InQueue {
   workerId?: string | null;
   /** It waits. */
   status: "IN_QUEUE";
-  [further: string]: unknown;
 }
 
 /** A failed item of a batch. */
@@ -363,7 +356,6 @@ export interface Policy {
   ttl?: number;
   /** Start no further worker for this job. Default: false. */
   lowPriority?: boolean;
-  [further: string]: unknown;
 }
 
 /** One progress message, the job's `output` while it is IN_PROGRESS. */
@@ -408,7 +400,6 @@ export interface RecipeCost {
 export interface Refusal {
   /** Why. */
   error: unknown;
-  [further: string]: unknown;
 }
 
 /** The body of POST /run and /runsync. */
@@ -421,7 +412,6 @@ export interface Request {
   s3Config?: S3Config | null;
   /** Address to which the job's end is posted. */
   webhook?: string | null;
-  [further: string]: unknown;
 }
 
 /** A store named by the job itself: Runpod's `s3Config`, beside `input`. */
@@ -543,7 +533,6 @@ export interface Taken {
   id: string;
   /** IN_QUEUE, as a rule. */
   status: JobStatus;
-  [further: string]: unknown;
 }
 
 /** A job that took longer than its executionTimeout. */
@@ -560,7 +549,6 @@ export interface TimedOut {
   status: "TIMED_OUT";
   /** Runpod's reason. */
   error?: string | null;
-  [further: string]: unknown;
 }
 
 /** Speech made from text by Kokoro. */
