@@ -41,8 +41,9 @@ class Policy(Envelope):
     """Runpod's limits on a job, in milliseconds."""
 
     execution_timeout: Annotated[
-        int, Field(alias="executionTimeout", ge=SHORTEST_MS["executionTimeout"], le=LONGEST_MS)
-    ] = 600_000
+        Annotated[int, Field(ge=SHORTEST_MS["executionTimeout"], le=LONGEST_MS)] | None,
+        Field(alias="executionTimeout"),
+    ] = None
     """Longest running time. Without it, the endpoint's own limit counts."""
 
     ttl: Annotated[int, Field(ge=SHORTEST_MS["ttl"], le=LONGEST_MS)] = 24 * 3600 * 1000

@@ -25,6 +25,7 @@ from examples import infinitetalk_client as client_module
 from examples.infinitetalk_client import InfiniteTalkClient
 from infinitetalk.recipes import RECIPES
 from schemas import BatchResult, Success, parse_input
+from tests.openapi_contract import answer_schema, request_schema
 
 CHECKOUT = Path(__file__).parents[1]
 PAYLOADS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in CHECKOUT.glob("examples/*.json")}
@@ -41,6 +42,19 @@ EXAMPLES = {
     "batch",
 }
 START_TIMEOUT_S = 60
+
+
+class CheckedClient(InfiniteTalkClient):
+    """A client that holds each request and each answer against the OpenAPI document."""
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        name, _, job_id = path.partition("/")
+        documented = f"/{name}/{{id}}" if job_id else f"/{name}"
+        if "data" in options:
+            request_schema(documented).validate(json.loads(options["data"]))
+        answer = super()._call(method, path, **options)
+        answer_schema(documented, 200).validate(answer)
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +80,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfiniteTalkCli
             while connection.connect_ex(("127.0.0.1", port)) and server.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-        yield InfiniteTalkClient(f"http://127.0.0.1:{port}/v2/local")
+        yield CheckedClient(f"http://127.0.0.1:{port}/v2/local")
     finally:
         server.terminate()
         server.wait(START_TIMEOUT_S)

@@ -350,8 +350,8 @@ export interface Plan {
 
 /** Runpod's limits on a job, in milliseconds. */
 export interface Policy {
-  /** Longest running time. Without it, the endpoint's own limit counts. ≥ 5,000, ≤ 604,800,000. Default: 600000. */
-  executionTimeout?: number;
+  /** Longest running time. Without it, the endpoint's own limit counts. ≥ 5,000, ≤ 604,800,000. */
+  executionTimeout?: number | null;
   /** Lifetime from submission: after it, the job and its result are gone. ≥ 10,000, ≤ 604,800,000. Default: 86400000. */
   ttl?: number;
   /** Start no further worker for this job. Default: false. */
