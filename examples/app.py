@@ -17,19 +17,58 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from infinitetalk_client import LOCAL_URL, RECIPES, RUNPOD_URL, InfiniteTalkClient, JobError
-from page import Point, click, curl, job_input, player, preview, prices, run
-from requests import RequestException
+from infinitetalk_client import LOCAL_URL, RECIPES, RUNPOD_URL, InfiniteTalkClient, InfiniteTalkError
+from page import (
+    EndpointModel,
+    Point,
+    Shown,
+    Tabs,
+    attach,
+    cancel,
+    click,
+    curl,
+    help_of,
+    job_input,
+    player,
+    preview,
+    prices,
+    run,
+)
 
 MEDIA = Path(__file__).parent / "media"
 POLL_S = 0.5
+MAX_THREADS = 200
+"""Number of jobs that the page follows at once: a thread waits for each."""
+
+STYLE = """
+.model {padding: 0.5em 0.8em; border-left: 4px solid #2563eb; background: var(--block-background-fill)}
+.model.embedded {border-left-color: #b45309; background: #fef3c7; color: #451a03}
+.model.embedded b {color: inherit}
+"""
+NAME_IN_ADDRESS = """id => {
+    const address = new URL(location);
+    if (id && address.searchParams.get("job") !== id) {
+        address.searchParams.set("job", id);
+        history.replaceState(null, "", address);
+    }
+}"""
+"""Puts the job's id into the page's address: a reload or another tab finds the job again."""
+
+
+def told(field: str) -> dict[str, str]:
+    """Label and help of a parameter."""
+    return {"label": field, "info": help_of(field)}
 
 
 def build(client: InfiniteTalkClient) -> gr.Blocks:
     """Builds the page."""
+    tabs, endpoint_model = Tabs(), EndpointModel(client, POLL_S)
     with gr.Blocks(title="InfiniteTalk", analytics_enabled=False) as page:
+        gr.HTML(f"<style>{STYLE}</style>", padding=False)
         gr.Markdown("# InfiniteTalk\nA picture or a video and a voice become a talking video.")
-        corner, job_id = gr.State(), gr.State()
+        model = gr.HTML('<div class="model">asking the endpoint for its model …</div>', elem_id="model")
+        corner = gr.State()
+        job_id = gr.Textbox(visible=False)
         with gr.Row():
             with gr.Column():
                 inputs: dict[str, Any] = {}
@@ -38,23 +77,30 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                     label="Click two corners of each speaker's box", interactive=False, height=260, elem_id="preview"
                 )
                 with gr.Row():
-                    inputs["box1"] = gr.Textbox("", label="Box of person1: x_min, y_min, x_max, y_max", elem_id="box1")
-                    inputs["box2"] = gr.Textbox("", label="Box of person2")
+                    box_help = "x_min, y_min, x_max, y_max in pixels; empty: the speakers are side by side."
+                    inputs["box1"] = gr.Textbox("", label="Box of person1", info=box_help, elem_id="box1")
+                    inputs["box2"] = gr.Textbox("", label="Box of person2", info=box_help)
                 with gr.Tab("Speech"), gr.Row():
                     inputs["voice1"] = gr.Audio(label="person1", type="filepath", elem_id="voice1")
                     inputs["voice2"] = gr.Audio(label="person2 (optional)", type="filepath")
                 with gr.Tab("Text"):
-                    inputs["text"] = gr.Textbox("", label='Text; with two speakers "(s1) … (s2) …"', lines=3)
+                    inputs["text"] = gr.Textbox(
+                        "",
+                        label="Text",
+                        info='With two speakers: "(s1) … (s2) …". It takes the place of speech.',
+                        lines=3,
+                    )
                     with gr.Row():
-                        inputs["speaker1"] = gr.Textbox("am_adam", label="Voice of person1")
-                        inputs["speaker2"] = gr.Textbox("", label="Voice of person2 (optional)")
-                inputs["prompt"] = gr.Textbox("A person talks to the camera", label="Prompt", elem_id="prompt")
+                        voice_help = "A name of Kokoro's, such as am_adam or af_heart."
+                        inputs["speaker1"] = gr.Textbox("am_adam", label="Voice of person1", info=voice_help)
+                        inputs["speaker2"] = gr.Textbox("", label="Voice of person2 (optional)", info=voice_help)
+                inputs["prompt"] = gr.Textbox("A person talks to the camera", **told("prompt"), elem_id="prompt")
             with gr.Column():
                 with gr.Row():
                     generate = gr.Button("Generate", variant="primary", elem_id="generate")
                     show = gr.Button("Show payload")
                     ask = gr.Button("Prices", elem_id="prices")
-                    cancel = gr.Button("Cancel", variant="stop", elem_id="cancel")
+                    stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 status = gr.HTML("ready", elem_id="status")
                 growing = gr.HTML(elem_id="growing")
                 video = gr.Video(label="Video", autoplay=True, elem_id="video")
@@ -67,57 +113,83 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                 )
                 with gr.Accordion("Parameters", open=True):
                     with gr.Row():
-                        inputs["size"] = gr.Dropdown(["infinitetalk-480", "infinitetalk-720"], label="size")
-                        inputs["mode"] = gr.Dropdown(["clip", "streaming"], value="streaming", label="mode")
-                        inputs["audio_type"] = gr.Dropdown(["para", "add"], label="audio_type")
+                        inputs["size"] = gr.Dropdown(["infinitetalk-480", "infinitetalk-720"], **told("size"))
+                        inputs["mode"] = gr.Dropdown(["clip", "streaming"], value="streaming", **told("mode"))
+                        inputs["audio_type"] = gr.Dropdown(["para", "add"], **told("audio_type"))
                         inputs["sample_steps"] = gr.Slider(
-                            1, 80, 8, step=1, label="sample_steps", elem_id="sample_steps"
+                            1, 80, 8, step=1, **told("sample_steps"), elem_id="sample_steps"
                         )
-                        inputs["sample_text_guide_scale"] = gr.Slider(0, 10, 1.0, label="sample_text_guide_scale")
-                        inputs["sample_audio_guide_scale"] = gr.Slider(0, 10, 2.0, label="sample_audio_guide_scale")
-                        inputs["frame_num"] = gr.Slider(5, 121, 81, step=4, label="frame_num", elem_id="frame_num")
-                        inputs["max_frame_num"] = gr.Number(1000, precision=0, label="max_frame_num", elem_id="frames")
-                        inputs["motion_frame"] = gr.Slider(1, 40, 9, step=1, label="motion_frame")
-                        inputs["crossfade_frame"] = gr.Slider(0, 25, 4, step=1, label="crossfade_frame")
-                        inputs["color_correction_strength"] = gr.Slider(0, 1, 1.0, label="color_correction_strength")
-                        inputs["base_seed"] = gr.Number(42, precision=0, label="base_seed (-1: random)")
+                        inputs["sample_text_guide_scale"] = gr.Slider(0, 10, 1.0, **told("sample_text_guide_scale"))
+                        inputs["sample_audio_guide_scale"] = gr.Slider(0, 10, 2.0, **told("sample_audio_guide_scale"))
+                        inputs["frame_num"] = gr.Slider(5, 121, 81, step=4, **told("frame_num"), elem_id="frame_num")
+                        inputs["max_frame_num"] = gr.Number(
+                            1000, precision=0, **told("max_frame_num"), elem_id="frames"
+                        )
+                        inputs["motion_frame"] = gr.Slider(1, 40, 9, step=1, **told("motion_frame"))
+                        inputs["crossfade_frame"] = gr.Slider(0, 25, 4, step=1, **told("crossfade_frame"))
+                        inputs["color_correction_strength"] = gr.Slider(0, 1, 1.0, **told("color_correction_strength"))
+                        inputs["base_seed"] = gr.Number(42, precision=0, **told("base_seed"))
                     with gr.Row():
-                        inputs["use_teacache"] = gr.Checkbox(label="use_teacache")
-                        inputs["use_apg"] = gr.Checkbox(label="use_apg")
+                        inputs["use_teacache"] = gr.Checkbox(**told("use_teacache"))
+                        inputs["use_apg"] = gr.Checkbox(**told("use_apg"))
                 with gr.Accordion("Payload", open=False):
                     payload = gr.Code(label="JSON", language="json")
                     command = gr.Code(label="curl", language="shell")
 
         names = list(inputs)
 
+        def begin(request: gr.Request) -> None:
+            try:
+                tabs.begin(str(request.session_hash))
+            except ValueError as error:
+                raise gr.Error(str(error)) from error
+
+        def prepare_to_send(request: gr.Request, *values: Any) -> tuple[str, str]:
+            try:
+                return prepare(*values)
+            except gr.Error:
+                tabs.end(str(request.session_hash))
+                raise
+
         def prepare(*values: Any) -> tuple[str, str]:
             try:
                 job = job_input(client, dict(zip(names, values, strict=True)))
-            except (ValueError, JobError, RequestException) as error:
+            except (ValueError, InfiniteTalkError) as error:
                 raise gr.Error(str(error)) from error
             text = json.dumps({"input": job}, indent=2, ensure_ascii=False)
             return text, curl(client, text)
 
-        def send(text: str) -> Iterator[tuple[Any, ...]]:
+        def show_job(states: Iterator[Shown], tab: str) -> Iterator[tuple[Any, ...]]:
             address = None
-            for shown in run(client, json.loads(text)["input"], POLL_S) if text else ():
-                # The player is set once per address; setting it again would restart it.
-                is_new, address = shown.preview != address, shown.preview
-                growing_now = (player(address) if address else "") if is_new else gr.skip()
-                yield shown.status, growing_now, shown.video, shown.job_id
+            try:
+                for shown in states:
+                    # The player is set once per address; setting it again would restart it.
+                    is_new, address = shown.preview != address, shown.preview
+                    growing_now = (player(address) if address else "") if is_new else gr.skip()
+                    yield shown.status, growing_now, shown.video, shown.job_id or gr.skip()
+            finally:
+                tabs.end(tab)
 
-        def tell_prices(text: str) -> str:
+        def send(text: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+            tab = str(request.session_hash)
+            yield from show_job(run(client, json.loads(text)["input"], POLL_S, tabs, tab), tab)
+
+        def come_back(request: gr.Request) -> Iterator[tuple[Any, ...]]:
+            tab = str(request.session_hash)
+            if known := dict(request.query_params).get("job"):
+                yield from show_job(attach(client, known, POLL_S, tabs, tab), tab)
+
+        def tell_prices(text: str) -> tuple[str, str]:
             try:
                 return prices(client, json.loads(text)["input"], POLL_S)
-            except (JobError, RequestException) as error:
+            except InfiniteTalkError as error:
                 raise gr.Error(str(error)) from error
 
-        def stop(identifier: str | None) -> None:
-            if identifier:
-                try:
-                    client.cancel(identifier)
-                except (JobError, RequestException) as error:
-                    raise gr.Error(str(error)) from error
+        def cancel_job(request: gr.Request) -> None:
+            try:
+                cancel(client, tabs, str(request.session_hash))
+            except InfiniteTalkError as error:
+                raise gr.Error(str(error)) from error
 
         def select(corner: Point | None, first: str, second: str, event: gr.SelectData) -> tuple[Any, ...]:
             return click(corner, first, second, list(event.index))
@@ -128,12 +200,18 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
         inputs["source"].change(lambda: None, None, corner).then(preview, drawn, picture)
         for box in boxes:
             box.change(preview, drawn, picture)
-        generate.click(prepare, list(inputs.values()), [payload, command]).success(
-            send, payload, [status, growing, video, job_id], show_progress="hidden"
-        )
-        show.click(prepare, list(inputs.values()), [payload, command])
-        ask.click(prepare, list(inputs.values()), [payload, command]).success(tell_prices, payload, status)
-        cancel.click(stop, job_id, None)
+        fields, shown = list(inputs.values()), [status, growing, video, job_id]
+        # Each event has as many runs at once as there are tabs: a job of one tab waits for none of another.
+        many: dict[str, Any] = {"concurrency_limit": None}
+        begun = generate.click(begin, None, None, queue=False)
+        prepared = begun.success(prepare_to_send, fields, [payload, command], **many)
+        prepared.success(send, payload, shown, show_progress="hidden", **many)
+        page.load(come_back, None, shown, show_progress="hidden", **many)
+        page.load(endpoint_model.banner, None, model, show_progress="hidden", **many)
+        job_id.change(None, job_id, None, js=NAME_IN_ADDRESS)
+        show.click(prepare, fields, [payload, command], **many)
+        ask.click(prepare, fields, [payload, command], **many).success(tell_prices, payload, [status, model], **many)
+        stop.click(cancel_job, None, None, queue=False)
         gr.Examples(
             [[str(MEDIA / "drawn_portrait.png"), str(MEDIA / "speech.wav")]],
             [inputs["source"], inputs["voice1"]],
@@ -155,7 +233,8 @@ def main() -> None:
     if client.is_local:
         # Paths instead of data URIs keep the payload short enough to read and copy.
         client = InfiniteTalkClient(url, options.key, inline_bytes=0)
-    build(client).launch(server_name="127.0.0.1", server_port=options.port, allowed_paths=[str(MEDIA)])
+    page = build(client)
+    page.launch(server_name="127.0.0.1", server_port=options.port, allowed_paths=[str(MEDIA)], max_threads=MAX_THREADS)
 
 
 if __name__ == "__main__":

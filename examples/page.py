@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import html
+import json
 import mimetypes
 import shlex
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infinitetalk_client import InfiniteTalkClient, JobError, plan_lines
+from infinitetalk_client import InfiniteTalkClient, InfiniteTalkError, plan_lines
 from PIL import Image, ImageDraw
-from requests import RequestException
 
+SCHEMA = Path(__file__).parents[1] / "schemas/single_job.schema.json"
 COLOURS = ("#ff5722", "#2196f3")
 CORNER_RADIUS = 4
+
+EMBEDDED = {
+    "tiny-talker": "the embedded model. It animates drawn people at 128×128 pixels, to show and test the worker. It "
+    "cannot animate photographs: for these the endpoint needs the weights of InfiniteTalk (docs/weights.md)",
+    "tiny-random": "the embedded model with random weights. It makes noise, to test the worker",
+}
+"""What the models that come with the worker can do; whatever else an endpoint names is a published model."""
+
+SMALL_JOB = {
+    "prompt": "A drawn woman talks to the camera",
+    "cond_video": "examples/media/drawn_portrait.png",
+    "cond_audio": {"person1": "examples/media/speech.wav"},
+    "output_config": {"store": "volume"},
+    "dry_run": True,
+}
+"""A job that `make serve` only plans, to tell its model."""
 
 Point = list[int]
 Box = list[int]
@@ -80,7 +99,7 @@ def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, A
 
     Raises:
         ValueError: the source or the speech is missing, or a box is invalid.
-        JobError: the files are too large for a request, and no store for them is set.
+        InfiniteTalkError: a file does not reach the endpoint: it is too large, say, and no store for it is set.
     """
     if not fields["source"]:
         raise ValueError("choose an image or a video")
@@ -111,15 +130,62 @@ def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, A
     return job | {name: fields[name] for name in same} | {"output_config": output_config}
 
 
-def prices(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> str:
-    """The cost of a job by each recipe of the endpoint, as HTML; makes no video.
+def prices(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> tuple[str, str]:
+    """The cost of a job by each recipe of the endpoint, and the endpoint's model, as HTML; makes no video.
 
     Raises:
-        JobError: the endpoint refuses the job.
-        RequestException: the endpoint does not answer.
+        InfiniteTalkError: the endpoint refuses the job or does not answer.
     """
     plan = client.run(job | {"dry_run": True}, poll_s=poll_s)
-    return "<br>".join(html.escape(line) for line in plan_lines(plan))
+    return "<br>".join(html.escape(line) for line in plan_lines(plan)), model_banner(plan)
+
+
+def model_banner(plan: dict[str, Any]) -> str:
+    """The model of a plan and what it can do, as HTML; an embedded model is shown as one."""
+    name, recipes = plan["model"], ", ".join(cost["recipe"] for cost in plan["recipes"])
+    by_recipes = f" Recipes: {html.escape(recipes)}." if recipes else ""
+    told = EMBEDDED.get(name, "turns a picture or a video of people and speech into a video")
+    kind = "embedded" if name in EMBEDDED else "published"
+    return f'<div class="model {kind}" role="note">Model <b>{html.escape(name)}</b>: {told}.{by_recipes}</div>'
+
+
+class EndpointModel:
+    """The model of the page's endpoint: asked for once, for all who open the page.
+
+    An endpoint on Runpod is not asked, because a worker would start for it; `prices` tells its model.
+    """
+
+    def __init__(self, client: InfiniteTalkClient, poll_s: float) -> None:
+        self._client, self._poll_s = client, poll_s
+        self._banner: str | None = None
+        self._lock = threading.Lock()
+
+    def banner(self) -> str:
+        """The model as HTML, or why it is unknown."""
+        if not self._client.is_local:
+            return '<div class="model" role="note">Prices tells which model this endpoint has, and its recipes.</div>'
+        with self._lock:
+            if self._banner is None:
+                try:
+                    self._banner = model_banner(self._client.run(SMALL_JOB, poll_s=self._poll_s))
+                except InfiniteTalkError as error:
+                    return f'<div class="model" role="note">The model is unknown: {html.escape(str(error))}.</div>'
+            return self._banner
+
+
+@cache
+def _descriptions() -> dict[str, str]:
+    fields = json.loads(SCHEMA.read_text(encoding="utf-8"))["properties"]
+    return {name: " ".join(field["description"].split()) for name, field in fields.items()}
+
+
+def help_of(field: str) -> str:
+    """What a field of a job means, as the worker's interface describes it.
+
+    Raises:
+        KeyError: there is no such field.
+    """
+    return _descriptions()[field]
 
 
 def curl(client: InfiniteTalkClient, payload: str) -> str:
@@ -153,7 +219,7 @@ class Shown:
     Attributes:
         status: a line of HTML.
         video: file of the finished video.
-        job_id: the job's id while it may be cancelled, else None.
+        job_id: the job's id, once it has one.
         preview: address of the playlist of the finished chunks.
     """
 
@@ -163,10 +229,77 @@ class Shown:
     preview: str | None = None
 
 
-def run(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> Iterator[Shown]:
-    """Sends a job and yields its state until it ends."""
+class Tabs:
+    """The job of each open tab, from the click that starts it, so that it can be cancelled before it has an id."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, str | None] = {}
+        self._cancelled: set[str] = set()
+        self._lock = threading.Lock()
+
+    def begin(self, tab: str) -> None:
+        """A job of this tab begins: it is prepared and then sent.
+
+        Raises:
+            ValueError: the tab has a job that has not ended.
+        """
+        with self._lock:
+            if tab in self._jobs:
+                raise ValueError("this tab has a job that has not ended: cancel it, or open another tab")
+            self._jobs[tab] = None
+            self._cancelled.discard(tab)
+
+    def queued(self, tab: str, job_id: str) -> None:
+        """The tab's job has an id."""
+        with self._lock:
+            self._jobs[tab] = job_id
+
+    def cancel(self, tab: str) -> str | None:
+        """Marks the tab's job as cancelled; returns its id, or None if it has none yet."""
+        with self._lock:
+            self._cancelled.add(tab)
+            return self._jobs.get(tab)
+
+    def is_cancelled(self, tab: str) -> bool:
+        """Whether the job that has begun is marked as cancelled."""
+        with self._lock:
+            return tab in self._cancelled
+
+    def end(self, tab: str) -> None:
+        """Forgets the tab's job."""
+        with self._lock:
+            self._jobs.pop(tab, None)
+            self._cancelled.discard(tab)
+
+
+def run(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float, tabs: Tabs, tab: str) -> Iterator[Shown]:
+    """Sends the job of a tab, for which `tabs.begin` was called, and yields its state until it ends."""
+    if tabs.is_cancelled(tab):
+        yield Shown("<b>cancelled before it was sent</b>")
+        return
     try:
         job_id = client.submit(job)
+        tabs.queued(tab, job_id)
+        if tabs.is_cancelled(tab):
+            # The click came while the job was being sent.
+            client.cancel(job_id)
+    except InfiniteTalkError as error:
+        yield Shown(f"<b>{html.escape(str(error))}</b>")
+        return
+    yield Shown(bar({"stage": "queued", "pct": 0}), job_id=job_id)
+    yield from follow(client, job_id, poll_s)
+
+
+def attach(client: InfiniteTalkClient, job_id: str, poll_s: float, tabs: Tabs, tab: str) -> Iterator[Shown]:
+    """Yields the state of a job that was sent before, by this or another tab, until it ends."""
+    tabs.queued(tab, job_id)
+    yield Shown("asking the endpoint …", job_id=job_id)
+    yield from follow(client, job_id, poll_s)
+
+
+def follow(client: InfiniteTalkClient, job_id: str, poll_s: float) -> Iterator[Shown]:
+    """Yields a job's state until it ends; if nobody looks any longer, the job goes on."""
+    try:
         progress = client.watch(job_id, poll_s)
         while True:
             try:
@@ -177,8 +310,20 @@ def run(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> Itera
             yield Shown(bar(message), job_id=job_id, preview=client.preview_address(message))
         folder = tempfile.mkdtemp(prefix="infinitetalk-page-")
         file = client.download(result, Path(folder) / "talk.mp4")
-    except (JobError, RequestException) as error:
-        yield Shown(f"<b>{html.escape(str(error))}</b>")
+    except InfiniteTalkError as error:
+        yield Shown(f"<b>{html.escape(str(error))}</b>", job_id=job_id)
         return
     warnings = "".join(f"<br>{html.escape(warning)}" for warning in result["warnings"])
-    yield Shown(f"{bar({'stage': 'completed', 'pct': 100})}{warnings}", video=str(file))
+    done = bar({"stage": "completed", "pct": 100})
+    yield Shown(f"{done} by {html.escape(result['model'])}{warnings}", video=str(file), job_id=job_id)
+
+
+def cancel(client: InfiniteTalkClient, tabs: Tabs, tab: str) -> None:
+    """Cancels the job of a tab, whether it runs, waits or is only on its way to the endpoint.
+
+    Raises:
+        InfiniteTalkError: the endpoint does not answer.
+    """
+    job_id = tabs.cancel(tab)
+    if job_id is not None:
+        client.cancel(job_id)

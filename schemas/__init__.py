@@ -1,7 +1,8 @@
-"""The interface of the worker: a job's input, its progress and its result."""
+"""The interface of the worker: a job's input, its progress, its result, and what Runpod puts around them."""
 
 from schemas.addresses import check_address
 from schemas.base import explain, sendable
+from schemas.envelope import JobState, JobStatus, Request
 from schemas.job import (
     DEFAULT_PREFIX,
     LONGEST_VIDEO,
@@ -45,12 +46,15 @@ __all__ = [
     "ItemPlan",
     "ItemSuccess",
     "JobError",
+    "JobState",
+    "JobStatus",
     "Lora",
     "OutputConfig",
     "Plan",
     "Progress",
     "RecipeCost",
     "RecipeName",
+    "Request",
     "S3Config",
     "SingleJob",
     "Stage",

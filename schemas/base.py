@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from schemas.names import LONGEST_NAME, hint_for
 
@@ -14,6 +17,16 @@ MAX_MESSAGE_CHARACTERS = 1000
 MAX_EXPLAINED = 20
 MAX_VALUES = 10_000
 """Largest number of values in a job's input: a batch of 50 items that use every field has 7,000."""
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """Adds to a type's JSON Schema what its validators check, so that any JSON Schema validator checks it too."""
+
+    rules: dict[str, Any]
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(core_schema) | self.rules
 
 
 class StrictModel(BaseModel):

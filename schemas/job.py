@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     PlainValidator,
     StringConstraints,
@@ -21,13 +22,16 @@ from pydantic_core import PydanticKnownError
 from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
-from schemas.base import StrictModel
+from schemas.base import Published, StrictModel
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
 _DEFAULTS = INFINITETALK.defaults
 MAX_SPEAKERS = 8
 LONGEST_VIDEO = 90_000
 """Largest number of video frames: an hour."""
+FEWEST_FRAMES, MOST_FRAMES = 5, 401
+"""Limits of the number of video frames of a chunk."""
+
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON client represents exactly."""
 
@@ -37,7 +41,7 @@ OWN_ENDINGS = (".mp4", ".jpg", ".json", ".preview")
 STORES = {"s3": True, "volume": True, "inline": False, "put": False}
 """The names of stores, and whether each keeps files below a prefix, where a preview can also be stored."""
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+SAFE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
 
 
 def check_safe_name(name: str) -> str:
@@ -46,7 +50,7 @@ def check_safe_name(name: str) -> str:
     Raises:
         ValueError: it is not 1 to 128 letters, digits, "-", "_" or "." (not leading).
     """
-    if not _SAFE_NAME.fullmatch(name):
+    if not re.fullmatch(SAFE_NAME, name):
         raise ValueError('must be 1 to 128 letters, digits, "-", "_" or "." and may not begin with "."')
     return name
 
@@ -127,6 +131,21 @@ def check_speakers(speakers: dict[str, Any]) -> dict[str, Any]:
 
 
 IS_BY_SPEAKER, NAMES_SPEAKERS = BeforeValidator(check_is_by_speaker), AfterValidator(check_speakers)
+SPEAKER_NAMES = Published(
+    {
+        "propertyNames": {"pattern": f"^person[1-{MAX_SPEAKERS}]$"},
+        "required": ["person1"],
+        "dependentRequired": {f"person{number}": [f"person{number - 1}"] for number in range(2, MAX_SPEAKERS + 1)},
+    }
+)
+"""What `check_speakers` checks."""
+
+ONE_SPEAKS = Published({"not": {"additionalProperties": {"type": "null"}}})
+"""At least one speaker has a value that is not null."""
+
+FRAMES = Published({"enum": list(range(FEWEST_FRAMES, MOST_FRAMES + 1, 4))})
+"""What `check_frame_num` checks, which JSON Schema has no shorter way to say."""
+
 Media = Annotated[str, StringConstraints(min_length=1)]
 Address = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
@@ -142,6 +161,27 @@ BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 class OutputConfig(StrictModel):
     """The destination of the video and its thumbnail."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                # check_addresses
+                {
+                    "if": {"properties": {"store": {"const": "put"}}, "required": ["store"]},
+                    "then": {
+                        "properties": {"video_url": {"type": "string"}, "thumbnail_url": {"type": "string"}},
+                        "required": ["video_url", "thumbnail_url"],
+                    },
+                    "else": {"properties": {"video_url": {"type": "null"}, "thumbnail_url": {"type": "null"}}},
+                },
+                # check_preview
+                {
+                    "if": {"properties": {"preview": {"const": True}}, "required": ["preview"]},
+                    "then": {"properties": {"store": {"enum": [name for name, keeps in STORES.items() if keeps]}}},
+                },
+            ]
+        }
+    )
 
     store: StoreName = "s3"
     """"s3": an S3-compatible store (the job's s3Config, else the worker's settings). "volume": the worker's output
@@ -244,6 +284,20 @@ class Lora(StrictModel):
 class SingleJob(StrictModel):
     """One talking video: its speech, its source image or video, and the parameters of its generation."""
 
+    # What check_combinations checks, as far as JSON Schema can say it.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [speech], "properties": {speech: {"type": "object"}}}
+                for speech in ("cond_audio", "tts_audio")
+            ],
+            "not": {
+                "required": ["bbox", "mask"],
+                "properties": {"bbox": {"type": "object"}, "mask": {"type": "object"}},
+            },
+        }
+    )
+
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=5000)]
     """Description of the video; only its first 512 tokens count."""
 
@@ -251,7 +305,9 @@ class SingleJob(StrictModel):
     """Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video,
     each chunk's reference is the video's frame at the chunk's start."""
 
-    cond_audio: Annotated[dict[str, Media | None], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
+    cond_audio: Annotated[dict[str, Media | None], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES, ONE_SPEAKS] | None = (
+        None
+    )
     """Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same
     forms as cond_video; null keeps a speaker silent, and at least one must speak. Give this or tts_audio."""
 
@@ -261,14 +317,14 @@ class SingleJob(StrictModel):
     audio_type: Literal["para", "add"] = "para"
     """Order of several speakers: all from the start ("para"), or one after the other ("add")."""
 
-    bbox: Annotated[dict[str, BoundingBox], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
+    bbox: Annotated[dict[str, BoundingBox], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
     """Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source.
     Null: side by side, left to right. Give this or mask."""
 
     bbox_order: Literal["xy", "yx"] = "xy"
     """"xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code."""
 
-    mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS] | None = None
+    mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
     """Each speaker's mask: an image that is white where the speaker is. Give this or bbox."""
 
     loras: list[Lora] = Field(default_factory=list, max_length=8)
@@ -291,7 +347,9 @@ class SingleJob(StrictModel):
     """"clip": at most frame_num frames, by most recipes one chunk. "streaming": as many chunks as the speech needs, at
     most max_frame_num frames."""
 
-    frame_num: Annotated[int, Field(ge=5, le=401), AfterValidator(check_frame_num)] = _DEFAULTS.frame_num
+    frame_num: Annotated[int, Field(ge=FEWEST_FRAMES, le=MOST_FRAMES), AfterValidator(check_frame_num), FRAMES] = (
+        _DEFAULTS.frame_num
+    )
     """Number of video frames of a chunk, 4n+1, at 25 per second."""
 
     max_frame_num: Annotated[int, Field(ge=1, le=LONGEST_VIDEO)] = _DEFAULTS.max_frame_num
@@ -435,7 +493,9 @@ class SingleJob(StrictModel):
 class BatchItem(SingleJob):
     """One job of a batch."""
 
-    id: Annotated[str, StringConstraints(max_length=64), AfterValidator(check_safe_name)]
+    id: Annotated[
+        str, StringConstraints(max_length=64), AfterValidator(check_safe_name), Published({"pattern": f"^{SAFE_NAME}$"})
+    ]
     """Name of the item: its files are {prefix}/{job_id}-{id}.mp4, .jpg and .json."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from schemas.base import StrictModel
 from schemas.progress import Stage
@@ -27,6 +27,19 @@ class ErrorCode(StrEnum):
 
 class Video(StrictModel):
     """The finished video and its thumbnail, both in the same one of three places."""
+
+    # What check_places checks.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": [place, f"thumbnail_{place}"],
+                    "properties": {place: {"type": "string"}, f"thumbnail_{place}": {"type": "string"}},
+                }
+                for place in ("url", "path", "data")
+            ]
+        }
+    )
 
     url: str | None = None
     """Store "s3": address of the MP4, tested by the worker. Store "put": the given address without its query, not

@@ -25,6 +25,7 @@ from examples import infinitetalk_client as client_module
 from examples.infinitetalk_client import InfiniteTalkClient
 from infinitetalk.recipes import RECIPES
 from schemas import BatchResult, Success, parse_input
+from tests.openapi_contract import answer_schema, request_schema
 
 CHECKOUT = Path(__file__).parents[1]
 PAYLOADS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in CHECKOUT.glob("examples/*.json")}
@@ -41,6 +42,19 @@ EXAMPLES = {
     "batch",
 }
 START_TIMEOUT_S = 60
+
+
+class CheckedClient(InfiniteTalkClient):
+    """A client that holds each request and each answer against the OpenAPI document."""
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        name, _, job_id = path.partition("/")
+        documented = f"/{name}/{{id}}" if job_id else f"/{name}"
+        if "data" in options:
+            request_schema(documented).validate(json.loads(options["data"]))
+        answer = super()._call(method, path, **options)
+        answer_schema(documented, 200).validate(answer)
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +80,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfiniteTalkCli
             while connection.connect_ex(("127.0.0.1", port)) and server.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-        yield InfiniteTalkClient(f"http://127.0.0.1:{port}/v2/local")
+        yield CheckedClient(f"http://127.0.0.1:{port}/v2/local")
     finally:
         server.terminate()
         server.wait(START_TIMEOUT_S)
@@ -176,7 +190,7 @@ def test_the_command_line_says_where_nothing_answers(capsys):
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v2/local"
         assert client_module.main(["https://a/b.png", "https://a/b.wav", "--url", url]) == 1
-    assert capsys.readouterr().err.endswith(f"error: {url} does not answer\n")
+    assert capsys.readouterr().err == f"error: {url} does not answer\n"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +200,16 @@ def test_the_command_line_says_where_nothing_answers(capsys):
         (["a.png", "b.wav", "--payload", "c.json"], "--payload has the whole job: change its fields with --set"),
         (["a.png", "b.wav", "--voice", "af_heart"], "--voice names the voice of --text, which is missing"),
         (["a.png", "b.wav", "--set", "sample_steps"], "--set takes NAME=VALUE, not sample_steps"),
-        (["a.png", "b.wav", "-o", "absent/talk.mp4"], "the folder of --output does not exist: absent"),
+        (["a.png", "b.wav", "-o", "absent/talk.mp4"], "--output: the folder absent does not exist"),
+        (["a.png", "b.wav", "-o", "folder"], "--output: folder is no file that can be replaced"),
+        (["a.png", "b.wav", "-o", "/dev/null"], "--output: /dev/null is no file that can be replaced"),
+        (["a.png", "b.wav", "-o", "x" * 300], f"--output: {'x' * 300} cannot be written: File name too long"),
+        (["a.png", "b.wav", "-o", "/proc/talk.mp4"], "--output: /proc/talk.mp4 cannot be written: "),
+        (
+            ["a.png", "b.wav", "--job", "x"],
+            "--job is about a job that was sent before: leave out what would make a new",
+        ),
+        (["a.png", "b.wav", "--cancel"], "--cancel needs the job's id: --job ID --cancel"),
         (["a.png", "b.wav", "--url", "127.0.0.1:8000"], "--url begins with http:// or https://"),
         (
             ["a.png", "b.wav", "--endpoint", "x"],
@@ -196,42 +219,21 @@ def test_the_command_line_says_where_nothing_answers(capsys):
 )
 def test_the_command_line_refuses_a_mistake_before_anything_is_sent(given, told, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     monkeypatch.delenv("RUNPOD_ENDPOINT_ID", raising=False)
     with pytest.raises(SystemExit):
         client_module.main(given)
     assert f"error: {told}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
-@pytest.mark.parametrize("text", ["# no JSON", "[]", '{"prompt": "x"}'])
+@pytest.mark.parametrize("text", ["# no JSON", "[]", '{"prompt": "x"}', '{"input": {"batch": [1]}}'])
 def test_the_command_line_names_a_payload_that_is_no_job(text, capsys, tmp_path):
     payload = tmp_path / "payload.json"
     payload.write_text(text)
     assert client_module.main(["--payload", str(payload), "-o", str(tmp_path / "talk.mp4")]) == 1
-    assert capsys.readouterr().err == f'error: E_PAYLOAD: {payload} is not JSON of a job: {{"input": {{…}}}}\n'
-
-
-def test_the_command_line_says_which_variables_an_upload_lacks(capsys, monkeypatch, tmp_path):
-    large = tmp_path / "large.png"
-    large.write_bytes(bytes(client_module.INLINE_BYTES + 1))
-    for name in client_module.S3_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("S3_BUCKET", "videos")
-    arguments = [str(large), "https://a/b.wav", "--endpoint", "x", "--key", "y", "-o", str(tmp_path / "talk.mp4")]
-    assert client_module.main(arguments) == 1
-    assert "set S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY for their upload" in capsys.readouterr().err
-
-
-def test_the_command_line_says_where_a_result_cannot_be_fetched(client, tmp_path, capsys, monkeypatch):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        gone = f"http://127.0.0.1:{unused.getsockname()[1]}/video.mp4"
-        result = {"status": "success", "video": {"url": gone}}
-        monkeypatch.setattr(client_module.InfiniteTalkClient, "run", lambda *_, **__: result)
-        arguments = ["https://a/b.png", "https://a/b.wav", "-o", str(tmp_path / "x.mp4"), "--url", client.url]
-        assert client_module.main(arguments) == 1
-    error = capsys.readouterr().err
-    assert "video.mp4" in error and "does not answer" not in error
+    assert capsys.readouterr().err == f'error: {payload} is not JSON of a job: {{"input": {{…}}}}\n'
 
 
 def test_the_command_line_tells_a_failure(client, tmp_path, capsys):
@@ -241,7 +243,7 @@ def test_the_command_line_tells_a_failure(client, tmp_path, capsys):
     assert "error: E_DOWNLOAD_FAILED" in capsys.readouterr().err
 
 
-def test_ctrl_c_cancels_the_job(client, tmp_path):
+def test_ctrl_c_without_a_terminal_cancels_the_job(client, tmp_path):
     payload = tmp_path / "long.json"
     payload.write_text(json.dumps({"input": PAYLOADS["single_image"]["input"] | {"sample_steps": 200}}))
     process = subprocess.Popen(
@@ -254,8 +256,11 @@ def test_ctrl_c_cancels_the_job(client, tmp_path):
             client.url,
             "--key",
             "local",
+            "-o",
+            str(tmp_path / "talk.mp4"),
         ],
         cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # Tests that run in the background of a shell inherit a Ctrl-C that is ignored.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from botocore.httpsession import URLLib3Session
 
-from examples import infinitetalk_client as client_module
-from examples.infinitetalk_client import InfiniteTalkClient, JobError
 from infinitetalk.worker import policy
 from tools import local_endpoint
 from tools.queue_server import API_KEY, LocalQueue
@@ -27,11 +24,6 @@ DONE = {"output": {"status": "success", "video": {"path": "made/talk.mp4"}}}
 def queue(tmp_path: Path) -> Iterator[LocalQueue]:
     with LocalQueue(tmp_path) as queue:
         yield queue
-
-
-@pytest.fixture
-def client(queue: LocalQueue) -> InfiniteTalkClient:
-    return InfiniteTalkClient(queue.endpoint.url, API_KEY)
 
 
 def call(queue: LocalQueue, method: str, path: str, **options: object) -> requests.Response:
@@ -246,53 +238,6 @@ def test_a_webhook_is_told_until_it_answers_with_200(queue, monkeypatch):
     assert [(message["id"], message["status"]) for message in received] == [(job_id, "COMPLETED")] * 2
 
 
-def test_the_client_tells_progress_and_downloads_the_video(queue, client, tmp_path):
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made/talk.mp4").write_bytes(b"video")
-    told: list[str] = []
-    work(queue, {"status": "IN_PROGRESS", "output": {"stage": "sampling", "pct": 40, "eta_s": 2.0}})
-
-    def on_progress(progress: dict) -> None:
-        told.append(progress["stage"])
-        if progress["stage"] == "sampling":
-            queue.report(next(iter(queue.jobs)), DONE)
-
-    result = client.run({"prompt": "x"}, on_progress, poll_s=0.05)
-    assert told[-1] == "sampling"
-    assert client.download(result, tmp_path / "out.mp4").read_bytes() == b"video"
-
-
-def test_the_client_raises_a_failed_jobs_code(queue, client):
-    work(queue, {"error": {"code": "E_OOM", "message": "too large", "retryable": False}, "output": {"job_id": "x"}})
-    with pytest.raises(JobError, match="E_OOM: too large"):
-        client.run({}, poll_s=0.05)
-
-
-def test_the_client_cancels_its_job_on_ctrl_c(queue, client):
-    work(queue, {"status": "IN_PROGRESS", "output": {"stage": "sampling", "pct": 40}})
-
-    def interrupt(progress: dict) -> None:
-        if progress["stage"] == "sampling":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        client.run({}, interrupt, poll_s=0.05)
-    assert [job.status for job in queue.jobs.values()] == ["CANCELLED"]
-
-
-def test_the_client_inlines_small_files_and_uploads_large_ones(client, tmp_path):
-    small, large = tmp_path / "small.png", tmp_path / "large.wav"
-    small.write_bytes(b"small")
-    assert client.media(small, "https://example.com/a.wav") == [
-        "data:image/png;base64,c21hbGw=",
-        "https://example.com/a.wav",
-    ]
-    large.write_bytes(b"x" * 7_000_001)
-    path, other = client.media(large, small)
-    assert (tmp_path / path).read_bytes() == large.read_bytes()
-    assert (tmp_path / other).read_bytes() == b"small"
-
-
 def test_an_upload_cannot_climb_out_of_its_folder(queue, tmp_path):
     address = f"http://127.0.0.1:{queue.endpoint.port}/files/uploads"
     headers = {"Authorization": f"Bearer {API_KEY}"}
@@ -300,37 +245,3 @@ def test_an_upload_cannot_climb_out_of_its_folder(queue, tmp_path):
         assert requests.put(f"{address}/{name}", data=b"x", headers=headers, timeout=5).status_code in (400, 404)
     assert requests.get(f"{address}/..%2F..%2F..%2Fetc%2Fpasswd", headers=headers, timeout=5).status_code in (403, 404)
     assert not (tmp_path / "outside").exists()
-
-
-def test_the_clients_uploads_are_signed_as_every_store_knows_and_served(s3_server, tmp_path, monkeypatch):
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(b"a picture")
-    for name in ("endpoint", "bucket", "access_key", "secret_key"):
-        monkeypatch.setenv(f"S3_{name.upper()}", getattr(s3_server, name))
-    monkeypatch.delenv("S3_REGION", raising=False)
-    sent: list[str] = []
-    send = URLLib3Session.send
-
-    def send_and_note(session, request):
-        sent.append(str(request.headers))
-        return send(session, request)
-
-    monkeypatch.setattr(URLLib3Session, "send", send_and_note)
-    (address,) = InfiniteTalkClient("https://api.example.com/v2/endpoint", "key", inline_bytes=1).media(picture)
-    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in address
-    assert requests.get(address, timeout=10).content == b"a picture"
-    assert sent and not any("checksum" in headers.lower() for headers in sent)
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "region"),
-    [
-        ("https://s3.eu-central-1.amazonaws.com", "eu-central-1"),
-        ("https://videos.s3.us-west-004.backblazeb2.com", "us-west-004"),
-        ("https://nyc3.digitaloceanspaces.com", "nyc3"),
-        ("https://s3.amazonaws.com", "us-east-1"),
-        ("http://127.0.0.1:9000", "us-east-1"),
-    ],
-)
-def test_the_client_signs_for_the_region_that_the_stores_host_tells(endpoint, region):
-    assert client_module._region_of(endpoint) == region

@@ -1,6 +1,7 @@
 """The page: what it sends and shows, against `make serve`; and from click to playing video, in a headless Chromium."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -17,10 +18,12 @@ from typing import Any
 import av
 import pytest
 import requests
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
+from infinitetalk.embedded import tiny
+from infinitetalk.embedded.tiny import TALKER_FOLDER
 from infinitetalk.recipes import RECIPES
-from schemas import parse_input
+from schemas import SingleJob, parse_input
 
 CHECKOUT = Path(__file__).parents[1]
 MEDIA = CHECKOUT / "examples/media"
@@ -148,16 +151,27 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def sent(page: ModuleType, client: Any, job: dict[str, Any]) -> Iterator[Any]:
+    """What a tab shows of a job that it sends."""
+    tabs = page.Tabs()
+    tabs.begin("tab")
+    return page.run(client, job, POLL_S, tabs, "tab")
+
+
 @pytest.mark.parametrize("changes", PATHS.values(), ids=PATHS)
 def test_what_is_filled_in_becomes_a_video(changes, page, client):
     job = page.job_input(client, FIELDS | changes)
     parse_input(job)
-    *followed, last = page.run(client, job, POLL_S)
+    *followed, last = sent(page, client, job)
     assert "completed 100 %" in last.status
-    assert last.job_id is None
+    assert "by tiny-random" in last.status
     with av.open(last.video) as container:
         assert sum(1 for _ in container.decode(video=0)) == 9
-    assert all(shown.video is None and shown.job_id for shown in followed)
+    assert {shown.job_id for shown in followed} == {last.job_id}
+    assert all(shown.video is None for shown in followed)
+    # Its id finds it again, in another tab or after a reload.
+    *_, found = page.attach(client, last.job_id, POLL_S, page.Tabs(), "another tab")
+    assert Path(found.video).read_bytes() == Path(last.video).read_bytes()
 
 
 def test_a_recipe_takes_the_place_of_the_parameters_that_it_sets(page, client):
@@ -170,9 +184,47 @@ def test_a_recipe_takes_the_place_of_the_parameters_that_it_sets(page, client):
 def test_prices_are_those_of_the_endpoints_recipes(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81})
     # Seconds are told once the endpoint has made a chunk, which an earlier test may have asked for.
-    first, *lines = re.sub(r", about \d+ s", "", page.prices(client, job, POLL_S)).split("<br>")
+    told, banner = page.prices(client, job, POLL_S)
+    first, *lines = re.sub(r", about \d+ s", "", told).split("<br>")
     assert first.startswith("81 frames of 64x64, 3.24 s; 1 chunks, 1 evaluations by tiny-random")
     assert lines[0] == "  recipe quality: 1 evaluations"
+    assert "Model <b>tiny-random</b>: the embedded model with random weights" in banner
+    assert "quality" in banner
+
+
+def test_the_endpoints_model_is_told_and_asked_for_once(page, client, endpoint):
+    model = page.EndpointModel(client, POLL_S)
+    banners = {model.banner() for _ in range(3)}
+    assert len(banners) == 1
+    assert 'class="model embedded"' in banners.pop()
+    nowhere = page.EndpointModel(page.InfiniteTalkClient("http://127.0.0.1:9/v2/local"), POLL_S)
+    assert "The model is unknown: http://127.0.0.1:9/v2/local does not answer" in nowhere.banner()
+
+
+def test_a_deployed_endpoint_is_not_asked_for_its_model_which_would_start_a_worker(page):
+    deployed = page.InfiniteTalkClient("https://api.example.com/v2/endpoint")
+    assert "Prices tells which model" in page.EndpointModel(deployed, POLL_S).banner()
+
+
+def test_an_embedded_model_has_a_banner_and_a_published_one_its_name(page):
+    recipes = [{"recipe": "quality"}, {"recipe": "lora-8"}]
+    plans = {name: {"model": name, "recipes": recipes} for name in (*page.EMBEDDED, "InfiniteTalk <14B>")}
+    told = {name: page.model_banner(plan) for name, plan in plans.items()}
+    assert [name for name in told if "embedded" in told[name]] == list(page.EMBEDDED)
+    assert "InfiniteTalk &lt;14B&gt;" in told["InfiniteTalk <14B>"]
+    assert all("Recipes: quality, lora-8." in banner for banner in told.values())
+
+
+def test_the_page_knows_the_embedded_models_by_their_names(page):
+    talker = json.loads((TALKER_FOLDER / "infinitetalk.json").read_text(encoding="utf-8"))["name"]
+    assert set(page.EMBEDDED) == {talker, tiny.NAME}
+
+
+def test_every_parameter_has_the_interfaces_own_description(page):
+    fields = {name for name in FIELDS if name in SingleJob.model_fields}
+    assert len(fields) > 15
+    for name in fields:
+        assert page.help_of(name) == " ".join(SingleJob.model_fields[name].description.split())
 
 
 def test_the_page_and_the_client_know_every_recipe(page):
@@ -217,25 +269,87 @@ def test_a_field_that_cannot_be_sent_is_told_before_anything_is_uploaded(changes
 
 def test_a_cancelled_job_is_shown_as_such(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81, "sample_steps": 200})
-    for shown in page.run(client, job, POLL_S):
+    for shown in sent(page, client, job):
         assert shown.video is None
-        if "sampling" in shown.status and shown.job_id:
+        if "sampling" in shown.status:
             client.cancel(shown.job_id)
+    assert "CANCELLED: the job was cancelled" in shown.status
+
+
+def test_a_job_that_is_cancelled_before_it_is_sent_is_not_sent(page, client):
+    tabs = page.Tabs()
+    tabs.begin("tab")
+    page.cancel(client, tabs, "tab")
+    (shown,) = page.run(client, {"prompt": "x"}, POLL_S, tabs, "tab")
+    assert "cancelled before it was sent" in shown.status
+    assert shown.job_id is None
+
+
+def test_a_job_that_is_cancelled_while_it_is_being_sent_is_cancelled(page, client):
+    tabs = page.Tabs()
+    tabs.begin("tab")
+    submit = client.submit
+
+    def submit_while_cancel_is_clicked(job: dict[str, Any]) -> str:
+        job_id = submit(job)
+        page.cancel(client, tabs, "tab")
+        return job_id
+
+    client.submit = submit_while_cancel_is_clicked
+    *_, shown = page.run(client, {"prompt": "x"}, POLL_S, tabs, "tab")
     assert "CANCELLED" in shown.status
+
+
+def test_a_job_can_be_cancelled_from_the_first_thing_that_is_shown(page, client):
+    job = page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81, "sample_steps": 200})
+    tabs = page.Tabs()
+    tabs.begin("tab")
+    states = page.run(client, job, POLL_S, tabs, "tab")
+    assert "queued" in next(states).status
+    page.cancel(client, tabs, "tab")
+    assert "CANCELLED" in list(states)[-1].status
+
+
+def test_a_tab_that_came_back_to_a_job_cancels_it(page, client):
+    job_id = client.submit(page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81, "sample_steps": 200}))
+    tabs = page.Tabs()
+    states = page.attach(client, job_id, POLL_S, tabs, "another tab")
+    assert next(states).job_id == job_id
+    page.cancel(client, tabs, "another tab")
+    assert "CANCELLED" in list(states)[-1].status
+
+
+def test_a_tab_has_one_job_at_a_time_and_tabs_have_one_each(page):
+    tabs = page.Tabs()
+    tabs.begin("first")
+    tabs.begin("second")
+    with pytest.raises(ValueError, match="this tab has a job that has not ended"):
+        tabs.begin("first")
+    tabs.cancel("first")
+    assert (tabs.is_cancelled("first"), tabs.is_cancelled("second")) == (True, False)
+    tabs.end("first")
+    tabs.begin("first")
+    assert not tabs.is_cancelled("first")
+
+
+def test_an_address_with_an_unknown_job_is_told(page, client):
+    for unknown in ("absent", "../../files/x"):
+        *_, shown = page.attach(client, unknown, POLL_S, page.Tabs(), "tab")
+        assert f"has no job {unknown}" in shown.status
 
 
 def test_a_refused_job_is_shown_with_its_code_and_as_text(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE) | {"<i>": 1}
-    *_, shown = page.run(client, job, POLL_S)
+    *_, shown = sent(page, client, job)
     assert "E_INPUT_VALIDATION" in shown.status
     assert "&lt;i&gt;" in shown.status and "<i>" not in shown.status
-    assert (shown.video, shown.job_id) == (None, None)
+    assert shown.video is None
 
 
 def test_an_endpoint_that_does_not_answer_is_told(page):
     nowhere = page.InfiniteTalkClient("http://127.0.0.1:9/v2/local")
-    (shown,) = page.run(nowhere, {"prompt": "A person talks"}, POLL_S)
-    assert "<b>" in shown.status
+    (shown,) = sent(page, nowhere, {"prompt": "A person talks"})
+    assert "<b>http://127.0.0.1:9/v2/local does not answer</b>" in shown.status
     assert (shown.video, shown.job_id) == (None, None)
 
 
@@ -323,3 +437,69 @@ def test_what_has_been_made_plays_while_the_job_goes_on(address, browser):
     assert "completed" not in page.inner_text("#status")
     page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
     assert page.query_selector("#growing video") is None
+
+
+def status_has(page: Page, words: str) -> None:
+    """Waits until the page's status has these words."""
+    page.wait_for_function("words => document.querySelector('#status').innerText.includes(words)", arg=words)
+
+
+@needs_chromium
+@needs_packages
+def test_a_reload_and_a_second_tab_find_the_job_again(address, browser):
+    page = OnPage(browser, address).page
+    page.set_default_timeout(VIDEO_TIMEOUT_MS)
+    page.fill("#sample_steps input[type=number]", "80")
+    page.click("#generate")
+    status_has(page, "sampling")
+    page.wait_for_function("location.search.includes('job=')")
+    page.reload()
+    status_has(page, "sampling")
+    second = browser.new_page()
+    second.set_default_timeout(VIDEO_TIMEOUT_MS)
+    second.goto(page.url)
+    status_has(second, "sampling")
+    second.click("#cancel")
+    status_has(second, "CANCELLED")
+    status_has(page, "CANCELLED")
+
+
+@needs_chromium
+@needs_packages
+def test_cancel_works_from_the_first_second(address, browser):
+    page = OnPage(browser, address).page
+    page.set_default_timeout(VIDEO_TIMEOUT_MS)
+    page.fill("#sample_steps input[type=number]", "80")
+    page.click("#generate")
+    page.click("#cancel")
+    page.wait_for_function("/CANCELLED|cancelled before it was sent/.test(document.querySelector('#status').innerText)")
+
+
+@needs_chromium
+@needs_packages
+def test_two_users_have_their_jobs_at_once(address, browser):
+    first, second = (OnPage(browser, address).page for _ in range(2))
+    for page in (first, second):
+        page.set_default_timeout(VIDEO_TIMEOUT_MS)
+        page.fill("#sample_steps input[type=number]", "80")
+        page.click("#generate")
+    # One worker makes one job at a time; both tabs are told of their own, and neither waits for the other's.
+    status_has(first, "sampling")
+    status_has(second, "queued")
+    second.click("#cancel")
+    status_has(second, "CANCELLED")
+    status_has(first, "sampling")
+    first.click("#cancel")
+    status_has(first, "CANCELLED")
+
+
+@needs_chromium
+@needs_packages
+def test_the_page_tells_its_model_and_has_help_at_every_parameter(address, browser):
+    page = browser.new_page()
+    page.goto(address)
+    page.wait_for_selector("#model .embedded", timeout=VIDEO_TIMEOUT_MS)
+    assert "tiny-random" in page.inner_text("#model")
+    text = page.inner_text("body")
+    for name in ("sample_steps", "motion_frame", "use_apg", "base_seed"):
+        assert " ".join(str(SingleJob.model_fields[name].description).split()) in text

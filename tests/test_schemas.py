@@ -2,15 +2,23 @@
 
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from schemas import BatchJob, OutputConfig, S3Config, SingleJob, Stage, Video, explain, parse_input
 from schemas.names import hint_for
-from tools.generated import json_schema_text
+from tools.generated import json_schema
 
-SMALLEST_JOB = {"prompt": "A woman sings", "cond_video": "face.jpg", "cond_audio": {"person1": "voice.wav"}}
+SCHEMAS = Path(__file__).parents[1] / "schemas"
+SMALLEST_JOB: dict[str, Any] = {
+    "prompt": "A woman sings",
+    "cond_video": "face.jpg",
+    "cond_audio": {"person1": "voice.wav"},
+}
 USERS_JOB = {
     "prompt": "A woman sings in a studio",
     "cond_video": "https://example.com/media/image.jpg",
@@ -25,6 +33,47 @@ USERS_JOB = {
     "base_seed": 42,
     "output_config": {"store": "s3", "prefix": "infinitetalk/jobs"},
 }
+
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"frame_num": 80}, "frame_num must be 4n+1, e.g. 77 or 81, not 80"),
+    ({"frame_nums": 81}, 'the input has an unknown field "frame_nums"; the nearest known one is "frame_num"'),
+    ({"output_config": {"stor": "s3"}}, 'output_config has an unknown field "stor"; the nearest known one'),
+    ({"image_url": "a.png"}, '"image_url"; the nearest known one is "cond_video"'),
+    ({"audio_url": "a.wav"}, '"audio_url"; the nearest known one is "cond_audio"'),
+    ({"audio": "a.wav"}, '"audio"; the nearest known one is "cond_audio"'),
+    ({"num_inference_steps": 8}, '"num_inference_steps"; the nearest known one is "sample_steps"'),
+    ({"steps": 8}, '"steps"; the nearest known one is "sample_steps"'),
+    ({"Seed": 8}, '"Seed"; the nearest known one is "base_seed"'),
+    ({"promt": "x"}, '"promt"; the nearest known one is "prompt"'),
+    ({"input": {}}, 'unknown field "input"; send its fields directly'),
+    ({"s3Config": {}}, 'unknown field "s3Config"; it belongs beside "input"'),
+    ({"output_config": {"bucket": "b"}}, 'unknown field "bucket"; name the job\'s own store in s3Config'),
+    ({"colour": "red"}, 'unknown field "colour"; the known ones are apg_momentum, '),
+    ({"cond_audio": None}, "give either cond_audio, e.g. "),
+    ({"tts_audio": {"text": "Hi", "human1_voice": "am_adam"}}, "give either cond_audio, e.g. "),
+    ({"cond_audio": {"person1": None}}, "at least one speaker of cond_audio must have audio"),
+    ({"cond_audio": {"person2": "a.wav"}}, "cond_audio must name its speakers person1, person2"),
+    ({"cond_audio": {f"person{n}": "a" for n in range(1, 10)}}, "1 to 8 of them"),
+    ({"bbox": {"person1": [0, 0, 5]}}, "bbox.person1 must have at least 4 items"),
+    ({"bbox": {"person1": [0, 0, 5, 5], "person2": [0, 0, 5, 5]}}, "bbox has person1, person2"),
+    ({"cond_audio": "a.wav"}, 'cond_audio must be an object with a value for each speaker: {"person1": '),
+    ({"cond_audio": ["a.wav"]}, 'cond_audio must be an object with a value for each speaker: {"person1": '),
+    ({"bbox": [0, 0, 5, 5]}, 'bbox must be an object with a value for each speaker: {"person1": '),
+    ({"mask": {"person1": "m.png"}, "bbox": {"person1": [0, 0, 5, 5]}}, "takes bbox or mask, not both"),
+    ({"mode": "streaming", "motion_frame": 81}, "motion_frame smaller than frame_num"),
+    ({"sample_steps": 0}, "sample_steps must be greater than or equal to 1, not 0"),
+    ({"frame_num": "81"}, "frame_num must be a valid integer, not '81'"),
+    ({"base_seed": True}, "base_seed must be a valid integer, not True"),
+    ({"sample_shift": float("nan")}, "sample_shift must be a finite number"),
+    ({"size": "480p"}, "size must be 'infinitetalk-480' or 'infinitetalk-720', not '480p'"),
+    ({"prompt": "\ud800"}, "prompt must be a valid string"),
+    ({"prompt": ""}, "prompt must have at least 1 character"),
+    ({"batch": []}, "the input has an unknown field"),
+    ({"output_config": {"store": "put"}}, 'output_config with store "put" needs video_url and thumbnail_url'),
+    ({"output_config": {"video_url": "https://a.com"}}, 'takes video_url and thumbnail_url with store "put" only'),
+]  # fmt: skip
+"""Changes to the smallest job that the worker refuses, and what it says."""
 
 
 def refusal(**changes: object) -> str:
@@ -75,49 +124,111 @@ def test_speakers_come_in_the_order_of_their_numbers():
     assert list(job.cond_audio.values()) == ["a.wav", None]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"frame_num": 80}, "frame_num must be 4n+1, e.g. 77 or 81, not 80"),
-        ({"frame_nums": 81}, 'the input has an unknown field "frame_nums"; the nearest known one is "frame_num"'),
-        ({"output_config": {"stor": "s3"}}, 'output_config has an unknown field "stor"; the nearest known one'),
-        ({"image_url": "a.png"}, '"image_url"; the nearest known one is "cond_video"'),
-        ({"audio_url": "a.wav"}, '"audio_url"; the nearest known one is "cond_audio"'),
-        ({"audio": "a.wav"}, '"audio"; the nearest known one is "cond_audio"'),
-        ({"num_inference_steps": 8}, '"num_inference_steps"; the nearest known one is "sample_steps"'),
-        ({"steps": 8}, '"steps"; the nearest known one is "sample_steps"'),
-        ({"Seed": 8}, '"Seed"; the nearest known one is "base_seed"'),
-        ({"promt": "x"}, '"promt"; the nearest known one is "prompt"'),
-        ({"input": {}}, 'unknown field "input"; send its fields directly'),
-        ({"s3Config": {}}, 'unknown field "s3Config"; it belongs beside "input"'),
-        ({"output_config": {"bucket": "b"}}, 'unknown field "bucket"; name the job\'s own store in s3Config'),
-        ({"colour": "red"}, 'unknown field "colour"; the known ones are apg_momentum, '),
-        ({"cond_audio": None}, "give either cond_audio, e.g. "),
-        ({"tts_audio": {"text": "Hi", "human1_voice": "am_adam"}}, "give either cond_audio, e.g. "),
-        ({"cond_audio": {"person1": None}}, "at least one speaker of cond_audio must have audio"),
-        ({"cond_audio": {"person2": "a.wav"}}, "cond_audio must name its speakers person1, person2"),
-        ({"cond_audio": {f"person{n}": "a" for n in range(1, 10)}}, "1 to 8 of them"),
-        ({"bbox": {"person1": [0, 0, 5]}}, "bbox.person1 must have at least 4 items"),
-        ({"bbox": {"person1": [0, 0, 5, 5], "person2": [0, 0, 5, 5]}}, "bbox has person1, person2"),
-        ({"cond_audio": "a.wav"}, 'cond_audio must be an object with a value for each speaker: {"person1": '),
-        ({"cond_audio": ["a.wav"]}, 'cond_audio must be an object with a value for each speaker: {"person1": '),
-        ({"bbox": [0, 0, 5, 5]}, 'bbox must be an object with a value for each speaker: {"person1": '),
-        ({"mask": {"person1": "m.png"}, "bbox": {"person1": [0, 0, 5, 5]}}, "takes bbox or mask, not both"),
-        ({"mode": "streaming", "motion_frame": 81}, "motion_frame smaller than frame_num"),
-        ({"sample_steps": 0}, "sample_steps must be greater than or equal to 1, not 0"),
-        ({"frame_num": "81"}, "frame_num must be a valid integer, not '81'"),
-        ({"base_seed": True}, "base_seed must be a valid integer, not True"),
-        ({"sample_shift": float("nan")}, "sample_shift must be a finite number"),
-        ({"size": "480p"}, "size must be 'infinitetalk-480' or 'infinitetalk-720', not '480p'"),
-        ({"prompt": "\ud800"}, "prompt must be a valid string"),
-        ({"prompt": ""}, "prompt must have at least 1 character"),
-        ({"batch": []}, "the input has an unknown field"),
-        ({"output_config": {"store": "put"}}, 'output_config with store "put" needs video_url and thumbnail_url'),
-        ({"output_config": {"video_url": "https://a.com"}}, 'takes video_url and thumbnail_url with store "put" only'),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changes", "message"), REFUSALS)
 def test_a_refusal_names_the_field_and_what_to_change(changes, message):
     assert message in refusal(**changes)
+
+
+BEYOND_SCHEMAS = (
+    "bbox has person1, person2",
+    "motion_frame smaller than frame_num",
+    "sample_shift must be a finite",
+    "prompt must be a valid string",
+)
+"""Refusals that JSON Schema, or JSON, has no words for."""
+
+TAKEN: list[dict[str, Any]] = [
+    {},
+    {"frame_num": 5},
+    {"frame_num": 401},
+    {"cond_audio": {"person1": None, "person2": "a.wav"}},
+    {"cond_audio": {f"person{n}": "a" for n in range(1, 9)}},
+    {"cond_audio": None, "tts_audio": {"text": "Hi", "human1_voice": "am_adam"}},
+    {"tts_audio": None},
+    {"bbox": {"person1": [0, 0, 5.5, 5]}, "mask": None},
+    {"mask": {"person1": "m.png"}},
+    {"mode": "streaming", "motion_frame": 80},
+    {"teacache_thresh": 10, "apg_momentum": -1, "base_seed": -1, "sample_steps": 200, "quant": "fp8"},
+    {"recipe": "flashtalk", "loras": [{"name": "a"}] * 8},
+    {"output_config": {"store": "volume", "preview": True}},
+    {"output_config": {"preview": True}},
+    {"output_config": {"store": "put", "video_url": "https://a.com/v", "thumbnail_url": "https://a.com/t"}},
+    {"batch_of": [{"id": "one"}, {"id": "a.b-c_d"}]},
+]
+"""Changes to the smallest job that the worker takes; "batch_of": as items of a batch, with these changes."""
+
+MORE_REFUSALS: list[dict[str, Any]] = [
+    {"frame_num": 1},
+    {"frame_num": 405},
+    {"frame_num": 83},
+    {"max_frame_num": 90_001},
+    {"sample_steps": 201},
+    {"teacache_thresh": 0},
+    {"base_seed": 2**53},
+    {"color_correction_strength": 1.01},
+    {"sample_text_guide_scale": 50.5},
+    {"cond_audio": {"person1": "a", "person3": "b"}},
+    {"cond_audio": {"person0": "a"}},
+    {"cond_audio": {}},
+    {"cond_audio": {"person1": ""}},
+    {"bbox": {"person1": [0, 0, 5, 5, 5]}},
+    {"mask": {"person2": "m.png"}},
+    {"tts_audio": {"text": ""}},
+    {"loras": [{"name": "a"}] * 9},
+    {"loras": [{"name": "a", "scale": 4.5}]},
+    {"output_config": {"store": "inline", "preview": True}},
+    {"output_config": {"store": "put", "video_url": "https://a.com/v", "thumbnail_url": None}},
+    {"output_config": {"store": "volume", "thumbnail_url": "https://a.com/t"}},
+    {"batch_of": []},
+    {"batch_of": [{}]},
+    {"batch_of": [{"id": ".hidden"}]},
+    {"batch_of": [{"id": "x" * 65}]},
+    {"batch_of": [{"id": "one", "frame_num": 80}]},
+]
+"""More changes that the worker refuses."""
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """The smallest job with changes, or a batch of such jobs."""
+    if "batch_of" in changes:
+        return {"batch": [SMALLEST_JOB | item for item in changes["batch_of"]]}
+    return SMALLEST_JOB | changes
+
+
+def schema_of(job: dict[str, Any]) -> Draft202012Validator:
+    """The validator that the published JSON Schema of a job makes."""
+    name = "batch_job" if "batch" in job else "single_job"
+    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [changes for changes, message in REFUSALS if not message.startswith(BEYOND_SCHEMAS)] + MORE_REFUSALS,
+    ids=str,
+)
+def test_the_published_schema_refuses_what_the_worker_refuses(changes):
+    with pytest.raises(ValidationError):
+        parse_input(changed(changes))
+    assert not schema_of(changed(changes)).is_valid(changed(changes))
+
+
+@pytest.mark.parametrize("changes", TAKEN, ids=str)
+def test_the_published_schema_takes_what_the_worker_takes(changes):
+    parse_input(changed(changes))
+    schema_of(changed(changes)).validate(changed(changes))
+
+
+def test_the_published_schema_takes_the_users_own_job():
+    schema_of(USERS_JOB).validate(USERS_JOB)
+
+
+def test_the_published_schema_of_a_video_has_one_place():
+    success = json.loads((SCHEMAS / "success.schema.json").read_text(encoding="utf-8"))
+    schema = Draft202012Validator(success["$defs"]["Video"])
+    facts = {"mime": "video/mp4", "bytes": 1, "width": 8, "height": 8, "fps": 25.0, "num_frames": 5, "duration_s": 0.2}
+    assert schema.is_valid(facts | {"path": "a.mp4", "thumbnail_path": "a.jpg"})
+    for places in ({}, {"path": "a"}, {"path": "a", "thumbnail_url": "b"}, {"path": "a", "url": "b"}):
+        assert not schema.is_valid(facts | places)
 
 
 @pytest.mark.parametrize("payload", [None, [], "text", 5])
@@ -190,6 +301,6 @@ def test_the_stages_are_those_of_the_interface():
 
 @pytest.mark.parametrize("model", [SingleJob, BatchJob])
 def test_every_field_of_a_job_is_described(model):
-    schema = json.loads(json_schema_text(model))
+    schema = json_schema(model, "validation")
     for definition in (schema, *schema["$defs"].values()):
         assert all(field.get("description") for field in definition["properties"].values()), definition["title"]

@@ -1,7 +1,7 @@
 """Writes the files generated from the models of `schemas` and the worker's settings: `make schemas`.
 
-These are `schemas/*.schema.json`, the tables of fields in README.md, the table of settings in docs/deploy.md, and the
-table of the line that ends a job in docs/metrics.md.
+These are `schemas/*.schema.json`, `schemas/openapi.json`, examples/typescript/infinitetalk.ts, the tables of fields in
+README.md, the table of settings in docs/deploy.md, and the table of the line that ends a job in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -20,18 +21,20 @@ from infinitetalk.worker.settings import Settings
 from schemas.job import BatchJob, OutputConfig, S3Config, SingleJob, TtsAudio
 from schemas.progress import Progress
 from schemas.result import BatchResult, Failure, Plan, Success
+from tools.openapi import Mode, PublishedSchema, openapi
+from tools.typescript import typescript
 
 CHECKOUT = Path(__file__).parents[1]
 
-PUBLISHED_MODELS: dict[str, type[BaseModel]] = {
-    "single_job": SingleJob,
-    "batch_job": BatchJob,
+INPUTS: dict[str, type[BaseModel]] = {"single_job": SingleJob, "batch_job": BatchJob}
+RESULTS: dict[str, type[BaseModel]] = {
     "progress": Progress,
     "success": Success,
     "plan": Plan,
     "failure": Failure,
     "batch_result": BatchResult,
 }
+MODELS_BY_MODE: dict[Mode, dict[str, type[BaseModel]]] = {"validation": INPUTS, "serialization": RESULTS}
 README_TABLES: dict[str, type[BaseModel]] = {
     "input": SingleJob,
     "output_config": OutputConfig,
@@ -40,9 +43,14 @@ README_TABLES: dict[str, type[BaseModel]] = {
 }
 
 
-def json_schema_text(model: type[BaseModel]) -> str:
-    """The content of a model's JSON Schema file."""
-    return json.dumps(model.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+def json_schema(model: type[BaseModel], mode: Mode) -> dict[str, Any]:
+    """A model's JSON Schema: of what the worker takes ("validation"), or of what it sends ("serialization")."""
+    return model.model_json_schema(mode=mode, schema_generator=PublishedSchema)
+
+
+def json_text(document: dict[str, Any]) -> str:
+    """The content of a JSON file."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def field_table(model: type[BaseModel]) -> str:
@@ -103,10 +111,16 @@ def documents() -> dict[Path, dict[str, Callable[[], str]]]:
 
 def generated_files() -> dict[Path, str]:
     """Every generated file and its content."""
-    files = {
-        CHECKOUT / "schemas" / f"{name}.schema.json": json_schema_text(model)
-        for name, model in PUBLISHED_MODELS.items()
+    schemas: dict[str, dict[str, Any]] = {
+        f"{name}.schema": json_schema(model, mode)
+        for mode, models in MODELS_BY_MODE.items()
+        for name, model in models.items()
     }
+    files = {
+        CHECKOUT / "schemas" / f"{name}.json": json_text(schema)
+        for name, schema in (schemas | {"openapi": openapi()}).items()
+    }
+    files[CHECKOUT / "examples/typescript/infinitetalk.ts"] = typescript(openapi())
     for path, tables in documents().items():
         files[path] = fill_tables(path.read_text(encoding="utf-8"), tables)
     return files

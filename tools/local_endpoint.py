@@ -25,7 +25,6 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +36,7 @@ from infinitetalk.media.hls import SEGMENT_TYPE
 from infinitetalk.worker.policy import checked_seconds
 from infinitetalk.worker.settings import CHECKOUT, MEGABYTE, Settings
 from schemas import check_safe_name
+from schemas.envelope import JobStatus
 
 ENDPOINT_ID = "local"
 WORKER_ID = "worker-1"
@@ -57,17 +57,6 @@ MAX_LOST_WORKERS = 2
 """Number of lost workers after which a job is still queued again; after one more it fails."""
 
 WEBHOOK_TRIES, WEBHOOK_PAUSE_S = 3, 10.0
-
-
-class JobStatus(StrEnum):
-    """Runpod's names of a job's states."""
-
-    IN_QUEUE = "IN_QUEUE"
-    IN_PROGRESS = "IN_PROGRESS"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    TIMED_OUT = "TIMED_OUT"
 
 
 @dataclass

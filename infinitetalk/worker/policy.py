@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-SHORTEST_MS = {"executionTimeout": 5_000, "ttl": 10_000}
-LONGEST_MS = 7 * 24 * 3600 * 1000
-"""Runpod's limits."""
+from schemas.envelope import LONGEST_MS, SHORTEST_MS
 
 LONGEST_TIMEOUT_S = 1e9
 """About 30 years: a larger value counts as no limit."""
