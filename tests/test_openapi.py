@@ -30,6 +30,7 @@ SUCCESS = {
     "memory_mode": "float32",
     "evaluations": 1,
     "evaluations_skipped": 0,
+    "worker": "0.1.0",
     "warnings": [],
 }
 ERROR = {"code": "E_OOM", "message": "too large", "retryable": False, "at_stage": "sampling"}
