@@ -18,7 +18,13 @@ from benchmarks.rehearsal.device import DEVICE, missing
 from benchmarks.rehearsal.log import Log, Operation, Place, Wait
 from benchmarks.rehearsal.measured import figure
 from benchmarks.rehearsal.modes import split_evaluation, streamed_evaluation
-from benchmarks.rehearsal.networks import make_image_encoder, make_text_encoder, make_transformer, make_vae
+from benchmarks.rehearsal.networks import (
+    make_image_encoder,
+    make_text_encoder,
+    make_transformer,
+    make_vae,
+    quantise_blocks,
+)
 from benchmarks.rehearsal.rates import CARDS
 from benchmarks.rehearsal.stage import Stage, bytes_of_modules
 from benchmarks.rehearsal.steps import steps
@@ -28,6 +34,7 @@ from infinitetalk.network import transformer as transformer_module
 from infinitetalk.network.transformer import add_product
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime import memory
+from infinitetalk.runtime.kernels.registry import quantise_activations
 from infinitetalk.runtime.memory import GIB, MemoryMode, Workload
 from infinitetalk.weights import loading
 from infinitetalk.weights.loading import Quantisation, quantised
@@ -129,6 +136,16 @@ def test_what_teacache_keeps_is_in_the_estimate(sampling: Log) -> None:
     estimated = memory.sampling_bytes(MemoryMode(), SIZES, replace(parts.SMALL, cached_branches=3))
     print(f"estimate {estimated / sampling.peak_bytes:.3f} of the rehearsed {sampling.peak_bytes / GIB:.2f} GiB")
     assert sampling.peak_bytes <= estimated <= 1.1 * sampling.peak_bytes
+
+
+def test_quantised_activations_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
+    transformer = make_transformer(stage.mode, 2)
+    quantise_blocks(transformer, stage.mode, "fp8")
+    quantise_activations(transformer)
+    rehearsed = parts.evaluation(stage, parts.SMALL, transformer=transformer).peak_bytes
+    estimated = memory.sampling_bytes(MemoryMode("fp8"), SIZES, replace(parts.SMALL, quantises_activations=True))
+    print(f"estimate {estimated / rehearsed:.3f} of the rehearsed {rehearsed / GIB:.2f} GiB")
+    assert rehearsed <= estimated <= 1.1 * rehearsed
 
 
 @pytest.mark.parametrize("speakers", [1, 2])

@@ -10,6 +10,7 @@ import torch
 from infinitetalk.embedded.tiny import TALKER_FOLDER
 from infinitetalk.family import INFINITETALK
 from infinitetalk.media.decode import MediaInfo
+from infinitetalk.runtime.kernels.registry import Kernels
 from infinitetalk.runtime.memory import GIB, DoesNotFitError, MemoryMode, Workload
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.engine.checkpoint import (
@@ -140,10 +141,24 @@ def test_where_memory_is_not_counted_a_job_gets_what_it_asks_for() -> None:
     assert placement.learn(asked, SMALL, MemoryMode(), torch.float32) is None
 
 
+def test_activations_are_quantised_only_where_there_is_memory_for_it() -> None:
+    """In eager mode that takes twice an evaluation's memory, which the VAE in tiles does not need either."""
+    mode = MemoryMode("fp8", stream_text_encoder=True, vae_tiling=True)
+    fast = Kernels(attention="sage", products="fp8_rows")
+    workload = Workload(num_frames=81, height=704, width=1280)
+    for free, expected in ((33 * GIB, replace(fast, products="widened")), (44 * GIB, fast)):
+        placement = Placement(MemoryBudget(free, INFINITETALK.model_sizes), INFINITETALK)
+        assert placement.affordable(fast, mode, workload) == expected
+        assert placement.affordable(Kernels(), mode, workload) == Kernels()
+    assert Placement(None, INFINITETALK).affordable(fast, mode, workload) == fast
+
+
 def test_devices_of_a_group_are_numbered() -> None:
     group = Devices(torch.device("cuda", 0), 3)
     assert group.others == [torch.device("cuda", 1), torch.device("cuda", 2)]
     assert group.dtype == torch.bfloat16
+    # Each GPU has one process, whichever is the first.
+    assert Devices(torch.device("cuda", 1), 2).others == [torch.device("cuda", 0)]
     assert Devices(torch.device("cpu"), 2).others == [torch.device("cpu")]
 
 

@@ -145,7 +145,11 @@ class Followers:
         return self.group
 
     def end(self) -> None:
-        """Ends them, whatever they are doing; they can be started again."""
+        """Ends them, whatever they are doing; they can be started again.
+
+        Raises:
+            ParallelError: this process cannot leave the group, and will not get another one.
+        """
         if self._watch is not None:
             self._watch.close()
         for follower in self.connections:
@@ -156,9 +160,11 @@ class Followers:
             process.kill()
             process.join()
         if self.group is not None:
-            # Nobody is left to end the group with.
-            self.group.abort()
-            leave()
+            with lost_processes():
+                if not self.has_lost():
+                    # Nobody is left to end the group with.
+                    self.group.abort()
+                leave()
         if self._folder is not None:
             self._folder.cleanup()
         self._processes, self.connections, self.group, self._folder = [], [], None, None

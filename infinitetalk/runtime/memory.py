@@ -37,6 +37,8 @@ TOKEN_CHANNEL_BYTES = 25
 #: The same of a GPU's own tokens where several share an evaluation: what does not depend on tokens weighs more.
 #: Rehearsed: 24.1 to 25.1.
 SHARED_CHANNEL_BYTES = 26
+#: The same where products quantise their activations in eager mode, on however many GPUs. Rehearsed: 50.7.
+QUANTISING_CHANNEL_BYTES = 51
 #: Bytes per token and channel, of all tokens, where each GPU has the whole image again at the end of an evaluation; the
 #: most that many GPUs need. Rehearsed with eight: 4.1.
 WHOLE_CHANNEL_BYTES = 4.2
@@ -113,6 +115,7 @@ class Workload:
         cached_branches: number of guidance branches with a TeaCache residual.
         gpus: number of GPUs that make the video together.
         branches: number of guidance branches, each of them an evaluation of a step.
+        quantises_activations: whether products quantise what they multiply weights with, which takes more memory.
     """
 
     num_frames: int
@@ -122,6 +125,7 @@ class Workload:
     cached_branches: int = 0
     gpus: int = 1
     branches: int = 1
+    quantises_activations: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -180,6 +184,8 @@ def sampling_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> i
     """What an evaluation takes on each GPU beside weights, and what TeaCache keeps of earlier ones."""
     sharing = workload.gpus // max(rounds_of_a_step(mode, workload))
     per_channel = TOKEN_CHANNEL_BYTES if sharing == 1 else SHARED_CHANNEL_BYTES
+    if workload.quantises_activations:
+        per_channel = QUANTISING_CHANNEL_BYTES
     residual = CACHED_CHANNEL_BYTES * workload.cached_branches / workload.gpus
     at_peak = max(per_channel / sharing, WHOLE_CHANNEL_BYTES)
     return int(workload.num_tokens * sizes.dim * (at_peak + residual))
@@ -346,6 +352,14 @@ def _stream(module: nn.Module, device: torch.device, level: str) -> None:
         num_blocks_per_group=1,
         use_stream=device.type == "cuda",
     )
+    for part in module.modules():
+        if _HOOKS[0] in _hook_names(part):
+            copies = HookRegistry.check_if_exists_or_initialize(part).get_hook(_HOOKS[0]).group.cpu_param_dict
+            for parameter, copy in copies.items():
+                # Of a pinned tensor of torchao, diffusers takes the parameter itself for its copy on the CPU, and would
+                # lose the copy as soon as the parameter is on the GPU. This one shares its numbers.
+                if copy is parameter:
+                    copies[parameter] = parameter.detach()
 
 
 def is_streamed(module: nn.Module) -> bool:

@@ -247,7 +247,8 @@ class Engine:
         found = self._loading.loaded(job.family, should_stop)
         workload = self._workload(job, source, found.models)
         memory = found.placement.choose(job, workload)
-        kernels = suitable(self._loading.kernels_for_job(), memory.quantisation)
+        wanted = suitable(self._loading.kernels_for_job(), memory.quantisation)
+        kernels = found.placement.affordable(wanted, memory, workload)
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])

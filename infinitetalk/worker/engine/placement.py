@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import structlog
 import torch
 
 from infinitetalk.family import Family, ModelSizes
 from infinitetalk.runtime.choice import device_name
+from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels
 from infinitetalk.runtime.memory import (
     DoesNotFitError,
     MemoryMode,
@@ -39,9 +41,11 @@ class Devices:
 
     @property
     def others(self) -> list[torch.device]:
-        """All but the first."""
-        is_cuda = self.first.type == "cuda"
-        return [torch.device("cuda", number) if is_cuda else self.first for number in range(1, self.count)]
+        """All but the first: other GPUs by their numbers, or the CPU again."""
+        if self.first.type != "cuda":
+            return [self.first] * (self.count - 1)
+        others = [torch.device("cuda", number) for number in range(self.count + 1)]
+        return [device for device in others if device != self.first][: self.count - 1]
 
     @property
     def name(self) -> str:
@@ -82,6 +86,9 @@ class MemoryBudget:
     free_bytes: int
     sizes: ModelSizes
 
+
+#: The kernel of products that quantises activations.
+QUANTISES_ACTIVATIONS = "fp8_rows"
 
 MeasureMemory = Callable[[torch.device, CheckpointPaths], MemoryBudget | None]
 
@@ -139,6 +146,17 @@ class Placement:
         if job.offload_model is False and mode.resident_parameters is not None:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
         return mode
+
+    def affordable(self, kernels: Kernels, mode: MemoryMode, workload: Workload) -> Kernels:
+        """These kernels, or with the published products if there is too little memory to quantise activations."""
+        if self._budget is None or kernels.products != QUANTISES_ACTIVATIONS:
+            return kernels
+        needed = estimate_bytes(mode, self._budget.sizes, replace(workload, quantises_activations=True))
+        if needed <= self._budget.free_bytes:
+            return kernels
+        details = {"kernel": kernels.products, "needed_bytes": needed, "free_bytes": self._budget.free_bytes}
+        structlog.get_logger().info("kernels.too_large", details=details)
+        return kernels.having("products", PUBLISHED.products)
 
     def has_room_beside(self, mode: MemoryMode, workload: Workload, other: Placement, other_mode: MemoryMode) -> bool:
         """Whether a job in a mode fits while another checkpoint's networks stay loaded in theirs.
