@@ -182,7 +182,7 @@ def test_image_hub_and_documents_agree_on_the_time_that_a_start_may_take():
 
 
 def test_the_image_says_which_version_and_commit_it_is():
-    label = re.search(r"^LABEL ((?:.*\\\n)*.*)", DOCKERFILE, re.MULTILINE)
+    label = re.search(r"^LABEL ([^\\\n]*(?:\\\n[^\\\n]*)*)", DOCKERFILE, re.MULTILINE)
     assert label
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', label[1]))
     assert labels["version"] == "${VERSION}" and labels["revision"] == "${GIT_COMMIT}"
