@@ -12,6 +12,7 @@ from infinitetalk.runtime.memory import (
     DoesNotFitError,
     MemoryMode,
     Workload,
+    can_finish_beside,
     choose_mode,
     estimate_bytes,
     free_bytes,
@@ -133,6 +134,10 @@ class Placement:
         if job.offload_model is False and mode.resident_parameters is not None:
             raise DoesNotFitError("the model does not fit the GPU's memory with offload_model false; leave it out")
         return mode
+
+    def can_finish_beside(self, mode: MemoryMode, workload: Workload) -> bool:
+        """Whether a job's chunks can be finished beside the next one's steps; true if memory is not counted."""
+        return self._budget is None or can_finish_beside(mode, self._budget.sizes, workload)
 
     def has_room_beside(self, mode: MemoryMode, workload: Workload, other: Placement, other_mode: MemoryMode) -> bool:
         """Whether a job in a mode fits while another checkpoint's networks stay loaded in theirs.

@@ -17,7 +17,7 @@ from torch import Tensor
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
-from infinitetalk.generation.pipeline import Chunk
+from infinitetalk.generation.pipeline import Chunk, DecodedChunk
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
@@ -193,6 +193,7 @@ class VideoJob:
         self.folder = folder
         self.clock = clock
         self.logger = logger
+        self._references_encoded = 0
 
     @property
     def engine(self) -> Engine:
@@ -235,7 +236,12 @@ class VideoJob:
                 raise GenerationStopped
             result = self._make(state, preview, warnings)
         state.save_result(result)
-        details = {"timings": result.timings, "model": result.model, "evaluations": result.evaluations}
+        details = {
+            "timings": result.timings,
+            "model": result.model,
+            "evaluations": result.evaluations,
+            "references_encoded": self._references_encoded,
+        }
         seconds, gpus = result.timings["total_ms"] / 1000, self.engine.devices.count
         details |= gpu_costs(seconds, gpus, self.context.resources.settings)
         self.logger.info("job.completed", lat_ms=result.timings["total_ms"], details=details)
@@ -403,7 +409,7 @@ class VideoJob:
         return rendering
 
     def _render(self, inputs: Inputs, rendering: Rendering, preview: Preview, keep: Callable[[], bool]) -> None:
-        """Generates the missing chunks of the video. Each chunk is encoded, published and saved while the next is made.
+        """Generates the missing chunks. Each chunk is finished, encoded, published and saved while the next is made.
 
         Args:
             rendering: the video so far; complete at the end.
@@ -422,15 +428,16 @@ class VideoJob:
         arithmetic = str(self.engine.arithmetic(networks.choice))
         num_done, chunk_state = len(rendering.parts), rendering.chunk_state
 
-        def generate(should_stop: Callable[[], bool]) -> Iterator[Chunk]:
+        def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
             for chunk in self.engine.generate(request, should_stop, clock.end_step, num_done, chunk_state):
                 clock.next_chunk()
                 yield chunk
 
         preview.publish(rendering.parts)
         with closing(run_ahead(generate, stop)) as chunks:
-            for chunk in chunks:
-                self._add(rendering, chunk, arithmetic)
+            for decoded in chunks:
+                self._references_encoded += decoded.has_encoded_reference
+                self._add(rendering, decoded.finish(is_beside=True), arithmetic)
                 preview.publish(rendering.parts)
                 if keep() and not stop.leaves_time_for(clock.eta_s):
                     raise GenerationStopped
