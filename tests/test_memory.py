@@ -22,6 +22,7 @@ from infinitetalk.runtime.memory import (
     VAE_PIXEL_BYTES,
     MemoryMode,
     Workload,
+    can_finish_beside,
     candidate_modes,
     choose_mode,
     estimate_bytes,
@@ -317,3 +318,13 @@ def test_the_next_job_runs_after_one_that_ran_out_of_memory(models: Models) -> N
     hook.remove()
     release_cached_memory()
     assert torch.equal(factory.evaluate(models.transformer(streamed)), expected)
+
+
+@pytest.mark.parametrize(
+    ("workload", "tiles", "expected"),
+    [(SMALL, False, True), (LARGE, False, True), (SMALL, True, False), (replace(SMALL, num_frames=321), False, False)],
+)
+def test_chunks_are_finished_beside_the_next_where_decoding_takes_more_memory(
+    workload: Workload, tiles: bool, expected: bool
+) -> None:
+    assert can_finish_beside(MemoryMode(vae_tiling=tiles), INFINITETALK.model_sizes, workload) is expected

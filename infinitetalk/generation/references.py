@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-#: A picture of 640×640 with 81 frames takes 15 MB.
+#: A picture of 640×640 with 81 frames takes 10 MB.
 MAX_BYTES = 256 << 20
 
 
