@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infinitetalk.generation.pipeline import Chunk
+    from infinitetalk.generation.pipeline import DecodedChunk
     from infinitetalk.worker.engine import Engine, Request
 
 
@@ -51,10 +51,10 @@ FAULTS: dict[str, Callable[[], None]] = {
 NAN_RESULT = "fault: NaN in the result"
 
 
-def with_faults(generate: Callable[..., Iterator[Chunk]]) -> Callable[..., Iterator[Chunk]]:
+def with_faults(generate: Callable[..., Iterator[DecodedChunk]]) -> Callable[..., Iterator[DecodedChunk]]:
     """`Engine.generate` that fails after its first chunk, where the prompt says so."""
 
-    def generate_or_fail(engine: Engine, request: Request, *arguments: Any) -> Iterator[Chunk]:
+    def generate_or_fail(engine: Engine, request: Request, *arguments: Any) -> Iterator[DecodedChunk]:
         for chunk in generate(engine, request, *arguments):
             yield chunk
             FAULTS.get(request.job.prompt, lambda: None)()

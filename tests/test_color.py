@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from infinitetalk.generation.color import _LabConversion, match_color
+from infinitetalk.generation import color
+from infinitetalk.generation.color import _LabConversion, match_color, match_color_
 
 XYZ_FROM_RGB = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
@@ -41,6 +42,24 @@ def test_each_frame_is_corrected_by_itself() -> None:
     torch.testing.assert_close(match_color(frames, reference, 1.0), alone, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_frames_that_are_corrected_together_are_corrected_alike(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, also where the last group is smaller."""
+    frames, reference = random_frames(5, seed=2), random_frames(1)
+    one_by_one = match_color(frames, reference, 0.75)
+    monkeypatch.setattr(color, "frames_at_once", lambda device: count)
+    torch.testing.assert_close(match_color(frames, reference, 0.75), one_by_one, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_frames_can_be_corrected_where_they_are(strength: float) -> None:
+    frames, reference = random_frames(5, seed=2), random_frames(1)
+    expected = match_color(frames, reference, strength).clone()
+    match_color_(frames[:, :, 1:4], reference, strength)
+    assert torch.equal(frames[:, :, 1:4], expected[:, :, 1:4])
+    assert torch.equal(frames[:, :, 4:], random_frames(5, seed=2)[:, :, 4:])
+
+
 def test_a_grey_frame_stays_without_colour_noise() -> None:
     # The published code looks for a deviation of exactly zero: the rounding of a grey frame's a and b (0.001 Lab units)
     # would be blown up to the reference's deviation, here to visible blotches.
@@ -54,18 +73,21 @@ def test_a_grey_frame_stays_without_colour_noise() -> None:
 def test_curves_without_a_mask_are_those_of_the_definition() -> None:
     """Against powers and lines chosen pixel by pixel, in float64: dark, bright and beyond the gamut, there and back."""
     ramp = torch.linspace(-1.0, 1.0, 4000)
-    frame = torch.stack([ramp, ramp.roll(7), ramp.flip(0)])[:, None]
-    lab = lab_by_definition((frame[:, 0].double() + 1) / 2)
-    conversion = _LabConversion(frame)
-    torch.testing.assert_close(conversion.from_rgb(), lab.float(), atol=2e-4, rtol=1e-5)
+    frame = torch.stack([ramp, ramp.roll(7), ramp.flip(0)])[:, None, None]
+    lab = lab_by_definition((frame[:, 0, 0].double() + 1) / 2)
+    conversion = _LabConversion(frame.device)
+    conversion.take(frame)
+    torch.testing.assert_close(conversion.from_rgb()[:, 0], lab.float(), atol=2e-4, rtol=1e-5)
     moved = lab * torch.tensor([[1.3], [1.5], [1.5]]) - torch.tensor([[15.0], [0.0], [0.0]])
-    conversion.lab.copy_(moved)
-    torch.testing.assert_close(conversion.to_rgb(), rgb_by_definition(moved).float(), atol=2e-5, rtol=0)
+    conversion.lab[:, 0] = moved
+    torch.testing.assert_close(conversion.to_rgb()[:, 0], rgb_by_definition(moved).float(), atol=2e-5, rtol=0)
 
 
 def lab_of(frames: torch.Tensor) -> torch.Tensor:
     """Lab (3, pixels) of the first of some frames."""
-    return _LabConversion(frames[0, :, 0]).from_rgb()
+    conversion = _LabConversion(frames.device)
+    conversion.take(frames[0, :, :1])
+    return conversion.from_rgb()[:, 0]
 
 
 def lab_by_definition(rgb: torch.Tensor) -> torch.Tensor:

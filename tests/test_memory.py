@@ -22,6 +22,7 @@ from infinitetalk.runtime.memory import (
     VAE_PIXEL_BYTES,
     MemoryMode,
     Workload,
+    can_finish_beside,
     candidate_modes,
     choose_mode,
     estimate_bytes,
@@ -328,3 +329,13 @@ def test_gpus_share_an_evaluation_before_weights_leave_them() -> None:
     assert choose_mode(28 * GIB, sizes, replace(LARGE, gpus=2)) == tiled
     # Three GPUs share each of two evaluations anyway.
     assert choose_mode(28 * GIB, sizes, replace(LARGE, gpus=3, branches=2)) == tiled
+
+
+@pytest.mark.parametrize(
+    ("workload", "tiles", "expected"),
+    [(SMALL, False, True), (LARGE, False, True), (SMALL, True, False), (replace(SMALL, num_frames=321), False, False)],
+)
+def test_chunks_are_finished_beside_the_next_where_decoding_takes_more_memory(
+    workload: Workload, tiles: bool, expected: bool
+) -> None:
+    assert can_finish_beside(MemoryMode(vae_tiling=tiles), INFINITETALK.model_sizes, workload) is expected

@@ -6,6 +6,7 @@ Equality with the published model over several chunks is in test_golden.py.
 import itertools
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from infinitetalk.embedded.tiny import ensure_tiny_model
 from infinitetalk.encoders.vae import decode_latents, encode_frames
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import GenerationStopped, RegionError
+from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.crossfade import cross_fade
 from infinitetalk.generation.pipeline import (
@@ -25,14 +27,15 @@ from infinitetalk.generation.pipeline import (
     ChunkState,
     InfiniteTalkPipeline,
     Step,
-    Video,
     join_frames,
     to_frames,
 )
+from infinitetalk.generation.references import EncodedReference, EncodedReferences, ReferenceKey
 from infinitetalk.generation.sampling import GenerationSettings, SampledChunk, chunk_noise, make_guidance
 from infinitetalk.media.decode import Picture, Source, extract_frames
 from infinitetalk.network.regions import default_regions
 from infinitetalk.runtime.choice import NetworkChoice
+from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
 from tests.media_factory import make_numbered_video, read_number
@@ -287,6 +290,62 @@ def test_a_picture_is_encoded_once_a_job(recording: RecordingPipeline) -> None:
     assert len(recording.references) == 1
 
 
+def test_a_picture_is_not_encoded_again_in_the_next_job(networks: Networks) -> None:
+    references = EncodedReferences()
+    first, second, fresh = (InfiniteTalkPipeline(networks, each) for each in (references, references, None))
+    conditions = first.embed_prompts(picture(), [speech(13)], PROMPT, SETTINGS)
+    of_first, of_second, of_fresh = (list(each.decoded_chunks(conditions, SETTINGS)) for each in (first, second, fresh))
+    assert [chunk.has_encoded_reference for chunk in of_first] == [True, False]
+    assert [chunk.has_encoded_reference for chunk in of_second] == [False, False]
+    assert [chunk.has_encoded_reference for chunk in of_fresh] == [True, False]
+    for again, expected in zip(of_second, of_first, strict=True):
+        assert np.array_equal(again.finish().frames, expected.finish().frames)
+
+
+def test_a_reference_is_kept_for_its_picture_size_and_arithmetic_alone(models: Models, networks: Networks) -> None:
+    references = EncodedReferences()
+    InfiniteTalkPipeline(networks, references).encode_reference(picture().pixels, 64, 64, 9)
+    in_tiles = models.prepare(NetworkChoice(torch.float32, MemoryMode(vae_tiling=True)))
+    again = [
+        InfiniteTalkPipeline(prepared, references).encode_reference(picture(seed).pixels, *size).is_new
+        for prepared, seed, size in (
+            (networks, 0, (64, 64, 9)),
+            (networks, 1, (64, 64, 9)),
+            (networks, 0, (64, 96, 9)),
+            (networks, 0, (64, 64, 13)),
+            (in_tiles, 0, (64, 64, 9)),
+        )
+    ]
+    assert again == [False, True, True, True, True]
+
+
+def test_references_that_were_not_used_for_longest_go_first() -> None:
+    def key(name: str) -> ReferenceKey:
+        return ReferenceKey(name, 64, 64, 9, "float32")
+
+    reference = EncodedReference(torch.zeros(1, 257, 8), torch.zeros(1, 16, 3, 8, 8))
+    references = EncodedReferences(max_bytes=2 * reference.num_bytes)
+    references.put(key("a"), reference)
+    references.put(key("b"), reference)
+    assert references.get(key("a")) is reference
+    references.put(key("c"), reference)
+    assert [references.get(key(name)) is not None for name in "abc"] == [True, False, True]
+    assert len(references) == 2
+
+
+def test_chunks_that_are_finished_beside_the_next_ones_steps_are_the_same(
+    pipeline: InfiniteTalkPipeline, whole: list[Chunk]
+) -> None:
+    """As the worker does it: the next chunk is sampled in another thread, and may be there before."""
+    conditions = pipeline.embed_prompts(picture(), [speech(22)], PROMPT, SETTINGS)
+    with closing(run_ahead(lambda stop: pipeline.decoded_chunks(conditions, SETTINGS, should_stop=stop))) as chunks:
+        finished = [chunk.finish(is_beside=True) for chunk in chunks]
+    late = [chunk.finish() for chunk in list(pipeline.decoded_chunks(conditions, SETTINGS))]
+    for made in (finished, late):
+        for chunk, expected in zip(made, whole, strict=True):
+            assert np.array_equal(chunk.frames, expected.frames)
+
+
 class WatchfulPipeline(InfiniteTalkPipeline):
     """Counts the decoded videos that are still in memory when a chunk is sampled."""
 
@@ -299,8 +358,8 @@ class WatchfulPipeline(InfiniteTalkPipeline):
         self.alive.append(sum(video() is not None for video in self.decoded))
         return super().sample(*arguments)
 
-    def decode(self, video: Video, sampled: SampledChunk) -> torch.Tensor:
-        decoded = super().decode(video, sampled)
+    def decode(self, sampled: SampledChunk) -> torch.Tensor:
+        decoded = super().decode(sampled)
         self.decoded.append(weakref.ref(decoded))
         return decoded
 

@@ -10,7 +10,7 @@ from infinitetalk.errors import RegionError
 from infinitetalk.family import INFINITETALK
 from infinitetalk.network.audio_attention import rotary_embedding, rotate_pairs
 from infinitetalk.network.teacache import TeaCache
-from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm
+from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm, weighted_norm
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,19 @@ def test_a_norm_that_modulates_is_a_norm_and_a_modulation(dtype: torch.dtype, to
     modulated = modulated_norm(norm, hidden_states, shift, scale)
     assert modulated.dtype == dtype
     torch.testing.assert_close(modulated.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_with_weights_is_rounded_once(dtype: torch.dtype) -> None:
+    norm = torch.nn.LayerNorm(32, 1e-6)
+    torch.nn.init.normal_(norm.weight, 1.0)
+    torch.nn.init.normal_(norm.bias)
+    hidden_states = torch.randn(1, 9, 32).to(dtype)
+    weight, bias = norm.weight.to(dtype).float(), norm.bias.to(dtype).float()
+    exact = torch.nn.functional.layer_norm(hidden_states.float(), (32,), weight, bias, norm.eps)
+    normed = weighted_norm(norm, hidden_states)
+    assert normed.dtype == dtype
+    torch.testing.assert_close(normed.float(), exact, atol=1e-5, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_a_gated_sum_is_rounded_once() -> None:

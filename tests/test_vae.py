@@ -1,10 +1,13 @@
 """Frames to latents and back."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
 from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.wan_layers import ChannelNorm, Upsample, make_lean
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,69 @@ def test_decoding_inverts_the_normalisation_and_clamps(vae: AutoencoderKLWan) ->
     with torch.no_grad():
         raw = vae.decode(latents * scale.view(1, 16, 1, 1, 1) + shift.view(1, 16, 1, 1, 1)).sample
     torch.testing.assert_close(frames, raw.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+
+
+def moved_norms(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Its norms' weights are not all one."""
+    moved = copy.deepcopy(vae)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in moved.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+    return moved
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 13])
+def test_lean_layers_compute_what_diffusers_compute(vae: AutoencoderKLWan, num_frames: int) -> None:
+    published = moved_norms(vae)
+    lean = copy.deepcopy(published)
+    make_lean(lean)
+    frames = torch.rand(1, 3, num_frames, 24, 16) * 2 - 1
+    latents = encode_frames(published, frames)
+    torch.testing.assert_close(encode_frames(lean, frames), latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decode_latents(lean, latents), decode_latents(published, latents), atol=1e-5, rtol=1e-5)
+
+
+def test_lean_layers_in_tiles_compute_what_diffusers_compute(vae: AutoencoderKLWan) -> None:
+    published = moved_norms(vae)
+    lean = copy.deepcopy(published)
+    make_lean(lean)
+    latents = torch.randn(1, 16, 2, 12, 6)
+    for each in (published, lean):
+        each.enable_tiling(64, 32, 32, 32)
+    torch.testing.assert_close(decode_latents(lean, latents), decode_latents(published, latents), atol=1e-5, rtol=1e-5)
+
+
+def test_lean_layers_round_no_more_than_diffusers_in_bf16(vae: AutoencoderKLWan) -> None:
+    published = moved_norms(vae)
+    latents = torch.randn(1, 16, 3, 4, 4)
+    exact = decode_latents(published, latents)
+    published.to(torch.bfloat16)
+    lean = copy.deepcopy(published)
+    make_lean(lean)
+    ours, theirs = ((decode_latents(each, latents) - exact).norm() for each in (lean, published))
+    assert ours < 1.2 * theirs
+
+
+def test_lean_layers_leave_channels_innermost(vae: AutoencoderKLWan) -> None:
+    """As the weights of convolutions have them, whose results follow their weights on a GPU."""
+    lean = copy.deepcopy(vae)
+    make_lean(lean)
+    for module in lean.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, torch.nn.Conv2d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
+    norm, (upsample, *_) = lean.decoder.norm_out, (m for m in lean.modules() if isinstance(m, Upsample))
+    assert isinstance(norm, ChannelNorm)
+    normed = norm(torch.randn(1, 4, 3, 5, 6).contiguous(memory_format=torch.channels_last_3d))
+    assert normed.is_contiguous(memory_format=torch.channels_last_3d)
+    assert upsample(torch.randn(2, 4, 5, 6)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_norm_of_nothing_is_nothing() -> None:
+    pixels = torch.zeros(1, 4, 1, 2, 2)
+    assert torch.equal(ChannelNorm(4, images=False)(pixels), pixels)
 
 
 def test_the_number_of_threads_is_restored(vae: AutoencoderKLWan) -> None:

@@ -72,7 +72,7 @@ class Worker:
         networks = self.engine.prepare(job, self._source.info)
         request = Request(job, 1, self._source, speech, None, self._folder, networks)
         (chunk,) = self.engine.generate(request, lambda: False, lambda _: None)
-        return chunk.frames
+        return chunk.finish().frames
 
     def prepare(self, family: Family) -> None:
         self.engine.prepare(job_of(family), self._source.info)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from infinitetalk.generation.pipeline import Chunk, InfiniteTalkPipeline, Reference, Video
+from infinitetalk.generation.pipeline import Chunk, InfiniteTalkPipeline, Reference
 from infinitetalk.generation.sampling import SampledChunk
 from infinitetalk.runtime.networks import Networks
 
@@ -18,7 +18,8 @@ class RecordingPipeline(InfiniteTalkPipeline):
     Attributes:
         references: float latents (1, 16, t, h, w) of each encoded reference frame followed by grey.
         latents: (1, 16, t, h, w) of each chunk, as handed to the VAE.
-        decoded: float (1, 3, num_frames, height, width) in [-1, 1], each chunk with the source's colours.
+        decoded: float (1, 3, num_frames, height, width) in [-1, 1], each chunk; with the source's colours once it is
+            finished.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -33,9 +34,9 @@ class RecordingPipeline(InfiniteTalkPipeline):
         self.references.append(reference.latents)
         return reference
 
-    def decode(self, video: Video, sampled: SampledChunk) -> Tensor:
+    def decode(self, sampled: SampledChunk) -> Tensor:
         """Like the pipeline's; records the result."""
-        decoded = super().decode(video, sampled)
+        decoded = super().decode(sampled)
         self.latents.append(sampled.latents)
         self.decoded.append(decoded)
         return decoded

@@ -10,6 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.evaluation import EvaluationSize, halves, make_inputs
 from benchmarks.gpu.rows import device
+from infinitetalk.encoders.wan_layers import make_lean
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 
 
@@ -105,6 +106,13 @@ def make_transformer(shape: Shape, num_layers: int | None = None) -> InfiniteTal
 
 def make_vae(shape: Shape) -> AutoencoderKLWan:
     """The VAE with random weights, float32, on the device."""
+    vae = make_plain_vae(shape)
+    make_lean(vae)
+    return vae
+
+
+def make_plain_vae(shape: Shape) -> AutoencoderKLWan:
+    """The same with the layers that diffusers gives it."""
     torch.manual_seed(0)
     with torch.device(device()):
         return AutoencoderKLWan(**shape.vae).eval().requires_grad_(False)

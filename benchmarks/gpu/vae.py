@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from benchmarks.gpu.networks import Shape, make_vae, shape_of
+from benchmarks.gpu.networks import Shape, make_plain_vae, make_vae, shape_of
 from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, relative_error, release, timed
 from infinitetalk.encoders.vae import decode_latents, encode_frames, without_tf32
 from infinitetalk.runtime.memory import VAE_PIXEL_BYTES
@@ -35,13 +35,6 @@ def prepare(small: bool) -> Vae:
     # In real latents, neighbours are similar.
     soft = torch.nn.functional.avg_pool3d(latents, (1, 5, 5), stride=1, padding=(0, 2, 2)) * 4
     return Vae(shape, make_vae(shape), soft.to(device()))
-
-
-def use_format(vae: AutoencoderKLWan, memory_format: torch.memory_format) -> None:
-    """Puts the weights of the 3-D convolutions into a memory format, which their outputs then have too."""
-    for module in vae.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=memory_format)
 
 
 def decoding(state: Vae, what: str, repeats: int = 1) -> Iterator[Figure]:
@@ -88,19 +81,18 @@ def tiles(state: Vae) -> Iterator[Figure]:
     state.vae.disable_tiling()
 
 
-def channels_last(state: Vae) -> Iterator[Figure]:
-    """Decoding in the memory format of cuDNN's matrix units."""
-    use_format(state.vae, torch.channels_last_3d)
-    yield from decoding(state, "float32 with TF32, channels last")
+def of_diffusers(state: Vae) -> Iterator[Figure]:
+    """Decoding by the layers that diffusers gives the VAE: channels outermost, norms of five kernels."""
+    lean, state.vae = state.vae, make_plain_vae(state.shape)
+    yield from decoding(state, "float32 with TF32, diffusers' layers")
+    state.vae = lean
 
 
 def bfloat16(state: Vae) -> Iterator[Figure]:
-    """Decoding in bf16, in both memory formats. Must be the last row: the VAE stays in bf16."""
+    """Decoding in bf16. Must be the last row: the VAE stays in bf16."""
     state.vae.to(torch.bfloat16)
-    yield from decoding(state, "bf16, channels last", repeats=2)
-    yield from encoding(state)
-    use_format(state.vae, torch.contiguous_format)
     yield from decoding(state, "bf16", repeats=2)
+    yield from encoding(state)
 
 
 GROUP = Group(
@@ -110,7 +102,7 @@ GROUP = Group(
         Row("float32", float32),
         Row("encoding", encoding),
         Row("tiles", tiles),
-        Row("channels last", channels_last),
+        Row("diffusers' layers", of_diffusers),
         Row("bf16", bfloat16),
     ),
 )

@@ -64,6 +64,8 @@ class Program:
             log = self.record(name, lambda speakers=speakers: parts.evaluation(self.stage, parts.SMALL, speakers))
             show(f"{name}, {self.card.name}", report.kind_table(log, self.card))
             show("Operations that memory bounds", report.line_table(log, self.card))
+            if speakers == 1:
+                show(f"{name}, H100, by yardstick", report.yardstick_table(log))
 
     def quantised(self) -> None:
         """What weights in 8 bits cost, which are widened at each use."""
@@ -80,6 +82,7 @@ class Program:
         """The VAE in float32, in bf16 and in tiles."""
         found = {}
         for what, options in (
+            ("float32, diffusers' layers", {"is_lean": False}),
             ("float32", {}),
             ("float32, in tiles", {"in_tiles": True}),
             ("bf16", {"dtype": torch.bfloat16}),

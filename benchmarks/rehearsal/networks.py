@@ -23,6 +23,7 @@ from transformers import (
 
 from benchmarks.rehearsal.device import DEVICE
 from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.wan_layers import make_lean
 from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.family import INFINITETALK
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
@@ -80,9 +81,13 @@ def quantise_blocks(
                 module.weight = nn.Parameter(quantised(module.weight.data, quantisation), requires_grad=False)
 
 
-def make_vae(mode: FakeTensorMode, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
-    """The VAE, which the worker runs in float32."""
-    return placed(AutoencoderKLWan, mode, dtype)
+def make_vae(mode: FakeTensorMode, dtype: torch.dtype = torch.float32, is_lean: bool = True) -> AutoencoderKLWan:
+    """The VAE, which the worker runs in float32, with lean layers or those that diffusers gives it."""
+    vae = placed(AutoencoderKLWan, mode, dtype)
+    if is_lean:
+        with mode:
+            make_lean(vae)
+    return vae
 
 
 def text_encoder_of_published_size() -> UMT5EncoderModel:

@@ -27,7 +27,7 @@ from infinitetalk.encoders.vae import decode_latents, encode_frames
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.family import INFINITETALK
 from infinitetalk.generation import pipeline
-from infinitetalk.generation.color import match_color
+from infinitetalk.generation.color import match_color_
 from infinitetalk.media.speech import SAMPLING_RATE
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.memory import Workload, set_tiling
@@ -69,35 +69,47 @@ def weight_only_evaluation(
     return evaluation(stage, workload, transformer=transformer)
 
 
-def _vae(stage: Stage, in_tiles: bool, dtype: torch.dtype) -> AutoencoderKLWan:
-    vae = stage.vae if dtype == torch.float32 else make_vae(stage.mode, dtype)
+def _vae(stage: Stage, in_tiles: bool, dtype: torch.dtype, is_lean: bool) -> AutoencoderKLWan:
+    vae = stage.vae if dtype == torch.float32 and is_lean else make_vae(stage.mode, dtype, is_lean)
     assert isinstance(vae, AutoencoderKLWan)
     set_tiling(vae, in_tiles)
     return vae
 
 
-def vae_decode(stage: Stage, workload: Workload, in_tiles: bool = False, dtype: torch.dtype = torch.float32) -> Log:
-    """Latents of a chunk to its frames."""
+def vae_decode(
+    stage: Stage,
+    workload: Workload,
+    in_tiles: bool = False,
+    dtype: torch.dtype = torch.float32,
+    is_lean: bool = True,
+) -> Log:
+    """Latents of a chunk to its frames, by lean layers or those of diffusers."""
     factor = INFINITETALK.vae_scale_factor_spatial
     latent_frames = (workload.num_frames - 1) // INFINITETALK.vae_scale_factor_temporal + 1
     shape = (1, INFINITETALK.latent_channels, latent_frames, workload.height // factor, workload.width // factor)
     with on_fake_device(stage.mode):
         latents = torch.empty(shape)
-    vae = _vae(stage, in_tiles, dtype)
+    vae = _vae(stage, in_tiles, dtype, is_lean)
     return stage.record(lambda: decode_latents(vae, latents))
 
 
-def vae_encode(stage: Stage, workload: Workload, in_tiles: bool = False, dtype: torch.dtype = torch.float32) -> Log:
-    """A reference frame followed by grey ones to latents."""
+def vae_encode(
+    stage: Stage,
+    workload: Workload,
+    in_tiles: bool = False,
+    dtype: torch.dtype = torch.float32,
+    is_lean: bool = True,
+) -> Log:
+    """A reference frame followed by grey ones to latents, by lean layers or those of diffusers."""
     frames = _frames(stage, workload)
-    vae = _vae(stage, in_tiles, dtype)
+    vae = _vae(stage, in_tiles, dtype, is_lean)
     return stage.record(lambda: encode_frames(vae, frames))
 
 
 def colours(stage: Stage, workload: Workload) -> Log:
     """A chunk's frames get the source's colours."""
     frames = _frames(stage, workload)
-    return stage.record(lambda: match_color(frames, frames[:, :, :1], 1.0))
+    return stage.record(lambda: match_color_(frames, frames[:, :, :1], 1.0))
 
 
 def frames_out(stage: Stage, workload: Workload) -> Log:

@@ -298,3 +298,19 @@ CARDS: dict[str, Card] = {
         host_bytes_per_s=_PCIE_5,
     ),
 }
+
+#: A second yardstick for an H100: what published figures of cuBLAS, of cuDNN's attention and of copies show, without
+#: what was measured of single kernels. The goals of docs/performance.md at typical rates were set by it, so they are
+#: held against it; it is too hopeful of kernels that their own work bounds, and not hopeful enough of large products.
+H100_BY_PUBLISHED_FIGURES = Rates(
+    bf16=660 * TERA,
+    attention=580 * TERA,
+    fp8=1150 * TERA,
+    tf32=250 * TERA,
+    float32=50 * TERA,
+    plain=2.7 * TERA,
+    norm=2.7 * TERA,
+    widening=2.7 * TERA,
+    mixed=2.7 * TERA,
+    link=340e9,
+)

@@ -9,11 +9,14 @@ import torch
 from benchmarks.rehearsal.log import Log, Operation, grouped
 from benchmarks.rehearsal.measured import Comparison
 from benchmarks.rehearsal.parts import AUDIO, COLOURS, DECODE, ENCODE, EVALUATION, FRAMES, IMAGE, TEXT, label
-from benchmarks.rehearsal.rates import Card, Rates
+from benchmarks.rehearsal.rates import CARDS, H100_BY_PUBLISHED_FIGURES, Card, Rates
 from infinitetalk.runtime.memory import GIB, Workload, choose_mode
 
 #: Sampling steps and evaluations a step: of a distilled LoRA, and as published.
 RECIPES = ((8, 2), (40, 3))
+#: Goals of an eager evaluation on an H100 at 640x640, one speaker: times its floor at ideal rates, seconds by published
+#: figures.
+GOAL_OF_FLOOR, GOAL_S = 1.14, 3.3
 #: Parts of every chunk, and of a job, with how often they run.
 _EACH_CHUNK = (DECODE, COLOURS, FRAMES)
 _ONCE: Mapping[str, int] = {ENCODE: 1, TEXT: 2, IMAGE: 1, AUDIO: 1}
@@ -60,6 +63,20 @@ def kind_table(log: Log, card: Card) -> str:
         for kind, group in grouped(log.operations, lambda operation: operation.kind, card.ideal, card.typical).items()
     ]
     return table(("kind", "kernels", "TFLOP", "GB", "ideal s", "%", "typical s"), rows)
+
+
+def yardstick_table(log: Log) -> str:
+    """An evaluation on an H100 by each yardstick, beside its goals."""
+    card = CARDS["h100"]
+    floor, ideal = log.floor_seconds(card.ideal), log.seconds(card.ideal)
+    by_figures = log.seconds(H100_BY_PUBLISHED_FIGURES)
+    rows = [
+        ["floor: products alone, ideal rates", f"{floor:.3f}", ""],
+        ["ideal rates", f"{ideal:.3f}", f"{ideal / floor:.3f} of the floor; at most {GOAL_OF_FLOOR}"],
+        ["typical, by published figures", f"{by_figures:.3f}", f"at most {GOAL_S}"],
+        ["typical, from an H200's profile", f"{log.seconds(card.typical):.3f}", ""],
+    ]
+    return table(("yardstick", "s", "goal"), rows)
 
 
 def line_table(log: Log, card: Card, count: int = 15) -> str:

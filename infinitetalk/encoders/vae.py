@@ -38,7 +38,9 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         frames = vae.decode(scaled.to(vae.dtype)).sample
     # Checked before the clamp, which would turn infinity into white.
     check_finite(frames, "the decoded frames")
-    return frames.float().clamp(-1.0, 1.0)
+    # The VAE may leave channels innermost; what follows works channel by channel.
+    clamped = torch.empty(frames.shape, dtype=frames.dtype, device=frames.device)
+    return torch.clamp(frames, -1.0, 1.0, out=clamped).float()
 
 
 def latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ from torch import Tensor
 from infinitetalk.encoders.vae import decode_latents, encode_frames
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
-from infinitetalk.generation.color import match_color
+from infinitetalk.generation.color import frames_at_once, match_color_
 from infinitetalk.generation.crossfade import cross_fade
+from infinitetalk.generation.references import EncodedReference, EncodedReferences, reference_key
 from infinitetalk.generation.sampling import (
     ChunkConditions,
     GenerationSettings,
@@ -32,6 +34,7 @@ from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.network.regions import default_regions, latent_regions
 from infinitetalk.runtime.networks import Networks
+from infinitetalk.runtime.streams import beside, mark
 
 if TYPE_CHECKING:
     from infinitetalk.media.decode import Source
@@ -60,7 +63,7 @@ class ChunkState:
 
     Attributes:
         next_chunk: index of the next chunk.
-        motion_latents: (1, 16, n, h, w), of the frames that it takes over.
+        motion_latents: (1, 16, n, h, w) on the CPU, of the frames that it takes over.
         held_frames: uint8 (num_held_frames, height, width, 3), not yet shown: they fade into the next chunk's frames.
     """
 
@@ -72,7 +75,7 @@ class ChunkState:
         """As a safetensors file."""
         tensors = {
             "next_chunk": torch.tensor(self.next_chunk),
-            "motion_latents": self.motion_latents.contiguous().cpu(),
+            "motion_latents": self.motion_latents.contiguous(),
             "held_frames": torch.from_numpy(self.held_frames).contiguous(),
         }
         return safetensors.torch.save(tensors)
@@ -132,15 +135,15 @@ class Reference:
 
     Attributes:
         frame: uint8 (3, h, w), as the source returns it.
-        pixels: float (1, 3, 1, height, width) in [-1, 1], at the video's resolution.
         image_embeds: (1, image_tokens, image_dim).
         latents: (1, 16, t, h, w), of the frame followed by grey frames.
+        is_new: whether it was encoded now, and not kept from an earlier video.
     """
 
     frame: Tensor
-    pixels: Tensor
     image_embeds: Tensor
     latents: Tensor
+    is_new: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,11 +172,110 @@ class Video:
         return 0 if plan is self.plans[-1] else self.plans[plan.index + 1].num_held_frames
 
 
-class InfiniteTalkPipeline:
-    """Generates video with the networks of one checkpoint."""
+class DecodedChunk:
+    """A chunk from which the next one can begin; its frames are decoded, but have not all the source's colours yet.
 
-    def __init__(self, networks: Networks) -> None:
+    Args:
+        finisher: finishes the video's chunks.
+        plan: its place in the video.
+        reference: its reference.
+        sampled: its latents, and the evaluations made for them.
+        decoded: float32 (1, 3, num_frames, height, width) in [-1, 1]. Frames that the next chunk takes over have the
+            source's colours.
+        motion_latents: of these frames; None after the last chunk.
+
+    Attributes:
+        evaluations: network evaluations made.
+        has_encoded_reference: whether its reference frame was encoded for it.
+    """
+
+    def __init__(
+        self,
+        finisher: Finisher,
+        plan: ChunkPlan,
+        reference: Reference,
+        has_encoded_reference: bool,
+        sampled: SampledChunk,
+        decoded: Tensor,
+        motion_latents: Tensor | None,
+    ) -> None:
+        self.plan, self.reference, self.sampled, self.motion_latents = plan, reference, sampled, motion_latents
+        self.evaluations = sampled.evaluations
+        self.has_encoded_reference = has_encoded_reference
+        self._finisher = finisher
+        self._decoded: Tensor | None = decoded
+        self._begin = mark(decoded.device)
+        self._chunk: Chunk | None = None
+
+    @torch.no_grad()
+    def finish(self, is_beside: bool = False) -> Chunk:
+        """The finished chunk. A video's chunks must be finished in their order; another thread may do it.
+
+        Args:
+            is_beside: on a GPU, does not wait for what the device was given to do since, such as the next chunk's
+                steps, and runs beside it.
+        """
+        if self._chunk is None:
+            assert self._decoded is not None
+            with beside(self._begin) if is_beside else nullcontext():
+                self._chunk = self._finisher.finish(self, self._decoded)
+            # They are large and must not stay on the GPU while the next chunk is sampled.
+            self._decoded = None
+        return self._chunk
+
+
+class Finisher:
+    """Finishes the chunks of a video in their order: colours, bytes on the CPU, and the fade from chunk to chunk.
+
+    Args:
+        video: the video.
+        held_frames: uint8 (n, height, width, 3), the frames that fade into the first chunk.
+    """
+
+    def __init__(self, video: Video, held_frames: np.ndarray) -> None:
+        self._video = video
+        self._held_frames = held_frames
+
+    def correct(self, frames: Tensor) -> None:
+        """Gives frames (1, 3, n, height, width) the source's colours, where they are."""
+        match_color_(frames, self._video.color_reference, self._video.settings.color_correction_strength)
+
+    def finish(self, chunk: DecodedChunk, decoded: Tensor) -> Chunk:
+        """The frames to show and the state for the next chunk."""
+        video, plan, motion_latents = self._video, chunk.plan, chunk.motion_latents
+        is_last = motion_latents is None
+        self.correct(decoded if is_last else decoded[:, :, : -video.grid.motion_frame])
+        frames = join_frames(self._held_frames, decoded[0], plan)
+        num_shown_frames = len(frames) - video.num_held_frames(plan)
+        state = None
+        if motion_latents is not None:
+            # A copy, so that the state does not keep the whole chunk alive.
+            self._held_frames = frames[num_shown_frames:].copy()
+            state = ChunkState(plan.index + 1, motion_latents.cpu(), self._held_frames)
+        return Chunk(
+            plan=plan,
+            num_chunks=len(video.plans),
+            frames=frames[:num_shown_frames],
+            state=state,
+            evaluations=chunk.sampled.evaluations,
+            evaluations_skipped=chunk.sampled.evaluations_skipped,
+            # The first frame of the first chunk is the source's, whatever the network does.
+            is_flat=is_flat(frames[max(plan.num_held_frames, 1) :], chunk.reference.frame),
+        )
+
+
+class InfiniteTalkPipeline:
+    """Generates video with the networks of one checkpoint.
+
+    Args:
+        networks: the networks.
+        references: references that these networks, or others with the same weights, have encoded; further ones are
+            added.
+    """
+
+    def __init__(self, networks: Networks, references: EncodedReferences | None = None) -> None:
         self.networks = networks
+        self._encoded_references = EncodedReferences() if references is None else references
 
     def __call__(
         self,
@@ -208,19 +310,30 @@ class InfiniteTalkPipeline:
             ValueError: the number of frames held in `state` differs from the settings; the speakers' embeddings differ
                 in length; there are several speakers, and the family knows only one.
         """
+        conditions = self.embed_prompts(source, speech, prompt, settings, negative_prompt, regions)
+        return self.generate(conditions, settings, state, should_stop, on_step)
+
+    def embed_prompts(
+        self,
+        source: Source,
+        speech: Sequence[SpeechEmbeddings],
+        prompt: str,
+        settings: GenerationSettings,
+        negative_prompt: str | None = None,
+        regions: Tensor | None = None,
+    ) -> Conditions:
+        """The inputs of a video, with the arguments of `__call__`."""
         if negative_prompt is None:
             negative_prompt = self.networks.family.defaults.negative_prompt
         needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
-        conditions = Conditions(
+        return Conditions(
             source=source,
             speech=speech,
             prompt_embeds=self.networks.prompt_encoder(prompt),
             negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt) if needs_negative else None,
             regions=regions,
         )
-        return self.generate(conditions, settings, state, should_stop, on_step)
 
-    @torch.no_grad()
     def generate(
         self,
         conditions: Conditions,
@@ -230,6 +343,19 @@ class InfiniteTalkPipeline:
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> Iterator[Chunk]:
         """Like `__call__`, with embedded prompts."""
+        for chunk in self.decoded_chunks(conditions, settings, state, should_stop, on_step):
+            yield chunk.finish()
+
+    @torch.no_grad()
+    def decoded_chunks(
+        self,
+        conditions: Conditions,
+        settings: GenerationSettings,
+        state: ChunkState | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> Iterator[DecodedChunk]:
+        """Like `generate`, but each chunk comes as soon as the next one can begin, and must be finished."""
         source = conditions.source
         video = self.set_up(conditions, settings)
         reference: Reference | None = None
@@ -237,21 +363,21 @@ class InfiniteTalkPipeline:
         if state is not None:
             check_state(state, video)
             motion_latents, held_frames = state.motion_latents.to(self.networks.device), state.held_frames
+        finisher = Finisher(video, held_frames)
 
         for plan in video.plans[0 if state is None else state.next_chunk :]:
             frame = source.frame_at(plan.start / VIDEO_FPS)
-            if reference is None or reference.frame is not frame:
+            is_other = reference is None or reference.frame is not frame
+            if reference is None or is_other:
                 reference = self.encode_reference(frame, video.height, video.width, plan.num_frames)
             if motion_latents is None:
                 motion_latents = reference.latents[:, :, :1]
             report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_inference_steps)
             told = self.chunk_conditions(video, plan, reference, motion_latents)
             sampled = self.sample(plan, told, settings, should_stop, report)
-            # Decoded frames are large and must not stay on the GPU while the next chunk is sampled, so only `finish`
-            # holds them.
-            chunk = self.finish(video, plan, reference, sampled, held_frames)
-            if chunk.state is not None:
-                motion_latents, held_frames = chunk.state.motion_latents, chunk.state.held_frames
+            # Only the chunk holds its decoded frames, and only until it is finished.
+            chunk = self.decode_chunk(video, plan, reference, is_other and reference.is_new, sampled, finisher)
+            motion_latents = chunk.motion_latents
             yield chunk
 
     def set_up(self, conditions: Conditions, settings: GenerationSettings) -> Video:
@@ -315,37 +441,27 @@ class InfiniteTalkPipeline:
         draw_noise = partial(self.draw_noise, settings.seed, plan.index, shape)
         return sample_chunk(denoiser, draw_noise, conditions, self.make_sampler(settings), should_stop, on_step)
 
-    def decode(self, video: Video, sampled: SampledChunk) -> Tensor:
-        """A chunk's frames with the source's colours: float (1, 3, num_frames, height, width) in [-1, 1]."""
-        decoded = decode_latents(self.networks.vae, sampled.latents)
-        return match_color(decoded, video.color_reference, video.settings.color_correction_strength)
+    def decode(self, sampled: SampledChunk) -> Tensor:
+        """A chunk's frames: float32 (1, 3, num_frames, height, width) in [-1, 1]."""
+        return decode_latents(self.networks.vae, sampled.latents)
 
-    def finish(
-        self, video: Video, plan: ChunkPlan, reference: Reference, sampled: SampledChunk, held_frames: np.ndarray
-    ) -> Chunk:
-        """Decodes a sampled chunk into the frames to show and the state for the next chunk.
-
-        Args:
-            held_frames: uint8 (num_held_frames, height, width, 3), of the previous chunk.
-        """
-        decoded = self.decode(video, sampled)
-        frames = join_frames(held_frames, decoded[0], plan)
-        num_shown_frames = len(frames) - video.num_held_frames(plan)
-        state = None
+    def decode_chunk(
+        self,
+        video: Video,
+        plan: ChunkPlan,
+        reference: Reference,
+        has_encoded_reference: bool,
+        sampled: SampledChunk,
+        finisher: Finisher,
+    ) -> DecodedChunk:
+        """Decodes a sampled chunk as far as the next one needs it: the frames that it takes over are encoded."""
+        decoded = self.decode(sampled)
+        motion_latents = None
         if plan is not video.plans[-1]:
-            motion_latents = encode_frames(self.networks.vae, decoded[:, :, -video.grid.motion_frame :])
-            # A copy, so that the state does not keep the whole chunk alive.
-            state = ChunkState(plan.index + 1, motion_latents, frames[num_shown_frames:].copy())
-        return Chunk(
-            plan=plan,
-            num_chunks=len(video.plans),
-            frames=frames[:num_shown_frames],
-            state=state,
-            evaluations=sampled.evaluations,
-            evaluations_skipped=sampled.evaluations_skipped,
-            # The first frame of the first chunk is the source's, whatever the network does.
-            is_flat=is_flat(frames[max(plan.num_held_frames, 1) :], reference.frame),
-        )
+            motion_frames = decoded[:, :, -video.grid.motion_frame :]
+            finisher.correct(motion_frames)
+            motion_latents = encode_frames(self.networks.vae, motion_frames)
+        return DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, decoded, motion_latents)
 
     def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
         """(height, width) in pixels of the video made from a source; `size` names the table."""
@@ -365,19 +481,34 @@ class InfiniteTalkPipeline:
 
     def to_pixels(self, frame: Tensor, height: int, width: int) -> Tensor:
         """uint8 (3, h, w) → float (1, 3, 1, height, width) in [-1, 1] on the model's device."""
-        pixels = resize_and_crop(frame, height, width).to(self.networks.device)
-        return (pixels / 127.5 - 1.0)[None, :, None]
+        return self._levels_to_pixels(resize_and_crop(frame, height, width))
+
+    def _levels_to_pixels(self, picture: Tensor) -> Tensor:
+        return (picture.to(self.networks.device) / 127.5 - 1.0)[None, :, None]
 
     def encode_reference(self, frame: Tensor, height: int, width: int, num_frames: int) -> Reference:
-        """Encode a reference frame for a chunk of `num_frames` frames of height x width pixels."""
-        pixels = self.to_pixels(frame, height, width)
+        """Encode a reference frame for a chunk of `num_frames` frames of height x width pixels, unless that was done
+        before."""
+        picture = resize_and_crop(frame, height, width)
+        key = reference_key(picture, num_frames, self._encoding_arithmetic)
+        if (kept := self._encoded_references.get(key)) is not None:
+            device = self.networks.device
+            return Reference(frame, kept.image_embeds.to(device), kept.latents.to(device), is_new=False)
+        pixels = self._levels_to_pixels(picture)
         grey = pixels.new_zeros(1, 3, num_frames - 1, height, width)
-        return Reference(
+        reference = Reference(
             frame=frame,
-            pixels=pixels,
             image_embeds=self.networks.image_encoder(pixels[:, :, 0]),
             latents=encode_frames(self.networks.vae, torch.cat([pixels, grey], dim=2)),
         )
+        self._encoded_references.put(key, EncodedReference(reference.image_embeds.cpu(), reference.latents.cpu()))
+        return reference
+
+    @property
+    def _encoding_arithmetic(self) -> str:
+        choice = self.networks.choice
+        tiles = ", in tiles" if choice.memory.vae_tiling else ""
+        return f"{self.networks.family.name}, {choice.kernels.vae}{tiles}"
 
     def draw_noise(self, seed: int, chunk: int, shape: tuple[int, ...], draw: int) -> Tensor:
         """One random draw of a chunk, on the model's device."""
@@ -407,10 +538,11 @@ def _report_step(
 def to_frames(video: Tensor) -> np.ndarray:
     """float (3, T, height, width) in [-1, 1] → uint8 (T, height, width, 3) on the CPU."""
     frames = torch.empty(*video.shape[1:], 3, dtype=torch.uint8, device=video.device)
-    # Frame by frame: on a CPU, four times as fast as all frames at once.
-    for pixels, frame in zip(video.unbind(1), frames.unbind(), strict=True):
+    # On a CPU, one frame at a time takes a quarter of the time of all frames at once.
+    count = frames_at_once(video.device)
+    for pixels, group in zip(video.split(count, dim=1), frames.split(count), strict=True):
         levels = pixels.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-        torch.stack(levels.unbind(), dim=-1, out=frame)
+        torch.stack(levels.unbind(), dim=-1, out=group)
     return frames.cpu().numpy()
 
 

@@ -63,6 +63,23 @@ def modulated_norm(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, sca
     return add_product(shift, F.layer_norm(hidden_states, norm.normalized_shape, eps=norm.eps), 1 + scale)
 
 
+def weighted_norm(norm: nn.LayerNorm, hidden_states: Tensor) -> Tensor:
+    """norm(x), computed in float32 and rounded once to the dtype of x.
+
+    In narrow dtypes, weight and bias are rounded too, as all other weights of the network are. That makes one kernel of
+    it, which reads and writes narrow numbers, in place of a float32 copy of x, a norm and a copy back.
+
+    Args:
+        norm: with float32 weight and bias.
+        hidden_states: (1, tokens, dim).
+
+    Returns:
+        Shape and dtype of `hidden_states`.
+    """
+    weight, bias = norm.weight.to(hidden_states.dtype), norm.bias.to(hidden_states.dtype)
+    return F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps)
+
+
 class SelfAttnProcessor(WanAttnProcessor):
     """Self-attention over all video tokens; if regions are given, also returns the reference attention map."""
 
@@ -170,7 +187,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
         )
         hidden_states = add_product(hidden_states, attended, gate)
 
-        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
+        hidden_states = hidden_states + self.attn2(weighted_norm(self.norm2, hidden_states), encoder_hidden_states)
 
         query_positions = key_positions = None
         if attention_map is not None and regions is not None:
@@ -178,7 +195,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
             query_positions = token_positions(attention_map, None if split is None else split.extrema)
             key_positions = audio_token_positions(speakers, audio_tokens.shape[1] // speakers, audio_tokens.device)
         hidden_states = hidden_states + self.audio_cross_attn(
-            self.norm_x(hidden_states), audio_tokens, query_positions, key_positions
+            weighted_norm(self.norm_x, hidden_states), audio_tokens, query_positions, key_positions
         )
 
         normed = modulated_norm(self.norm3, hidden_states, ffn_shift, ffn_scale)

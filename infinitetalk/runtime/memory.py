@@ -47,6 +47,9 @@ CACHED_CHANNEL_BYTES = 2
 #: Bytes per pixel of the video's resolution in the VAE, which decodes four frames at once in float32: copies of 96
 #: channels, the last two frames of each convolution (kept for the next four), cuDNN's workspaces. Measured: 21,600.
 VAE_PIXEL_BYTES = 22_000
+#: Bytes per pixel of the video's resolution while frames get their colours and become bytes, nine at once; the frames
+#: themselves are not in it.
+COLOUR_PIXEL_BYTES = 480
 #: Bytes per parameter of the transformer outside its blocks: of the published ones 58 % are float32, the time
 #: embedding's above all, and the others have 16 bits. They take 3.16 bytes on average.
 OUTER_BYTES = 3.17
@@ -196,6 +199,16 @@ def vae_bytes(mode: MemoryMode, workload: Workload) -> int:
     pixels = workload.height * workload.width
     decoded_at_once = min(pixels, VAE_TILE_PIXELS) if mode.vae_tiling else pixels
     return VAE_PIXEL_BYTES * decoded_at_once + 2 * 3 * 4 * workload.num_frames * pixels
+
+
+def finishing_bytes(workload: Workload) -> int:
+    """What the frames of a decoded chunk take until they are on the CPU: in float32, as bytes, and their colours."""
+    return (COLOUR_PIXEL_BYTES + (3 * 4 + 3) * workload.num_frames) * workload.height * workload.width
+
+
+def can_finish_beside(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> bool:
+    """Whether a chunk can be finished beside the first steps of the next, in the memory that decoding takes anyway."""
+    return sampling_bytes(mode, sizes, workload) + finishing_bytes(workload) <= vae_bytes(mode, workload)
 
 
 def estimate_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:

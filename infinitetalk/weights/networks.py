@@ -22,6 +22,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from infinitetalk.encoders.wan_layers import make_lean
 from infinitetalk.errors import CheckpointError
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import open_file
@@ -207,6 +208,9 @@ def load_vae(base: Path, device: torch.device, dtype: torch.dtype = torch.float3
     part = vae_part(base)
     vae = empty_vae(base, part)
     _fill(vae, part, device, dtype)
+    # A CPU gains nothing by them: decoding takes as long, encoding longer.
+    if device.type == "cuda":
+        make_lean(vae)
     return vae
 
 

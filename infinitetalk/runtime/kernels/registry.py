@@ -135,13 +135,8 @@ def keep_vae(vae: nn.Module) -> None:
 
 
 def narrow_vae(vae: nn.Module) -> None:
-    """Makes the VAE compute in bfloat16, with channels as the innermost dimension, which convolutions on a GPU want."""
+    """Makes the VAE compute in bfloat16."""
     vae.to(dtype=torch.bfloat16)
-    for module in vae.modules():
-        if isinstance(module, nn.Conv3d | nn.Conv2d):
-            is_video = isinstance(module, nn.Conv3d)
-            memory_format = torch.channels_last_3d if is_video else torch.channels_last
-            module.weight.data = module.weight.data.contiguous(memory_format=memory_format)
 
 
 def _attention(

@@ -20,7 +20,8 @@ from infinitetalk.encoders.text import count_tokens
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
 from infinitetalk.family import FAMILIES, INFINITETALK
-from infinitetalk.generation.pipeline import Chunk, ChunkState, InfiniteTalkPipeline, Step
+from infinitetalk.generation.pipeline import ChunkState, DecodedChunk, InfiniteTalkPipeline, Step
+from infinitetalk.generation.references import EncodedReferences
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
@@ -105,6 +106,7 @@ class Engine:
         kernels = KernelSelection(settings, self.devices)
         self._loading = Loading(self.checkpoints, first, self.devices, kernels, measure, self.health)
         self._synthesiser: SpeechSynthesiser | None = None
+        self._references = EncodedReferences()
         if settings.recipe is not None and (problem := self.lacks(settings.recipe)) is not None:
             raise CheckpointError(f"DEFAULT_RECIPE is {settings.recipe.name!r}: {problem}")
 
@@ -343,8 +345,9 @@ class Engine:
         on_step: Callable[[Step], None],
         num_done: int = 0,
         chunk_state: bytes | None = None,
-    ) -> Iterator[Chunk]:
-        """Generates the video chunk by chunk, and each scene separately.
+    ) -> Iterator[DecodedChunk]:
+        """Generates the video chunk by chunk, and each scene separately. The chunks must be finished in their order,
+        best in another thread while the next one is made.
 
         Args:
             num_done: number of existing chunks, counted through all scenes.
@@ -389,16 +392,17 @@ class Engine:
         on_step: Callable[[Step], None],
         num_done: int,
         chunk_state: bytes | None,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[DecodedChunk]:
         """Implements `generate`, without its handling of errors."""
-        pipeline = InfiniteTalkPipeline(request.networks)
+        pipeline = InfiniteTalkPipeline(request.networks, self._references)
         job = request.job
         family = request.networks.family
         workload = self._workload(job, request.source.info, request.networks)
         scenes = plan_scenes(job, request.source, len(request.speech[0]))
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = list(accumulate((number_of_chunks(each, family) for each in all_settings), initial=0))
-        memory, is_video = request.networks.choice.memory, request.source.info.kind == "video"
+        memory = request.networks.choice.memory
+        can_finish_beside = self._loading.found(job.family).placement.can_finish_beside(memory, workload)
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -408,24 +412,22 @@ class Engine:
             def count_step(step: Step, before: int = chunks_before[index]) -> None:
                 on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
 
-            chunks = pipeline(
+            conditions = pipeline.embed_prompts(
                 source=open_source(request.source, request.folder, scene, settings.grid(family)),
                 speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
                 prompt=job.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
                 regions=request.regions,
-                state=ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None,
-                should_stop=should_stop,
-                on_step=count_step,
             )
+            state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
             work = chunk_work(settings, workload, memory, len(job.speakers))
-            encodes_reference = True
             begin = time.monotonic()
-            for chunk in chunks:
-                self._speed.record(time.monotonic() - begin, work, chunk.evaluations, encodes_reference)
+            for chunk in pipeline.decoded_chunks(conditions, settings, state, should_stop, count_step):
+                if not can_finish_beside:
+                    chunk.finish()
+                self._speed.record(time.monotonic() - begin, work, chunk.evaluations, chunk.has_encoded_reference)
                 yield chunk
-                encodes_reference = is_video
                 begin = time.monotonic()
 
 

@@ -15,6 +15,7 @@ from infinitetalk.runtime.memory import (
     DoesNotFitError,
     MemoryMode,
     Workload,
+    can_finish_beside,
     choose_mode,
     estimate_bytes,
     free_bytes,
@@ -157,6 +158,10 @@ class Placement:
         details = {"kernel": kernels.products, "needed_bytes": needed, "free_bytes": self._budget.free_bytes}
         structlog.get_logger().info("kernels.too_large", details=details)
         return kernels.having("products", PUBLISHED.products)
+
+    def can_finish_beside(self, mode: MemoryMode, workload: Workload) -> bool:
+        """Whether a job's chunks can be finished beside the next one's steps; true if memory is not counted."""
+        return self._budget is None or can_finish_beside(mode, self._budget.sizes, workload)
 
     def has_room_beside(self, mode: MemoryMode, workload: Workload, other: Placement, other_mode: MemoryMode) -> bool:
         """Whether a job in a mode fits while another checkpoint's networks stay loaded in theirs.

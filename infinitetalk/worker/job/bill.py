@@ -69,6 +69,9 @@ class JobEnd(BaseModel):
     evaluations: int
     """Network evaluations that this worker computed, those of an unfinished chunk included."""
 
+    references_encoded: int
+    """Chunks for which this worker encoded the picture or film; fewer than chunks where it kept what it had encoded."""
+
     job_gpu_seconds: float | None
     """Like `gpu_seconds`, of all workers that have made this video together."""
 
@@ -135,6 +138,7 @@ class Bill:
         model: name of the model, once it is found.
         weights: hash of the weights, once it is known.
         video_s: seconds of video in the chunks that this worker finished.
+        references_encoded: chunks for which the picture or film was encoded.
         earlier: what other workers have spent on the same video.
     """
 
@@ -144,6 +148,7 @@ class Bill:
         self.model: str | None = None
         self.weights: str | None = None
         self.video_s = 0.0
+        self.references_encoded = 0
         self.earlier = Spent()
         self._settings = settings
         self._evaluations = 0
@@ -190,6 +195,7 @@ class Bill:
             gpu_seconds=round(spent.gpu_seconds, 3) if is_known else None,
             usd=self._usd(spent) if is_known else None,
             evaluations=spent.evaluations,
+            references_encoded=self.references_encoded,
             job_gpu_seconds=round(together.gpu_seconds, 3) if is_known else None,
             job_usd=self._usd(together) if is_known else None,
             job_evaluations=together.evaluations,

@@ -17,7 +17,7 @@ from torch import Tensor
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
-from infinitetalk.generation.pipeline import Chunk, Step
+from infinitetalk.generation.pipeline import Chunk, DecodedChunk, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
@@ -438,7 +438,7 @@ class VideoJob:
         return rendering
 
     def _render(self, inputs: Inputs, rendering: Rendering, preview: Preview, keep: Callable[[], bool]) -> None:
-        """Generates the missing chunks of the video. Each chunk is encoded, published and saved while the next is made.
+        """Generates the missing chunks. Each chunk is finished, encoded, published and saved while the next is made.
 
         Args:
             rendering: the video so far; complete at the end.
@@ -461,15 +461,16 @@ class VideoJob:
             self.bill.count_step(step)
             clock.end_step(step)
 
-        def generate(should_stop: Callable[[], bool]) -> Iterator[Chunk]:
+        def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
             for chunk in self.engine.generate(request, should_stop, end_step, num_done, chunk_state):
                 clock.next_chunk()
                 yield chunk
 
         preview.publish(rendering.parts)
         with closing(run_ahead(generate, self.engine.thread, stop)) as chunks:
-            for chunk in chunks:
-                self._add(rendering, chunk, arithmetic)
+            for decoded in chunks:
+                self.bill.references_encoded += decoded.has_encoded_reference
+                self._add(rendering, decoded.finish(is_beside=True), arithmetic)
                 preview.publish(rendering.parts)
                 if keep() and not stop.leaves_time_for(clock.eta_s):
                     raise GenerationStopped
