@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import infinitetalk_client as client_module
 import pytest
 import requests
 from botocore.httpsession import URLLib3Session
-
-from examples import infinitetalk_client as client_module
-from examples.infinitetalk_client import (
+from infinitetalk_client import (
     EndpointError,
     FetchError,
     InfiniteTalkClient,
@@ -34,6 +33,7 @@ from examples.infinitetalk_client import (
     main,
     uploads,
 )
+
 from tools.queue_server import API_KEY, LocalQueue
 
 CHECKOUT = Path(__file__).parents[1]

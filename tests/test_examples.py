@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import infinitetalk_client as client_module
 import pytest
 import requests
+from infinitetalk_client import InfiniteTalkClient
 
-from examples import infinitetalk_client as client_module
-from examples.infinitetalk_client import InfiniteTalkClient
 from infinitetalk.recipes import RECIPES
 from schemas import BatchResult, Success, parse_input
 from tests.openapi_contract import answer_schema, request_schema

@@ -15,8 +15,8 @@ Ctrl-C asks whether the job is cancelled or left; without a terminal, it cancels
 and tqdm, and boto3 (`pip install './examples[s3]'`) if files are too large for a request to Runpod.
 """
 
-from .command import main
-from .endpoint import (
+from infinitetalk_client.command import main
+from infinitetalk_client.endpoint import (
     INLINE_BYTES,
     LOCAL_KEY,
     LOCAL_URL,
@@ -24,8 +24,8 @@ from .endpoint import (
     RUNPOD_URL,
     InfiniteTalkClient,
 )
-from .errors import EndpointError, FetchError, InfiniteTalkError, JobError, MediaError
-from .shown import ProgressBar, plan_lines, recipe_line
+from infinitetalk_client.errors import EndpointError, FetchError, InfiniteTalkError, JobError, MediaError
+from infinitetalk_client.shown import ProgressBar, plan_lines, recipe_line
 
 __all__ = [
     "INLINE_BYTES",

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .endpoint import LOCAL_KEY, LOCAL_URL, RECIPES, RUNPOD_URL, InfiniteTalkClient, check_target
-from .errors import FetchError, InfiniteTalkError, JobError, MediaError
-from .shown import ProgressBar, plan_lines
+from infinitetalk_client.endpoint import LOCAL_KEY, LOCAL_URL, RECIPES, RUNPOD_URL, InfiniteTalkClient, check_target
+from infinitetalk_client.errors import FetchError, InfiniteTalkError, JobError, MediaError
+from infinitetalk_client.shown import ProgressBar, plan_lines
 
 DEFAULT_PROMPT = "A person talks to the camera"
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143

@@ -17,8 +17,16 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from .errors import EndpointError, FetchError, InfiniteTalkError, JobError, MediaError, may_have_been_sent, sentence
-from .uploads import data_uri, file_of, is_address, upload_to_s3
+from infinitetalk_client.errors import (
+    EndpointError,
+    FetchError,
+    InfiniteTalkError,
+    JobError,
+    MediaError,
+    may_have_been_sent,
+    sentence,
+)
+from infinitetalk_client.uploads import data_uri, file_of, is_address, upload_to_s3
 
 LOCAL_URL = "http://127.0.0.1:8000/v2/local"
 LOCAL_KEY = "local"

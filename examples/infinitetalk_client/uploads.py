@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .errors import MediaError
+from infinitetalk_client.errors import MediaError
 
 S3_VARIABLES = ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY")
 PRESIGNED_S = 24 * 3600
