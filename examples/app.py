@@ -44,6 +44,8 @@ STYLE = """
 .model {padding: 0.5em 0.8em; border-left: 4px solid #2563eb; background: var(--block-background-fill)}
 .model.embedded {border-left-color: #b45309; background: #fef3c7; color: #451a03}
 .model.embedded b {color: inherit}
+.gradio-container {--block-info-text-color: var(--neutral-600)}
+.dark .gradio-container {--block-info-text-color: var(--neutral-300)}
 """
 NAME_IN_ADDRESS = """id => {
     const address = new URL(location);
@@ -97,10 +99,10 @@ def build(client: InfiniteTalkClient) -> gr.Blocks:
                 inputs["prompt"] = gr.Textbox("A person talks to the camera", **told("prompt"), elem_id="prompt")
             with gr.Column():
                 with gr.Row():
-                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                    show = gr.Button("Show payload")
-                    ask = gr.Button("Prices", elem_id="prices")
-                    stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
+                    generate = gr.Button("Generate", variant="primary", min_width=100, elem_id="generate")
+                    show = gr.Button("Show payload", min_width=100)
+                    ask = gr.Button("Prices", min_width=100, elem_id="prices")
+                    stop = gr.Button("Cancel", variant="stop", min_width=100, elem_id="cancel")
                 status = gr.HTML("ready", elem_id="status")
                 growing = gr.HTML(elem_id="growing")
                 video = gr.Video(label="Video", autoplay=True, elem_id="video")

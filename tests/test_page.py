@@ -441,7 +441,7 @@ def test_what_has_been_made_plays_while_the_job_goes_on(address, browser):
 
 def status_has(page: Page, words: str) -> None:
     """Waits until the page's status has these words."""
-    page.wait_for_function("words => document.querySelector('#status').innerText.includes(words)", arg=words)
+    page.wait_for_function("words => document.querySelector('#status')?.innerText.includes(words)", arg=words)
 
 
 @needs_chromium

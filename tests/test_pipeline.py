@@ -5,7 +5,8 @@ Equality with the published model over several chunks is in test_golden.py.
 
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from infinitetalk.generation.crossfade import cross_fade
 from infinitetalk.generation.pipeline import (
     Chunk,
     ChunkState,
+    DecodedChunk,
     InfiniteTalkPipeline,
     Step,
     join_frames,
@@ -338,7 +340,11 @@ def test_chunks_that_are_finished_beside_the_next_ones_steps_are_the_same(
 ) -> None:
     """As the worker does it: the next chunk is sampled in another thread, and may be there before."""
     conditions = pipeline.embed_prompts(picture(), [speech(22)], PROMPT, SETTINGS)
-    with closing(run_ahead(lambda stop: pipeline.decoded_chunks(conditions, SETTINGS, should_stop=stop))) as chunks:
+
+    def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
+        return pipeline.decoded_chunks(conditions, SETTINGS, should_stop=should_stop)
+
+    with ThreadPoolExecutor(1) as thread, closing(run_ahead(generate, thread)) as chunks:
         finished = [chunk.finish(is_beside=True) for chunk in chunks]
     late = [chunk.finish() for chunk in list(pipeline.decoded_chunks(conditions, SETTINGS))]
     for made in (finished, late):

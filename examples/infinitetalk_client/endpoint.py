@@ -286,10 +286,10 @@ class InfiniteTalkClient:
         return target
 
     def _read_into(self, file: BinaryIO, url: str, with_key: bool) -> None:
-        # Without the session if the store is another's, which would get the endpoint's key.
-        get = self._session.get if with_key else requests.get
+        # Another's store must not get the endpoint's key.
+        session = self._session if with_key else requests.Session()
         try:
-            with get(url, stream=True, timeout=self._timeout_s) as response:
+            with session.get(url, stream=True, timeout=self._timeout_s) as response:
                 if not response.ok:
                     hint = "; its address may have expired" if response.status_code == 403 else ""
                     raise FetchError(f"the store answers {response.status_code} {response.reason}{hint}", url)
