@@ -79,6 +79,11 @@ RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
 FROM weights-${BAKE_WEIGHTS} AS weights
 
 FROM system AS worker
+# Triton, which makes the kernels of compiled blocks, builds its launcher by a C compiler.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
+    && rm -rf /var/lib/apt/lists/*
 # The child processes that decode clients' files run as decoder, which owns nothing.
 RUN useradd --create-home --uid 1001 worker \
     && useradd --no-create-home --uid 1002 --shell /usr/sbin/nologin decoder
@@ -89,12 +94,15 @@ COPY LICENSE handler.py ./
 COPY schemas schemas
 COPY infinitetalk infinitetalk
 # A deployed worker without weights must stop and not fall back to the embedded model. Runpod calls a worker unhealthy
-# that has not begun after 7 minutes, which reading tens of gigabytes over a network may take.
+# that has not begun after 7 minutes, which reading tens of gigabytes over a network may take. Compiled code lies where
+# decoders cannot write.
 ENV INFINITETALK_MODEL=published \
     OUTPUT_DIR=/runpod-volume \
     TINY_DIR=/tmp/tiny \
     HF_HUB_OFFLINE=1 \
     RUNPOD_INIT_TIMEOUT=800 \
+    TORCHINDUCTOR_CACHE_DIR=/home/worker/compiled/inductor \
+    TRITON_CACHE_DIR=/home/worker/compiled/triton \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # Network volumes belong to root, and only root can start children as another user. If results go to S3,

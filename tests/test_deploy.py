@@ -171,7 +171,8 @@ def test_every_setting_in_the_image_is_one():
     assert environment
     names = set(re.findall(r"([A-Z_]+)=", environment[1]))
     foreign = {"HF_HUB_OFFLINE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
-    assert names - variables() == foreign | OF_RUNPOD
+    of_compilers = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+    assert names - variables() == foreign | of_compilers | OF_RUNPOD
 
 
 def test_image_hub_and_documents_agree_on_the_time_that_a_start_may_take():
@@ -322,6 +323,17 @@ def test_the_image_has_a_user_for_decoders_who_owns_nothing():
     worker = DOCKERFILE.partition(" AS worker\n")[2]
     assert re.search(r"useradd --no-create-home --uid \d+ --shell /usr/sbin/nologin decoder$", worker, re.MULTILINE)
     assert "--chown" not in worker and "chown" not in worker
+
+
+def test_the_image_can_compile_and_keeps_what_it_compiled_from_decoders():
+    worker = DOCKERFILE.partition(" AS worker\n")[2]
+    installed = re.findall(r"apt-get install --yes --no-install-recommends (.*?) \\$", worker, re.MULTILINE)
+    assert installed == ["gcc libc6-dev python3-dev"]
+    # Both users are there, and the home of one is closed to the other.
+    assert "useradd --create-home --uid 1001 worker" in worker
+    folders = re.findall(r"(?:TORCHINDUCTOR|TRITON)_CACHE_DIR=(\S+)", worker)
+    assert len(folders) == 2
+    assert all(folder.startswith("/home/worker/") for folder in folders)
 
 
 def test_the_tests_in_the_image_find_all_that_they_read():

@@ -1,5 +1,6 @@
 """Kernels are chosen by trying them: bad ones do no harm, and what was found is used until the machine changes."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from infinitetalk.runtime.kernels.bench import BlockBench, Case, VaeBench
 from infinitetalk.runtime.kernels.findings import Findings, Machine, machine_of, read_findings, write_findings
 from infinitetalk.runtime.kernels.registry import (
     CANDIDATES,
+    CPP_COMPILERS,
     PUBLISHED,
     Kernels,
+    Setup,
     candidate_named,
     kernels_named,
     suitable,
@@ -241,8 +244,10 @@ def test_the_first_kernel_of_each_part_is_the_published_one_and_names_are_unique
 
 def test_a_kernel_for_another_form_of_weights_is_left_out() -> None:
     wanted = Kernels("sage", "fp8_rows", "vae_bf16")
-    assert suitable(wanted, "fp8") == wanted
-    assert suitable(wanted, "int8") == suitable(wanted, None) == Kernels("sage", "widened", "vae_bf16")
+    assert suitable(wanted, Setup("fp8")) == (wanted, {})
+    for setup in (Setup("int8"), Setup()):
+        found = Kernels("sage", "widened", "vae_bf16"), {"fp8_rows": "it is for weights in fp8"}
+        assert suitable(wanted, setup) == found
 
 
 def test_results_name_the_kernels_that_ran(tmp_path: Path) -> None:
@@ -257,6 +262,22 @@ def test_results_name_the_kernels_that_ran(tmp_path: Path) -> None:
     in_fp8 = engine.prepare(SingleJob.model_validate(small_job(quant="fp8")), picture)
     assert engine.memory_mode(in_fp8.choice) == "fp8, kernels torch_flash, fp8_rows, vae_bf16"
     assert "attention: torch_flash, products: fp8_rows, VAE" in str(engine.arithmetic(in_fp8.choice))
+
+
+@pytest.mark.skipif(not any(shutil.which(name) for name in CPP_COMPILERS), reason="there is no C++ compiler")
+def test_results_name_compiled_blocks_where_they_ran(tmp_path: Path) -> None:
+    engine = Engine(Settings(infinitetalk_model="tiny", output_dir=tmp_path, kernels="compiled"))
+    engine.start()
+    engine.finish_loading()
+    picture = MediaInfo("image", height=640, width=640, duration_s=0.0, has_audio=False)
+    choice = engine.prepare(SingleJob.model_validate(small_job()), picture).choice
+    assert engine.memory_mode(choice) == "float32, kernels compiled"
+    assert str(engine.arithmetic(choice)) == "float32 on CPU (attention: native, blocks: compiled)"
+    with capture_logs() as lines:
+        streamed = engine.prepare(SingleJob.model_validate(small_job(num_persistent_param_in_dit=0)), picture).choice
+    assert "compiled" not in engine.memory_mode(streamed)
+    assert "compiled" not in str(engine.arithmetic(streamed))
+    assert events(lines, "kernels.left_out") == [{"kernel": "compiled", "reason": "streamed blocks cannot be compiled"}]
 
 
 # The computations on which kernels are tried.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rehearsal import host, parts, prices, report
+from benchmarks.rehearsal import compiled, host, parts, prices, report
 from benchmarks.rehearsal.device import DEVICE, missing
 from benchmarks.rehearsal.log import Log, Operation, Place, Wait
 from benchmarks.rehearsal.measured import figure
@@ -51,6 +51,8 @@ FEW_FRAMES = Workload(9, 640, 640)
 SMALL_PICTURE = Workload(9, 448, 448)
 #: Seconds of an evaluation: a third of a per cent above what it takes, less than one cast in each block.
 EVALUATION_BOUND_S = 2.666
+#: The goal for compiled blocks, in parts of the floor; and a third of a per cent above what they take.
+COMPILED_SHARE, COMPILED_BOUND_S = 1.06, 2.55
 TEACACHE_STEPS = 7
 STREAMED_LAYERS = 3
 
@@ -257,6 +259,18 @@ def test_an_evaluation_stays_under_its_bound(evaluation: Log) -> None:
     assert 2.39 < evaluation.floor_seconds(IDEAL) < 2.41
     assert seconds(evaluation) < EVALUATION_BOUND_S
     assert len(evaluation.operations) <= 2_011
+
+
+@pytest.fixture(scope="module")
+def compiled_evaluation(stage: Stage) -> Log:
+    """One evaluation of the usual chunk with compiled blocks."""
+    return compiled.evaluation(stage, parts.SMALL)
+
+
+def test_compiled_blocks_stay_under_their_bounds(evaluation: Log, compiled_evaluation: Log) -> None:
+    assert compiled_evaluation.floor_seconds(IDEAL) == pytest.approx(evaluation.floor_seconds(IDEAL), rel=1e-4)
+    assert seconds(compiled_evaluation) < COMPILED_SHARE * compiled_evaluation.floor_seconds(IDEAL)
+    assert seconds(compiled_evaluation) < COMPILED_BOUND_S
 
 
 def test_widened_weights_stay_under_their_bound(stage: Stage) -> None:

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from benchmarks.gpu.evaluations import Evaluations
 from benchmarks.gpu.networks import inputs, make_transformer, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, release, seconds, timed
+from infinitetalk.runtime.kernels.registry import compile_blocks
 
 
 def prepare(small: bool) -> Evaluations:
     """The 14B network; its blocks are compiled at the first call."""
     state = Evaluations(shape_of(small), make_transformer(shape_of(small)))
-    state.transformer.compile_repeated_blocks(fullgraph=True)
+    compile_blocks(state.transformer)
     return state
 
 
@@ -20,7 +21,7 @@ def one_speaker(state: Evaluations) -> Iterator[Figure]:
 
 
 def fewer_frames(state: Evaluations) -> Iterator[Figure]:
-    """The size of a few-step recipe: a second graph, with dynamic shapes."""
+    """The size of a few-step recipe: the same graph."""
     (_, _), (name, size), *_ = state.shape.sizes.items()
     given = inputs(size, working_dtype())
     yield Figure(f"compiling, {name}", seconds(lambda: state.transformer(**given)))

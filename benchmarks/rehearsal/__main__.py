@@ -7,12 +7,13 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from benchmarks.rehearsal import host, modes, parts, prices, report
+from benchmarks.rehearsal import compiled, host, modes, parts, prices, report
 from benchmarks.rehearsal.device import missing
 from benchmarks.rehearsal.log import Log, grouped
 from benchmarks.rehearsal.measured import comparisons
@@ -77,6 +78,20 @@ class Program:
                 lambda quantisation=quantisation: parts.weight_only_evaluation(self.stage, parts.SMALL, quantisation),
             )
         show(f"Weights in 8 bits, {self.card.name}", report.part_table(found, self.card))
+
+    def compiled(self) -> None:
+        """Evaluations with compiled blocks beside those with eager ones."""
+        found = []
+        for workload, speakers in ((parts.SMALL, 1), (parts.SMALL, 2), (parts.LARGE, 1)):
+            size = parts.label(workload) + (", two speakers" if speakers > 1 else "")
+            eager, blocks = (
+                self.record(f"{parts.EVALUATION}, {size}{how}", partial(run, self.stage, workload, speakers))
+                for how, run in (("", parts.evaluation), (", blocks compiled", compiled.evaluation))
+            )
+            found.append((size, eager, blocks))
+        show("An evaluation with compiled blocks", report.compiled_table(found, CARDS.values()))
+        for size, _, blocks in found:
+            show(f"Blocks compiled, {size}, {self.card.name}", report.kind_table(blocks, self.card))
 
     def vae(self) -> None:
         """The VAE in float32, in bf16 and in tiles."""
@@ -161,6 +176,7 @@ def show(title: str, content: str) -> None:
 PARTS: dict[str, Callable[[Program], None]] = {
     "budget": Program.budget,
     "evaluation": Program.evaluation,
+    "compiled": Program.compiled,
     "quantised": Program.quantised,
     "vae": Program.vae,
     "modes": Program.modes,

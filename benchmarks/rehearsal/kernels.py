@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -26,14 +26,20 @@ _CUDNN_WIDTH, _FLASH_WIDTH = 128, 256
 @contextmanager
 def kernels_of_cuda(attention: AttentionKernel) -> Iterator[None]:
     """Attention and RMS norm are CUDA's single kernels while this is entered."""
+    rms_norm = _rms_norm_by(torch.nn.functional.rms_norm)
+    with attention_of_cuda(attention), patch.object(torch.nn.functional, "rms_norm", rms_norm):
+        yield
+
+
+@contextmanager
+def attention_of_cuda(attention: AttentionKernel) -> Iterator[None]:
+    """Attention is CUDA's single kernel while this is entered."""
     published = torch.nn.functional.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
         return _attend(attention, published, query, key, value, *args, **options)
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attend))
-        stack.enter_context(patch.object(torch.nn.functional, "rms_norm", _rms_norm_by(torch.nn.functional.rms_norm)))
+    with patch.object(torch.nn.functional, "scaled_dot_product_attention", attend):
         yield
 
 

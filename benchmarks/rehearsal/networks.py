@@ -37,13 +37,19 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
-def on_fake_device(mode: FakeTensorMode) -> Iterator[None]:
+def on_fake_device(mode: FakeTensorMode, device: torch.device = DEVICE) -> Iterator[None]:
     """New tensors are fake ones, of the fake device."""
-    with mode, torch.no_grad(), DEVICE:
+    with mode, torch.no_grad(), device:
         yield
 
 
-def placed(make: Callable[[], M], mode: FakeTensorMode, dtype: torch.dtype, wide: Collection[str] = ()) -> M:
+def placed(
+    make: Callable[[], M],
+    mode: FakeTensorMode,
+    dtype: torch.dtype,
+    wide: Collection[str] = (),
+    device: torch.device = DEVICE,
+) -> M:
     """A network on the fake device.
 
     Args:
@@ -53,7 +59,7 @@ def placed(make: Callable[[], M], mode: FakeTensorMode, dtype: torch.dtype, wide
     """
     with torch.device("meta"):
         module = make()
-    with on_fake_device(mode):
+    with on_fake_device(mode, device):
         for path, owner in module.named_modules():
             for name, parameter in owner.named_parameters(recurse=False):
                 is_wide = not {*path.split("."), name}.isdisjoint(wide)
@@ -64,11 +70,13 @@ def placed(make: Callable[[], M], mode: FakeTensorMode, dtype: torch.dtype, wide
     return module.eval()
 
 
-def make_transformer(mode: FakeTensorMode, num_layers: int | None = None) -> InfiniteTalkTransformer3DModel:
+def make_transformer(
+    mode: FakeTensorMode, num_layers: int | None = None, device: torch.device = DEVICE
+) -> InfiniteTalkTransformer3DModel:
     """The network in bf16, with the parts in float32 that the worker keeps so; with all its blocks, or the first."""
     blocks = INFINITETALK.model_sizes.num_blocks if num_layers is None else num_layers
     make = partial(InfiniteTalkTransformer3DModel, num_layers=blocks)
-    return placed(make, mode, torch.bfloat16, InfiniteTalkTransformer3DModel._keep_in_fp32_modules)
+    return placed(make, mode, torch.bfloat16, InfiniteTalkTransformer3DModel._keep_in_fp32_modules, device)
 
 
 def quantise_blocks(
@@ -135,7 +143,7 @@ def make_audio_encoder(mode: FakeTensorMode) -> SpeechEncoder:
 
 
 def evaluation_inputs(
-    mode: FakeTensorMode, height: int, width: int, num_frames: int, speakers: int = 1
+    mode: FakeTensorMode, height: int, width: int, num_frames: int, speakers: int = 1, device: torch.device = DEVICE
 ) -> dict[str, Tensor | None]:
     """What the transformer's `forward` takes for a chunk of `num_frames` frames of `height` by `width` pixels."""
     family = INFINITETALK
@@ -143,7 +151,7 @@ def evaluation_inputs(
     latent_frames = (num_frames - 1) // family.vae_scale_factor_temporal + 1
     channels = 2 * family.latent_channels + family.vae_scale_factor_temporal
     audio = (speakers, num_frames, family.audio_window, family.audio_layers, AUDIO_CHANNELS)
-    with on_fake_device(mode):
+    with on_fake_device(mode, device):
         return {
             "hidden_states": torch.empty(1, channels, latent_frames, rows, columns, dtype=torch.bfloat16),
             "timestep": torch.empty(1),

@@ -144,6 +144,26 @@ def budget_table(sizes: Sequence[tuple[Workload, Mapping[str, Log]]], cards: Ite
     return table(("card", "size", "evaluation", "of its floor", "VAE decode", *recipes, "mode chosen"), rows)
 
 
+def compiled_table(sizes: Sequence[tuple[str, Log, Log]], cards: Iterable[Card]) -> str:
+    """One evaluation by card and size, with eager and with compiled blocks: seconds at ideal and in brackets at typical
+    rates, and what its products and attention alone take, which no compiler spares.
+
+    Args:
+        sizes: a size's name, the evaluation with eager blocks, and the one with compiled blocks.
+    """
+    rows = []
+    for card in cards:
+        for name, eager, compiled in sizes:
+            floor, typical_floor = eager.floor_seconds(card.ideal), eager.floor_seconds(card.typical)
+            row = [card.name, name, _both(floor, typical_floor)]
+            for log in (eager, compiled):
+                ideal = log.seconds(card.ideal)
+                row += [_both(ideal, log.seconds(card.typical)), f"{ideal / floor:.3f}"]
+            rows.append(row)
+    header = ("card", "size", "products and attention", "eager", "of its floor", "compiled", "of its floor")
+    return table(header, rows)
+
+
 def _both(ideal: float, typical: float) -> str:
     digits = 2 if typical < 100 else 0
     return f"{ideal:.{digits}f} ({typical:.{digits}f})"

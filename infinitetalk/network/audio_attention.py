@@ -80,8 +80,10 @@ def rotate_pairs(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
     """
     pairs = hidden_states.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
-        (real, imaginary), (cos, sin) = pairs.unbind(-1), rotary_emb.unbind(-1)
-        rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+        # No torch.stack of two results: the compiler would write both in float32 before it joins them.
+        cos, sin = rotary_emb.split(1, dim=-1)
+        sign = torch.arange(-1, 2, 2, device=pairs.device)
+        rotated = pairs * cos + pairs.flip(-1) * (sin * sign)
     else:
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary_emb))
     return rotated.flatten(-2).type_as(hidden_states)

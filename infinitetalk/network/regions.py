@@ -145,6 +145,13 @@ def reference_attention_map(query: Tensor, key: Tensor, regions: Tensor) -> Tens
     Returns:
         float32 (speakers + 1, tokens). A region without tokens has value 0.
     """
+    if torch.compiler.is_compiling():
+        # The number of slices grows with the video: compiled, each number would be another graph.
+        return _map_beside_compiler(query, key, regions)
+    return _sliced_map(query, key, regions)
+
+
+def _sliced_map(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
     weights = regions / regions.sum(dim=1, keepdim=True).clamp(min=1)
     value = F.pad(weights.T, (0, key.shape[-1] - len(regions))).to(key.dtype)[None, :, None].expand_as(key)
     # Always exact, whatever kernel the other attentions use: an 8-bit kernel would round the indicators.
@@ -154,6 +161,17 @@ def reference_attention_map(query: Tensor, key: Tensor, regions: Tensor) -> Tens
         for part in query.split(QUERY_SLICE, dim=1)
     ]
     return torch.cat(slices, dim=1)[0].T
+
+
+@torch.library.custom_op("infinitetalk::reference_attention_map", mutates_args=())
+def _map_beside_compiler(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
+    """The map as one operation, which the compiler calls and does not look into."""
+    return _sliced_map(query, key, regions).contiguous()
+
+
+@_map_beside_compiler.register_fake
+def _(query: Tensor, key: Tensor, regions: Tensor) -> Tensor:
+    return query.new_empty((regions.shape[0], query.shape[1]), dtype=torch.float32)
 
 
 Extrema = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

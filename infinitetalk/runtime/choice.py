@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels
+from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels, Setup
 from infinitetalk.runtime.lora import Lora
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.weights.layouts import AdapterKind
@@ -34,6 +34,11 @@ class NetworkChoice:
     adapter: AdapterKind = "single"
     loras: tuple[Lora, ...] = ()
     kernels: Kernels = PUBLISHED
+
+    def setup(self, num_devices: int = 1) -> Setup:
+        """What kernels have to go with, on so many devices."""
+        streams_blocks = self.memory.resident_parameters is not None
+        return Setup(self.memory.quantisation, streams_blocks, bool(self.loras), num_devices)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Arithmetic:
             kernels.append(f"products: {self.kernels.products}")
         if self.kernels.vae != PUBLISHED.vae:
             kernels.append(f"VAE: {self.kernels.vae}")
+        if self.kernels.blocks != PUBLISHED.blocks:
+            kernels.append(f"blocks: {self.kernels.blocks}")
         if self.shares_evaluations:
             kernels.append("every evaluation shared")
         return f"{self.precision}{tiles} on {count}{self.device} ({', '.join(kernels)})"

@@ -20,7 +20,7 @@ from infinitetalk.network.protocols import Denoiser
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.followers import TIMEOUT_S, Followers
-from infinitetalk.runtime.kernels.registry import put_in_force
+from infinitetalk.runtime.kernels.registry import put_in_force, suitable
 from infinitetalk.runtime.lora import LoraStack
 from infinitetalk.runtime.memory import (
     is_streamed,
@@ -83,7 +83,7 @@ class LoadedTransformer:
         adapter: its adapter; None while one is being loaded.
         is_placed: whether its weights are placed as `resident_parameters` says.
         resident_parameters: number of parameters of its blocks that stay on the device; None: all.
-        attention, products: names of the kernels in force; None before any has been put in force.
+        attention, products, blocks: names of the kernels in force; None before any has been put in force.
     """
 
     network: InfiniteTalkTransformer3DModel
@@ -96,6 +96,7 @@ class LoadedTransformer:
     resident_parameters: int | None = None
     attention: str | None = None
     products: str | None = None
+    blocks: str | None = None
 
     def has_weights_of(self, choice: NetworkChoice) -> bool:
         """Whether a choice can use the loaded base model."""
@@ -114,8 +115,9 @@ class TransformerLoader:
         """The transformer in the state that a choice describes.
 
         Raises:
-            CheckpointError: it cannot be loaded, or a kernel cannot be used here.
+            CheckpointError: it cannot be loaded, or a kernel cannot be used here or with this choice.
         """
+        check_suits(choice)
         with self._lock:
             if self._loaded is not None and not self._loaded.has_weights_of(choice):
                 # Release the old one first: both would not fit.
@@ -131,13 +133,17 @@ class TransformerLoader:
                 stop_streaming(loaded.network)
                 loaded.is_placed = False
                 put_in_force(choice.kernels.products, loaded.network)
-                loaded.products = choice.kernels.products
+                loaded.products, loaded.blocks = choice.kernels.products, None
             if not loaded.is_placed or loaded.resident_parameters != choice.memory.resident_parameters:
                 self._place(loaded, choice.memory.resident_parameters)
             loaded.loras.apply(choice.loras, self._device)
             if loaded.attention != choice.kernels.attention:
                 put_in_force(choice.kernels.attention, loaded.network)
-                loaded.attention = choice.kernels.attention
+                loaded.attention, loaded.blocks = choice.kernels.attention, None
+            # Last: what is compiled has the other kernels in it.
+            if loaded.blocks != choice.kernels.blocks:
+                put_in_force(choice.kernels.blocks, loaded.network)
+                loaded.blocks = choice.kernels.blocks
             return loaded.network
 
     def release(self) -> None:
@@ -192,6 +198,17 @@ class TransformerLoader:
         return {name: source.shape for part in parts for name, source in part.sources.items()}
 
 
+def check_suits(choice: NetworkChoice, num_devices: int = 1) -> None:
+    """Checks that a choice's kernels go with the rest of it, on so many devices.
+
+    Raises:
+        CheckpointError: one does not.
+    """
+    _, reasons = suitable(choice.kernels, choice.setup(num_devices))
+    for name, reason in reasons.items():
+        raise CheckpointError(f"the kernel {name!r} cannot be used here: {reason}; choose another kernel")
+
+
 def read_base(sources: Mapping[str, TensorSource], device: torch.device, name: str) -> Tensor:
     """An unquantised parameter as it is without LoRAs."""
     return sources[name].load(device, torch.float32)
@@ -216,9 +233,10 @@ class GroupTransformerLoader:
         """The transformer in the state that a choice describes, in every process.
 
         Raises:
-            CheckpointError: it cannot be loaded, or has too few heads for the group.
+            CheckpointError: it cannot be loaded, has too few heads for the group, or a kernel cannot be used here.
             ParallelError: a process has just been started, but ends or does not answer.
         """
+        check_suits(choice, self._size)
         with self._lock:
             is_lost = self._loaded is not None and self._loaded[1].is_lost
             if not self._followers.are_there or is_lost:

@@ -44,6 +44,7 @@ class Case:
         device, dtype, quantisation: the form of the transformer.
         num_frames, height, width: video frames of the chunk, and their size in pixels.
         vae_tiling: whether the VAE works tile by tile.
+        streams_blocks: whether the worker streams blocks.
     """
 
     paths: CheckpointPaths
@@ -54,6 +55,7 @@ class Case:
     height: int
     width: int
     vae_tiling: bool
+    streams_blocks: bool = False
 
 
 class Bench(ABC):
@@ -175,7 +177,12 @@ class VaeBench(Bench):
         return vae
 
 
-BENCHES: dict[Part, Callable[[Case], Bench]] = {"attention": BlockBench, "products": BlockBench, "vae": VaeBench}
+BENCHES: dict[Part, Callable[[Case], Bench]] = {
+    "attention": BlockBench,
+    "products": BlockBench,
+    "vae": VaeBench,
+    "blocks": BlockBench,
+}
 
 
 def _with_one_block(case: Case) -> tuple[InfiniteTalkTransformer3DModel, dict[str, TensorSource]]:

@@ -127,17 +127,25 @@ def read_findings(folder: Path, machine: Machine) -> tuple[Outcome, ...]:
 
 
 def write_findings(folder: Path, findings: Findings) -> None:
-    """Stores findings. Whoever reads meanwhile sees the old file or the new one; of two writers, the last one wins.
+    """Stores findings. Of two writers, the last one wins.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / findings.machine.file_name
-    unfinished = folder / f".{file.name}.{uuid4().hex}"
+    write_whole(folder / findings.machine.file_name, findings.model_dump_json(indent=1).encode())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Writes a file, and its folder if need be. Whoever reads meanwhile sees the old file or the new one.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{uuid4().hex}")
     try:
         with unfinished.open("xb") as opened:
-            opened.write(findings.model_dump_json(indent=1).encode())
+            opened.write(content)
             opened.flush()
             os.fsync(opened.fileno())
         unfinished.replace(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -20,13 +21,19 @@ from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.loading import LEAST_MAGNITUDE, Quantisation
 from infinitetalk.weights.names import is_adapter_name
 
-#: The parts of the computation with a choice: the transformer's attention and products with its weights, and the VAE.
-Part = Literal["attention", "products", "vae"]
+#: The parts of the computation with a choice: the transformer's attention and products with its weights, the VAE, and
+#: everything else that the transformer's blocks do.
+Part = Literal["attention", "products", "vae", "blocks"]
 
 #: Bounds on a kernel's error beyond the published kernel's (docs/performance.md says what they are relative to): for
 #: kernels that only sum in another order, for scores of attention in 8 bits, for activations in 8 bits, for a VAE in
 #: bfloat16.
 ROUNDING_BOUND, EIGHT_BIT_SCORES_BOUND, EIGHT_BIT_PRODUCTS_BOUND, VAE_BOUND = 0.002, 0.02, 0.04, 0.02
+
+#: Compilers of C and of C++ that torch's compiler looks for.
+COMPILERS, CPP_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++")
+#: Graphs of a compiled block: one for each number of speakers, and some where two sizes that usually differ are equal.
+MOST_GRAPHS = 24
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Kernels:
     attention: str = "native"
     products: str = "widened"
     vae: str = "vae_float32"
+    blocks: str = "eager"
 
     def having(self, part: Part, name: str) -> Self:
         """These, with another kernel in one part."""
@@ -55,6 +63,28 @@ PUBLISHED = Kernels()
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What kernels of a job may not go with.
+
+    Attributes:
+        quantisation: form of the weights of the transformer's blocks; None: 16 bits.
+        streams_blocks: whether some blocks are streamed.
+        has_loras: whether LoRAs are applied.
+        num_devices: number of devices that share each evaluation.
+    """
+
+    quantisation: Quantisation | None = None
+    streams_blocks: bool = False
+    has_loras: bool = False
+    num_devices: int = 1
+
+    @property
+    def has_loras_beside_weights(self) -> bool:
+        """Whether LoRAs are computed beside quantised weights, by hooks."""
+        return self.has_loras and self.quantisation is not None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A kernel that can be tried.
 
@@ -67,6 +97,8 @@ class Candidate:
         package: the module that it needs beside torch, if any.
         works_split: whether it can be used when several GPUs share the tokens.
         quantisation: the form of the weights that it is for; None: any.
+        is_compiled: whether a compiler makes it at its first use. It then has more time in a trial, and goes neither
+            with streamed blocks nor with hooks.
     """
 
     name: str
@@ -76,15 +108,24 @@ class Candidate:
     package: str | None = None
     works_split: bool = True
     quantisation: Quantisation | None = None
+    is_compiled: bool = False
 
     @property
     def is_published(self) -> bool:
         """Whether it is the published kernel of its part."""
         return self.bound is None
 
-    def suits(self, quantisation: Quantisation | None) -> bool:
-        """Whether it is for weights of this form."""
-        return self.quantisation in (None, quantisation)
+    def obstacle(self, setup: Setup) -> str | None:
+        """Why it cannot be used with this; None: it can."""
+        if self.quantisation not in (None, setup.quantisation):
+            return f"it is for weights in {self.quantisation}"
+        if not self.works_split and setup.num_devices > 1:
+            return "it does not work where several GPUs share an evaluation"
+        if self.is_compiled and setup.streams_blocks:
+            return "streamed blocks cannot be compiled"
+        if self.is_compiled and setup.has_loras_beside_weights:
+            return "compiled blocks would ignore LoRAs beside quantised weights"
+        return None
 
     @property
     def is_installed(self) -> bool:
@@ -139,6 +180,44 @@ def narrow_vae(vae: nn.Module) -> None:
     vae.to(dtype=torch.bfloat16)
 
 
+def run_as_written(transformer: nn.Module) -> None:
+    """Runs the transformer's blocks operation by operation."""
+    for block in _blocks(transformer):
+        block._compiled_call_impl = None
+
+
+def compile_blocks(transformer: nn.Module, backend: str | Callable[..., object] = "inductor") -> None:
+    """Compiles the transformer's blocks at their next use: the operations between products and attention become few
+    kernels. All blocks share their graphs, and sizes are variables in them, so that any size of video runs by the same
+    graph; another number of speakers makes another one.
+
+    Args:
+        backend: torch's compiler, or what takes its place.
+
+    Raises:
+        RuntimeError: the compiler lacks a C or C++ compiler.
+    """
+    blocks = _blocks(transformer)
+    if backend == "inductor":
+        _check_compiler(next(blocks[0].parameters()).device)
+    # What was compiled for other weights or kernels would count against torch's limit on graphs of one function.
+    torch.compiler.reset()
+    for block in blocks:
+        block.compile(backend=backend, fullgraph=True, dynamic=True, recompile_limit=MOST_GRAPHS)
+
+
+def _blocks(transformer: nn.Module) -> nn.ModuleList:
+    assert isinstance(transformer, InfiniteTalkTransformer3DModel)
+    return transformer.blocks
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Triton builds its launcher by a C compiler, and kernels for a CPU are C++."""
+    names = COMPILERS if device.type == "cuda" else CPP_COMPILERS
+    if not any(shutil.which(name) for name in names):
+        raise RuntimeError(f"compiled blocks need one of the compilers {', '.join(names)}")
+
+
 def _attention(
     name: str, backend: str, bound: float | None, package: str | None = None, works_split: bool = True
 ) -> Candidate:
@@ -157,16 +236,25 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("fp8_rows", "products", quantise_activations, EIGHT_BIT_PRODUCTS_BOUND, quantisation="fp8"),
     Candidate("vae_float32", "vae", keep_vae),
     Candidate("vae_bf16", "vae", narrow_vae, VAE_BOUND),
+    Candidate("eager", "blocks", run_as_written),
+    # Last, since compiling takes the longest.
+    Candidate("compiled", "blocks", compile_blocks, ROUNDING_BOUND, works_split=False, is_compiled=True),
 )
 
 
-def suitable(kernels: Kernels, quantisation: Quantisation | None) -> Kernels:
-    """These kernels where they suit weights of this form, and the published one in any other part."""
+def suitable(kernels: Kernels, setup: Setup) -> tuple[Kernels, dict[str, str]]:
+    """These kernels where they can be used, and the published one in any other part.
+
+    Returns:
+        The kernels, and the reason for each kernel that is left out.
+    """
+    reasons = {}
     for name in vars(kernels).values():
         candidate = candidate_named(name)
-        if not candidate.suits(quantisation):
+        if (obstacle := candidate.obstacle(setup)) is not None:
             kernels = kernels.having(candidate.part, getattr(PUBLISHED, candidate.part))
-    return kernels
+            reasons[name] = obstacle
+    return kernels, reasons
 
 
 def candidate_named(name: str, candidates: Sequence[Candidate] = CANDIDATES) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -28,10 +29,18 @@ class Limits:
     Attributes:
         total_s: of a trial; what it has not tried by then is left to the next start.
         candidate_s: of one candidate. A published kernel has none: every job needs it, and it waits for weights.
+        compiled_s: of a candidate that has to be compiled; a block took 20 s on an H200's machine.
     """
 
     total_s: float = 240.0
     candidate_s: float = 40.0
+    compiled_s: float = 150.0
+
+    def of(self, candidate: Candidate) -> float:
+        """Of this candidate."""
+        if candidate.is_published:
+            return math.inf
+        return self.compiled_s if candidate.is_compiled else self.candidate_s
 
 
 class Outcome(BaseModel):
@@ -40,7 +49,7 @@ class Outcome(BaseModel):
     Attributes:
         name, part: of the candidate.
         verdict: "published"; "within" its bound, or "inexact"; "failed" by an exception; its process "crashed", or
-            "hung" for `Limits.candidate_s`.
+            "hung" for the time that `Limits` allow it.
         seconds: of one call: of a block, or of a few frames through the VAE.
         error: against float32, relative to what the part adds.
         difference: from the published kernel's result at full size, relative to the same.
@@ -134,7 +143,7 @@ def try_all(
         wanted = [each for each in candidates if each in remaining or (each.is_published and each.part in parts)]
         num_known = len(outcomes)
         with Child(case, wanted) as child:
-            for outcome in child.outcomes(limits.candidate_s, is_over):
+            for outcome in child.outcomes(limits, is_over):
                 outcomes.append(outcome)
                 yield outcome
         if len(outcomes) == num_known and not is_over():
@@ -162,13 +171,13 @@ class Child:
         self._process.join()
         self._connection.close()
 
-    def outcomes(self, candidate_s: float, is_over: Callable[[], bool]) -> Iterator[Outcome]:
+    def outcomes(self, limits: Limits, is_over: Callable[[], bool]) -> Iterator[Outcome]:
         """What is found of each candidate, until the process has finished or ended, or hangs, or the trial is over."""
         current: Candidate | None = None
         begun_at = 0.0
         while not is_over():
-            if current is not None and not current.is_published and time.monotonic() > begun_at + candidate_s:
-                yield self._without_result(current, "hung", f"no result within {candidate_s:g} s")
+            if current is not None and time.monotonic() > begun_at + limits.of(current):
+                yield self._without_result(current, "hung", f"no result within {limits.of(current):g} s")
                 return
             if not self._connection.poll(POLL_S):
                 continue

@@ -26,7 +26,7 @@ from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
-from infinitetalk.runtime.kernels.registry import PUBLISHED, suitable
+from infinitetalk.runtime.kernels.registry import PUBLISHED
 from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import DoesNotFitError, Workload, release_cached_memory
 from infinitetalk.runtime.models import Models
@@ -249,14 +249,14 @@ class Engine:
         found = self._loading.loaded(job.family, should_stop)
         workload = self._workload(job, source, found.models)
         memory = found.placement.choose(job, workload)
-        wanted = suitable(self._loading.kernels_for_job(), memory.quantisation)
-        kernels = found.placement.affordable(wanted, memory, workload)
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
                 adapter = adapter_kind(len(job.speakers))
+                choice = self._loading.with_kernels(NetworkChoice(self.devices.dtype, memory, adapter, loras))
+                choice = replace(choice, kernels=found.placement.affordable(choice.kernels, memory, workload))
                 self._loading.make_room(found, memory, workload)
-                return found.models.prepare(NetworkChoice(self.devices.dtype, memory, adapter, loras, kernels))
+                return found.models.prepare(choice)
         except ParallelError:
             self.health.mark_broken()
             raise
@@ -426,7 +426,10 @@ class Engine:
             for chunk in pipeline.decoded_chunks(conditions, settings, state, should_stop, count_step):
                 if not can_finish_beside:
                     chunk.finish()
-                self._speed.record(time.monotonic() - begin, work, chunk.evaluations, chunk.has_encoded_reference)
+                seconds = time.monotonic() - begin
+                # A chunk in which blocks were compiled tells nothing about the next ones.
+                if not self._loading.keep_compiled():
+                    self._speed.record(seconds, work, chunk.evaluations, chunk.has_encoded_reference)
                 yield chunk
                 begin = time.monotonic()
 

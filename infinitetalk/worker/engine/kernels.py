@@ -10,9 +10,19 @@ from pathlib import Path
 
 import structlog
 
+from infinitetalk.runtime.kernels.artifacts import Artifacts
 from infinitetalk.runtime.kernels.bench import Case
 from infinitetalk.runtime.kernels.findings import Findings, Machine, machine_of, read_findings, write_findings
-from infinitetalk.runtime.kernels.registry import CANDIDATES, PUBLISHED, Candidate, Kernels, kernels_named
+from infinitetalk.runtime.kernels.registry import (
+    CANDIDATES,
+    PUBLISHED,
+    Candidate,
+    Kernels,
+    Setup,
+    candidate_named,
+    kernels_named,
+    suitable,
+)
 from infinitetalk.runtime.kernels.trial import Limits, Outcome, fastest, remaining_of, try_all
 from infinitetalk.worker.engine.placement import Devices
 from infinitetalk.worker.settings import Settings
@@ -48,9 +58,11 @@ class KernelSelection:
         names = [] if setting in (AUTO, PUBLISHED_SETTING) else [name.strip() for name in setting.split(",")]
         self._chosen = kernels_named(names, candidates)
         self._folder = settings.output_dir / FOLDER
-        self._candidates = [each for each in candidates if each.works_split or devices.count == 1]
+        self._candidates = list(candidates)
+        self._num_devices = devices.count
         self._limits = limits
         self._outcomes: tuple[Outcome, ...] = ()
+        self._artifacts: Artifacts | None = None
         self._should_stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -62,7 +74,7 @@ class KernelSelection:
             case: what kernels are tried on.
             model_name: name of the checkpoint.
         """
-        if not self._is_auto:
+        if not (self._is_auto or candidate_named(self._chosen.blocks).is_compiled):
             return self._chosen
         subject = f"{model_name}, {describe(case)}"
         try:
@@ -71,7 +83,14 @@ class KernelSelection:
             # Without the driver's version, nobody would notice that what was found no longer holds.
             self._log("warning", "kernels.not_tried", reason=f"nvidia-smi: {type(error).__name__}")
             return self._chosen
-        self._candidates = [candidate for candidate in self._candidates if candidate.suits(case.quantisation)]
+        setup = Setup(case.quantisation, case.streams_blocks, num_devices=self._num_devices)
+        self._candidates = [each for each in self._candidates if each.obstacle(setup) is None]
+        if any(candidate.is_compiled for candidate in self._candidates):
+            self._artifacts = Artifacts(self._folder, machine)
+            if loaded := self._artifacts.load():
+                self._log("info", "kernels.compiled_loaded", artifacts=loaded)
+        if not self._is_auto:
+            return self._chosen
         self._outcomes = read_findings(self._folder, machine)
         for candidate in self._candidates:
             if not candidate.is_installed:
@@ -82,6 +101,13 @@ class KernelSelection:
         self._thread = threading.Thread(target=self._try, args=(case, machine), name="kernels")
         self._thread.start()
         return self._chosen
+
+    def suiting(self, kernels: Kernels, setup: Setup) -> Kernels:
+        """These kernels, with the published one for each that does not go with a setup; the log says why."""
+        found, reasons = suitable(kernels, setup)
+        for name, reason in reasons.items():
+            self._log("info", "kernels.left_out", kernel=name, reason=reason)
+        return found
 
     def for_job(self) -> Kernels:
         """The kernels of the next job. A trial that still runs is stopped, since it would take the job's memory and
@@ -94,6 +120,20 @@ class KernelSelection:
         self.finish()
         self._log("info", "kernels.trial_stopped", reason="a job came", kernels=describe_kernels(PUBLISHED))
         return PUBLISHED
+
+    def keep_compiled(self) -> bool:
+        """Stores what the compiler has made since the last call, for the next start.
+
+        Returns:
+            Whether there is any.
+        """
+        if self._artifacts is None or not candidate_named(self._chosen.blocks).is_compiled:
+            return False
+        try:
+            return self._artifacts.store()
+        except OSError as error:
+            self._log("warning", "kernels.not_stored", reason=type(error).__name__, remedy="attach a network volume")
+            return True
 
     def finish(self) -> None:
         """Ends a trial that still runs, and waits for its end."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from infinitetalk.media.sizes import choose_bucket
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.device_errors import as_library_error
 from infinitetalk.runtime.kernels.bench import Case
-from infinitetalk.runtime.kernels.registry import Kernels, suitable
 from infinitetalk.runtime.memory import MemoryMode, Workload
 from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
@@ -217,9 +216,15 @@ class Loading:
             self._health.mark_broken()
         return load_error(as_library_error(error))
 
-    def kernels_for_job(self) -> Kernels:
-        """The kernels of the next job, once the networks are loaded; a trial that still runs is stopped."""
-        return self._kernels.for_job()
+    def with_kernels(self, choice: NetworkChoice) -> NetworkChoice:
+        """The choice of the next job with the kernels that go with it, once the networks are loaded; a trial that still
+        runs is stopped."""
+        kernels = self._kernels.suiting(self._kernels.for_job(), choice.setup(self._devices.count))
+        return replace(choice, kernels=kernels)
+
+    def keep_compiled(self) -> bool:
+        """Keeps what has been compiled, as `KernelSelection.keep_compiled`."""
+        return self._kernels.keep_compiled()
 
     def _load(self) -> None:
         begin = time.monotonic()
@@ -232,9 +237,9 @@ class Loading:
             waiting = self._loaded
             case = usual_case(found.models, self._checkpoints.of(self._first).files(), self._devices, found.memory)
             kernels = self._kernels.begin(case, found.models.name)
-            found.models.prepare(
-                NetworkChoice(dtype, found.memory, kernels=suitable(kernels, found.memory.quantisation))
-            )
+            choice = NetworkChoice(dtype, found.memory)
+            kernels = self._kernels.suiting(kernels, choice.setup(self._devices.count))
+            found.models.prepare(replace(choice, kernels=kernels))
         except Exception as error:
             waiting.set_exception(self._told(error))
         else:
@@ -267,6 +272,7 @@ def usual_case(models: Models, paths: CheckpointPaths, devices: Devices, memory:
         height=height,
         width=width,
         vae_tiling=memory.vae_tiling,
+        streams_blocks=memory.resident_parameters is not None,
     )
 
 
