@@ -131,8 +131,9 @@ def given(speakers: int, latent_frames: int, height: int, width: int) -> Given:
     return {**tensors, "timestep": torch.tensor([500.0]), "regions": regions}
 
 
-#: Speakers, latent frames, rows and columns of latents; the last ones have many slices of queries.
-SIZES = ((1, 3, 4, 4), (1, 3, 8, 6), (1, 21, 6, 8), (1, 9, 12, 16), (2, 3, 4, 6), (2, 6, 12, 16), (2, 21, 8, 12))
+#: Speakers, latent frames, rows and columns of latents; the last ones have many slices of queries. In the first size of
+#: each number of speakers, no two sizes are equal that may differ: the compiler would take them for one.
+SIZES = ((1, 3, 4, 4), (1, 3, 8, 6), (1, 21, 6, 8), (1, 9, 12, 16), (2, 4, 6, 8), (2, 6, 12, 16), (2, 21, 8, 12))
 
 
 @torch.no_grad()
