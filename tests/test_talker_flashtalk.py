@@ -5,13 +5,8 @@ import pytest
 
 from infinitetalk.embedded.tiny import talker_flashtalk_paths
 from infinitetalk.weights.layouts import transformer_parts
-from tools.talker.jobs import Example, ExampleMaker, FlashtalkTalker
+from tools.talker.jobs import Example, ExampleMaker, TalkerWorker
 from tools.talker.measure import best_lag, correlation, read_openings
-
-
-@pytest.fixture(scope="module")
-def talker() -> FlashtalkTalker:
-    return FlashtalkTalker()
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +15,18 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> ExampleMaker:
 
 
 @pytest.fixture(scope="module")
+def worker(maker: ExampleMaker) -> TalkerWorker:
+    return TalkerWorker(maker.folder)
+
+
+@pytest.fixture(scope="module")
 def spoken(maker: ExampleMaker) -> Example:
     return maker.make(0, seconds=3.24)
 
 
 @pytest.fixture(scope="module")
-def mouth(talker: FlashtalkTalker, spoken: Example) -> np.ndarray:
-    frames = talker.frames(spoken)
+def mouth(worker: TalkerWorker, spoken: Example) -> np.ndarray:
+    frames = worker.frames(spoken, recipe="flashtalk")
     assert frames.shape == (81, 128, 128, 3)
     return read_openings(frames)[0, 1:]
 
@@ -43,10 +43,8 @@ def test_the_mouth_follows_the_speech_with_four_evaluations_a_chunk(mouth: np.nd
     assert best_lag(mouth, rule) == 0
 
 
-def test_silence_shuts_the_mouth_without_guidance(
-    mouth: np.ndarray, maker: ExampleMaker, talker: FlashtalkTalker
-) -> None:
-    silent = read_openings(talker.frames(maker.make(0, seconds=3.24, silent=True)))[0, 1:]
+def test_silence_shuts_the_mouth_without_guidance(mouth: np.ndarray, maker: ExampleMaker, worker: TalkerWorker) -> None:
+    silent = read_openings(worker.frames(maker.make(0, seconds=3.24, silent=True), recipe="flashtalk"))[0, 1:]
     assert silent.mean() <= 0.5 * mouth.mean()
     assert silent.var() <= 0.1 * mouth.var()
 

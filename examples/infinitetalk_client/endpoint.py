@@ -345,13 +345,13 @@ def check_target(target: Path) -> None:
     Raises:
         FetchError: it cannot.
     """
-    if target.exists() and not target.is_file():
-        raise FetchError(f"{target} is no file that can be replaced")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise FetchError(f"{target} may not be written by this user")
-    if not target.parent.is_dir():
-        raise FetchError(f"the folder {target.parent} does not exist")
     try:
+        if target.exists() and not target.is_file():
+            raise FetchError(f"{target} is no file that can be replaced")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise FetchError(f"{target} may not be written by this user")
+        if not target.parent.is_dir():
+            raise FetchError(f"the folder {target.parent} does not exist")
         if not _part(target).exists():
             _part(target).touch()
             _part(target).unlink()

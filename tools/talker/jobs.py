@@ -8,16 +8,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 from PIL import Image
 
-from infinitetalk.embedded.tiny import talker_flashtalk_paths
-from infinitetalk.generation.pipeline import InfiniteTalkPipeline
-from infinitetalk.generation.sampling import GenerationSettings
-from infinitetalk.media.decode import Picture, read_waveform
-from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, normalise_loudness
-from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.models import Models
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job.resources import Resources
 from infinitetalk.worker.job.resume import JobStates
@@ -136,35 +130,6 @@ class TalkerWorker:
         return read_frames(self.folder / result["video"]["path"])
 
 
-class FlashtalkTalker:
-    """The tiny talker by FlashTalk's recipe, as a library: 4 evaluations a chunk."""
-
-    def __init__(self) -> None:
-        self.paths = talker_flashtalk_paths()
-        models = Models(self.paths, torch.device("cpu"))
-        self.networks = models.prepare(NetworkChoice(torch.float32))
-
-    def frames(self, example: Example, seed: int = 42) -> np.ndarray:
-        """The video of an example with one speaker, uint8 (T, height, width, 3)."""
-        defaults = self.paths.family.defaults
-        speech = self.networks.audio_encoder(normalise_loudness(read_waveform(example.voices[0])))
-        settings = GenerationSettings(
-            size=defaults.size,
-            frame_num=defaults.frame_num,
-            max_frame_num=len(speech),
-            motion_frame=defaults.motion_frame,
-            crossfade_frame=defaults.crossfade_frame,
-            num_inference_steps=defaults.num_inference_steps,
-            shift=self.paths.family.size(defaults.size).shift,
-            text_guide_scale=defaults.text_guide_scale,
-            audio_guide_scale=defaults.audio_guide_scale,
-            seed=seed,
-        )
-        pipeline = InfiniteTalkPipeline(self.networks)
-        chunks = pipeline(Picture.open(example.portrait), [speech], PARAMETERS["prompt"], settings)
-        return np.concatenate([chunk.frames for chunk in chunks])
-
-
 #: Boxes for a portrait of two, in the opposite order to the default: person1 on the right.
 CROSSED_BOXES = {
     "person1": [PORTRAIT_SIDE, 0, 2 * PORTRAIT_SIDE, PORTRAIT_SIDE],
@@ -173,9 +138,11 @@ CROSSED_BOXES = {
 
 
 def job_input(example: Example, root: Path, **parameters: Any) -> dict[str, Any]:
-    """A job's input, with media as paths below `root`; `parameters` replace the default ones."""
+    """A job's input, with media as paths below `root`; `parameters` replace the default ones, and so does what a recipe
+    among them fixes."""
+    fixed = RECIPES[parameters["recipe"]].fixed if "recipe" in parameters else {}
     return {
-        **PARAMETERS,
+        **{name: value for name, value in PARAMETERS.items() if name not in fixed},
         "cond_video": str(example.portrait.relative_to(root)),
         "cond_audio": {f"person{n}": str(path.relative_to(root)) for n, path in enumerate(example.voices, start=1)},
         **parameters,

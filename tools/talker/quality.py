@@ -26,7 +26,7 @@ from infinitetalk.family import FLASHTALK
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.speech import VIDEO_FPS
-from tools.talker.jobs import PARAMETERS, Example, ExampleMaker, FlashtalkTalker, TalkerWorker, job_input
+from tools.talker.jobs import PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
 from tools.talker.measure import (
     best_lag,
     border_change,
@@ -93,7 +93,7 @@ class Bench:
             ),
             Row(
                 "the same with the audio of another clip",
-                "|median| ≤ 0.2",
+                "\\|median\\| ≤ 0.2",
                 f"median {median(others):.3f}",
                 abs(median(others)) <= 0.2,
             ),
@@ -206,27 +206,25 @@ class Bench:
             )
         ]
 
-    def flashtalk(self, num_long_clips: int = 5) -> list[Row]:
+    def flashtalk(self, num_long_clips: int = 10) -> list[Row]:
         """FlashTalk's recipe, 4 evaluations a chunk, against the guided talker on the same clips."""
         examples = [self.maker.make(number) for number in range(self.num_clips)]
         rules = [example.rules[0].opening[1:] for example in examples]
         guided = [_shown(self.worker.frames(example))[0] for example in examples]
-        # Made after the worker has loaded its networks: two cannot load text encoders at the same time.
-        talker = FlashtalkTalker()
-        openings = [_shown(talker.frames(example))[0] for example in examples]
+        openings = [_shown(self.worker.frames(example, recipe="flashtalk"))[0] for example in examples]
         own, guided_own = (
             [correlation(opening, rule) for opening, rule in zip(found, rules, strict=True)]
             for found in (openings, guided)
         )
         lags = [best_lag(opening, rule) for opening, rule in zip(openings, rules, strict=True)]
         within = sum(abs(lag) <= 1 for lag in lags)
-        silent = _shown(talker.frames(self.maker.make(0, silent=True)))[0]
+        silent = _shown(self.worker.frames(self.maker.make(0, silent=True), recipe="flashtalk"))[0]
         share = float(silent.var() / openings[0].var())
         borders, drawn_borders = [], []
         grid = self.flashtalk_grid
         for number in range(num_long_clips):
             example = self.maker.make(100 + number, seconds=20.0)
-            frames = talker.frames(example)
+            frames = self.worker.frames(example, recipe="flashtalk")
             places = [plan.start + plan.num_motion_frames for plan in grid.plans(len(frames))[1:]]
             borders.append(border_change(frames, places))
             drawn_borders.append(border_change(example.drawn(*frames.shape[1:3])[: len(frames)], places))
