@@ -214,7 +214,9 @@ class HostileServer(socketserver.BaseRequestHandler):
         if headers.get("expect", "").lower() == "100-continue":
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         while len(rest) < int(headers.get("content-length", 0)):
-            rest += self.request.recv(1 << 16)
+            if not (block := self.request.recv(1 << 16)):
+                return None
+            rest += block
         return self.store(method, place, rest, headers)
 
     def store(self, method: str, place: str, data: bytes, headers: dict[str, str]) -> None:

@@ -52,7 +52,9 @@ def _drip(connection: socket.socket) -> None:
         connection.settimeout(PAUSE_S)
         request = b""
         while b"\r\n\r\n" not in request:
-            request += connection.recv(1 << 16)
+            if not (data := connection.recv(1 << 16)):
+                return
+            request += data
         beginning, drop = STALLS[request.split()[1].decode()]
         connection.sendall(beginning)
         while True:

@@ -117,7 +117,8 @@ def token_regions(regions: Tensor, height: int, width: int) -> Tensor:
                 f"the region of person{speaker} is too small: it vanishes on the model's grid of {width}x{height}; "
                 "enlarge it, or move it into the part of the image that is not cropped"
             )
-    return masks.flatten(1)
+    # No view: compiled blocks would have a graph for each shape of what it is a view of.
+    return masks.flatten(1).clone()
 
 
 def speaker_range_starts(num_speakers: int, device: torch.device | None = None) -> Tensor:
