@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -34,10 +33,10 @@ from infinitetalk_client import (
     uploads,
 )
 
+from tests.local_queue import DONE, queue_with_video, work
 from tools.queue_server import API_KEY, LocalQueue
 
 CHECKOUT = Path(__file__).parents[1]
-DONE = {"output": {"status": "success", "video": {"path": "made/talk.mp4"}}}
 SAMPLING = {"status": "IN_PROGRESS", "output": {"stage": "sampling", "pct": 40, "eta_s": 2.0}}
 ADDRESSES = ["https://a/b.png", "https://a/b.wav"]
 WAIT_S = 30.0
@@ -45,11 +44,7 @@ WAIT_S = 30.0
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[LocalQueue]:
-    """An endpoint whose folder of files has a finished video."""
-    files = tmp_path / "files"
-    (files / "made").mkdir(parents=True)
-    (files / "made/talk.mp4").write_bytes(b"video")
-    with LocalQueue(files) as queue:
+    with queue_with_video(tmp_path) as queue:
         yield queue
 
 
@@ -115,20 +110,6 @@ def site() -> Iterator[Callable[[int, bytes], str]]:
     for server in servers:
         server.shutdown()
         server.server_close()
-
-
-def work(queue: LocalQueue, *messages: dict) -> threading.Thread:
-    """A worker that takes one job and says these things."""
-
-    def take_and_report() -> None:
-        while (payload := queue.take()) is None:
-            time.sleep(0.01)
-        for message in messages:
-            queue.report(payload["id"], message)
-
-    thread = threading.Thread(target=take_and_report, daemon=True)
-    thread.start()
-    return thread
 
 
 class Command:

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from infinitetalk.worker import policy
+from tests.local_queue import work
 from tools import local_endpoint
 from tools.queue_server import API_KEY, LocalQueue
 
@@ -29,20 +30,6 @@ def queue(tmp_path: Path) -> Iterator[LocalQueue]:
 def call(queue: LocalQueue, method: str, path: str, **options: object) -> requests.Response:
     headers = {"Authorization": f"Bearer {API_KEY}"}
     return requests.request(method, f"{queue.endpoint.url}/{path}", headers=headers, timeout=20, **options)  # type: ignore[arg-type]
-
-
-def work(queue: LocalQueue, *messages: dict) -> threading.Thread:
-    """A worker that takes one job and says these things."""
-
-    def take_and_report() -> None:
-        while (payload := queue.take()) is None:
-            time.sleep(0.01)
-        for message in messages:
-            queue.report(payload["id"], message)
-
-    thread = threading.Thread(target=take_and_report, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_a_job_goes_from_queue_through_progress_to_its_result(queue):

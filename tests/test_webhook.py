@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.test_client import DONE, work
+from tests.local_queue import DONE, queue_with_video, work
 from tools.queue_server import API_KEY, LocalQueue
 
 CHECKOUT = Path(__file__).parents[1]
@@ -20,10 +20,7 @@ WAIT_S = 30.0
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[LocalQueue]:
-    files = tmp_path / "files"
-    (files / "made").mkdir(parents=True)
-    (files / "made/talk.mp4").write_bytes(b"video")
-    with LocalQueue(files) as queue:
+    with queue_with_video(tmp_path) as queue:
         yield queue
 
 
