@@ -309,9 +309,7 @@ class LeadingTransformer:
 
     def rounds(self, num_evaluations: int) -> list[int]:
         """Like the transformer's: each team makes one evaluation of a round."""
-        if self._shares_evaluations:
-            return [1] * num_evaluations
-        return rounds_of(num_evaluations, self._group.size)
+        return rounds_of(num_evaluations, self._group.size, self._shares_evaluations)
 
     def evaluate(self, evaluations: Sequence[EvaluationInputs]) -> list[Tensor]:
         """Like the transformer's.

@@ -37,8 +37,7 @@ class NetworkChoice:
 
     def setup(self, num_devices: int = 1) -> Setup:
         """What kernels have to go with, on so many devices."""
-        streams_blocks = self.memory.resident_parameters is not None
-        return Setup(self.memory.quantisation, streams_blocks, bool(self.loras), num_devices)
+        return Setup(self.memory.quantisation, self.memory.streams_blocks, bool(self.loras), num_devices)
 
 
 @dataclass(frozen=True)

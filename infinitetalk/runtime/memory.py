@@ -87,9 +87,14 @@ class MemoryMode:
         return self.describe(torch.bfloat16)
 
     @property
+    def streams_blocks(self) -> bool:
+        """Whether blocks of the transformer stay in the host's memory and pass through the GPU."""
+        return self.resident_parameters is not None
+
+    @property
     def is_streaming(self) -> bool:
-        """Whether weights stay in the host's memory and pass through the GPU."""
-        return self.resident_parameters is not None or self.stream_text_encoder
+        """Whether any weights stay in the host's memory and pass through the GPU."""
+        return self.streams_blocks or self.stream_text_encoder
 
     def precision(self, dtype: torch.dtype) -> str:
         """The quantisation, or else the name of `dtype`, the dtype of unquantised weights."""
@@ -178,9 +183,7 @@ def weight_bytes(mode: MemoryMode, sizes: ModelSizes) -> int:
 
 def rounds_of_a_step(mode: MemoryMode, workload: Workload) -> list[int]:
     """How many evaluations of a step the GPUs make at once, round by round."""
-    if mode.shares_evaluations:
-        return [1] * workload.branches
-    return rounds_of(workload.branches, workload.gpus)
+    return rounds_of(workload.branches, workload.gpus, mode.shares_evaluations)
 
 
 def sampling_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> int:

@@ -174,7 +174,7 @@ class TransformerLoader:
         self, network: InfiniteTalkTransformer3DModel, sources: Mapping[str, TensorSource], choice: NetworkChoice
     ) -> None:
         # Streamed weights stay on the CPU, but a GPU converts and quantises them in a fraction of the time.
-        home = torch.device("cpu") if choice.memory.resident_parameters is not None else self._device
+        home = torch.device("cpu") if choice.memory.streams_blocks else self._device
         load_transformer_parameters(network, sources, self._device, choice.dtype, choice.memory.quantisation, home)
 
     def _place(self, loaded: LoadedTransformer, resident_parameters: int | None) -> None:

@@ -99,6 +99,7 @@ class Candidate:
         quantisation: the form of the weights that it is for; None: any.
         is_compiled: whether a compiler makes it at its first use. It then has more time in a trial, and goes neither
             with streamed blocks nor with hooks.
+        quantises_activations: whether it quantises what weights are multiplied with, which takes more memory.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Candidate:
     works_split: bool = True
     quantisation: Quantisation | None = None
     is_compiled: bool = False
+    quantises_activations: bool = False
 
     @property
     def is_published(self) -> bool:
@@ -233,7 +235,14 @@ CANDIDATES: tuple[Candidate, ...] = (
     _attention("flash_2", "flash", ROUNDING_BOUND, "flash_attn"),
     _attention("torch_flash", "_native_flash", ROUNDING_BOUND),
     Candidate("widened", "products", widen_weights),
-    Candidate("fp8_rows", "products", quantise_activations, EIGHT_BIT_PRODUCTS_BOUND, quantisation="fp8"),
+    Candidate(
+        "fp8_rows",
+        "products",
+        quantise_activations,
+        EIGHT_BIT_PRODUCTS_BOUND,
+        quantisation="fp8",
+        quantises_activations=True,
+    ),
     Candidate("vae_float32", "vae", keep_vae),
     Candidate("vae_bf16", "vae", narrow_vae, VAE_BOUND),
     Candidate("eager", "blocks", run_as_written),

@@ -272,7 +272,7 @@ def usual_case(models: Models, paths: CheckpointPaths, devices: Devices, memory:
         height=height,
         width=width,
         vae_tiling=memory.vae_tiling,
-        streams_blocks=memory.resident_parameters is not None,
+        streams_blocks=memory.streams_blocks,
     )
 
 

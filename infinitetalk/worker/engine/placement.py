@@ -10,7 +10,7 @@ import torch
 
 from infinitetalk.family import Family, ModelSizes
 from infinitetalk.runtime.choice import device_name
-from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels
+from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels, candidate_named
 from infinitetalk.runtime.memory import (
     DoesNotFitError,
     MemoryMode,
@@ -88,9 +88,6 @@ class MemoryBudget:
     sizes: ModelSizes
 
 
-#: The kernel of products that quantises activations.
-QUANTISES_ACTIVATIONS = "fp8_rows"
-
 MeasureMemory = Callable[[torch.device, CheckpointPaths], MemoryBudget | None]
 
 
@@ -150,7 +147,7 @@ class Placement:
 
     def affordable(self, kernels: Kernels, mode: MemoryMode, workload: Workload) -> Kernels:
         """These kernels, or with the published products if there is too little memory to quantise activations."""
-        if self._budget is None or kernels.products != QUANTISES_ACTIVATIONS:
+        if self._budget is None or not candidate_named(kernels.products).quantises_activations:
             return kernels
         needed = estimate_bytes(mode, self._budget.sizes, replace(workload, quantises_activations=True))
         if needed <= self._budget.free_bytes:
