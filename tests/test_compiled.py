@@ -43,6 +43,7 @@ from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.placement import Devices
 from infinitetalk.worker.settings import Settings
 from tests import checkpoint_factory as factory
+from tests.small_network import small_transformer
 from tests.test_lora import lightx2v
 
 CPU = torch.device("cpu")
@@ -95,22 +96,7 @@ def test_the_compilers_rotary_embedding_is_that_of_complex_numbers(monkeypatch: 
 
 @pytest.fixture(scope="module")
 def transformer() -> InfiniteTalkTransformer3DModel:
-    torch.manual_seed(0)
-    return InfiniteTalkTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        text_dim=8,
-        freq_dim=16,
-        ffn_dim=48,
-        num_layers=2,
-        image_dim=12,
-        added_kv_proj_dim=32,
-        audio_layers=3,
-        audio_channels=4,
-        audio_intermediate_dim=8,
-        audio_output_dim=16,
-        audio_context_tokens=10,
-    ).eval()
+    return small_transformer(audio_context_tokens=10)
 
 
 def given(speakers: int, latent_frames: int, height: int, width: int) -> Given:

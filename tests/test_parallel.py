@@ -29,6 +29,7 @@ from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.followers import TIMEOUT_S, Followers, Watch, follow_until_dismissed
 from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import adapter_kind
+from tests.small_network import small_transformer
 
 CPU = torch.device("cpu")
 #: A lost process is told of within this time.
@@ -36,22 +37,7 @@ PATIENCE_S = 10.0
 
 
 def make_transformer(heads: int) -> InfiniteTalkTransformer3DModel:
-    torch.manual_seed(0)
-    return InfiniteTalkTransformer3DModel(
-        num_attention_heads=heads,
-        attention_head_dim=12,
-        text_dim=8,
-        freq_dim=16,
-        ffn_dim=48,
-        num_layers=2,
-        image_dim=12,
-        added_kv_proj_dim=12 * heads,
-        audio_layers=3,
-        audio_channels=4,
-        audio_intermediate_dim=8,
-        audio_output_dim=16,
-        audio_context_tokens=2,
-    ).eval()
+    return small_transformer(heads, head_dim=12)
 
 
 def inputs(

@@ -11,26 +11,12 @@ from infinitetalk.family import INFINITETALK
 from infinitetalk.network.audio_attention import rotary_embedding, rotate_pairs
 from infinitetalk.network.teacache import TeaCache
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel, add_product, modulated_norm, weighted_norm
+from tests.small_network import small_transformer
 
 
 @pytest.fixture(scope="module")
 def transformer() -> InfiniteTalkTransformer3DModel:
-    torch.manual_seed(0)
-    return InfiniteTalkTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        text_dim=8,
-        freq_dim=16,
-        ffn_dim=48,
-        num_layers=2,
-        image_dim=12,
-        added_kv_proj_dim=32,
-        audio_layers=3,
-        audio_channels=4,
-        audio_intermediate_dim=8,
-        audio_output_dim=16,
-        audio_context_tokens=2,
-    ).eval()
+    return small_transformer()
 
 
 def inputs(speakers: int = 1) -> dict[str, torch.Tensor]:
