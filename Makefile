@@ -58,6 +58,7 @@ lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/actionlint
 
 types: $(VENV)/.requirements-dev
 	$(BIN)/mypy
