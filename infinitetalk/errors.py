@@ -83,6 +83,13 @@ class EncodeError(LibraryError, RuntimeError):
     cause = Cause.CODEC
 
 
+class CredentialsError(LibraryError, ValueError):
+    """A certificate or its key cannot sign Content Credentials. The message says why; it holds nothing of the key."""
+
+    cause = Cause.CODEC
+    for_client = False
+
+
 class CheckpointError(LibraryError, RuntimeError):
     """Weights cannot be loaded. The message names the file and, if one is at fault, the tensor."""
 

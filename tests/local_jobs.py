@@ -16,6 +16,7 @@ from infinitetalk.worker.job.resume import JobStates
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.progress import ProgressEvent
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.signing import content_credentials
 from infinitetalk.worker.stop import Stop
 from schemas import Stage
 
@@ -60,7 +61,8 @@ class LocalWorker:
             keep: whether what is stored of it stays, as it does when its worker is lost.
         """
         self.events = []
-        resources = Resources(self.settings, self.engine, JobStates(self.settings))
+        credentials = content_credentials(self.settings)
+        resources = Resources(self.settings, self.engine, JobStates(self.settings), credentials)
         stop = StopOrCancel(self.settings.job_timeout_s, should_stop)
         try:
             return run_job(job, self.settings, lambda: resources, self.events.append, stop)

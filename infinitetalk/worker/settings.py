@@ -136,6 +136,13 @@ class Settings(WeightsSettings):
     """Mark videos, thumbnails and previews as made by AI in their metadata, with software, version and model; see
     docs/provenance.md."""
 
+    c2pa_certificate: str | None = None
+    """Certificate that signs videos and thumbnails with Content Credentials (C2PA): PEM or the path of a PEM file, the
+    certificate first, then those that lead to its root. Unset: nothing is signed. See docs/provenance.md."""
+
+    c2pa_private_key: SecretStr | None = None
+    """Key of C2PA_CERTIFICATE without a password: PEM or the path of a PEM file."""
+
     job_timeout_s: Annotated[float, Field(gt=0)] | None = None
     """Time limit of a job in seconds; a job's own policy.executionTimeout may be shorter. Unset: no limit."""
 

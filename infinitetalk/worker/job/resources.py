@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from infinitetalk.worker.settings import Settings
 
 if TYPE_CHECKING:
+    from infinitetalk.media.credentials import ContentCredentials
     from infinitetalk.worker.engine import Engine
     from infinitetalk.worker.job.resume import JobStates
 
@@ -20,8 +21,10 @@ class Resources:
         settings: the worker's settings.
         engine: the model, which may still be loading.
         states: the saved states of jobs, by which another worker can continue them.
+        credentials: signs videos and thumbnails; None: they are not signed.
     """
 
     settings: Settings
     engine: Engine
     states: JobStates
+    credentials: ContentCredentials | None = None

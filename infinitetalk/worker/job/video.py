@@ -510,6 +510,10 @@ class VideoJob:
         clock.enter(Stage.MUX)
         artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
         join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark)
+        credentials = self.context.resources.credentials
+        if credentials is not None and self.mark is not None:
+            credentials.sign(artifacts.video, "video/mp4", self.mark)
+            credentials.sign(artifacts.thumbnail, "image/jpeg", self.mark)
         facts = video_facts(artifacts.video, rendering)
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
@@ -530,6 +534,7 @@ class VideoJob:
             "seed": rendering.seed,
             "weights": self.bill.weights,
             "digital_source_type": None if self.mark is None else TRAINED_ALGORITHMIC_MEDIA,
+            "signed_by": None if credentials is None else credentials.signer,
             "video": facts,
             "timings": self.bill.job_spent.timings,
             "versions": versions(),

@@ -16,6 +16,7 @@ from infinitetalk.worker.machine.fitness import Check, UnfitError
 from infinitetalk.worker.queue.ending import end_process
 from infinitetalk.worker.release import release_of
 from infinitetalk.worker.settings import Settings
+from infinitetalk.worker.signing import content_credentials
 
 
 class Startup:
@@ -68,9 +69,11 @@ class Startup:
         """The resources that jobs need.
 
         Raises:
-            LibraryError, UnfitError: weights are missing or unfit, or there are fewer GPUs than set.
+            LibraryError, UnfitError: weights are missing or unfit, there are fewer GPUs than set, or the certificate
+                cannot sign.
             Exception: a library cannot be imported, or a check of the SDK failed.
         """
+        credentials = content_credentials(self._settings)
         begin = time.monotonic()
         # Imported here, since these modules import torch, diffusers and transformers.
         from infinitetalk.worker.engine import Engine
@@ -83,4 +86,4 @@ class Startup:
         engine.start()
         if self._sdk_checks is not None:
             check_machine(self._settings, engine, self._sdk_checks)
-        return Resources(self._settings, engine, JobStates(self._settings))
+        return Resources(self._settings, engine, JobStates(self._settings), credentials)
