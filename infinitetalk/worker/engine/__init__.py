@@ -8,7 +8,7 @@
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
 from infinitetalk.worker.engine.estimate import VideoCost
-from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings, plan_scenes
+from infinitetalk.worker.engine.scenes import Scene, chunk_grid, first_frame, generation_settings, plan_scenes
 
 __all__ = [
     "Engine",
@@ -17,6 +17,7 @@ __all__ = [
     "Scene",
     "VideoCost",
     "chunk_grid",
+    "first_frame",
     "generation_settings",
     "negative_prompt_of",
     "plan_scenes",

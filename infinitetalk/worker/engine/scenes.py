@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
@@ -86,6 +87,25 @@ def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> S
         frames.mkdir()
         stride = grid.reference_stride(scene.num_frames)
         return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
+
+
+def first_frame(source: Media, folder: Path) -> np.ndarray:
+    """The first frame of an image or video: uint8 (height, width, 3), RGB.
+
+    Args:
+        folder: folder for the frame of a video.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+    """
+    with naming("cond_video"):
+        if source.info.kind == "image":
+            pixels = Picture.open(source.path).pixels
+        else:
+            frames = folder / "first-frame"
+            frames.mkdir()
+            pixels = extract_frames(source.path, frames, 1, 1).frame_at(0)
+    return pixels.permute(1, 2, 0).numpy()
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from infinitetalk.embedded.drawn import looks_drawn
 from infinitetalk.encoders.text import TEXT_LENGTH
 from infinitetalk.generation.guidance import GuidanceScales
 from infinitetalk.generation.sampling import make_guidance
@@ -103,6 +106,20 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         )
     found += [f"LoRA {lora.name} has no effect with scale 0" for lora in job.loras if lora.scale == 0]
     return found + _unused_voices(job) + _unused_places(job.output_config or OutputConfig(), s3_config)
+
+
+def not_drawn(first_frame: np.ndarray) -> list[str]:
+    """A warning if the tiny talker is given a picture that does not look drawn.
+
+    Args:
+        first_frame: of the source, uint8 (height, width, 3).
+    """
+    if looks_drawn(first_frame):
+        return []
+    return [
+        "cond_video looks like a photograph, and this worker has only its embedded model, the tiny talker: it animates "
+        "drawn faces and distorts photographs; for these, the worker needs the weights of InfiniteTalk"
+    ]
 
 
 def uses_negative_prompt(job: SingleJob) -> bool:

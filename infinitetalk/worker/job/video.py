@@ -31,6 +31,7 @@ from infinitetalk.worker.engine import (
     Overlap,
     Request,
     Scene,
+    first_frame,
     plan_scenes,
     region_overlaps,
     speaker_regions,
@@ -48,6 +49,7 @@ from infinitetalk.worker.job.advice import (
     cut_speech,
     flat_chunks,
     mixed_arithmetic,
+    not_drawn,
     shared_regions,
     unused_fields,
     warnings_of,
@@ -400,6 +402,8 @@ class VideoJob:
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
+        if self.context.resources.settings.model == "talker":
+            media.warnings.extend(not_drawn(first_frame(media.source, self.folder)))
         return media, speaker_regions(job, media.source.info, media.masks, media.warnings)
 
     def _prepare(self) -> Inputs:
