@@ -3,6 +3,7 @@
 # docker build .                                        the worker, weights from a volume or Runpod's model cache
 # docker build --build-arg BAKE_WEIGHTS=1 --secret id=hf_token,env=HF_TOKEN .      the worker with the weights inside;
 #     with --build-arg WEIGHTS="flashtalk wav2vec2 kokoro", with those of FlashTalk instead
+# docker build --build-arg HUB_KERNELS="sage_hub@COMMIT" .      with kernels from the Hugging Face Hub, at these commits
 # docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" .      what results, logs and files then name
 # docker build --target test --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg TORCH=cpu .      the tests, without a GPU
 #
@@ -78,6 +79,16 @@ RUN --mount=type=secret,id=hf_token,env=HF_TOKEN \
 # hadolint ignore=DL3006
 FROM weights-${BAKE_WEIGHTS} AS weights
 
+FROM requirements AS hub-kernels
+WORKDIR /app
+COPY infinitetalk infinitetalk
+# They are code that the worker runs, so each needs its commit. The build for this torch and CUDA is fetched.
+ARG HUB_KERNELS=
+# hadolint ignore=SC2086
+RUN mkdir -p /weights/kernels \
+    && if [ -n "${HUB_KERNELS}" ]; then \
+        python -m infinitetalk.weights download --folder /weights ${HUB_KERNELS}; fi
+
 FROM system AS worker
 # Triton, which makes the kernels of compiled blocks, builds its launcher by a C compiler.
 # hadolint ignore=DL3008
@@ -90,6 +101,7 @@ RUN useradd --create-home --uid 1001 worker \
 COPY --from=requirements /opt/venv /opt/venv
 WORKDIR /app
 COPY --from=weights /weights weights
+COPY --from=hub-kernels /weights/kernels weights/kernels
 COPY LICENSE handler.py ./
 COPY schemas schemas
 COPY infinitetalk infinitetalk

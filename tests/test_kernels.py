@@ -93,7 +93,9 @@ def test_a_bad_kernel_costs_nothing_but_its_own_trial(first_start: tuple[Path, K
     assert outcomes["wrong"].error > 2 * made.BOUND
     assert outcomes["good"].seconds < outcomes["published"].seconds < outcomes["slow"].seconds
     assert chosen.for_job() == Kernels(attention="good")
-    assert events(lines, "kernels.skipped") == [{"kernel": "absent", "missing_package": "no_such_package"}]
+    assert events(lines, "kernels.skipped") == [
+        {"kernel": "absent", "reason": "the package no_such_package is missing"}
+    ]
     (line,) = events(lines, "kernels.chosen")
     assert (line["kernels"], line["source"], len(line["tried"])) == ("good", "a trial", 8)
     assert not [child for child in psutil.Process().children() if "spawn" in " ".join(child.cmdline())]

@@ -1,16 +1,7 @@
 """`python -m infinitetalk.weights`: what it says, writes and fetches; and where weights are looked for."""
 
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,15 +11,16 @@ from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2FeatureExtra
 
 from infinitetalk.embedded.tiny import _speech_encoder
 from infinitetalk.errors import CheckpointError
-from infinitetalk.recipes import DOWNLOADS, RECIPES, missing
+from infinitetalk.recipes import RECIPES, missing
 from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.runtime.lora import lora_names
-from infinitetalk.weights.__main__ import main
+from infinitetalk.weights.__main__ import NAMES, main
 from infinitetalk.weights.convert import Entry, convert, write_safetensors
 from infinitetalk.weights.files import open_file
 from infinitetalk.weights.locate import locate
 from infinitetalk.weights.settings import WeightsSettings
 from tests import checkpoint_factory as factory
+from tests.hub_server import fetching, serve_hub
 
 CPU = torch.device("cpu")
 
@@ -200,58 +192,9 @@ def test_weights_are_found_on_the_volume_and_in_the_hosts_cache(
 # download.
 
 
-@contextmanager
-def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """A stand-in for the hub with one commit of every repository; yields its address and the files it was asked for."""
-    fetched: list[str] = []
-
-    class Hub(BaseHTTPRequestHandler):
-        def _reply(self, body: bytes, **headers: str) -> None:
-            self.send_response(200)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            if "/resolve/" in self.path:
-                name = self.path.split("/resolve/")[1].split("/", 1)[1]
-                if self.command == "GET":
-                    fetched.append(name)
-                self._reply(files[name], X_Repo_Commit="b" * 40, ETag=f'"{zlib.crc32(name.encode()):x}"')
-            elif "/tree/" in self.path:
-                tree = [{"type": "file", "path": name, "size": len(data), "oid": name} for name, data in files.items()]
-                self._reply(json.dumps(tree).encode(), Content_Type="application/json")
-            else:
-                siblings = [{"rfilename": name} for name in files]
-                answer = {"id": "x/y", "modelId": "x/y", "sha": "b" * 40, "siblings": siblings}
-                self._reply(json.dumps(answer).encode(), Content_Type="application/json")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", fetched
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def download(address: str, folder: Path, *names: str) -> str:
     """What the command prints that fetches from the hub at this address."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "infinitetalk.weights", "download", *names, "--folder", folder],
-        env={**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    finished = fetching(address, folder, *names)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -302,4 +245,4 @@ def test_flashtalk_and_loras_are_downloaded_to_where_the_worker_looks(tmp_path: 
 def test_download_names_repositories_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["download", "everything"])
-    assert f"there is no everything; there are {', '.join(DOWNLOADS)}" in capsys.readouterr().err
+    assert f"there is no everything; there are {', '.join(NAMES)}" in capsys.readouterr().err

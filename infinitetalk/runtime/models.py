@@ -132,17 +132,17 @@ class TransformerLoader:
                 # Streamed weights have copies, which take over how the weights are multiplied.
                 stop_streaming(loaded.network)
                 loaded.is_placed = False
-                put_in_force(choice.kernels.products, loaded.network)
+                put_in_force(choice.kernels.products, loaded.network, self._paths.kernels)
                 loaded.products, loaded.blocks = choice.kernels.products, None
             if not loaded.is_placed or loaded.resident_parameters != choice.memory.resident_parameters:
                 self._place(loaded, choice.memory.resident_parameters)
             loaded.loras.apply(choice.loras, self._device)
             if loaded.attention != choice.kernels.attention:
-                put_in_force(choice.kernels.attention, loaded.network)
+                put_in_force(choice.kernels.attention, loaded.network, self._paths.kernels)
                 loaded.attention, loaded.blocks = choice.kernels.attention, None
             # Last: what is compiled has the other kernels in it.
             if loaded.blocks != choice.kernels.blocks:
-                put_in_force(choice.kernels.blocks, loaded.network)
+                put_in_force(choice.kernels.blocks, loaded.network, self._paths.kernels)
                 loaded.blocks = choice.kernels.blocks
             return loaded.network
 

@@ -12,9 +12,13 @@ from infinitetalk.recipes import DOWNLOADS
 from infinitetalk.runtime.check import report
 from infinitetalk.weights.convert import convert
 from infinitetalk.weights.download import download
+from infinitetalk.weights.hub_kernels import AT, HUB_KERNELS, fetch_kernel
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import WEIGHTS_FOLDER, locate_all
 from infinitetalk.weights.settings import WeightsSettings
+
+#: What can be downloaded; of a kernel, its commit follows.
+NAMES = (*DOWNLOADS, *(f"{name}{AT}COMMIT" for name in HUB_KERNELS))
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +28,7 @@ def main(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("download", help="fetch what is missing of the published checkpoints")
-    command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DOWNLOADS)}")
+    command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     command.add_argument("--folder", type=Path, default=Path(WEIGHTS_FOLDER), help="where folders go (%(default)s)")
     commands.add_parser("check", help="say what is there, what is missing, and which modes it serves")
     command = commands.add_parser("convert", help="write a folder that loads fastest")
@@ -33,8 +37,9 @@ def main(arguments: list[str]) -> int:
     command.add_argument("--family", choices=FAMILIES, help="the model, if there are several")
     options = parser.parse_args(arguments)
     if options.command == "download":
-        for name in sorted(set(options.names) - DOWNLOADS.keys()):
-            parser.error(f"there is no {name}; there are {', '.join(DOWNLOADS)}")
+        for name in options.names:
+            if name.partition(AT)[0] not in HUB_KERNELS and name not in DOWNLOADS:
+                parser.error(f"there is no {name}; there are {', '.join(NAMES)}")
     try:
         return {"download": _download, "check": _check, "convert": _convert}[options.command](options)
     except CheckpointError as error:
@@ -44,6 +49,9 @@ def main(arguments: list[str]) -> int:
 
 def _download(options: argparse.Namespace) -> int:
     for name in options.names or INFINITETALK.default_repositories:
+        if name.partition(AT)[0] in HUB_KERNELS:
+            print(f"KERNELS_DIR={fetch_kernel(name, options.folder).resolve()}")
+            continue
         for repository in DOWNLOADS[name]:
             print(f"{repository.setting}={download(repository, options.folder).resolve()}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK, Family, how_to_get
 from infinitetalk.weights.download import LORAS_FOLDER, cached_folder
+from infinitetalk.weights.hub_kernels import KERNELS_FOLDER
 from infinitetalk.weights.layouts import CheckpointPaths, find_adapter
 from infinitetalk.weights.settings import WeightsSettings
 
@@ -104,8 +105,18 @@ def locate(settings: WeightsSettings, family: Family = INFINITETALK) -> Checkpoi
         quantised=quantised,
         loras=_given("LORA_DIR", settings.lora_dir) or next(_folders(settings, LORAS_FOLDER), None),
         kokoro=_find(settings, family, "kokoro"),
+        kernels=kernels_folder(settings),
         family=family,
     )
+
+
+def kernels_folder(settings: WeightsSettings) -> Path | None:
+    """The folder of kernels from the Hugging Face Hub; None if there is none.
+
+    Raises:
+        CheckpointError: the configured folder does not exist.
+    """
+    return _given("KERNELS_DIR", settings.kernels_dir) or next(_folders(settings, KERNELS_FOLDER), None)
 
 
 def _find(settings: WeightsSettings, family: Family, *names: str) -> Path | None:

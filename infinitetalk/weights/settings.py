@@ -36,5 +36,9 @@ class WeightsSettings(BaseSettings):
     kokoro_dir: Path | None = None
     """Folder of Kokoro-82M."""
 
+    kernels_dir: Path | None = None
+    """Folder of kernels that `python -m infinitetalk.weights download` has fetched from the Hugging Face Hub; unset:
+    weights/kernels on the volume or in the image."""
+
     volume_dir: Path = Path("/runpod-volume")
     """Network volume; weights may be on it, and inputs may be paths below it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, Self
 
 import torch
@@ -18,6 +19,8 @@ from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwarg
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
+from infinitetalk.runtime.kernels.hub import use_hub_attention
+from infinitetalk.weights.hub_kernels import AT, HUB_KERNELS, Fetched, find_kernel
 from infinitetalk.weights.loading import LEAST_MAGNITUDE, Quantisation
 from infinitetalk.weights.names import is_adapter_name
 
@@ -89,7 +92,8 @@ class Candidate:
     """A kernel that can be tried.
 
     Attributes:
-        name: unique; in the setting KERNELS, the log and results.
+        name: unique; in the setting KERNELS, the log and results. That of a kernel from the Hub has its commit after
+            an @, which the setting leaves out.
         part: what it computes.
         apply: puts it in force. It is given the transformer, with any other kernel of its part in force, or the VAE as
             it was loaded, in float32. It is a function of a module, since a child process receives it.
@@ -100,6 +104,7 @@ class Candidate:
         is_compiled: whether a compiler makes it at its first use. It then has more time in a trial, and goes neither
             with streamed blocks nor with hooks.
         quantises_activations: whether it quantises what weights are multiplied with, which takes more memory.
+        absence: why it is not there, if it is a kernel from the Hub that is not.
     """
 
     name: str
@@ -111,6 +116,7 @@ class Candidate:
     quantisation: Quantisation | None = None
     is_compiled: bool = False
     quantises_activations: bool = False
+    absence: str | None = None
 
     @property
     def is_published(self) -> bool:
@@ -130,9 +136,16 @@ class Candidate:
         return None
 
     @property
+    def lack(self) -> str | None:
+        """What it lacks here; None: nothing."""
+        if self.package is not None and find_spec(self.package) is None:
+            return f"the package {self.package} is missing"
+        return self.absence
+
+    @property
     def is_installed(self) -> bool:
-        """Whether the module that it needs is there."""
-        return self.package is None or find_spec(self.package) is not None
+        """Whether everything that it needs is there."""
+        return self.lack is None
 
 
 def use_attention_backend(backend: str, transformer: nn.Module) -> None:
@@ -226,13 +239,30 @@ def _attention(
     return Candidate(name, "attention", partial(use_attention_backend, backend), bound, package, works_split)
 
 
-#: Every kernel. The first of each part is the published one.
+def refuse_absent(transformer: nn.Module) -> None:
+    """Puts nothing in force.
+
+    Raises:
+        ImportError: always.
+    """
+    raise ImportError("the kernel has not been fetched")
+
+
+def _from_hub(name: str, bound: float, works_split: bool = True) -> Candidate:
+    absence = find_kernel(None, HUB_KERNELS[name])
+    assert isinstance(absence, str)
+    return Candidate(name, "attention", refuse_absent, bound, works_split=works_split, absence=absence)
+
+
+#: Every kernel. The first of each part is the published one; of those from the Hub, none is there (`candidates_at`).
 CANDIDATES: tuple[Candidate, ...] = (
     _attention("native", "native", None),
     _attention("cudnn", "_native_cudnn", ROUNDING_BOUND),
     _attention("flash_3", "_flash_3", ROUNDING_BOUND, "flash_attn_interface", works_split=False),
     _attention("sage", "sage", EIGHT_BIT_SCORES_BOUND, "sageattention"),
     _attention("flash_2", "flash", ROUNDING_BOUND, "flash_attn"),
+    _from_hub("sage_hub", EIGHT_BIT_SCORES_BOUND),
+    _from_hub("flash_3_hub", ROUNDING_BOUND, works_split=False),
     _attention("torch_flash", "_native_flash", ROUNDING_BOUND),
     Candidate("widened", "products", widen_weights),
     Candidate(
@@ -251,6 +281,22 @@ CANDIDATES: tuple[Candidate, ...] = (
 )
 
 
+def candidates_at(folder: Path | None) -> tuple[Candidate, ...]:
+    """Every kernel, with those from the Hub that have been fetched into a folder.
+
+    Raises:
+        CheckpointError: one is there at several commits.
+    """
+    return tuple(_fetched(each, folder) if each.name in HUB_KERNELS else each for each in CANDIDATES)
+
+
+def _fetched(candidate: Candidate, folder: Path | None) -> Candidate:
+    found = find_kernel(folder, HUB_KERNELS[candidate.name])
+    if not isinstance(found, Fetched):
+        return replace(candidate, absence=found)
+    return replace(candidate, name=found.name, apply=partial(use_hub_attention, found), absence=None)
+
+
 def suitable(kernels: Kernels, setup: Setup) -> tuple[Kernels, dict[str, str]]:
     """These kernels where they can be used, and the published one in any other part.
 
@@ -267,13 +313,13 @@ def suitable(kernels: Kernels, setup: Setup) -> tuple[Kernels, dict[str, str]]:
 
 
 def candidate_named(name: str, candidates: Sequence[Candidate] = CANDIDATES) -> Candidate:
-    """The candidate of this name.
+    """The candidate of this name; one of them may leave out the commit of a kernel from the Hub.
 
     Raises:
         CheckpointError: there is none.
     """
     for candidate in candidates:
-        if candidate.name == name:
+        if name in (candidate.name, candidate.name.partition(AT)[0]) or candidate.name == name.partition(AT)[0]:
             return candidate
     raise CheckpointError(f"there is no kernel {name!r}; there are {', '.join(each.name for each in candidates)}")
 
@@ -282,11 +328,13 @@ def kernels_named(names: Iterable[str], candidates: Sequence[Candidate] = CANDID
     """The published kernels, with those of these names in their parts.
 
     Raises:
-        CheckpointError: a name is unknown, or two are of one part.
+        CheckpointError: a name is unknown, or of a kernel that was not fetched, or two are of one part.
     """
     kernels = PUBLISHED
     parts: dict[Part, str] = {}
     for candidate in (candidate_named(name, candidates) for name in names):
+        if candidate.absence is not None:
+            raise CheckpointError(f"the kernel {candidate.name!r} is not there: {candidate.absence}")
         if candidate.part in parts:
             raise CheckpointError(
                 f"the kernels {parts[candidate.part]!r} and {candidate.name!r} are both for the part {candidate.part}; "
@@ -297,14 +345,17 @@ def kernels_named(names: Iterable[str], candidates: Sequence[Candidate] = CANDID
     return kernels
 
 
-def put_in_force(name: str, module: nn.Module) -> None:
+def put_in_force(name: str, module: nn.Module, folder: Path | None = None) -> None:
     """Puts a kernel of the registry in force on the transformer, or on the VAE as it was loaded.
+
+    Args:
+        folder: of the kernels that were fetched from the Hub.
 
     Raises:
         CheckpointError: it is unknown, or needs a missing package or another GPU.
     """
-    candidate = candidate_named(name)
+    candidate = candidate_named(name, candidates_at(folder))
     try:
         candidate.apply(module)
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, AttributeError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"the kernel {name!r} cannot be used here; leave it out of KERNELS") from error

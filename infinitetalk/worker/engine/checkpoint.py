@@ -22,7 +22,7 @@ from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.weights.locate import MissingWeightsError, locate_all
+from infinitetalk.weights.locate import MissingWeightsError, kernels_folder, locate_all
 from infinitetalk.worker.engine.placement import usual_workload
 from infinitetalk.worker.settings import Settings
 
@@ -114,6 +114,7 @@ class EmbeddedCheckpoint(Checkpoint):
         super().__init__(settings.lora_dir)
         self._folder = settings.tiny_dir or DEFAULT_FOLDER
         self._kokoro_folder = settings.kokoro_dir
+        self._kernels_folder = kernels_folder(settings)
         self._family = family
 
     def find_kokoro(self) -> Path:
@@ -124,7 +125,8 @@ class TalkerCheckpoint(EmbeddedCheckpoint):
     """The small trained model that talks; its weights are in this package."""
 
     def files(self) -> CheckpointPaths:
-        return replace(TALKERS[self._family.name](), loras=self.lora_folder, kokoro=self._kokoro_folder)
+        talker = TALKERS[self._family.name]()
+        return replace(talker, loras=self.lora_folder, kokoro=self._kokoro_folder, kernels=self._kernels_folder)
 
 
 class RandomCheckpoint(EmbeddedCheckpoint):
@@ -136,7 +138,8 @@ class RandomCheckpoint(EmbeddedCheckpoint):
         return f"tiny {self._family.name}"
 
     def files(self) -> CheckpointPaths:
-        return replace(ensure_tiny_model(self._folder, self._family), loras=self.lora_folder)
+        model = ensure_tiny_model(self._folder, self._family)
+        return replace(model, loras=self.lora_folder, kernels=self._kernels_folder)
 
     def check(self) -> None:
         """Does nothing: the files are made by the code that reads them."""

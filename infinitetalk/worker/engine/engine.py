@@ -26,13 +26,14 @@ from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
-from infinitetalk.runtime.kernels.registry import PUBLISHED
+from infinitetalk.runtime.kernels.registry import PUBLISHED, candidates_at
 from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import DoesNotFitError, Workload, release_cached_memory
 from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import adapter_kind
+from infinitetalk.weights.locate import kernels_folder
 from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
@@ -89,7 +90,7 @@ class Engine:
 
     Raises:
         CheckpointError: weights are missing, also those of the worker's own recipe, or the setting KERNELS names no
-            kernel.
+            kernel, or one that is not there.
     """
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
@@ -103,7 +104,7 @@ class Engine:
         self.devices = devices_of(settings)
         self.health = Health()
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
-        kernels = KernelSelection(settings, self.devices)
+        kernels = KernelSelection(settings, self.devices, candidates_at(kernels_folder(settings)))
         self._loading = Loading(self.checkpoints, first, self.devices, kernels, measure, self.health)
         self._synthesiser: SpeechSynthesiser | None = None
         self._references = EncodedReferences()

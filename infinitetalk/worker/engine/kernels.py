@@ -43,7 +43,7 @@ class KernelSelection:
         limits: time limits of the trial.
 
     Raises:
-        CheckpointError: the setting KERNELS names an unknown kernel, or two for one part.
+        CheckpointError: the setting KERNELS names an unknown kernel, one that was not fetched, or two for one part.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class KernelSelection:
         self._outcomes = read_findings(self._folder, machine)
         for candidate in self._candidates:
             if not candidate.is_installed:
-                self._log("info", "kernels.skipped", kernel=candidate.name, missing_package=candidate.package)
+                self._log("info", "kernels.skipped", kernel=candidate.name, reason=candidate.lack)
         if not remaining_of(self._candidates, self._outcomes):
             self._choose("the volume")
             return self._chosen
