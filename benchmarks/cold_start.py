@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 SELF = Path(__file__).resolve()
@@ -36,8 +37,12 @@ def config(num_layers: int) -> dict[str, object]:
     }
 
 
-def make_checkpoint(folder: Path, num_layers: int) -> None:
-    """Writes a random transformer: `base/` and `adapter.safetensors` in final dtypes, `whole/` for diffusers."""
+def make_checkpoint(folder: Path, num_layers: int, parts: Collection[str] = ("base", "whole")) -> None:
+    """Writes a random transformer: `base/` and `adapter.safetensors` in final dtypes, `whole/` for diffusers.
+
+    Args:
+        parts: which of the two forms to write.
+    """
     import torch
 
     from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
@@ -58,13 +63,15 @@ def make_checkpoint(folder: Path, num_layers: int) -> None:
         entries.append(Entry(name, dtype, tuple(parameter.shape), make))
     base = [entry for entry in entries if not is_adapter_name(entry.name)]
     adapter = [entry for entry in entries if is_adapter_name(entry.name)]
-    write_safetensors(folder / "base" / "transformer" / "diffusion_pytorch_model.safetensors", base)
-    write_safetensors(folder / "adapter.safetensors", adapter)
-    (folder / "base" / "transformer" / "config.json").write_text(json.dumps(config(num_layers)))
-    write_safetensors(folder / "whole" / "diffusion_pytorch_model.safetensors", entries)
-    (folder / "whole" / "config.json").write_text(
-        json.dumps({"_class_name": "InfiniteTalkTransformer3DModel", **config(num_layers)})
-    )
+    if "base" in parts:
+        write_safetensors(folder / "base" / "transformer" / "diffusion_pytorch_model.safetensors", base)
+        write_safetensors(folder / "adapter.safetensors", adapter)
+        (folder / "base" / "transformer" / "config.json").write_text(json.dumps(config(num_layers)))
+    if "whole" in parts:
+        write_safetensors(folder / "whole" / "diffusion_pytorch_model.safetensors", entries)
+        (folder / "whole" / "config.json").write_text(
+            json.dumps({"_class_name": "InfiniteTalkTransformer3DModel", **config(num_layers)})
+        )
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -129,10 +136,15 @@ def measure(way: str, folder: Path, drop: bool) -> dict[str, float]:
 def drop_caches(folder: Path) -> None:
     """Drops the cached pages of the checkpoint's files, and of no others."""
     for file in folder.rglob("*.safetensors"):
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+        drop_pages(file)
+
+
+def drop_pages(file: Path) -> None:
+    """Drops the cached pages of one file."""
+    descriptor = os.open(file, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
 
 
 def main() -> None:
