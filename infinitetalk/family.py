@@ -6,6 +6,7 @@ This module imports nothing heavy, so that a job can be validated before torch i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,6 +31,10 @@ class Size:
     shift: float
     teacache_polynomial: tuple[float, ...]
     usual_resolution: tuple[int, int]
+
+    def bucket(self, ratio: float) -> tuple[int, int]:
+        """(height, width) of the entry nearest to a source's height/width, the first one on a tie."""
+        return self.buckets[min(self.buckets, key=lambda key: abs(key - ratio))]
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,16 @@ class Family:
         if name not in self.sizes:
             raise ValueError(f"size is {name!r}; use one of {', '.join(self.sizes)}")
         return self.sizes[name]
+
+    def nearest_size(self, height: int, width: int) -> str:
+        """Name of the table whose values suit a resolution that is in none: the one whose resolution of the same shape
+        has the nearest number of pixels, by ratio; the first on a tie."""
+
+        def distance(name: str) -> float:
+            bucket_height, bucket_width = self.sizes[name].bucket(height / width)
+            return abs(math.log(height * width / (bucket_height * bucket_width)))
+
+        return min(self.sizes, key=distance)
 
     @property
     def side_multiple(self) -> int:

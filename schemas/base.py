@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, Tag, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -27,6 +27,11 @@ class Published:
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return handler(core_schema) | self.rules
+
+
+def choice(name: str) -> Tag:
+    """The tag "<name>" of one of the forms that a field may have; `explain` leaves it out of the field's path."""
+    return Tag(f"<{name}>")
 
 
 class StrictModel(BaseModel):
@@ -89,7 +94,8 @@ def _limit_values(data: Any) -> None:
 
 
 def _explain_one(details: Any, root: str, shows_values: bool) -> str:
-    path = [root, *details["loc"]] if root else details["loc"]
+    parts = [part for part in details["loc"] if not (isinstance(part, str) and re.fullmatch(r"<\w+>", part))]
+    path = [root, *parts] if root else parts
     subject = ".".join(str(part)[:SHOWN_VALUE_CHARACTERS] for part in path) or "the input"
     if details["type"] == "missing":
         return f"{subject} is required"

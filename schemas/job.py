@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainValidator,
     StringConstraints,
@@ -22,7 +23,7 @@ from pydantic_core import PydanticKnownError
 from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
-from schemas.base import Published, StrictModel
+from schemas.base import Published, StrictModel, choice
 from schemas.dub import Dub
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
@@ -32,6 +33,9 @@ LONGEST_VIDEO = 90_000
 """Largest number of video frames: an hour."""
 FEWEST_FRAMES, MOST_FRAMES = 5, 401
 """Limits of the number of video frames of a chunk."""
+
+SHORTEST_SIDE, LONGEST_SIDE, MOST_PIXELS = 128, 2048, 1920 * 1088
+"""Limits of a job's own resolution: sides, and pixels altogether. A GPU's memory may allow less."""
 
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON client represents exactly."""
@@ -83,6 +87,18 @@ def check_name(name: Any, names: Collection[str]) -> str:
         return name
     *others, last = map(repr, names)
     raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+
+
+def check_size_name(name: Any) -> str:
+    """Checks the name of a table of resolutions.
+
+    Raises:
+        PydanticKnownError: there is none of this name.
+    """
+    if isinstance(name, str) and name in INFINITETALK.sizes:
+        return name
+    named = ", ".join(map(repr, INFINITETALK.sizes))
+    raise PydanticKnownError("literal_error", {"expected": f'{named} or {{"width": …, "height": …}}'})
 
 
 def check_endpoint(address: str) -> str:
@@ -158,6 +174,37 @@ RecipeName = Annotated[
     str, PlainValidator(partial(check_name, names=RECIPES)), WithJsonSchema({"enum": list(RECIPES), "type": "string"})
 ]
 BoundingBox = Annotated[list[float], Field(min_length=4, max_length=4)]
+
+
+Side = Annotated[int, Field(ge=SHORTEST_SIDE, le=LONGEST_SIDE, multiple_of=INFINITETALK.side_multiple)]
+
+
+class FrameSize(StrictModel):
+    """A resolution of the video in place of a table's, at most 1920x1088 pixels altogether."""
+
+    width: Side
+    """Pixels of a row, a multiple of 16."""
+
+    height: Side
+    """Number of rows, a multiple of 16."""
+
+    @model_validator(mode="after")
+    def check_pixels(self) -> FrameSize:
+        """Checks the number of pixels.
+
+        Raises:
+            ValueError: there are more than `MOST_PIXELS`.
+        """
+        if (pixels := self.width * self.height) > MOST_PIXELS:
+            raise ValueError(f"has {pixels:,} pixels; at most {MOST_PIXELS:,} are allowed, e.g. 1920x1088")
+        return self
+
+
+SizeName = Annotated[
+    str,
+    PlainValidator(check_size_name),
+    WithJsonSchema({"enum": list(INFINITETALK.sizes), "type": "string"}),
+]
 
 
 class OutputConfig(StrictModel):
@@ -344,8 +391,13 @@ class SingleJob(StrictModel):
     """Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run
     lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE."""
 
-    size: Literal["infinitetalk-480", "infinitetalk-720"] = Field(_DEFAULTS.size, validate_default=True)
-    """Table of resolutions; the resolution nearest to the source's aspect ratio is used."""
+    size: Annotated[
+        Annotated[SizeName, choice("name")] | Annotated[FrameSize, choice("pixels")],
+        Discriminator(lambda size: "<pixels>" if isinstance(size, dict | FrameSize) else "<name>"),
+    ] = Field(_DEFAULTS.size, validate_default=True)
+    """Table of resolutions: the one nearest to the source's aspect ratio is used. Or a resolution of your own,
+    {"width": 832, "height": 480}: multiples of 16 from 128 to 2048, at most 1920x1088 pixels; the source is cropped to
+    it."""
 
     mode: Literal["clip", "streaming"] = "clip"
     """"clip": at most frame_num frames, by most recipes one chunk. "streaming": as many chunks as the speech needs, at
@@ -363,7 +415,8 @@ class SingleJob(StrictModel):
     """Number of sampling steps of a chunk. This default and the others are those of recipe "quality"."""
 
     sample_shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    """Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720."""
+    """Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720;
+    a resolution of your own has the nearest table's."""
 
     sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.text_guide_scale
     """Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off."""
@@ -455,9 +508,22 @@ class SingleJob(StrictModel):
         return self.frame_num if self.mode == "clip" else self.max_frame_num
 
     @property
+    def resolution(self) -> tuple[int, int] | None:
+        """(height, width) in pixels that the job names itself; None: a table's."""
+        return (self.size.height, self.size.width) if isinstance(self.size, FrameSize) else None
+
+    @property
+    def size_table(self) -> str:
+        """Name of the table of resolutions that sets the default shift and TeaCache's values: of the job's own
+        resolution, the nearest table."""
+        if isinstance(self.size, FrameSize):
+            return self.family.nearest_size(self.size.height, self.size.width)
+        return self.size
+
+    @property
     def shift(self) -> float:
-        """`sample_shift`, or the size's default."""
-        return self.family.size(self.size).shift if self.sample_shift is None else self.sample_shift
+        """`sample_shift`, or the default of the size's table."""
+        return self.family.size(self.size_table).shift if self.sample_shift is None else self.sample_shift
 
     @property
     def family(self) -> Family:

@@ -180,6 +180,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
             {f"person{number}": damaged_media(voices()[:2]) for number in range(1, count + 1)}
         )
     )
+    sides = st.integers(8, 40).map(lambda tokens: 16 * tokens)
     fields = {
         "cond_video": st.just(JOB["cond_video"]) | damaged_media(pictures()),
         "cond_audio": st.just(JOB["cond_audio"]) | speakers,
@@ -189,7 +190,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "crossfade_frame": st.integers(0, 9),
         "max_frame_num": st.integers(1, 18),
         "mode": st.sampled_from(["clip", "streaming"]),
-        "size": st.just("infinitetalk-480"),
+        "size": st.just("infinitetalk-480") | st.fixed_dictionaries({"width": sides, "height": sides}),
         "sample_steps": st.integers(1, 2),
         "recipe": st.none() | st.sampled_from(list(RECIPES)),
         "sample_shift": st.none() | st.floats(0.01, 100),

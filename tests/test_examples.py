@@ -34,6 +34,7 @@ RECIPE_EXAMPLES = {f"recipe_{name.replace('-', '_')}": name for name in RECIPES}
 EXAMPLES = {
     "single_image",
     "single_video",
+    "own_size",
     "two_speakers",
     "two_speakers_add",
     "tts_single",

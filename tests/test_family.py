@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import typing
 from dataclasses import replace
 
 import numpy as np
@@ -218,7 +217,28 @@ def test_families_are_known_by_their_names_and_have_what_their_defaults_name() -
 
 
 def test_a_job_may_name_the_sizes_of_its_family() -> None:
-    assert typing.get_args(SingleJob.model_fields["size"].annotation) == tuple(INFINITETALK.sizes)
+    names, _ = SingleJob.model_json_schema()["properties"]["size"]["oneOf"]
+    assert names["enum"] == list(INFINITETALK.sizes)
+
+
+@pytest.mark.parametrize("name", INFINITETALK.sizes)
+def test_a_tables_own_resolution_is_nearest_to_that_table(name: str) -> None:
+    for height, width in INFINITETALK.sizes[name].buckets.values():
+        assert INFINITETALK.nearest_size(height, width) == name
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "name"),
+    [
+        (480, 832, "infinitetalk-480"),
+        (128, 128, "infinitetalk-480"),
+        (720, 1280, "infinitetalk-720"),
+        (1088, 1920, "infinitetalk-720"),
+        (2048, 128, "infinitetalk-480"),
+    ],
+)
+def test_any_other_resolution_goes_by_the_table_with_the_nearest_number_of_pixels(height, width, name) -> None:
+    assert INFINITETALK.nearest_size(height, width) == name
 
 
 def test_families_and_schemas_need_no_torch() -> None:

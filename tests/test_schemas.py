@@ -66,7 +66,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"frame_num": "81"}, "frame_num must be a valid integer, not '81'"),
     ({"base_seed": True}, "base_seed must be a valid integer, not True"),
     ({"sample_shift": float("nan")}, "sample_shift must be a finite number"),
-    ({"size": "480p"}, "size must be 'infinitetalk-480' or 'infinitetalk-720', not '480p'"),
+    ({"size": "480p"}, "size must be 'infinitetalk-480', 'infinitetalk-720' or {"),
+    ({"size": {"width": 833, "height": 480}}, "size.width must be a multiple of 16, not 833"),
+    ({"size": {"width": 832}}, "size.height is required"),
+    ({"size": {"width": 2048, "height": 2048}}, "size has 4,194,304 pixels; at most 2,088,960 are allowed"),
     ({"prompt": "\ud800"}, "prompt must be a valid string"),
     ({"prompt": ""}, "prompt must have at least 1 character"),
     ({"batch": []}, "the input has an unknown field"),
@@ -105,7 +108,13 @@ def test_defaults_are_those_of_the_interface():
 
 @pytest.mark.parametrize(
     ("size", "given", "shift"),
-    [("infinitetalk-480", None, 7.0), ("infinitetalk-720", None, 11.0), ("infinitetalk-720", 2.0, 2.0)],
+    [
+        ("infinitetalk-480", None, 7.0),
+        ("infinitetalk-720", None, 11.0),
+        ("infinitetalk-720", 2.0, 2.0),
+        ({"width": 832, "height": 480}, None, 7.0),
+        ({"width": 1024, "height": 1024}, None, 11.0),
+    ],
 )
 def test_the_shift_follows_the_size_unless_given(size, given, shift):
     job = parse_input(SMALLEST_JOB | {"size": size, "sample_shift": given})
@@ -134,10 +143,12 @@ BEYOND_SCHEMAS = (
     "motion_frame smaller than frame_num",
     "sample_shift must be a finite",
     "prompt must be a valid string",
+    "size has 4,194,304 pixels",
 )
 """Refusals that JSON Schema, or JSON, has no words for."""
 
 TAKEN: list[dict[str, Any]] = [
+    {"size": {"width": 1920, "height": 1088}},
     {},
     {"frame_num": 5},
     {"frame_num": 401},

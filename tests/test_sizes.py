@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from infinitetalk.family import INFINITETALK
-from infinitetalk.media.sizes import choose_bucket, resize_and_crop, resize_and_crop_mask
+from infinitetalk.media.sizes import (
+    choose_bucket,
+    choose_resolution,
+    cropped_share,
+    resize_and_crop,
+    resize_and_crop_mask,
+)
 
 
 def test_the_first_bucket_wins_a_tie() -> None:
@@ -59,3 +65,18 @@ def test_masks_stay_masks_and_meet_the_picture() -> None:
     assert resized.shape == (2, 96, 64)
     assert set(resized.unique().tolist()) == {0, 1}
     assert (resized.sum(0) == 1).all()
+
+
+def test_a_resolution_of_ones_own_takes_the_tables_place_and_is_scaled_like_it() -> None:
+    own = (480, 832)
+    assert choose_resolution(INFINITETALK, "infinitetalk-720", own, 100, 100) == own
+    assert choose_resolution(INFINITETALK, "infinitetalk-720", own, 100, 100, scale=0.2) == (96, 160)
+    bucket = choose_bucket(INFINITETALK, "infinitetalk-480", 100, 100, 0.2)
+    assert choose_resolution(INFINITETALK, "infinitetalk-480", None, 100, 100, 0.2) == bucket
+
+
+@pytest.mark.parametrize(
+    ("source", "share"), [((640, 640), 0.0), ((320, 320), 0.0), ((640, 1280), 0.5), ((100, 25), 0.75)]
+)
+def test_the_share_that_is_cut_off_is_known(source: tuple[int, int], share: float) -> None:
+    assert cropped_share(*source, 640, 640) == pytest.approx(share)

@@ -4,8 +4,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from infinitetalk.family import INFINITETALK
-from infinitetalk.runtime.memory import GIB
+from infinitetalk.media.decode import MediaInfo
+from infinitetalk.runtime.memory import GIB, DoesNotFitError, choose_mode
 from infinitetalk.worker.engine import Engine
+from infinitetalk.worker.engine.conditions import workload_of
 from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job.advice import step_warnings
 from infinitetalk.worker.settings import Settings
@@ -24,8 +26,9 @@ STREAMING = {"mode": "streaming", "cond_audio": {"person1": speech_uri(0.68)}}
         {"sample_text_guide_scale": 5.0, "sample_audio_guide_scale": 4.0},
         {"cond_audio": {"person1": speech_uri(0.2), "person2": speech_uri(0.3, 220)}, "audio_type": "add"},
         STREAMING | {"cond_video": data_uri(scenes_bytes([10, 10]), "video/mp4"), "scene_seg": True},
+        STREAMING | {"size": {"width": 832, "height": 480}},
     ],
-    ids=["clip", "streaming", "guidance", "two in turns", "scenes"],
+    ids=["clip", "streaming", "guidance", "two in turns", "scenes", "own size"],
 )
 def test_a_plan_says_what_the_job_then_does(changes, local_worker: LocalWorker):
     planned = local_worker.run({"id": "job-1", "input": small_job(**changes, dry_run=True)})
@@ -40,6 +43,28 @@ def test_a_plan_says_what_the_job_then_does(changes, local_worker: LocalWorker):
     assert (plan.memory_mode, plan.model, plan.warnings) == (result.memory_mode, result.model, result.warnings)
     assert plan.params == result.params
     assert plan.num_chunks * 2 * (2 if "sample_text_guide_scale" not in changes else 3) == plan.evaluations
+
+
+def test_a_resolution_of_the_jobs_own_is_made_with_the_values_of_the_nearest_table(local_worker: LocalWorker):
+    size = {"width": 1280, "height": 800}
+    result = local_worker.run({"id": "job-1", "input": small_job(size=size)})
+    # The small model makes a tenth of each side, in steps of 16.
+    assert (result["video"]["width"], result["video"]["height"]) == (128, 80)
+    params = result["params"]
+    assert (params["size"], params["size_table"], params["sample_shift"]) == (size, "infinitetalk-720", 11.0)
+    scaled, cropped = result["warnings"]
+    assert "size 1280x800 is 128x80 here" in scaled
+    assert "cuts off 38% of the source's 64x64 pixels" in cropped
+
+
+def test_a_resolution_that_does_not_fit_is_refused_with_what_would():
+    job = SingleJob.model_validate(small_job(size={"width": 1920, "height": 1088}, frame_num=401))
+    workload = workload_of(job, MediaInfo("image", 1080, 1920, 0.0, False), INFINITETALK, 1.0, 1)
+    assert (workload.height, workload.width) == (1088, 1920)
+    with pytest.raises(
+        DoesNotFitError, match=r"401 frames of 1920x1088 need about \d+ GiB .* Use frame_num \d+ or less"
+    ):
+        choose_mode(40 * GIB, INFINITETALK.model_sizes, workload)
 
 
 def test_the_estimate_comes_from_what_the_worker_has_done(tmp_path):

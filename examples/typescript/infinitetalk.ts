@@ -29,8 +29,8 @@ export interface BatchItem {
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
   recipe?: "quality" | "lora-8" | "lora-4" | "flashtalk" | "flashtalk-12" | null;
-  /** Table of resolutions; the resolution nearest to the source's aspect ratio is used. Default: "infinitetalk-480". */
-  size?: "infinitetalk-480" | "infinitetalk-720";
+  /** Table of resolutions: the one nearest to the source's aspect ratio is used. Or a resolution of your own, {"width": 832, "height": 480}: multiples of 16 from 128 to 2048, at most 1920x1088 pixels; the source is cropped to it. Default: "infinitetalk-480". */
+  size?: "infinitetalk-480" | "infinitetalk-720" | FrameSize;
   /** "clip": at most frame_num frames, by most recipes one chunk. "streaming": as many chunks as the speech needs, at most max_frame_num frames. Default: "clip". */
   mode?: "clip" | "streaming";
   /** Number of video frames of a chunk, 4n+1, at 25 per second. ≥ 5, ≤ 401. Default: 81. */
@@ -39,7 +39,7 @@ export interface BatchItem {
   max_frame_num?: number;
   /** Number of sampling steps of a chunk. This default and the others are those of recipe "quality". ≥ 1, ≤ 200. Default: 40. */
   sample_steps?: number;
-  /** Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720. ≥ 0.01, ≤ 100. */
+  /** Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720; a resolution of your own has the nearest table's. ≥ 0.01, ≤ 100. */
   sample_shift?: number | null;
   /** Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off. ≥ 0, ≤ 50. Default: 5.0. */
   sample_text_guide_scale?: number;
@@ -168,6 +168,14 @@ export interface FailedOutput {
   job_id: string;
   /** The job failed. */
   status: "error";
+}
+
+/** A resolution of the video in place of a table's, at most 1920x1088 pixels altogether. */
+export interface FrameSize {
+  /** Pixels of a row, a multiple of 16. ≥ 128, ≤ 2,048. */
+  width: number;
+  /** Number of rows, a multiple of 16. ≥ 128, ≤ 2,048. */
+  height: number;
 }
 
 /** The answer of GET /health. */
@@ -474,8 +482,8 @@ export interface SingleJob {
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
   recipe?: "quality" | "lora-8" | "lora-4" | "flashtalk" | "flashtalk-12" | null;
-  /** Table of resolutions; the resolution nearest to the source's aspect ratio is used. Default: "infinitetalk-480". */
-  size?: "infinitetalk-480" | "infinitetalk-720";
+  /** Table of resolutions: the one nearest to the source's aspect ratio is used. Or a resolution of your own, {"width": 832, "height": 480}: multiples of 16 from 128 to 2048, at most 1920x1088 pixels; the source is cropped to it. Default: "infinitetalk-480". */
+  size?: "infinitetalk-480" | "infinitetalk-720" | FrameSize;
   /** "clip": at most frame_num frames, by most recipes one chunk. "streaming": as many chunks as the speech needs, at most max_frame_num frames. Default: "clip". */
   mode?: "clip" | "streaming";
   /** Number of video frames of a chunk, 4n+1, at 25 per second. ≥ 5, ≤ 401. Default: 81. */
@@ -484,7 +492,7 @@ export interface SingleJob {
   max_frame_num?: number;
   /** Number of sampling steps of a chunk. This default and the others are those of recipe "quality". ≥ 1, ≤ 200. Default: 40. */
   sample_steps?: number;
-  /** Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720. ≥ 0.01, ≤ 100. */
+  /** Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720; a resolution of your own has the nearest table's. ≥ 0.01, ≤ 100. */
   sample_shift?: number | null;
   /** Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off. ≥ 0, ≤ 50. Default: 5.0. */
   sample_text_guide_scale?: number;

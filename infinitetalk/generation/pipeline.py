@@ -29,7 +29,7 @@ from infinitetalk.generation.sampling import (
     make_sampler,
     sample_chunk,
 )
-from infinitetalk.media.sizes import choose_bucket, resize_and_crop
+from infinitetalk.media.sizes import choose_resolution, resize_and_crop
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.network.regions import default_regions, latent_regions
@@ -393,7 +393,7 @@ class InfiniteTalkPipeline:
         num_rows = {len(embeddings) for embeddings in conditions.speech}
         if len(num_rows) > 1:
             raise ValueError(f"the speakers' embeddings have {sorted(num_rows)} rows; they must have the same number")
-        height, width = self.choose_resolution(conditions.source, settings.size)
+        height, width = self.choose_resolution(conditions.source, settings)
         grid = settings.grid(family)
         return Video(
             conditions=conditions,
@@ -463,9 +463,10 @@ class InfiniteTalkPipeline:
             motion_latents = encode_frames(self.networks.vae, motion_frames)
         return DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, decoded, motion_latents)
 
-    def choose_resolution(self, source: Source, size: str) -> tuple[int, int]:
-        """(height, width) in pixels of the video made from a source; `size` names the table."""
-        return choose_bucket(self.networks.family, size, source.height, source.width, self.networks.size_scale)
+    def choose_resolution(self, source: Source, settings: GenerationSettings) -> tuple[int, int]:
+        """(height, width) in pixels of the video made from a source."""
+        networks, size, resolution = self.networks, settings.size, settings.resolution
+        return choose_resolution(networks.family, size, resolution, source.height, source.width, networks.size_scale)
 
     def place_speakers(self, conditions: Conditions, height: int, width: int) -> Tensor | None:
         """Regions at latent size, bool (speakers + 1, height / 8, width / 8); None for one speaker."""

@@ -25,7 +25,8 @@ class GenerationSettings:
     """Settings of a video. The defaults are those published for InfiniteTalk.
 
     Attributes:
-        size: name of one of the family's tables of resolutions.
+        size: name of one of the family's tables of resolutions; also names what TeaCache goes by.
+        resolution: (height, width) in pixels, in place of the table's; scaled like it for small models.
         frame_num: frames of a chunk, 4n + 1.
         max_frame_num: largest number of frames of the video; `frame_num` for a single chunk.
         motion_frame: frames a chunk takes over from the one before, 1…frame_num - 1.
@@ -41,6 +42,7 @@ class GenerationSettings:
     """
 
     size: str = _DEFAULTS.size
+    resolution: tuple[int, int] | None = None
     frame_num: int = _DEFAULTS.frame_num
     max_frame_num: int = _DEFAULTS.frame_num
     motion_frame: int = _DEFAULTS.motion_frame

@@ -1,4 +1,4 @@
-"""Sizes of the video: choosing the bucket for a source, and resizing images and masks to it."""
+"""Sizes of the video: choosing the resolution for a source, and resizing images and masks to it."""
 
 import math
 
@@ -15,17 +15,45 @@ def choose_bucket(
 ) -> tuple[int, int]:
     """(height, width) in pixels of the video for a source of `source_height` x `source_width` pixels.
 
-    It is the bucket of `size` with the key nearest to height/width, the first one on a tie. `scale` shrinks it for
-    small models: each side is multiplied by `scale` and rounded to a multiple of the family's `side_multiple`, at least
-    one.
+    It is the bucket of `size` with the key nearest to height/width, the first one on a tie; `scale` shrinks it for
+    small models (`scale_resolution`).
 
     Raises:
         ValueError: the family has no size of this name.
     """
-    buckets = family.size(size).buckets
-    nearest = min(buckets, key=lambda ratio: abs(ratio - source_height / source_width))
-    height, width = buckets[nearest]
+    return scale_resolution(family, family.size(size).bucket(source_height / source_width), scale)
+
+
+def scale_resolution(family: Family, resolution: tuple[int, int], scale: float) -> tuple[int, int]:
+    """A resolution (height, width) for a model of another scale: each side is multiplied by `scale` and rounded to a
+    multiple of the family's `side_multiple`, at least one."""
+    height, width = resolution
     return _scale_side(height, scale, family.side_multiple), _scale_side(width, scale, family.side_multiple)
+
+
+def choose_resolution(
+    family: Family,
+    size: str,
+    resolution: tuple[int, int] | None,
+    source_height: int,
+    source_width: int,
+    scale: float = 1.0,
+) -> tuple[int, int]:
+    """(height, width) in pixels of the video: the given resolution, or else the bucket of `size` for a source; both for
+    a model of this scale.
+
+    Raises:
+        ValueError: the family has no size of this name.
+    """
+    if resolution is None:
+        return choose_bucket(family, size, source_height, source_width, scale)
+    return scale_resolution(family, resolution, scale)
+
+
+def cropped_share(source_height: int, source_width: int, height: int, width: int) -> float:
+    """The share of a source's pixels that `resize_and_crop` cuts off, 0…1."""
+    covering_height, covering_width = _covering_size(source_height, source_width, height, width)
+    return 1 - height * width / (covering_height * covering_width)
 
 
 def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, SecretStr
 
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.streams import LONGEST_HOST, LONGEST_LINE, keep_streams_writable, redacted
-from schemas import BatchItem, OutputConfig, TtsAudio
+from schemas import BatchItem, FrameSize, OutputConfig, TtsAudio
 
 SHOWN_ITEMS = 20
 MAX_FIELD_CHARACTERS = 8_000
@@ -114,6 +114,8 @@ def _shown(name: str, value: Any) -> Any:
             return [_of_speaker(item) for item in list(value.values())[:SHOWN_ITEMS]]
         case dict() if name == "output_config":
             return _fields_of(value, _OUTPUT_CHOICES)
+        case dict() if name == "size":
+            return _fields_of(value, FrameSize.model_fields)
         case dict() if name == "tts_audio":
             return _fields_of(value, TtsAudio.model_fields)
         case _:
@@ -144,7 +146,7 @@ def _choices_of(model: type[BaseModel]) -> dict[str, set[str]]:
     """The fields of a model, each with the words that it may be chosen from, if any."""
     found = {}
     for name, schema in model.model_json_schema()["properties"].items():
-        kinds = [schema, *schema.get("anyOf", [])]
+        kinds = [schema, *schema.get("anyOf", []), *schema.get("oneOf", [])]
         found[name] = {word for kind in kinds for word in kind.get("enum", [])}
     return found
 

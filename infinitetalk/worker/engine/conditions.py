@@ -13,7 +13,7 @@ from torch import Tensor
 from infinitetalk.family import Family
 from infinitetalk.generation.sampling import GenerationSettings, make_guidance
 from infinitetalk.media.decode import MediaInfo, read_region
-from infinitetalk.media.sizes import choose_bucket
+from infinitetalk.media.sizes import choose_resolution
 from infinitetalk.network.regions import RegionError, box_regions, check_boxes
 from infinitetalk.runtime.memory import Workload
 from infinitetalk.worker.traffic.fetch import Media, naming
@@ -27,7 +27,7 @@ def workload_of(job: SingleJob, source: MediaInfo, family: Family, size_scale: f
         family, size_scale: of the checkpoint that makes the video.
         gpus: number of GPUs that make it together.
     """
-    height, width = choose_bucket(family, job.size, source.height, source.width, size_scale)
+    height, width = choose_resolution(family, job.size_table, job.resolution, source.height, source.width, size_scale)
     branches = num_branches_of(job)
     # TeaCache keeps what the blocks of each branch added.
     cached_branches = branches if job.use_teacache else 0

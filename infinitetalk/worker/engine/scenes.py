@@ -52,7 +52,8 @@ def chunk_grid(job: SingleJob) -> ChunkGrid:
 def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSettings:
     """A job's parameters as the pipeline takes them, for one scene."""
     return GenerationSettings(
-        size=job.size,
+        size=job.size_table,
+        resolution=job.resolution,
         frame_num=job.chunk_frame_num,
         max_frame_num=scene.num_frames,
         motion_frame=job.motion_frame,

@@ -13,6 +13,8 @@ from infinitetalk.embedded.drawn import looks_drawn
 from infinitetalk.encoders.text import TEXT_LENGTH
 from infinitetalk.generation.guidance import GuidanceScales
 from infinitetalk.generation.sampling import make_guidance
+from infinitetalk.media.decode import MediaInfo
+from infinitetalk.media.sizes import cropped_share
 from infinitetalk.media.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VIDEO_FPS
 from infinitetalk.media.tts import split_turns
 from infinitetalk.network.teacache import WARM_UP_STEPS
@@ -22,6 +24,10 @@ from schemas import LONGEST_VIDEO, STORES, OutputConfig, S3Config, SingleJob
 
 SHARED_FRACTION = 0.01
 """Share of the smaller region above which an overlap is reported; touching edges share less."""
+
+CROPPED_SHARE = 0.15
+"""Share of the source's pixels that a job's own size may cut off without a warning: the tables cut off up to as many
+of usual shapes."""
 
 FEW_STEPS = 12
 """At most this many steps are too few for the model without a step-distilled LoRA."""
@@ -50,6 +56,30 @@ def cut_speech(job: SingleJob, seconds: float, is_estimate: bool) -> list[str]:
     about = "about " if is_estimate else ""
     kept = job.frame_limit / VIDEO_FPS
     return [f"the speech is cut from {about}{round(seconds, 2):.10g} s to {round(kept, 2):.10g} s by {setting}"]
+
+
+def own_size(job: SingleJob, source: MediaInfo, resolution: tuple[int, int]) -> list[str]:
+    """Warnings about a resolution that the job names itself: the model may be one of another scale, and the source is
+    cropped to it.
+
+    Args:
+        resolution: (height, width) in pixels of the video.
+    """
+    if job.resolution is None:
+        return []
+    (height, width), (own_height, own_width) = resolution, job.resolution
+    found = []
+    if resolution != job.resolution:
+        found.append(
+            f"size {own_width}x{own_height} is {width}x{height} here: this worker's small model scales all sizes"
+        )
+    cropped = cropped_share(source.height, source.width, own_height, own_width)
+    if cropped > CROPPED_SHARE:
+        found.append(
+            f"size {own_width}x{own_height} cuts off {cropped:.0%} of the source's {source.width}x{source.height} "
+            "pixels: the video shows its centre; a size of the source's shape shows all of it"
+        )
+    return found
 
 
 def cut_prompts(job: SingleJob, count_tokens: Callable[[str], int]) -> list[str]:

@@ -26,6 +26,7 @@ def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
     output_config = job.output_config or OutputConfig()
     resolved = {
         "chunk_frame_num": job.chunk_frame_num,
+        "size_table": job.size_table,
         "sample_shift": job.shift,
         "crossfade_frame": chunk_grid(job).fade_length,
         "base_seed": seed,

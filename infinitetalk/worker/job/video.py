@@ -50,6 +50,7 @@ from infinitetalk.worker.job.advice import (
     flat_chunks,
     mixed_arithmetic,
     not_drawn,
+    own_size,
     shared_regions,
     unused_fields,
     warnings_of,
@@ -332,7 +333,9 @@ class VideoJob:
         scenes = plan_scenes(job, media.source, num_rows)
         video = engine.plan(job, media.source.info, scenes, stop)
         warnings = warnings + media.warnings
-        warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
+        warnings += self._losses(
+            media, region_overlaps(job, regions), speech_s, video.num_chunks, (video.height, video.width)
+        )
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
         recipes, left_out = self._recipe_costs(media.source.info, scenes)
@@ -391,7 +394,8 @@ class VideoJob:
         self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
         speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
-        warnings += self._losses(inputs.media, overlaps, speech_s, len(rendering.parts))
+        resolution = rendering.height, rendering.width
+        warnings += self._losses(inputs.media, overlaps, speech_s, len(rendering.parts), resolution)
         warnings += flat_chunks([part.is_flat for part in rendering.parts])
         warnings += mixed_arithmetic([part.arithmetic for part in rendering.parts])
         return self._finish(inputs, rendering, warnings)
@@ -550,16 +554,25 @@ class VideoJob:
         video = Video.model_validate(facts | places)
         return Success(job_id=self.context.job_id, video=video, timings=self.bill.job_spent.timings, **about)
 
-    def _losses(self, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:
+    def _losses(
+        self,
+        media: JobMedia,
+        overlaps: Sequence[Overlap],
+        speech_s: float,
+        num_chunks: int,
+        resolution: tuple[int, int],
+    ) -> list[str]:
         """Warnings about the input that the video does not use.
 
         Args:
             overlaps: the overlap of every two speakers' regions.
             speech_s: length of all of the speech in seconds.
             num_chunks: number of chunks of the video.
+            resolution: its (height, width) in pixels.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
         return [
+            *own_size(job, media.source.info, resolution),
             *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
             *cut_prompts(job, lambda prompt: engine.count_tokens(job, prompt, stop)),
             *shared_regions(overlaps),
