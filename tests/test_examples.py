@@ -36,6 +36,7 @@ EXAMPLES = {
     "single_video",
     "two_speakers",
     "two_speakers_add",
+    "song",
     "tts_single",
     "tts_two",
     "long_streaming",
