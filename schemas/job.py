@@ -319,6 +319,14 @@ class TtsAudio(StrictModel):
         return [self.human1_voice] if self.human2_voice is None else [self.human1_voice, self.human2_voice]
 
 
+class SpeechOptions(StrictModel):
+    """How speech is told from other sounds."""
+
+    gate: Literal["auto", "off"] = "off"
+    """"auto": only speech, found by a detector, moves the mouths and counts for the loudness; music and noise are heard
+    but move nothing. "off": all sound counts as speech, as in the published code."""
+
+
 class Lora(StrictModel):
     """One LoRA file applied to the base model."""
 
@@ -364,6 +372,9 @@ class SingleJob(StrictModel):
 
     audio_type: Literal["para", "add"] = "para"
     """Order of several speakers: all from the start ("para"), or one after the other ("add")."""
+
+    speech: SpeechOptions | None = None
+    """{"gate": "auto"}: mouths rest where the sound is music or noise. Null: {"gate": "off"}."""
 
     bbox: Annotated[dict[str, BoundingBox], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
     """Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source.
@@ -501,6 +512,11 @@ class SingleJob(StrictModel):
             return list(self.cond_audio)
         assert self.tts_audio is not None
         return [f"person{number}" for number, _ in enumerate(self.tts_audio.voices, start=1)]
+
+    @property
+    def gates_speech(self) -> bool:
+        """Whether only speech moves the mouths."""
+        return self.speech is not None and self.speech.gate == "auto"
 
     @property
     def frame_limit(self) -> int:

@@ -23,10 +23,11 @@ MEANINGS: dict[str, str] = {
     ),
     "cond_audio": (
         "audio audio_url audio_path audio_base64 input_audio driven_audio driving_audio audios audio_paths person1 "
-        "person2 sound sound_url speech speech_url voice voice_url wav wav_url wav_path mp3 mp3_url"
+        "person2 sound sound_url speech_url voice voice_url wav wav_url wav_path mp3 mp3_url"
     ),
     "tts_audio": "tts tts_text text script speech_text",
     "audio_type": "audio_mode multi_audio_type",
+    "speech": "speech_gate vad voice_activity vad_filter use_vad",
     "bbox": "bboxes boxes box bounding_box bounding_boxes face_bbox face_box",
     "mask": "masks mask_url mask_image ref_target_masks",
     "loras": "lora lora_path lora_paths lora_dir lora_name lora_url lora_weights",
@@ -66,6 +67,7 @@ MEANINGS: dict[str, str] = {
     "text": "script prompt content speech",
     "human1_voice": "voice voice1 voice_id voice_name speaker human_voice",
     "human2_voice": "voice2 speaker2",
+    "gate": "vad mode enabled detector",
     "name": "path file filename file_name lora id url",
     "scale": "strength weight multiplier alpha model_strength strength_model",
 }

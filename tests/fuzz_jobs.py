@@ -206,6 +206,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "base_seed": st.integers(-1, 2**53 - 1),
         "scene_seg": st.booleans(),
         "audio_type": st.sampled_from(["para", "add"]),
+        "speech": st.sampled_from([None, {"gate": "off"}, {"gate": "auto"}]),
         "bbox": st.none() | st.just({"person1": [0, 0, 20, 20]}),
         "output_config": st.sampled_from([{"store": "volume"}, {"store": "inline"}]),
     }

@@ -37,6 +37,7 @@ EXAMPLES = {
     "own_size",
     "two_speakers",
     "two_speakers_add",
+    "song",
     "tts_single",
     "tts_two",
     "long_streaming",

@@ -5,6 +5,7 @@ Short versions of `python -m tools.talker.quality`; faces and voices are those t
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_silence_shuts_the_mouth(worker: TalkerWorker, maker: ExampleMaker, one_
     assert silent.mean() <= 0.5 * one_mouth.mean()
     drawn = example.drawn(*video.shape[1:3])[: len(video)]
     assert np.abs(read_lips(video) - read_lips(drawn)).mean() <= 30, "its lips are still there"
+
+
+def test_music_moves_no_mouth_with_the_speech_gate(
+    worker: TalkerWorker, maker: ExampleMaker, one: Example, one_mouth: np.ndarray
+) -> None:
+    music = maker.with_music(one, math.inf)
+    heard, gated = (read_openings(worker.frames(music, speech={"gate": gate}))[0, 1:] for gate in ("off", "auto"))
+    assert heard.var() >= 0.1 * one_mouth.var(), "without the gate it does"
+    assert gated.var() <= 0.01 * one_mouth.var()
+    assert gated.mean() <= 0.5 * one_mouth.mean()
 
 
 def test_each_of_two_voices_moves_its_own_mouth(two_mouths: np.ndarray, two: Example) -> None:

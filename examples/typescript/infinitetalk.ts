@@ -13,6 +13,8 @@ export interface BatchItem {
   tts_audio?: TtsAudio | null;
   /** Order of several speakers: all from the start ("para"), or one after the other ("add"). Default: "para". */
   audio_type?: "para" | "add";
+  /** {"gate": "auto"}: mouths rest where the sound is music or noise. Null: {"gate": "off"}. */
+  speech?: SpeechOptions | null;
   /** Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source. Null: side by side, left to right. Give this or mask. */
   bbox?: Record<string, [number, number, number, number]> | null;
   /** "xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code. Default: "xy". */
@@ -466,6 +468,8 @@ export interface SingleJob {
   tts_audio?: TtsAudio | null;
   /** Order of several speakers: all from the start ("para"), or one after the other ("add"). Default: "para". */
   audio_type?: "para" | "add";
+  /** {"gate": "auto"}: mouths rest where the sound is music or noise. Null: {"gate": "off"}. */
+  speech?: SpeechOptions | null;
   /** Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source. Null: side by side, left to right. Give this or mask. */
   bbox?: Record<string, [number, number, number, number]> | null;
   /** "xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code. Default: "xy". */
@@ -526,6 +530,12 @@ export interface SingleJob {
   quant?: "fp8" | "int8" | null;
   /** Destination of the result; null: s3, prefix infinitetalk/jobs. */
   output_config?: OutputConfig | null;
+}
+
+/** How speech is told from other sounds. */
+export interface SpeechOptions {
+  /** "auto": only speech, found by a detector, moves the mouths and counts for the loudness; music and noise are heard but move nothing. "off": all sound counts as speech, as in the published code. Default: "off". */
+  gate?: "auto" | "off";
 }
 
 /** The stages of a job, in order; progress, timings and errors use the same list. */

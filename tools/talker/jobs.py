@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, measure_loudness
 from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.engine import Engine
 from infinitetalk.worker.job.resources import Resources
@@ -20,6 +20,7 @@ from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from tools.talker.faces import Place, random_background, random_face
 from tools.talker.measure import read_frames
+from tools.talker.music import random_music
 from tools.talker.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
 from tools.talker.scenes import Scene
 from tools.talker.voices import HELD_OUT_VOICES, random_speech
@@ -95,6 +96,28 @@ class ExampleMaker:
             voices.append(path)
             rules.append(follow_speech(waveform))
         return Example(portrait, voices, rules, scene)
+
+    def with_music(self, example: Example, level_db: float, speech_s: tuple[float, float] | None = None) -> Example:
+        """An example of one person whose sound has music under the speech; the rule is still that of the speech alone.
+
+        Args:
+            level_db: loudness of the music against the speech's, in dB; infinite: music alone.
+            speech_s: the person speaks only from and to these seconds; None: all the time.
+        """
+        (voice,) = example.voices
+        speech, _ = soundfile.read(voice, dtype="float32")
+        if speech_s is not None:
+            begin, end = (round(seconds * SAMPLING_RATE) for seconds in speech_s)
+            speech = np.concatenate([np.zeros(begin, np.float32), speech[begin:end], np.zeros_like(speech[end:])])
+        generator = np.random.default_rng([HELD_OUT_SEED, len(speech), int(voice.stem.split("-")[1])])
+        music = random_music(generator, len(speech))
+        if np.isinf(level_db):
+            speech = np.zeros_like(speech)
+        else:
+            music *= 10 ** ((measure_loudness(speech) - measure_loudness(music) + level_db) / 20)
+        path = self.folder / f"{voice.stem}-music-{level_db:g}-{'all' if speech_s is None else 'part'}.wav"
+        soundfile.write(path, speech + music, SAMPLING_RATE, subtype="FLOAT")
+        return replace(example, voices=[path], rules=[follow_speech(speech)])
 
 
 class TalkerWorker:

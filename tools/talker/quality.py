@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -42,6 +43,15 @@ DEMO_LIMIT_S = 30.0
 WEIGHTS_LIMIT_BYTES = 20_000_000
 #: The most by which the few-step talker's mouths may follow speech less well than the guided one's.
 FLASHTALK_LOSS = 0.05
+#: Length of the clips with music, and the seconds from and to which somebody speaks in some of them.
+SONG_S, SUNG_S = 3.24, (0.0, 1.4)
+#: From here on a mouth that rests after that has shut.
+AFTER_SUNG_S = 2.0
+AFTER_SUNG = slice(round(AFTER_SUNG_S * VIDEO_FPS) - 1, None)
+#: Loudness of music under speech, against it.
+MUSIC_DB = -6.0
+#: The most by which mouths may follow speech over music less well with the gate.
+GATE_LOSS = 0.02
 #: A mouth counts as closed if the rule's opening is below this.
 CLOSED = 0.05
 
@@ -114,6 +124,57 @@ class Bench:
                 is_closed and share <= 0.1,
             )
         ]
+
+    def music(self, num_clips: int = 5) -> list[Row]:
+        """Music alone, and speech over music, without and with the gate that tells speech from other sounds."""
+        plain = [self.maker.make(number, seconds=SONG_S) for number in range(num_clips)]
+        alone = [self.maker.with_music(example, math.inf) for example in plain]
+        under = [self.maker.with_music(example, MUSIC_DB) for example in plain]
+        after = [self.maker.with_music(example, MUSIC_DB, SUNG_S) for example in plain]
+        silent = [self.maker.make(number, seconds=SONG_S, silent=True) for number in range(num_clips)]
+        spoken, still = self._mouths(plain), self._mouths(silent)
+
+        def opening(mouths: list[np.ndarray], frames: slice = slice(None)) -> str:
+            return f"{median(float(mouth[frames].mean()) for mouth in mouths):.2f}"
+
+        def told(show: Callable[[list[np.ndarray]], str], examples: list[Example]) -> tuple[str, str]:
+            return show(self._mouths(examples)), show(self._mouths(examples, gate="auto"))
+
+        def moved(mouths: list[np.ndarray]) -> str:
+            share = median(float(mouth.var() / speaks.var()) for mouth, speaks in zip(mouths, spoken, strict=True))
+            return f"{opening(mouths)} px, {share:.4f}"
+
+        def follows(mouths: list[np.ndarray]) -> str:
+            return f"{median(correlation(mouth, rule) for mouth, rule in zip(mouths, rules, strict=True)):.3f}"
+
+        rules = [example.rules[0].opening[1:] for example in plain]
+        off, auto = told(moved, alone)
+        sung_off, sung_auto = told(follows, under)
+        rest_off, rest_auto = told(lambda mouths: opening(mouths, AFTER_SUNG), after)
+        return [
+            Row(
+                f"music alone, {num_clips} clips of {SONG_S:g} s: opening, variance against speech's",
+                "with the gate, no more than in silence",
+                f"without the gate {off}; with it {auto}; silence {moved(still)}",
+                auto == moved(still),
+            ),
+            Row(
+                f"speech over music of {MUSIC_DB:g} dB: correlation with the rule of the speech",
+                f"with the gate, no more than {GATE_LOSS} less",
+                f"without the gate {sung_off}; with it {sung_auto}; speech alone {follows(spoken)}",
+                float(sung_auto) >= float(sung_off) - GATE_LOSS,
+            ),
+            Row(
+                f"music that goes on after {SUNG_S[1]:g} s of speech: opening in its last {SONG_S - AFTER_SUNG_S:g} s",
+                "with the gate, within 0.5 px of silence",
+                f"without the gate {rest_off} px; with it {rest_auto} px; silence {opening(still, AFTER_SUNG)} px",
+                float(rest_auto) <= float(opening(still, AFTER_SUNG)) + 0.5,
+            ),
+        ]
+
+    def _mouths(self, examples: list[Example], gate: str = "off") -> list[np.ndarray]:
+        """The opening of the mouth in each example of one person, with the speech gate "auto" or "off"."""
+        return [_shown(self.worker.frames(example, speech={"gate": gate}))[0] for example in examples]
 
     def two_speakers(self, num_clips: int = 4) -> list[Row]:
         """Two people who speak at once: each mouth against its own voice and against the other's."""
@@ -348,6 +409,7 @@ def main() -> None:
             "weights": weights,
             "one_speaker": bench.one_speaker,
             "silence": bench.silence,
+            "music": bench.music,
             "two_speakers": bench.two_speakers,
             "streaming": bench.streaming,
             "audio_guidance": bench.audio_guidance,

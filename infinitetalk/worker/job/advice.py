@@ -34,6 +34,11 @@ FEW_STEPS = 12
 
 TRAINED_SPEAKERS = 2
 
+NO_SPEECH = (
+    "has no speech in the part used, but music or noise: the mouth stays closed; if it does have speech, leave out "
+    "speech.gate"
+)
+
 
 def cut_speech(job: SingleJob, seconds: float, is_estimate: bool) -> list[str]:
     """A warning if the video ends before the speech.
@@ -111,6 +116,7 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
     rules = [
         ("audio_type", job.tts_audio is not None, "with tts_audio: its speakers take turns"),
         ("audio_type", job.cond_audio is not None and voices == 1, "with one voice"),
+        ("speech", job.gates_speech and job.tts_audio is not None, "with tts_audio: all of it is speech"),
         ("bbox", one_speaker, "with one speaker"),
         ("mask", one_speaker, "with one speaker"),
         ("bbox_order", job.bbox is None or one_speaker, "without a bbox of several speakers"),

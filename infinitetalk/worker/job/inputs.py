@@ -9,10 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from infinitetalk.media.decode import read_sound, sound_seconds
-from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks, measure_loudness, normalise_loudness
+from infinitetalk.media.speech import (
+    SAMPLING_RATE,
+    SILENCE_LUFS,
+    VIDEO_FPS,
+    arrange_tracks,
+    measure_loudness,
+    normalise_loudness,
+)
+from infinitetalk.media.speech_gate import find_speech, only_speech, silence_between
 from infinitetalk.worker.engine import Engine, chunk_grid
 from infinitetalk.worker.errors import WorkerError
-from infinitetalk.worker.job.advice import loudness_warnings
+from infinitetalk.worker.job.advice import NO_SPEECH, loudness_warnings
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from schemas import ErrorCode, SingleJob
@@ -70,8 +78,30 @@ def download(
     )
 
 
-def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Callable[[], bool]) -> list[np.ndarray]:
-    """One normalised track for each speaker, float32 (samples,), no longer than the video can use.
+@dataclass(frozen=True)
+class Tracks:
+    """One track for each speaker, float32 (samples,) at 16 kHz, all of the same length.
+
+    Attributes:
+        sound: what is heard.
+        voices: what moves the mouths: the same, or with the speech gate, only the speech in it.
+    """
+
+    sound: list[np.ndarray]
+    voices: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """The normalised sound of a speaker, float32 (samples,) at 16 kHz, and the part of it that moves the mouth, of the
+    same length."""
+
+    sound: np.ndarray
+    spoken: np.ndarray
+
+
+def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Callable[[], bool]) -> Tracks:
+    """One normalised track for each speaker, no longer than the video can use.
 
     Raises:
         WorkerError: the speech is too short or cannot be decoded, or its text cannot be spoken.
@@ -82,11 +112,18 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
     if job.tts_audio is not None:
         with naming("tts_audio"), engine.reading_weights():
             spoken = engine.synthesiser.speak(job.tts_audio.text, job.tts_audio.voices, max_seconds, should_stop)
-        tracks = [normalise_loudness(track) for track in spoken]
+        sound = [normalise_loudness(track) for track in spoken]
+        tracks = Tracks(sound, sound)
     else:
-        tracks = arrange_tracks(read_waveforms(job, media, max_seconds), job.audio_type)
-        tracks = [track[: round(max_seconds * SAMPLING_RATE)] for track in tracks]
-    if len(tracks[0]) * VIDEO_FPS < MIN_SPEECH_FRAMES * SAMPLING_RATE:
+        voices = read_voices(job, media, max_seconds, should_stop)
+
+        def arranged(waveforms: list[np.ndarray | None]) -> list[np.ndarray]:
+            tracks = arrange_tracks(waveforms, job.audio_type)
+            return [track[: round(max_seconds * SAMPLING_RATE)] for track in tracks]
+
+        sound = arranged([voice and voice.sound for voice in voices])
+        tracks = Tracks(sound, arranged([voice and voice.spoken for voice in voices]) if job.gates_speech else sound)
+    if len(tracks.sound[0]) * VIDEO_FPS < MIN_SPEECH_FRAMES * SAMPLING_RATE:
         field = "cond_audio" if job.tts_audio is None else "tts_audio"
         raise WorkerError(
             ErrorCode.INPUT_VALIDATION, f"{field} is too short: at least {MIN_SPEECH_FRAMES / VIDEO_FPS:g} s"
@@ -95,7 +132,7 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
 
 
 def speech_seconds(job: SingleJob, media: JobMedia, tracks: Sequence[np.ndarray]) -> float:
-    """Length in seconds of all of a job's speech; `tracks` hold only the part that the video can use.
+    """Length in seconds of all of a job's speech; the `tracks` of the sound hold only the part that the video can use.
 
     If audio is cut, the length is accurate to a packet; if a text is cut, it is estimated from the number of
     characters.
@@ -121,23 +158,46 @@ def count_rows(tracks: Sequence[np.ndarray]) -> int:
     return len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE
 
 
-def read_waveforms(job: SingleJob, media: JobMedia, max_seconds: float) -> list[np.ndarray | None]:
-    """The normalised sound of each speaker, float32 (samples,); None for a silent speaker.
+def read_voices(
+    job: SingleJob, media: JobMedia, max_seconds: float, should_stop: Callable[[], bool]
+) -> list[Voice | None]:
+    """The voice of each speaker; None for a silent speaker.
 
     Appends to `media.warnings`.
 
     Raises:
         WorkerError: a file cannot be decoded, or its samples are too large to compute with.
+        GenerationStopped: `should_stop` returned true.
     """
-    waveforms: list[np.ndarray | None] = []
+    voices: list[Voice | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
         if medium is None:
-            waveforms.append(None)
+            voices.append(None)
             continue
         with naming(f"cond_audio.{speaker}"):
             sound = read_sound(medium.path, max_seconds)
-        loudness = measure_loudness(sound.waveform)
-        warnings = [*sound.warnings, *loudness_warnings(loudness)]
-        media.warnings.extend(f"cond_audio.{speaker}: {warning}" for warning in warnings)
-        waveforms.append(normalise_loudness(sound.waveform, loudness))
-    return waveforms
+        voice, warnings = make_voice(sound.waveform, job.gates_speech, should_stop)
+        media.warnings.extend(f"cond_audio.{speaker}: {warning}" for warning in (*sound.warnings, *warnings))
+        voices.append(voice)
+    return voices
+
+
+def make_voice(waveform: np.ndarray, is_gated: bool, should_stop: Callable[[], bool]) -> tuple[Voice, list[str]]:
+    """The voice in a sound (samples,) of 16 kHz, and warnings about it.
+
+    Args:
+        is_gated: whether only speech moves the mouth and counts for the loudness.
+
+    Raises:
+        GenerationStopped: `should_stop` returned true.
+    """
+    loudness = measure_loudness(waveform)
+    if not is_gated or loudness < -SILENCE_LUFS:
+        sound = normalise_loudness(waveform, loudness)
+        return Voice(sound, sound), loudness_warnings(loudness)
+    speech = find_speech(waveform, should_stop)
+    if speech:
+        loudness = measure_loudness(only_speech(waveform, speech))
+    sound = normalise_loudness(waveform, loudness)
+    warnings = loudness_warnings(loudness) if speech else [NO_SPEECH]
+    return Voice(sound, silence_between(sound, speech)), warnings

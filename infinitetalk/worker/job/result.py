@@ -17,7 +17,7 @@ from infinitetalk.worker.settings import Settings
 from schemas import OutputConfig, SingleJob
 
 MEDIA_FIELDS = ("cond_video", "cond_audio", "mask")
-VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "av", "runpod")
+VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "av", "silero-vad", "runpod")
 
 
 def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:

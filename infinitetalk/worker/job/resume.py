@@ -40,7 +40,7 @@ from infinitetalk.worker.job.preview import remove_lost_preview
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from infinitetalk.worker.stores.base import ObjectStore, Store
 from infinitetalk.worker.stores.registry import own_place
-from schemas import DEFAULT_PREFIX, SingleJob, Success
+from schemas import DEFAULT_PREFIX, SingleJob, SpeechOptions, Success
 
 FOLDER = ".resume"
 STATE_FILE = "state.json"
@@ -54,6 +54,9 @@ MAX_STATE_BYTES = 10 * MEGABYTE
 
 CHANGES_NO_NUMBER = {"num_persistent_param_in_dit", "offload_model"}
 """Fields of a job that affect only where weights are kept, not the numbers of the video."""
+
+ADDED_LATER: dict[str, tuple[Any, ...]] = {"speech": (None, SpeechOptions())}
+"""Fields that jobs did not always have, and the values with which a job keeps the fingerprint that it had without."""
 
 AFTER_JOB_S = 30.0
 """Longest time in seconds that cleaning up after a job delays the next one; the rest is done beside the next job."""
@@ -571,7 +574,8 @@ def part_file(index: int) -> str:
 def request_fingerprint(job_id: str, job: SingleJob, weights: str, versions: dict[str, str]) -> str:
     """Fingerprint of everything known about a task before its media are fetched: the job's id, the parameters that
     change numbers, weights, software."""
-    parameters = job.model_dump_json(exclude=CHANGES_NO_NUMBER)
+    absent = {name for name, values in ADDED_LATER.items() if getattr(job, name) in values}
+    parameters = job.model_dump_json(exclude=CHANGES_NO_NUMBER | absent)
     return _sha256("\n".join([job_id, parameters, weights, *map(str, sorted(versions.items()))]).encode())
 
 

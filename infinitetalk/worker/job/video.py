@@ -158,7 +158,7 @@ class Inputs:
     Attributes:
         media: the job's media as local files.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
-        tracks: each speaker's track, float32 (samples,) at 16 kHz.
+        tracks: each speaker's track of the sound, float32 (samples,) at 16 kHz.
         sound: the video's sound, float32 (samples,) at 16 kHz.
         count_sound_bytes: returns the size of the encoded sound.
         speech: each speaker's embeddings.
@@ -324,8 +324,8 @@ class VideoJob:
         media, regions = self._download()
         if job.tts_audio is None:
             tracks = make_tracks(job, media, engine, stop)
-            num_rows, speech_s = count_rows(tracks), speech_seconds(job, media, tracks)
-            self.store.check_size(lambda: sound_bytes(mix_tracks(tracks), min(job.frame_limit, num_rows)))
+            num_rows, speech_s = count_rows(tracks.sound), speech_seconds(job, media, tracks.sound)
+            self.store.check_size(lambda: sound_bytes(mix_tracks(tracks.sound), min(job.frame_limit, num_rows)))
         else:
             num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
             speech_s = num_rows / VIDEO_FPS
@@ -424,14 +424,14 @@ class VideoJob:
         media, regions = self._download()
         self.clock.enter(Stage.EMBEDDING)
         tracks = make_tracks(job, media, engine, stop)
-        sound = mix_tracks(tracks)
-        count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
+        sound = mix_tracks(tracks.sound)
+        count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks.sound))))
         self.store.check_size(count_sound_bytes)
-        speech = engine.embed(job, tracks, stop)
+        speech = engine.embed(job, tracks.voices, stop)
         self.bill.model = engine.model_name_for(job)
         self.clock.enter(Stage.LOAD)
         networks = engine.prepare(job, media.source.info, stop)
-        return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
+        return Inputs(media, regions, tracks.sound, sound, count_sound_bytes, speech, networks)
 
     def _restore(self, state: TaskState, fingerprint: str) -> Rendering:
         """The unfinished video of another worker, or a new rendering if there is none. Enters sampling."""
