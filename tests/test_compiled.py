@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -230,6 +231,7 @@ class Start:
         hits, misses: graphs that torch found in its cache, and those that it compiled.
         error: largest difference between an evaluation with compiled blocks and with eager ones.
         stored: whether it stored anything.
+        packings: how often it packed what was compiled, in three tries.
     """
 
     loaded: int
@@ -237,6 +239,7 @@ class Start:
     misses: int
     error: float
     stored: bool
+    packings: int
 
 
 def start(volume: Path, own: Path, machine: Machine = MACHINE) -> Start:
@@ -255,7 +258,12 @@ def start(volume: Path, own: Path, machine: Machine = MACHINE) -> Start:
 
     counts = counters["inductor"]
     error = float((found - expected).abs().max() / expected.abs().max())
-    return Start(loaded, counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"], error, artifacts.store())
+    hits, misses = counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]
+    with patch.object(torch.compiler, "save_cache_artifacts", wraps=torch.compiler.save_cache_artifacts) as pack:
+        stored = artifacts.store()
+        assert not artifacts.store()
+        assert not artifacts.store()
+    return Start(loaded, hits, misses, error, stored, pack.call_count)
 
 
 def talker_inputs(config: Any) -> Given:
@@ -280,14 +288,14 @@ def in_process(*arguments: Any) -> Start:
 def test_a_second_start_compiles_nothing_and_a_damaged_file_is_ignored(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     first = in_process(volume, tmp_path / "first")
-    assert (first.loaded, first.hits, first.stored) == (0, 0, True)
+    assert (first.loaded, first.hits, first.stored, first.packings) == (0, 0, True, 1)
     assert first.misses > 0
     assert first.error < 1e-5
     (file,) = volume.iterdir()
 
     second = in_process(volume, tmp_path / "second")
     assert second.loaded > 0
-    assert (second.hits, second.misses, second.stored) == (first.misses, 0, False)
+    assert (second.hits, second.misses, second.stored, second.packings) == (first.misses, 0, False, 1)
     assert second.error == first.error
 
     file.write_bytes(file.read_bytes()[:-20])

@@ -10,23 +10,28 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from infinitetalk.embedded.tiny import ensure_tiny_model
+from infinitetalk.encoders.row_split import LeadingVae, VaePass, take_part
+from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.wan_layers import make_lean
 from infinitetalk.errors import CheckpointError, ParallelError
 from infinitetalk.family import INFINITETALK
 from infinitetalk.network import parallel
-from infinitetalk.network.parallel import LeadingTransformer
+from infinitetalk.network.parallel import Lead, LeadingTransformer
 from infinitetalk.network.protocols import Denoiser, EvaluationInputs
 from infinitetalk.network.teacache import TeaCache
 from infinitetalk.network.teams import rounds_of
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.followers import TIMEOUT_S, Followers, Watch, follow_until_dismissed
+from infinitetalk.runtime.followers import TIMEOUT_S, Followed, Followers, Watch, follow_until_dismissed
 from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import adapter_kind
 from tests.small_network import small_transformer
@@ -61,10 +66,22 @@ def inputs(
     return given
 
 
+def make_vae(heads: int) -> AutoencoderKLWan:
+    """The published VAE's layers, or with many heads the worker's on a GPU; or a VAE of squares of pixels."""
+    torch.manual_seed(0)
+    if heads == 2:
+        return AutoencoderKLWan(
+            base_dim=4, num_res_blocks=1, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16
+        ).eval()
+    vae = AutoencoderKLWan(base_dim=4, num_res_blocks=1).eval()
+    make_lean(vae)
+    return vae
+
+
 def make_loader(device: torch.device):
     """What followers load with: a command is the number of heads."""
     torch.set_num_threads(1)
-    return make_transformer
+    return lambda heads: Followed(make_transformer(heads), {VaePass: partial(take_part, make_vae(heads))})
 
 
 def make_fragile_loader(device: torch.device):
@@ -72,7 +89,7 @@ def make_fragile_loader(device: torch.device):
     memory for a second transformer."""
     earlier: list[weakref.ref[InfiniteTalkTransformer3DModel]] = []
 
-    def make_fragile(heads: int) -> InfiniteTalkTransformer3DModel:
+    def make_fragile(heads: int) -> Followed:
         if heads == 1:
             raise CheckpointError("block-3 is cut short")
         gc.collect()
@@ -82,7 +99,7 @@ def make_fragile_loader(device: torch.device):
         earlier.append(weakref.ref(transformer))
         if heads == 3:
             transformer.blocks[1].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        return transformer
+        return Followed(transformer)
 
     return make_fragile
 
@@ -106,7 +123,8 @@ def leading(
     group = others.wait()
     transformer = make_transformer(heads)
     transformer.register_forward_hook(lambda *_: on_forward())
-    return LeadingTransformer(transformer, group, others.connections, others.has_lost, TIMEOUT_S, shares_evaluations)
+    lead = Lead(group, others.connections, others.has_lost, TIMEOUT_S)
+    return LeadingTransformer(transformer, lead, shares_evaluations)
 
 
 def evaluate_step(denoiser: Denoiser, evaluations: Sequence[EvaluationInputs]) -> list[Tensor]:
@@ -170,6 +188,25 @@ def check_teacache(together: LeadingTransformer, alone: InfiniteTalkTransformer3
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def check_vae_equal_to_one_process(lead: Lead, heads: int) -> None:
+    """Pictures whose rows cannot be divided evenly, one with fewer rows of latents than there are processes, and one in
+    tiles."""
+    alone = make_vae(heads)
+    factor = alone.config.scale_factor_spatial
+    together = LeadingVae(alone, lead)
+    generator = torch.Generator().manual_seed(3)
+    for latent_rows, num_frames in ((7, 9), (lead.group.size, 5), (lead.group.size - 1, 5)):
+        frames = torch.rand(1, 3, num_frames, factor * latent_rows, 2 * factor, generator=generator) * 2 - 1
+        latents = encode_frames(alone, frames)
+        torch.testing.assert_close(encode_frames(together, frames), latents, atol=1e-5, rtol=1e-5)
+        decoded = decode_latents(alone, latents)
+        torch.testing.assert_close(decode_latents(together, latents), decoded, atol=1e-5, rtol=1e-5)
+        # Nothing is left of it.
+        assert torch.equal(decode_latents(alone, latents), decoded)
+    alone.enable_tiling(2 * factor, 2 * factor, factor, factor)
+    assert torch.equal(decode_latents(together, latents), decode_latents(alone, latents))
+
+
 @pytest.mark.parametrize(
     ("num_evaluations", "size", "expected"),
     [
@@ -193,9 +230,13 @@ def test_a_step_is_divided_over_teams_of_equal_size(num_evaluations: int, size: 
 @torch.no_grad()
 def test_several_processes_give_the_result_of_one(size: int, heads: int) -> None:
     with followers(size) as others:
-        check_equal_to_one_process(leading(others, heads), heads)
+        together = leading(others, heads)
+        check_equal_to_one_process(together, heads)
+        check_vae_equal_to_one_process(together.lead, heads)
         # Another command is what another adapter, LoRA or mode is.
-        check_equal_to_one_process(leading(others, 2 * heads, shares_evaluations=True), 2 * heads)
+        together = leading(others, 2 * heads, shares_evaluations=True)
+        check_vae_equal_to_one_process(together.lead, 2 * heads)
+        check_equal_to_one_process(together, 2 * heads)
 
 
 @pytest.mark.slow
@@ -218,7 +259,7 @@ def test_a_process_that_fails_says_why_and_one_that_dies_is_an_error_after_which
         with pytest.raises(ParallelError, match="has ended"):
             evaluate_one(together, inputs(1, 8, 8))
         assert time.monotonic() - begin < PATIENCE_S
-        assert together.is_lost
+        assert together.lead.is_lost
         others.end()
 
         others.start()
@@ -240,7 +281,7 @@ def check_late_loss(others: Followers) -> None:
     together = leading(others, 7, on_forward=lose_a_follower)
     with pytest.raises(ParallelError, match="has ended"):
         evaluate_one(together, inputs(1, 8, 8))
-    assert together.is_lost
+    assert together.lead.is_lost
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

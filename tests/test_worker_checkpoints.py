@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FLASHTALK, INFINITETALK, Family
+from infinitetalk.generation.pipeline import Finisher
 from infinitetalk.media.decode import probe
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.memory import GIB, DoesNotFitError, MemoryMode, Workload
@@ -226,6 +228,28 @@ def test_a_job_that_runs_out_of_memory_beside_another_model_is_told_to_come_agai
     handle.remove()
     # From now on, one at a time.
     assert freed(worker, INFINITETALK, FLASHTALK) == ["small-wan"]
+
+
+def test_a_job_whose_chunks_cannot_be_finished_for_lack_of_memory_is_the_last_in_its_mode(
+    published: Settings, folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(alone(published, FLASHTALK), next(folders), gib=120)
+    job = job_of(FLASHTALK)
+    source = worker._source
+    speech = worker.engine.embed(job, [np.zeros(16_000, dtype=np.float32)])
+    networks = worker.engine.prepare(job, source.info)
+    request = Request(job, 1, source, speech, None, source.path.parent, networks)
+    chunk = next(worker.engine.generate(request, lambda: False, lambda _: None))
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Finisher, "finish", fail)
+    with pytest.raises(DoesNotFitError, match="will run it in the mode float32, text encoder streamed") as raised:
+        worker.engine.finish(request, chunk)
+    assert raised.value.retryable
+    before, after = networks.choice.memory, worker.engine.prepare(job, source.info).choice.memory
+    assert after == replace(before, stream_text_encoder=True)
 
 
 # What is there.

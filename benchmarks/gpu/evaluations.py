@@ -21,6 +21,7 @@ from benchmarks.gpu.networks import (
 )
 from benchmarks.gpu.rows import Figure, Group, Row, allocated_gib, device, memory_figure, release, seconds, timed
 from infinitetalk.family import INFINITETALK
+from infinitetalk.network.quantised import quantise_linear
 from infinitetalk.network.teacache import TeaCache
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.lora import Lora, LoraStack
@@ -162,7 +163,7 @@ def weight_only(state: Evaluations) -> Iterator[Figure]:
     def quantise() -> None:
         for module in state.transformer.blocks.modules():
             if isinstance(module, torch.nn.Linear):
-                module.weight = torch.nn.Parameter(quantised(module.weight.data, "fp8"), requires_grad=False)
+                quantise_linear(module, quantised(module.weight.data, "fp8"))
 
     yield Figure("quantising the blocks' weights to fp8 on the device", seconds(quantise))
     release()

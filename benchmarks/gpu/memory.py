@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.gpu.networks import Shape, inputs, make_transformer, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, release, seconds, timed
+from infinitetalk.network.quantised import quantise_linear
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.memory import stop_streaming, stream_blocks
 from infinitetalk.weights.files import open_file
@@ -43,8 +44,7 @@ def streamed(state: Part) -> Iterator[Figure]:
         if what != "bf16":
             for module in state.transformer.blocks.modules():
                 if isinstance(module, nn.Linear):
-                    weight = quantised(module.weight.data.to(device()), "fp8")
-                    module.weight = nn.Parameter(weight, requires_grad=False)
+                    quantise_linear(module, quantised(module.weight.data.to(device()), "fp8"))
             state.transformer.to(device())
         yield Figure(f"{layers} blocks, {what}", timed(lambda: state.transformer(**given), 2))
         took = seconds(lambda: stream_blocks(state.transformer, 0, device()))

@@ -11,24 +11,28 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from diffusers import AutoencoderKLWan
 
-from benchmarks.gpu.networks import Shape, inputs, make_transformer, shape_of, working_dtype
+from benchmarks.gpu.networks import Shape, inputs, make_transformer, make_vae, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, device, relative_error, timed
+from infinitetalk.encoders.row_split import LeadingVae, VaePass, take_part
+from infinitetalk.encoders.vae import decode_latents, encode_frames
 from infinitetalk.errors import ParallelError
-from infinitetalk.network.parallel import Division, LeadingTransformer
+from infinitetalk.network.parallel import Division, Lead, LeadingTransformer
 from infinitetalk.network.protocols import Denoiser, EvaluationInputs
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.runtime.followers import TIMEOUT_S, Followers
+from infinitetalk.runtime.followers import TIMEOUT_S, Followed, Followers
 
 ALONE = Division(teams=1, team=0, team_size=1, token_split=None, attention=None)
 
 
 @dataclass
 class Several:
-    """The transformer of this process, and the processes of the other GPUs."""
+    """The transformer and the VAE of this process, and the processes of the other GPUs."""
 
     shape: Shape
     transformer: InfiniteTalkTransformer3DModel
+    vae: AutoencoderKLWan
     followers: Followers
 
     @property
@@ -44,15 +48,8 @@ class Several:
     def together(self, shares_evaluations: bool = False) -> LeadingTransformer:
         """The transformer of all GPUs."""
         self.followers.command(None)
-        group = self.followers.wait()
-        return LeadingTransformer(
-            self.transformer,
-            group,
-            self.followers.connections,
-            self.followers.has_lost,
-            TIMEOUT_S,
-            shares_evaluations,
-        )
+        lead = Lead(self.followers.wait(), self.followers.connections, self.followers.has_lost, TIMEOUT_S)
+        return LeadingTransformer(self.transformer, lead, shares_evaluations)
 
     def step(self, num_evaluations: int) -> list[EvaluationInputs]:
         """A step's evaluations, of which each but the first has other text."""
@@ -64,10 +61,10 @@ class Several:
         ]
 
 
-def make_loader(small: bool, gpu: torch.device) -> Callable[[None], InfiniteTalkTransformer3DModel]:
+def make_loader(small: bool, gpu: torch.device) -> Callable[[None], Followed]:
     """A follower's: every process makes the same weights, on its current device."""
-    transformer = make_transformer(shape_of(small))
-    return lambda command: transformer
+    transformer, vae = make_transformer(shape_of(small)), make_vae(shape_of(small))
+    return lambda command: Followed(transformer, {VaePass: partial(take_part, vae)})
 
 
 def prepare(small: bool) -> Several:
@@ -83,7 +80,7 @@ def prepare(small: bool) -> Several:
     others = [torch.device("cuda", number) if is_cuda else device() for number in range(1, count)]
     followers = Followers(device(), others, partial(make_loader, small))
     followers.start()
-    return Several(shape_of(small), make_transformer(shape_of(small)), followers)
+    return Several(shape_of(small), make_transformer(shape_of(small)), make_vae(shape_of(small)), followers)
 
 
 def evaluate(denoiser: Denoiser, step: list[EvaluationInputs]) -> list[torch.Tensor]:
@@ -113,6 +110,21 @@ def steps(state: Several) -> Iterator[Figure]:
             yield Figure(f"{name}: difference from one", error, "relative error")
 
 
+def vae(state: Several) -> Iterator[Figure]:
+    """Seconds of a chunk through the VAE, by one GPU and by all, each with some rows of the picture."""
+    together = LeadingVae(state.vae, state.together().lead)
+    latents = torch.randn(1, state.vae.config.z_dim, *state.shape.chunk).to(device())
+    for name, run, given in (
+        ("decoding", decode_latents, latents),
+        ("encoding", encode_frames, decode_latents(state.vae, latents)),
+    ):
+        error = relative_error(run(together, given), run(state.vae, given))
+        alone_s, took = (timed(partial(run, each, given), 1) for each in (state.vae, together))
+        name = f"{name} of a chunk by {state.num_gpus}"
+        yield Figure(name, took, detail=f"{alone_s / took:.2f} times as fast as one")
+        yield Figure(f"{name}: difference from one", error, "relative error")
+
+
 def loss(state: Several) -> Iterator[Figure]:
     """Seconds from the end of another process, in the midst of an evaluation, to the error; then a new group's step."""
     together, step = state.together(), state.step(1)
@@ -136,4 +148,4 @@ def loss(state: Several) -> Iterator[Figure]:
     state.followers.end()
 
 
-GROUP = Group("several", prepare, (Row("steps", steps), Row("loss", loss)))
+GROUP = Group("several", prepare, (Row("steps", steps), Row("vae", vae), Row("loss", loss)))

@@ -26,6 +26,7 @@ from infinitetalk.encoders.image import ImageEncoder
 from infinitetalk.encoders.wan_layers import make_lean
 from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.family import INFINITETALK
+from infinitetalk.network.quantised import quantise_linear
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.loading import Quantisation, quantised
 
@@ -86,7 +87,7 @@ def quantise_blocks(
     with mode, torch.no_grad():
         for module in transformer.blocks.modules():
             if isinstance(module, nn.Linear):
-                module.weight = nn.Parameter(quantised(module.weight.data, quantisation), requires_grad=False)
+                quantise_linear(module, quantised(module.weight.data, quantisation))
 
 
 def make_vae(mode: FakeTensorMode, dtype: torch.dtype = torch.float32, is_lean: bool = True) -> AutoencoderKLWan:

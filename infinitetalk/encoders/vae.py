@@ -2,29 +2,51 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from infinitetalk.finite import check_finite
 
 
+class Vae(Protocol):
+    """What frames and latents need of diffusers' `AutoencoderKLWan`; several processes may take its place."""
+
+    @property
+    def config(self) -> Any:
+        """The mean and the deviation of latents, among others."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes."""
+
+    def encode(self, x: Tensor, /) -> Any:
+        """Frames to the distribution of latents."""
+
+    def decode(self, z: Tensor, /) -> Any:
+        """Latents to frames."""
+
+
 @torch.no_grad()
-def encode_frames(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
+def encode_frames(vae: Vae, frames: Tensor) -> Tensor:
     """Latents of frames: the mode of the VAE's posterior, normalised per channel.
 
     `frames` is (1, 3, T, H, W) in [-1, 1]; the result is float32 (1, 16, t, H/8, W/8), t = (T - 1) // 4 + 1. The VAE
     takes frame 0 alone, then groups of four; an incomplete group at the end is dropped.
     """
-    with _suitable_threads(vae.device):
+    with suitable_threads(vae.device):
         mode = vae.encode(frames.to(vae.device, vae.dtype)).latent_dist.mode().float()
     mean, deviation = latent_statistics(vae)
     return (mode - mean) / deviation
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
     """Frames of normalised latents, such as those of `encode_frames`.
 
     `latents` is (1, 16, t, h, w); the result is float32 (1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w), clamped to [-1, 1].
@@ -34,7 +56,7 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """
     mean, deviation = latent_statistics(vae)
     scaled = latents.to(vae.device, torch.float32) * deviation + mean
-    with _suitable_threads(vae.device):
+    with suitable_threads(vae.device):
         frames = vae.decode(scaled.to(vae.dtype)).sample
     # Checked before the clamp, which would turn infinity into white.
     check_finite(frames, "the decoded frames")
@@ -43,7 +65,7 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return torch.clamp(frames, -1.0, 1.0, out=clamped).float()
 
 
-def latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+def latent_statistics(vae: Vae) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each latent channel, float32 (1, 16, 1, 1, 1)."""
     shape = (1, vae.config.z_dim, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
@@ -52,7 +74,7 @@ def latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _suitable_threads(device: torch.device) -> Iterator[None]:
+def suitable_threads(device: torch.device) -> Iterator[None]:
     """Uses one torch thread on a CPU, because two make this VAE two to five times slower; restores the count."""
     if device.type != "cpu":
         yield

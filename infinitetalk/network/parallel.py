@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -261,21 +262,78 @@ class Round:
     live_caches: frozenset[int]
 
 
+class Lead:
+    """The leader's end of a group.
+
+    Args:
+        group: the group that this process leads.
+        followers: connections to the other processes, each in `follow`.
+        has_lost: whether a process of the group has ended.
+        timeout_s: a process that does not answer within this time counts as lost.
+
+    Attributes:
+        group: the group.
+        is_lost: whether something that all do together has failed, which makes the group unusable.
+    """
+
+    def __init__(
+        self, group: Group, followers: Sequence[Connection], has_lost: Callable[[], bool], timeout_s: float
+    ) -> None:
+        self.group = group
+        self.is_lost = False
+        self._followers, self._has_lost, self._timeout_s = followers, has_lost, timeout_s
+
+    @contextmanager
+    def asking(self, message: object) -> Iterator[None]:
+        """Sends a message to the others; what is inside is this process's part of what it asks for. At the end, the GPU
+        has computed it.
+
+        Raises:
+            ParallelError: a process has ended, or does not answer.
+        """
+        try:
+            with lost_processes():
+                # By pipe: a follower may wait for hours between two jobs, and waiting in a collective times out.
+                for follower in self._followers:
+                    follower.send(message)
+                yield
+                self._wait()
+        except BaseException:
+            # After any error, the others are still in the middle of it.
+            self.is_lost = True
+            raise
+
+    def _wait(self) -> None:
+        """Waits until the GPU has everything. With NCCL, all calls before return at once, and what is computed
+        after the loss of a process is worth nothing.
+
+        Raises:
+            ParallelError: a process has ended, or does not answer.
+        """
+        if self.group.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+            deadline = time.monotonic() + self._timeout_s
+            while not done.query():
+                if self._has_lost() or time.monotonic() > deadline:
+                    raise ParallelError(LOST)
+                time.sleep(_PAUSE_S)
+        if self._has_lost():
+            raise ParallelError(LOST)
+
+
 class LeadingTransformer:
     """Takes the place of the transformer in the leader: the whole group shares each step.
 
     Args:
         transformer: this process's transformer.
-        group: the group that this process leads.
-        followers: connections to the other processes, each in `follow`.
-        has_lost: whether a process of the group has ended.
-        timeout_s: a process that does not answer within this time counts as lost.
+        lead: the group that this process leads.
         shares_evaluations: whether the whole group shares each evaluation, which takes the least memory; otherwise,
             teams make several at once.
 
     Attributes:
         dtype: dtype of the weights.
-        is_lost: whether an evaluation has failed, which makes the group unusable.
+        lead: the group.
 
     Raises:
         CheckpointError: the network has too few heads for the group.
@@ -284,20 +342,14 @@ class LeadingTransformer:
     def __init__(
         self,
         transformer: InfiniteTalkTransformer3DModel,
-        group: Group,
-        followers: Sequence[Connection],
-        has_lost: Callable[[], bool],
-        timeout_s: float,
+        lead: Lead,
         shares_evaluations: bool = False,
     ) -> None:
-        check_heads(transformer.config.num_attention_heads, group.size)
+        check_heads(transformer.config.num_attention_heads, lead.group.size)
         self.dtype = transformer.dtype
-        self.is_lost = False
+        self.lead = lead
         self._transformer = transformer
-        self._group = group
-        self._followers = followers
-        self._has_lost = has_lost
-        self._timeout_s = timeout_s
+        self._group = lead.group
         self._shares_evaluations = shares_evaluations
         self._resets_cache = False
         self._numbers = itertools.count()
@@ -325,20 +377,11 @@ class LeadingTransformer:
             resets_cache=self._resets_cache,
             live_caches=frozenset(self._caches.values()),
         )
-        try:
-            with lost_processes():
-                # By pipe: a follower may wait for hours between two jobs, and waiting in a collective times out.
-                for follower in self._followers:
-                    follower.send(message)
-                for tensor in tensors:
-                    dist.broadcast(tensor.contiguous(), LEADER)
-                predictions = take_part(self._transformer, self._group, message.resets_cache, evaluations)
-                self._count_skipped(evaluations)
-                self._wait()
-        except BaseException:
-            # After any error, the others are still in the middle of the same evaluations.
-            self.is_lost = True
-            raise
+        with self.lead.asking(message):
+            for tensor in tensors:
+                dist.broadcast(tensor.contiguous(), LEADER)
+            predictions = take_part(self._transformer, self._group, message.resets_cache, evaluations)
+            self._count_skipped(evaluations)
         self._resets_cache = False
         return predictions
 
@@ -367,24 +410,6 @@ class LeadingTransformer:
                 _, timestep_proj = self._transformer.embed_timestep(evaluation.timestep)
                 evaluation.cache.should_compute(timestep_proj)
 
-    def _wait(self) -> None:
-        """Waits until the GPU has the predictions. With NCCL, all calls before return at once, and what is computed
-        after the loss of a process is worth nothing.
-
-        Raises:
-            ParallelError: a process has ended, or does not answer.
-        """
-        if self._group.device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record()
-            deadline = time.monotonic() + self._timeout_s
-            while not done.query():
-                if self._has_lost() or time.monotonic() > deadline:
-                    raise ParallelError(LOST)
-                time.sleep(_PAUSE_S)
-        if self._has_lost():
-            raise ParallelError(LOST)
-
 
 def take_part(
     transformer: InfiniteTalkTransformer3DModel,
@@ -406,35 +431,55 @@ def take_part(
     return predictions
 
 
-def follow(transformer: InfiniteTalkTransformer3DModel, group: Group, leader: Connection) -> object:
-    """Takes part in the rounds that the leader's `LeadingTransformer` sends, until another message comes.
+def follow(
+    transformer: InfiniteTalkTransformer3DModel,
+    group: Group,
+    leader: Connection,
+    others: Mapping[type, Callable[[Any], None]],
+) -> object:
+    """Takes part in what the leader asks for: in the rounds of its `LeadingTransformer`, and in other work.
+
+    Args:
+        others: by their types, how to answer messages about other work.
 
     Returns:
-        That message.
+        The first message of another kind.
 
     Raises:
         ParallelError: a process has ended, or does not answer.
     """
     caches: dict[int, StepCache] = {}
     with lost_processes(), torch.no_grad():
-        while isinstance(message := leader.recv(), Round):
-            caches = {number: cache for number, cache in caches.items() if number in message.live_caches}
-            for each in message.evaluations:
-                if each.cache is not None and each.new_cache is not None:
-                    caches[each.cache] = each.new_cache
-            tensors = [torch.empty(shape, dtype=dtype, device=group.device) for shape, dtype in message.tensors]
-            for tensor in tensors:
-                dist.broadcast(tensor, LEADER)
-            evaluations = [
-                EvaluationInputs(
-                    branch=each.branch,
-                    cache=None if each.cache is None else caches[each.cache],
-                    **{name: tensors[place] for name, place in each.inputs.items()},
-                )
-                for each in message.evaluations
-            ]
-            take_part(transformer, group, message.resets_cache, evaluations)
-    return message
+        while True:
+            message = leader.recv()
+            if type(message) in others:
+                others[type(message)](message)
+            elif isinstance(message, Round):
+                _take_part_in_round(transformer, group, message, caches)
+            else:
+                return message
+
+
+def _take_part_in_round(
+    transformer: InfiniteTalkTransformer3DModel, group: Group, message: Round, caches: dict[int, StepCache]
+) -> None:
+    for number in caches.keys() - message.live_caches:
+        del caches[number]
+    for each in message.evaluations:
+        if each.cache is not None and each.new_cache is not None:
+            caches[each.cache] = each.new_cache
+    tensors = [torch.empty(shape, dtype=dtype, device=group.device) for shape, dtype in message.tensors]
+    for tensor in tensors:
+        dist.broadcast(tensor, LEADER)
+    evaluations = [
+        EvaluationInputs(
+            branch=each.branch,
+            cache=None if each.cache is None else caches[each.cache],
+            **{name: tensors[place] for name, place in each.inputs.items()},
+        )
+        for each in message.evaluations
+    ]
+    take_part(transformer, group, message.resets_cache, evaluations)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -29,9 +30,23 @@ END_TIMEOUT_S = 5.0
 
 READY = "ready"
 
-#: Called once in each follower with its device. The function that it returns maps a command to the transformer to use
-#: from then on. `MakeLoader` and the commands must be picklable.
-MakeLoader = Callable[[torch.device], Callable[[Any], "InfiniteTalkTransformer3DModel"]]
+
+@dataclass(frozen=True)
+class Followed:
+    """What a follower takes part in the work of.
+
+    Attributes:
+        transformer: its transformer.
+        others: by the types of messages, how to answer those about other work.
+    """
+
+    transformer: InfiniteTalkTransformer3DModel
+    others: Mapping[type, Callable[[Any], None]] = field(default_factory=dict)
+
+
+#: Called once in each follower with its device. The function that it returns maps a command to the networks to use from
+#: then on. `MakeLoader` and the commands must be picklable.
+MakeLoader = Callable[[torch.device], Callable[[Any], Followed]]
 
 
 class Watch:
@@ -187,7 +202,7 @@ class Followers:
 def follow_until_dismissed(
     rank: int, size: int, address: str, device: torch.device, make_loader: MakeLoader, leader: Connection
 ) -> None:
-    """Main function of a follower: loads the transformers that the leader commands and takes part in evaluations."""
+    """Main function of a follower: loads the networks that the leader commands and takes part in their work."""
     # Ctrl-C goes to every process of a terminal; only the leader reacts to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if device.type == "cuda":
@@ -201,7 +216,7 @@ def follow_until_dismissed(
         while True:
             (command,) = message
             try:
-                transformer = load(command)
+                followed = load(command)
             except CheckpointError as error:
                 with lost_processes():
                     leader.send(str(error))
@@ -211,9 +226,9 @@ def follow_until_dismissed(
                 leader.send(READY)
             if group is None:
                 group = join(rank, size, address, device, TIMEOUT_S)
-            message = follow(transformer, group, leader)
+            message = follow(followed.transformer, group, leader, followed.others)
             # Two would not fit: the next command may be for weights in another form.
-            del transformer
+            del followed
     except ParallelError as error:
         if group is not None:
             group.abort()

@@ -198,10 +198,20 @@ def sampling_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> i
 
 
 def vae_bytes(mode: MemoryMode, workload: Workload) -> int:
-    """What decoding a chunk takes beside weights: the VAE's own, and the chunk's frames twice in float32."""
+    """What decoding a chunk takes beside weights: the VAE's own, and the chunk's frames twice in float32. Several GPUs
+    share the rows of a picture, but for tiles."""
     pixels = workload.height * workload.width
-    decoded_at_once = min(pixels, VAE_TILE_PIXELS) if mode.vae_tiling else pixels
+    if mode.vae_tiling:
+        decoded_at_once = min(pixels, VAE_TILE_PIXELS)
+    else:
+        factor = workload.family.vae_scale_factor_spatial
+        decoded_at_once = workload.width * factor * vae_rows(workload.height // factor, workload.gpus)
     return VAE_PIXEL_BYTES * decoded_at_once + 2 * 3 * 4 * workload.num_frames * pixels
+
+
+def vae_rows(latent_rows: int, gpus: int) -> int:
+    """Rows of latents that the first of several GPUs has in the VAE: its share, or all if there are too few."""
+    return -(-latent_rows // gpus) if latent_rows >= gpus else latent_rows
 
 
 def finishing_bytes(workload: Workload) -> int:

@@ -12,14 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from infinitetalk.encoders.image import ImageEncoder
+from infinitetalk.encoders.row_split import LeadingVae, VaePass, take_part
 from infinitetalk.encoders.text import PromptEncoder
+from infinitetalk.encoders.vae import Vae
 from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.errors import CheckpointError
-from infinitetalk.network.parallel import LeadingTransformer, check_heads
+from infinitetalk.network.parallel import Lead, LeadingTransformer, check_heads
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.followers import TIMEOUT_S, Followers
+from infinitetalk.runtime.followers import TIMEOUT_S, Followed, Followers
 from infinitetalk.runtime.kernels.registry import put_in_force, suitable
 from infinitetalk.runtime.lora import LoraStack
 from infinitetalk.runtime.memory import (
@@ -238,7 +240,7 @@ class GroupTransformerLoader:
         """
         check_suits(choice, self._size)
         with self._lock:
-            is_lost = self._loaded is not None and self._loaded[1].is_lost
+            is_lost = self._loaded is not None and self._loaded[1].lead.is_lost
             if not self._followers.are_there or is_lost:
                 self._followers.end()
                 self._followers.start()
@@ -252,14 +254,8 @@ class GroupTransformerLoader:
                 check_heads(transformer.config.num_attention_heads, self._size)
             finally:
                 group = self._followers.wait()
-            leading = LeadingTransformer(
-                transformer,
-                group,
-                self._followers.connections,
-                self._followers.has_lost,
-                TIMEOUT_S,
-                choice.memory.shares_evaluations,
-            )
+            lead = Lead(group, self._followers.connections, self._followers.has_lost, TIMEOUT_S)
+            leading = LeadingTransformer(transformer, lead, choice.memory.shares_evaluations)
             self._loaded = (choice, leading)
             return leading
 
@@ -276,11 +272,10 @@ class GroupTransformerLoader:
         return self._own.shapes
 
 
-def make_loader(
-    paths: CheckpointPaths, device: torch.device
-) -> Callable[[NetworkChoice], InfiniteTalkTransformer3DModel]:
-    """The function that loads a follower's transformer."""
-    return TransformerLoader(paths, device).load
+def make_loader(paths: CheckpointPaths, device: torch.device) -> Callable[[NetworkChoice], Followed]:
+    """The function that loads a follower's networks."""
+    transformer, vae = TransformerLoader(paths, device), VaeLoader(paths, device)
+    return lambda choice: Followed(transformer.load(choice), {VaePass: partial(take_part, vae.load(choice))})
 
 
 @dataclass
@@ -434,12 +429,16 @@ class Models:
             CheckpointError: a file is missing or damaged, or does not fit.
             ParallelError: a process of another device has just been started, but ends or does not answer.
         """
+        audio_encoder, prompt_encoder = self.audio_encoder, self.prompt_encoder(choice)
+        image_encoder, own_vae = self.image_encoder, self.vae(choice)
+        transformer = self.transformer(choice)
+        vae: Vae = LeadingVae(own_vae, transformer.lead) if isinstance(transformer, LeadingTransformer) else own_vae
         return Networks(
-            audio_encoder=self.audio_encoder,
-            prompt_encoder=self.prompt_encoder(choice),
-            image_encoder=self.image_encoder,
-            vae=self.vae(choice),
-            transformer=self.transformer(choice),
+            audio_encoder=audio_encoder,
+            prompt_encoder=prompt_encoder,
+            image_encoder=image_encoder,
+            vae=vae,
+            transformer=transformer,
             choice=choice,
             device=self.device,
             family=self.family,

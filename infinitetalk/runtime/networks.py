@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKLWan
 
 from infinitetalk.encoders.image import ImageEncoder
 from infinitetalk.encoders.text import PromptEncoder
+from infinitetalk.encoders.vae import Vae
 from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.family import Family
 from infinitetalk.network.protocols import Denoiser
@@ -40,7 +40,7 @@ class Networks:
     family: Family
     size_scale: float
     transformer: Denoiser
-    vae: AutoencoderKLWan
+    vae: Vae
     prompt_encoder: PromptEncoder
     image_encoder: ImageEncoder
     audio_encoder: SpeechEncoder

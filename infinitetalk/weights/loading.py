@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchao.quantization import Float8Tensor, Int8Tensor, PerRow
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.network.quantised import quantise_linear
 from infinitetalk.weights.sources import TensorSource
 
 Quantisation = Literal["fp8", "int8"]
@@ -106,7 +107,12 @@ def load_parameters(
             tensor = tensor.to(home)
         if isinstance(tensor, GGUFParameter):
             owner = _gguf_linear(module, name, dtype)
-        setattr(owner, leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False))
+        if isinstance(tensor, Float8Tensor | Int8Tensor):
+            assert isinstance(owner, nn.Linear)
+            quantise_linear(owner, tensor)
+        else:
+            is_parameter = isinstance(tensor, nn.Parameter)
+            setattr(owner, leaf, tensor if is_parameter else nn.Parameter(tensor, requires_grad=False))
 
 
 def _in_file_order(sources: Mapping[str, TensorSource]) -> Iterator[tuple[str, TensorSource]]:
@@ -133,7 +139,7 @@ def _in_file_order(sources: Mapping[str, TensorSource]) -> Iterator[tuple[str, T
 LEAST_MAGNITUDE = 1e-12
 
 
-def quantised(weight: Tensor, quantisation: Quantisation) -> Tensor:
+def quantised(weight: Tensor, quantisation: Quantisation) -> Float8Tensor | Int8Tensor:
     """A linear layer's weight (out, in) as a torchao tensor with a scale for each row.
 
     The largest error of an element is 1/16 of its magnitude for fp8 (e4m3: three bits of mantissa) and 1/254 of the

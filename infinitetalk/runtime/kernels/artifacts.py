@@ -14,6 +14,7 @@ from typing import Literal
 import structlog
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch.compiler._cache import CacheArtifactManager
 
 from infinitetalk.runtime.kernels.findings import Machine, write_whole
 
@@ -82,6 +83,9 @@ class Artifacts:
         Raises:
             OSError: the folder cannot be written.
         """
+        # Packing takes all that there is, however little is new.
+        if not CacheArtifactManager.need_serialize():
+            return False
         packed = torch.compiler.save_cache_artifacts()
         if packed is None:
             return False

@@ -20,7 +20,7 @@ from infinitetalk.encoders.text import count_tokens
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
 from infinitetalk.family import FAMILIES, INFINITETALK
-from infinitetalk.generation.pipeline import ChunkState, DecodedChunk, InfiniteTalkPipeline, Step
+from infinitetalk.generation.pipeline import Chunk, ChunkState, DecodedChunk, InfiniteTalkPipeline, Step
 from infinitetalk.generation.references import EncodedReferences
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
@@ -348,7 +348,7 @@ class Engine:
         chunk_state: bytes | None = None,
     ) -> Iterator[DecodedChunk]:
         """Generates the video chunk by chunk, and each scene separately. The chunks must be finished in their order,
-        best in another thread while the next one is made.
+        best in another thread while the next one is made (`finish`).
 
         Args:
             num_done: number of existing chunks, counted through all scenes.
@@ -363,8 +363,25 @@ class Engine:
             DoesNotFitError: the GPU has too little memory.
             ParallelError: another GPU's process has ended or does not answer; the next job restarts it.
         """
-        try:
+        with self._telling(request):
             yield from self._generate(request, should_stop, on_step, num_done, chunk_state)
+
+    def finish(self, request: Request, chunk: DecodedChunk) -> Chunk:
+        """Finishes a chunk, beside the steps of the next one.
+
+        Raises:
+            WorkerError: numbers of frames are not finite.
+            DoesNotFitError: the GPU has too little memory.
+        """
+        with self._telling(request):
+            return chunk.finish(is_beside=True)
+
+    @contextmanager
+    def _telling(self, request: Request) -> Iterator[None]:
+        """Wraps the work on a video: its errors become those that `generate` describes, and a job that runs out of
+        memory is the last one in its mode."""
+        try:
+            yield
         except NotFiniteError as error:
             raise WorkerError(
                 ErrorCode.GENERATION_RUNTIME,

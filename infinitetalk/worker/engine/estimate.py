@@ -10,7 +10,7 @@ from infinitetalk.family import Family, ModelSizes
 from infinitetalk.generation.guidance import Branch
 from infinitetalk.generation.sampling import GenerationSettings, make_guidance, make_sampler
 from infinitetalk.media.speech import VIDEO_FPS
-from infinitetalk.runtime.memory import MemoryMode, Workload, rounds_of_a_step
+from infinitetalk.runtime.memory import MemoryMode, Workload, rounds_of_a_step, vae_rows
 from infinitetalk.worker.engine.rehearsed import Card, Likeness
 
 #: Seconds of one core for a pixel of a frame, to finished H.264. Measured on one core of an AMD EPYC
@@ -162,12 +162,15 @@ def streaming_seconds(card: Card, work: ChunkWork, computing_s: float) -> float:
 
 
 def vae_seconds(card: Card, work: ChunkWork, way: str, num_frames: int) -> float:
-    """A pass of the VAE over frames of the video, "decode" or "encode", whole or in tiles."""
+    """A pass of the VAE over frames of the video, "decode" or "encode": whole, of which several GPUs share the rows, or
+    in tiles."""
     workload = work.workload
     seconds = card.decode if way == "decode" else card.encode
     latent_frames = (num_frames - 1) // workload.family.vae_scale_factor_temporal + 1
     if not work.memory.vae_tiling:
-        return seconds.seconds(latent_frames, workload.height * workload.width)
+        factor = workload.family.vae_scale_factor_spatial
+        height = factor * vae_rows(workload.height // factor, workload.gpus)
+        return seconds.seconds(latent_frames, height * workload.width)
     sides = itertools.product(tile_sides(workload.height), tile_sides(workload.width))
     return sum(seconds.seconds(latent_frames, height * width) for height, width in sides)
 

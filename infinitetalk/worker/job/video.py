@@ -478,7 +478,7 @@ class VideoJob:
         with closing(run_ahead(generate, self.engine.thread, stop)) as chunks:
             for decoded in chunks:
                 self.bill.references_encoded += decoded.has_encoded_reference
-                self._add(rendering, decoded.finish(is_beside=True), arithmetic)
+                self._add(rendering, self.engine.finish(request, decoded), arithmetic)
                 preview.publish(rendering.parts)
                 if keep() and not stop.leaves_time_for(clock.eta_s):
                     raise GenerationStopped
