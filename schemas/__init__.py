@@ -30,6 +30,7 @@ from schemas.result import (
     JobError,
     Plan,
     RecipeCost,
+    SpeakerPlace,
     Success,
     Video,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Request",
     "S3Config",
     "SingleJob",
+    "SpeakerPlace",
     "Stage",
     "Success",
     "TtsAudio",
