@@ -32,6 +32,7 @@ from schemas.result import (
     JobError,
     Plan,
     RecipeCost,
+    SpeakerPlace,
     Success,
     Video,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Request",
     "S3Config",
     "SingleJob",
+    "SpeakerPlace",
     "SpeechOptions",
     "Stage",
     "Success",

@@ -386,6 +386,10 @@ class SingleJob(StrictModel):
     mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
     """Each speaker's mask: an image that is white where the speaker is. Give this or bbox."""
 
+    regions: Literal["halves", "faces"] = "halves"
+    """Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video
+    (in a video's first frame), left to right."""
+
     loras: list[Lora] = Field(default_factory=list, max_length=8)
     """LoRA files to apply to the base model."""
 

@@ -21,6 +21,8 @@ export interface BatchItem {
   bbox_order?: "xy" | "yx";
   /** Each speaker's mask: an image that is white where the speaker is. Give this or bbox. */
   mask?: Record<string, string> | null;
+  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
+  regions?: "halves" | "faces";
   /** LoRA files to apply to the base model. */
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
@@ -258,6 +260,8 @@ export interface ItemPlan {
   estimate_usd?: number | null;
   /** Every recipe by which this worker could run the job, with its cost. */
   recipes: RecipeCost[];
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -292,6 +296,8 @@ export interface ItemSuccess {
   evaluations: number;
   /** Number of network evaluations that TeaCache saved. ≥ 0. */
   evaluations_skipped: number;
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** Likely flaws of this result, in words. */
   warnings: string[];
   /** The item. */
@@ -366,6 +372,8 @@ export interface Plan {
   estimate_usd?: number | null;
   /** Every recipe by which this worker could run the job, with its cost. */
   recipes: RecipeCost[];
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -476,6 +484,8 @@ export interface SingleJob {
   bbox_order?: "xy" | "yx";
   /** Each speaker's mask: an image that is white where the speaker is. Give this or bbox. */
   mask?: Record<string, string> | null;
+  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
+  regions?: "halves" | "faces";
   /** LoRA files to apply to the base model. */
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
@@ -532,6 +542,16 @@ export interface SingleJob {
   output_config?: OutputConfig | null;
 }
 
+/** Where a speaker is in the source. */
+export interface SpeakerPlace {
+  /** The speaker: person1, person2, … */
+  speaker: string;
+  /** x_min, y_min, x_max, y_max in pixels of the upright source; of a mask, the box around it. */
+  box: [number, number, number, number];
+  /** "bbox" or "mask": the job's. "faces": a face found there. "halves": several speakers side by side. "whole": the only speaker. */
+  told_by: "bbox" | "mask" | "faces" | "halves" | "whole";
+}
+
 /** How speech is told from other sounds. */
 export interface SpeechOptions {
   /** "auto": only speech, found by a detector, moves the mouths and counts for the loudness; music and noise are heard but move nothing. "off": all sound counts as speech, as in the published code. Default: "off". */
@@ -563,6 +583,8 @@ export interface Success {
   evaluations: number;
   /** Number of network evaluations that TeaCache saved. ≥ 0. */
   evaluations_skipped: number;
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** Likely flaws of this result, in words. */
   warnings: string[];
 }
