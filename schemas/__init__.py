@@ -2,6 +2,7 @@
 
 from schemas.addresses import check_address
 from schemas.base import explain, sendable
+from schemas.dub import Dub
 from schemas.envelope import JobState, JobStatus, Request
 from schemas.job import (
     DEFAULT_PREFIX,
@@ -40,6 +41,7 @@ __all__ = [
     "BatchItem",
     "BatchJob",
     "BatchResult",
+    "Dub",
     "ErrorCode",
     "Failure",
     "ItemFailure",

@@ -23,6 +23,7 @@ from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import Published, StrictModel
+from schemas.dub import Dub
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
 _DEFAULTS = INFINITETALK.defaults
@@ -332,6 +333,9 @@ class SingleJob(StrictModel):
 
     scene_seg: bool = False
     """Split a source video into its scenes and generate each of them with its own part of the speech."""
+
+    dub: Dub | None = None
+    """How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks."""
 
     dry_run: bool = False
     """Return only a plan of the job."""

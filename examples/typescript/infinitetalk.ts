@@ -23,6 +23,8 @@ export interface BatchItem {
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
   scene_seg?: boolean;
+  /** How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks. */
+  dub?: Dub | null;
   /** Return only a plan of the job. Default: false. */
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
@@ -127,6 +129,16 @@ export interface Completed {
   status: "COMPLETED";
   /** The result: of one video, of a dry run, of a batch. */
   output: Success | Plan | BatchResult;
+}
+
+/** Dubs cond_video: what is not a speaker's stays as it is. */
+export interface Dub {
+  /** How much is made anew: 1, all of it. ≥ 1, ≤ 1. Default: 1.0. */
+  strength?: number;
+  /** "face": the film is kept, but for the speakers' faces. "all": all of it is kept, but for the speakers' regions (bbox or mask). "none": nothing; the frames are generated whole. Default: "none". */
+  keep?: "none" | "face" | "all";
+  /** Width in pixels of the source of the soft edge between what is generated and what is kept; null: an eighth of the region. ≥ 0, ≤ 512. */
+  feather?: number | null;
 }
 
 /** The kinds of errors; `infinitetalk.worker.errors` says what to do about each. */
@@ -456,6 +468,8 @@ export interface SingleJob {
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
   scene_seg?: boolean;
+  /** How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks. */
+  dub?: Dub | null;
   /** Return only a plan of the job. Default: false. */
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
