@@ -28,8 +28,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--borders", type=int, nargs="*", default=[], help="numbers of the first frames of chunks")
     parser.add_argument(
-        "--table", type=Path, nargs=2, metavar=("VIDEO", "SOUND"), help="write the table, by a filmed person's video "
-        "and the sound of another person"
+        "--table",
+        type=Path,
+        nargs=2,
+        metavar=("VIDEO", "SOUND"),
+        help="write the table, by a filmed person's video and the sound of another person",
     )
     options = parser.parse_args(arguments)
     if not options.videos and not options.table:
@@ -54,7 +57,7 @@ def lines(quality: Quality) -> list[str]:
         value = quality.figures[name]
         found = f"– ({quality.left_out.get(name)})" if value is None else f"{value:.3f}"
         verdict = "MISSED" if name in quality.missed else ""
-        told.append(f"  {name:16} {found:8} {str(bound):14} {verdict:7} {bound.meaning}")
+        told.append(f"  {name:16} {found:8} {bound!s:14} {verdict:7} {bound.meaning}")
     return told
 
 

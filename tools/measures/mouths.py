@@ -1,28 +1,24 @@
 """How a mouth follows speech: correlation with its loudness, prediction from its sound, lag, and rest in pauses.
 
-The plain correlation with loudness is what one would look at first, but it tells little: of a real talking video it is
-0.3, and wrong speech reaches 0.4 by chance (docs/measures.md). So the figure that decides is another one, `follows`: how
-well the opening can be predicted from ten bands of the speech. The prediction is linear, fitted to four fifths of the
-video and compared with the rest, so it needs no trained weights, and speech that has nothing to do with the mouth
-predicts nothing.
+The plain correlation with loudness is what one would look at first, but it tells little (docs/measures.md). So the
+figure that decides is another one, `follows`: how well the opening can be predicted from ten bands of the speech. The
+prediction is linear, fitted to four fifths of the video and compared with the rest, so it needs no trained weights, and
+speech that has nothing to do with the mouth predicts nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from infinitetalk.media.faces import EYE_CORNERS
 from tools.measures.speech import bands, envelope, pauses
 from tools.talker.measure import correlation
 
 UPPER_LIPS, LOWER_LIPS = (13, 82, 312), (14, 87, 317)
 """Landmarks of the lips' inner edges, in pairs."""
-
-EYES = (33, 263)
-"""Landmarks of the eyes' outer corners."""
 
 SMOOTH, TREND = 1.0, 25.0
 """Standard deviations in frames: jitter of landmarks below the first and slow changes above the second do not count."""
@@ -83,7 +79,8 @@ def opening_of(landmarks: np.ndarray) -> np.ndarray:
     """
     points = landmarks[:, :, :2].astype(np.float64)
     lips = np.linalg.norm(points[:, UPPER_LIPS] - points[:, LOWER_LIPS], axis=2).mean(axis=1)
-    opening = lips / np.linalg.norm(points[:, EYES[0]] - points[:, EYES[1]], axis=1)
+    right, left = (points[:, corner] for corner in EYE_CORNERS)
+    opening = lips / np.linalg.norm(right - left, axis=1)
     seen = np.isfinite(opening)
     if not seen.any():
         raise ValueError("no frame shows a face")
@@ -161,11 +158,3 @@ def rest_of(opening: np.ndarray, waveform: np.ndarray) -> float | None:
     speed = np.abs(np.diff(gaussian_filter1d(opening, SMOOTH)))
     spoken = float(speed[speaks].mean())
     return float(speed[rests].mean()) / spoken if spoken > 1e-9 else None
-
-
-def loudest(waveforms: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum of voices, padded to the longest: float32 (samples,)."""
-    total = np.zeros(max(map(len, waveforms)), dtype=np.float32)
-    for waveform in waveforms:
-        total[: len(waveform)] += waveform
-    return total

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import laplace
 
+from infinitetalk.media.faces import EYE_CORNERS
 from infinitetalk.media.speech import VIDEO_FPS
 
 PATCH = 64
 """Side in pixels of the patch that stands for a face."""
 
-ANCHORS = {33: (0.12, 0.42), 263: (0.88, 0.42), 2: (0.5, 0.9)}
+ANCHORS = {EYE_CORNERS[0]: (0.12, 0.42), EYE_CORNERS[1]: (0.88, 0.42), 2: (0.5, 0.9)}
 """Landmark → its place in the patch, 0 to 1 from the left upper corner: the eyes' outer corners and the base of the
 nose. The patch reaches from the forehead to the upper lip, because the mouth is meant to change."""
 

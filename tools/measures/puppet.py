@@ -14,12 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from infinitetalk.media.faces import FaceDetector
+from infinitetalk.media.faces import CHIN, EYE_CORNERS, MOUTH_CORNERS, UPPER_LIP, FaceDetector
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
-from tools.measures.mouths import EYES
 from tools.measures.speech import envelope
 
-CORNERS, LIP_LINE, CHIN = (61, 291), 13, 152
 WIDEST = 0.18
 """Opening of the mouth at the loudest frame, in distances of the eyes."""
 
@@ -48,14 +46,14 @@ def puppet(picture: np.ndarray, waveform: np.ndarray, num_frames: int, late: int
     if mesh is None:
         raise ValueError("the picture shows no face")
     points = mesh.points[:, :2]
-    eyes = float(np.linalg.norm(points[EYES[0]] - points[EYES[1]]))
+    eyes = float(np.linalg.norm(points[EYE_CORNERS[0]] - points[EYE_CORNERS[1]]))
     loudness = envelope(waveform, num_frames)
     openings = WIDEST * eyes * np.roll(gaussian_filter1d(loudness, SLOWNESS), late)
     height, width = picture.shape[:2]
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
-    middle = float(points[list(CORNERS), 0].mean())
-    half = float(np.abs(np.diff(points[list(CORNERS), 0]))[0]) / 2
-    line, chin = float(points[LIP_LINE, 1]), float(points[CHIN, 1])
+    middle = float(points[list(MOUTH_CORNERS), 0].mean())
+    half = float(np.abs(np.diff(points[list(MOUTH_CORNERS), 0]))[0]) / 2
+    line, chin = float(points[UPPER_LIP, 1]), float(points[CHIN, 1])
     # The opening is an ellipse; below it everything moves down, less and less towards the neck.
     across = np.sqrt(np.clip(1 - ((columns - middle) / half) ** 2, 0, 1))
     for opening in openings:
@@ -69,7 +67,9 @@ def puppet(picture: np.ndarray, waveform: np.ndarray, num_frames: int, late: int
 
 def map_coordinates_of(picture: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """A picture read at other places: float64 (height, width, 3)."""
-    channels = [map_coordinates(picture[:, :, channel], [rows, columns], order=1, mode="nearest") for channel in (0, 1, 2)]
+    channels = [
+        map_coordinates(picture[:, :, channel], [rows, columns], order=1, mode="nearest") for channel in (0, 1, 2)
+    ]
     return np.stack(channels, axis=2).astype(np.float64)
 
 

@@ -40,6 +40,7 @@ class Bound:
 
 #: Figure → its bound. docs/measures.md has what real and broken videos score.
 BOUNDS = {
+    "seen": Bound("share of frames in which the face is found", least=0.9),
     "follows": Bound("the mouth against what the speech predicts: correlation", least=0.4),
     "lag": Bound("frames by which the mouth is late", least=-5, most=5),
     "correlation": Bound("the mouth against the speech's loudness: correlation"),
@@ -53,7 +54,6 @@ BOUNDS = {
     "flicker": Bound("brightness that goes to and fro, levels of 255", most=1.0),
 }
 
-#: A drawn mouth's opening is in pixels, and what speech predicts of it is another figure than a photograph's.
 NOT_FOR_DRAWINGS = "a drawn face: tools.talker.quality measures it"
 
 
@@ -76,15 +76,7 @@ class Quality:
     @property
     def missed(self) -> list[str]:
         """Names of the figures that are beyond their bounds."""
-        return [
-            name
-            for name, value in self.figures.items()
-            if value is not None and not (self.is_drawn(name) or BOUNDS[name].holds(value))
-        ]
-
-    def is_drawn(self, name: str) -> bool:
-        """Whether a figure's bound does not apply, because the face is drawn."""
-        return not self.watched.landmarks and name in ("movement", "rest", "follows")
+        return [name for name, value in self.figures.items() if value is not None and not BOUNDS[name].holds(value)]
 
 
 def measure(
@@ -109,12 +101,15 @@ def measure(
     openings, left_out = _openings(path, watched, len(heard), is_drawn)
     mouths = [
         compare(opening, voice)
-        for opening, voice in zip(openings, heard, strict=True)
-        if opening is not None and voice is not None
+        for opening, voice in zip(openings, heard if openings else [], strict=True)
+        if voice is not None
     ]
     figures: dict[str, float | None] = dict.fromkeys(BOUNDS)
-    figures |= _mouth_figures(mouths, left_out)
-    figures |= _identity_figures(watched, left_out, is_drawn)
+    figures.update(_mouth_figures(mouths, left_out))
+    if is_drawn:
+        # Its opening is in pixels.
+        figures["movement"], left_out["movement"] = None, NOT_FOR_DRAWINGS
+    figures.update(_face_figures(watched, len(heard), left_out, is_drawn))
     figures["colour_drift"] = colour_drift(watched.colours)
     figures["sharpness_drift"] = sharpness_drift(watched.sharpness)
     figures["flicker"] = flicker(watched.small)
@@ -126,21 +121,14 @@ def measure(
     return Quality(figures, left_out, mouths, watched)
 
 
-def _openings(
-    path: Path, watched: Watched, num_faces: int, is_drawn: bool
-) -> tuple[list[np.ndarray | None], dict[str, str]]:
-    """Each face's opening over time, and why figures are missing."""
+def _openings(path: Path, watched: Watched, num_faces: int, is_drawn: bool) -> tuple[list[np.ndarray], dict[str, str]]:
+    """Each face's opening over time; none, and why, if a face was not found."""
     if is_drawn:
         return list(read_openings(np.stack(list(frames_of(path))), num_faces)), {}
-    openings: list[np.ndarray | None] = []
-    for landmarks in watched.landmarks:
-        try:
-            openings.append(opening_of(landmarks))
-        except ValueError:
-            openings.append(None)
-    unseen = sum(opening is None for opening in openings)
-    names = ("follows", "lag", "correlation", "movement", "rest")
-    return openings, dict.fromkeys(names, f"{unseen} of {num_faces} faces not seen") if unseen else {}
+    if (found := len(watched.landmarks)) < num_faces:
+        names = ("follows", "lag", "correlation", "movement", "rest")
+        return [], dict.fromkeys(names, f"{found} of {num_faces} faces were found")
+    return [opening_of(landmarks) for landmarks in watched.landmarks], {}
 
 
 def _mouth_figures(mouths: Sequence[Mouth], left_out: dict[str, str]) -> dict[str, float | None]:
@@ -164,14 +152,22 @@ def _mouth_figures(mouths: Sequence[Mouth], left_out: dict[str, str]) -> dict[st
     return found
 
 
-def _identity_figures(watched: Watched, left_out: dict[str, str], is_drawn: bool) -> dict[str, float | None]:
+def _face_figures(
+    watched: Watched, num_faces: int, left_out: dict[str, str], is_drawn: bool
+) -> dict[str, float | None]:
+    """How long the faces are seen, and how like themselves they stay."""
     names = ("identity_least", "identity_last")
     if is_drawn:
-        left_out |= dict.fromkeys(names, NOT_FOR_DRAWINGS)
+        left_out |= dict.fromkeys(("seen", *names), NOT_FOR_DRAWINGS)
         return {}
+    shares = [float(np.isfinite(landmarks[:, 0, 0]).mean()) for landmarks in watched.landmarks]
+    seen = {"seen": min(shares) if len(shares) == num_faces else 0.0}
     try:
         found = [identity(patches) for patches in watched.patches]
     except ValueError as error:
         left_out |= dict.fromkeys(names, str(error))
-        return {}
-    return dict(zip(names, map(min, zip(*found, strict=True)), strict=True))
+        return seen
+    if not found:
+        left_out |= dict.fromkeys(names, "no face was found")
+        return seen
+    return seen | dict(zip(names, map(min, zip(*found, strict=True)), strict=True))

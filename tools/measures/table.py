@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from infinitetalk.media.decode import read_waveform
+from infinitetalk.media.faces import FaceDetector
 from infinitetalk.media.speech import VIDEO_FPS
 from tools.measures.puppet import puppet, read_photograph, write_video
 from tools.measures.quality import BOUNDS, Quality, measure
@@ -95,7 +97,9 @@ def rows(video: Path, other: Path) -> Iterator[Row]:
         length = len(spoken) // SAMPLES_A_FRAME
         write_video(file, puppet(read_photograph(PORTRAIT), spoken, length), spoken)
         yield Row("puppet, own sound", measure(file, None, borders), ())
-        yield Row("puppet, sound 0.48 s late", measure(file, [_later(spoken, LATE_FRAMES)], borders), ("follows", "lag"))
+        yield Row(
+            "puppet, sound 0.48 s late", measure(file, [_later(spoken, LATE_FRAMES)], borders), ("follows", "lag")
+        )
 
 
 def table(found: Sequence[Row]) -> str:
@@ -136,11 +140,14 @@ def _flickering(frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _becoming(frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """The second half shows the portrait of somebody else."""
-    height, width = frames[0].shape[:2]
+    """The second half shows the portrait of somebody else, with the face in the same place."""
+    detector = FaceDetector()
     photograph = read_photograph(PORTRAIT)
-    side = min(*photograph.shape[:2], height, width)
-    stranger = np.zeros_like(frames[0])
-    stranger[:side, :side] = photograph[:side, :side]
+    (here, *_), (there, *_) = detector.find(frames[0]), detector.find(photograph)
+    scale = there.side / here.side
+    (x, y), (other_x, other_y) = here.centre, there.centre
+    affine = (scale, 0, other_x - scale * x, 0, scale, other_y - scale * y)
+    height, width = frames[0].shape[:2]
+    moved = Image.fromarray(photograph).transform((width, height), Image.Transform.AFFINE, affine)
     yield from frames[: len(frames) // 2]
-    yield from [stranger] * (len(frames) - len(frames) // 2)
+    yield from [np.asarray(moved)] * (len(frames) - len(frames) // 2)

@@ -10,13 +10,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from infinitetalk.media.faces import NUM_LANDMARKS, Face, FaceDetector
+from infinitetalk.media.face_tracks import FaceTracker
+from infinitetalk.media.faces import NUM_LANDMARKS, FaceDetector
 from tools.measures.pictures import PATCH, SMALL_SIDE, face_patch, sharpness
 
 LUMA = np.array([0.299, 0.587, 0.114])
-
-SEARCH_EVERY = 25
-"""Frames after which a face that was lost is looked for in the whole picture again."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Watched:
     """What was seen in a video.
 
     Attributes:
-        landmarks: of each face, from left to right: float32 (T, 468, 3), NaN in frames without it.
+        landmarks: of each face that was asked for and found, from left to right: float32 (T, 468, 3), NaN in frames
+            without it.
         patches: of each face: float32 (T, PATCH, PATCH), NaN likewise.
         colours: mean colour of each frame: (T, 3), 0 to 255.
         sharpness: of each frame: (T,).
@@ -54,39 +53,50 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
             yield frame.to_ndarray(format="rgb24")
 
 
-class FaceFollower:
-    """Follows so many faces from frame to frame, those that are largest when they are found.
-
-    Args:
-        num_faces: number of faces to follow.
+class Watcher:
+    """Follows all faces of a video, and keeps their landmarks and patches.
 
     Raises:
         FacesSetupError: the networks that find faces are not installed.
     """
 
-    def __init__(self, num_faces: int) -> None:
+    def __init__(self) -> None:
         self._detector = FaceDetector()
-        self._num_faces = num_faces
-        self._faces: list[Face | None] = []
-        self._waits = 0
+        self._tracker = FaceTracker(self._detector)
+        #: Track → frame → landmarks, float32 (468, 3), and patch.
+        self._seen: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
 
-    def landmarks(self, frame: np.ndarray) -> list[np.ndarray | None]:
-        """The faces' landmarks in the next frame, float32 (468, 3), from left to right; None for a lost face."""
-        detector = self._detector
-        self._faces = [None if face is None else detector.find_near(frame, face) for face in self._faces]
-        if not self._faces or (None in self._faces and self._waits == 0):
-            self._find(frame)
-            self._waits = SEARCH_EVERY
-        self._waits = max(self._waits - 1, 0)
-        meshes = [None if face is None else detector.landmarks(frame, face) for face in self._faces]
-        return [None if mesh is None else mesh.points for mesh in meshes]
+    def add(self, frame: np.ndarray) -> None:
+        """Looks at the next frame, uint8 (height, width, 3)."""
+        number = self._tracker.num_frames
+        self._tracker.add(frame)
+        for track in self._tracker.tracks:
+            face = track.faces.get(number)
+            mesh = None if face is None else self._detector.landmarks(frame, face)
+            if mesh is not None:
+                seen = self._seen.setdefault(track.number, {})
+                seen[number] = mesh.points, face_patch(frame, mesh.points)
 
-    def _find(self, frame: np.ndarray) -> None:
-        found = sorted(self._detector.find(frame), key=lambda face: -face.side)[: self._num_faces]
-        if len(found) < self._num_faces and self._faces:
-            return
-        known: list[Face | None] = sorted(found, key=lambda face: face.centre[0])
-        self._faces = known + [None] * (self._num_faces - len(known))
+    def largest(self, num_faces: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Landmarks (T, 468, 3) and patches (T, PATCH, PATCH) of the faces that were seen longest and largest, from
+        left to right, NaN in frames without the face; fewer if there are fewer."""
+        length = self._tracker.num_frames
+
+        def weight(track: int) -> float:
+            return sum(float(np.ptp(points[:, 0])) for points, _ in self._seen[track].values())
+
+        def place(track: int) -> float:
+            return float(np.mean([points[:, 0].mean() for points, _ in self._seen[track].values()]))
+
+        chosen = sorted(sorted(self._seen, key=weight, reverse=True)[:num_faces], key=place)
+        found = []
+        for track in chosen:
+            landmarks = np.full((length, NUM_LANDMARKS, 3), np.nan, np.float32)
+            patches = np.full((length, PATCH, PATCH), np.nan, np.float32)
+            for number, (points, patch) in self._seen[track].items():
+                landmarks[number], patches[number] = points, patch
+            found.append((landmarks, patches))
+        return found
 
 
 def watch(path: Path, num_faces: int) -> Watched:
@@ -96,9 +106,7 @@ def watch(path: Path, num_faces: int) -> Watched:
         FacesSetupError: the networks that find faces are not installed.
         ValueError: the video has fewer than three frames.
     """
-    follower = FaceFollower(num_faces) if num_faces else None
-    meshes: list[list[np.ndarray]] = [[] for _ in range(num_faces)]
-    patches: list[list[np.ndarray]] = [[] for _ in range(num_faces)]
+    watcher = Watcher() if num_faces else None
     colours, sharp, change, small = [], [], [], []
     before: np.ndarray | None = None
     first = frame = None
@@ -111,16 +119,14 @@ def watch(path: Path, num_faces: int) -> Watched:
         if before is not None:
             change.append(float(np.abs(luma - before).mean()))
         before = luma
-        for face, mesh in enumerate([] if follower is None else follower.landmarks(frame)):
-            meshes[face].append(np.full((NUM_LANDMARKS, 3), np.nan, np.float32) if mesh is None else mesh)
-            patches[face].append(
-                np.full((PATCH, PATCH), np.nan, np.float32) if mesh is None else face_patch(frame, mesh)
-            )
+        if watcher is not None:
+            watcher.add(frame)
     if first is None or frame is None or len(colours) < 3:
         raise ValueError(f"{path} has {len(colours)} frames: nothing can be measured over time")
+    faces = [] if watcher is None else watcher.largest(num_faces)
     return Watched(
-        landmarks=[np.stack(found) for found in meshes],
-        patches=[np.stack(found) for found in patches],
+        landmarks=[landmarks for landmarks, _ in faces],
+        patches=[patches for _, patches in faces],
         colours=np.array(colours),
         sharpness=np.array(sharp),
         change=np.array(change),
