@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from infinitetalk.worker.job.bill import JobEnd
 from infinitetalk.worker.settings import Settings
-from schemas.job import BatchJob, OutputConfig, S3Config, SingleJob, TtsAudio
+from schemas.job import BatchJob, Nag, OutputConfig, S3Config, SingleJob, TtsAudio
 from schemas.progress import Progress
 from schemas.result import BatchResult, Failure, Plan, Success
 from tools.openapi import Mode, PublishedSchema, openapi
@@ -38,6 +38,7 @@ MODELS_BY_MODE: dict[Mode, dict[str, type[BaseModel]]] = {"validation": INPUTS, 
 README_TABLES: dict[str, type[BaseModel]] = {
     "input": SingleJob,
     "output_config": OutputConfig,
+    "nag": Nag,
     "tts_audio": TtsAudio,
     "s3Config": S3Config,
 }

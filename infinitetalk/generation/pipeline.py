@@ -25,7 +25,6 @@ from infinitetalk.generation.sampling import (
     SampledChunk,
     Sampler,
     chunk_noise,
-    make_guidance,
     make_sampler,
     sample_chunk,
 )
@@ -118,7 +117,7 @@ class Conditions:
         source: the image or video.
         speech: embeddings of each speaker, all of the same length.
         prompt_embeds: (1, text_len, text_dim).
-        negative_prompt_embeds: the same; None if the guidance does not use them.
+        negative_prompt_embeds: the same; None if the settings do not use them.
         regions: bool (speakers, source.height, source.width), each speaker's region; None for the default columns.
     """
 
@@ -325,12 +324,13 @@ class InfiniteTalkPipeline:
         """The inputs of a video, with the arguments of `__call__`."""
         if negative_prompt is None:
             negative_prompt = self.networks.family.defaults.negative_prompt
-        needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
         return Conditions(
             source=source,
             speech=speech,
             prompt_embeds=self.networks.prompt_encoder(prompt),
-            negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt) if needs_negative else None,
+            negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt)
+            if settings.needs_negative_prompt
+            else None,
             regions=regions,
         )
 
@@ -412,6 +412,7 @@ class InfiniteTalkPipeline:
         """The network's conditions for one chunk."""
         conditions = video.conditions
         windows = [embeddings.rows(video.grid.window_rows(plan, len(embeddings))) for embeddings in conditions.speech]
+        nag, device = video.settings.nag_in_force, self.networks.device
         mask = first_frame_mask(reference.latents, self.networks.family.vae_scale_factor_temporal)
         return ChunkConditions(
             prompt_embeds=conditions.prompt_embeds,
@@ -419,8 +420,9 @@ class InfiniteTalkPipeline:
             image_embeds=reference.image_embeds,
             condition=torch.cat([mask, reference.latents], dim=1),
             motion_latents=motion_latents,
-            audio_windows=torch.stack(windows).to(self.networks.device),
+            audio_windows=torch.stack(windows).to(device),
             regions=video.regions,
+            nag_strengths=None if nag is None else nag.strengths(device),
         )
 
     def make_sampler(self, settings: GenerationSettings) -> Sampler:

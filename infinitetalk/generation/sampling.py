@@ -13,6 +13,7 @@ from infinitetalk.family import INFINITETALK, Family, Renoising
 from infinitetalk.finite import check_finite
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
+from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.network.protocols import Denoiser, DrawNoise, EvaluationInputs, StepCache, Stepper
 from infinitetalk.network.teacache import TeaCache
 
@@ -36,6 +37,7 @@ class GenerationSettings:
         shift: shift of the noise schedule; a larger one spends more steps at high noise.
         text_guide_scale, audio_guide_scale: guidance; 1 leaves a condition unamplified.
         use_apg, apg_momentum, apg_norm_threshold: adaptive projected guidance.
+        nag: normalised attention guidance by the negative prompt, where guidance does not use it; None: off.
         teacache_threshold: evaluations are skipped below it; None skips none.
         color_correction_strength: 0 (off) … 1.
         seed: determines the noise, together with the chunk's index.
@@ -54,9 +56,25 @@ class GenerationSettings:
     use_apg: bool = False
     apg_momentum: float = _DEFAULTS.apg_momentum
     apg_norm_threshold: float = _DEFAULTS.apg_norm_threshold
+    nag: AttentionGuidance | None = None
     teacache_threshold: float | None = None
     color_correction_strength: float = _DEFAULTS.color_correction_strength
     seed: int = 42
+
+    @property
+    def guides_text(self) -> bool:
+        """Whether guidance evaluates the network with the negative prompt."""
+        return any(not branch.has_text for branch in make_guidance(self).branches)
+
+    @property
+    def nag_in_force(self) -> AttentionGuidance | None:
+        """Normalised attention guidance if it has an effect: guidance by the text takes its place."""
+        return self.nag if self.nag is not None and self.nag.has_effect and not self.guides_text else None
+
+    @property
+    def needs_negative_prompt(self) -> bool:
+        """Whether the negative prompt has an effect."""
+        return self.guides_text or self.nag_in_force is not None
 
     def grid(self, family: Family) -> ChunkGrid:
         """The division of a video of this family into chunks."""
@@ -69,12 +87,13 @@ class ChunkConditions:
 
     Attributes:
         prompt_embeds: (1, text_len, text_dim).
-        negative_prompt_embeds: the same, or None if guidance does not use them.
+        negative_prompt_embeds: the same, or None if nothing uses them.
         image_embeds: (1, image_tokens, image_dim), CLIP features of the reference frame.
         condition: (1, 20, t, h, w), 4 mask channels and the latents of the reference frame followed by grey.
         motion_latents: (1, 16, n, h, w), the clean first latent frames.
         audio_windows: (speakers, num_frames, window, layers, channels).
         regions: bool (speakers + 1, h, w), or None for one speaker.
+        nag_strengths: float32 (3,), normalised attention guidance by the negative prompt; None: off.
     """
 
     prompt_embeds: Tensor
@@ -84,6 +103,7 @@ class ChunkConditions:
     motion_latents: Tensor
     audio_windows: Tensor
     regions: Tensor | None
+    nag_strengths: Tensor | None = None
 
     def text_embeds(self, branch: Branch) -> Tensor:
         """The prompt's or the negative prompt's embeddings, depending on the branch.
@@ -96,6 +116,15 @@ class ChunkConditions:
         if self.negative_prompt_embeds is None:
             raise ValueError("negative_prompt_embeds is None; this guidance needs a negative prompt")
         return self.negative_prompt_embeds
+
+    @property
+    def nag_embeds(self) -> Tensor | None:
+        """The negative prompt's embeddings for normalised attention guidance; None if it is off.
+
+        Raises:
+            ValueError: it is on and there is no negative prompt.
+        """
+        return None if self.nag_strengths is None else self.text_embeds(Branch.NEGATIVE_TEXT)
 
 
 @dataclass(frozen=True)
@@ -292,6 +321,7 @@ def evaluations_of(
     timesteps = timestep[None].to(latents.device)
     image_embeds, speech = conditions.image_embeds.to(dtype), conditions.audio_windows.to(dtype)
     silence = torch.zeros_like(speech[:1])
+    negative = None if (embeds := conditions.nag_embeds) is None else embeds.to(dtype)
     return [
         EvaluationInputs(
             hidden_states=hidden_states,
@@ -300,6 +330,8 @@ def evaluations_of(
             encoder_hidden_states_image=image_embeds,
             encoder_hidden_states_audio=speech if branch.has_audio else silence,
             regions=conditions.regions if branch.has_audio else None,
+            encoder_hidden_states_negative=negative,
+            nag_strengths=conditions.nag_strengths,
             branch=branch.name,
             cache=caches.get(branch),
         )
