@@ -42,6 +42,7 @@ class ChunkWork:
         steps: number of steps.
         motion_frames: frames that the next chunk takes over, which are encoded again; counted after the last one too.
         has_nag: whether evaluations have normalised attention guidance.
+        encodes_source: whether the source's own frames of each chunk are encoded, from which sampling starts.
     """
 
     workload: Workload
@@ -51,6 +52,7 @@ class ChunkWork:
     steps: int
     motion_frames: int
     has_nag: bool = False
+    encodes_source: bool = False
 
     @property
     def sizes(self) -> ModelSizes:
@@ -125,6 +127,7 @@ def chunk_seconds(card: Card, work: ChunkWork, evaluations: int, encodes_referen
         + vae_seconds(card, work, "encode", work.motion_frames)
         + workload.num_frames * card.colours.seconds(pixels)
         + (reference_seconds(card, work) if encodes_reference else 0.0)
+        + (vae_seconds(card, work, "encode", workload.num_frames) if work.encodes_source else 0.0)
     )
 
 
@@ -264,9 +267,10 @@ def chunk_work(settings: GenerationSettings, workload: Workload, memory: MemoryM
         memory=memory,
         speakers=speakers,
         branches=branches,
-        steps=settings.num_inference_steps,
+        steps=settings.num_steps,
         motion_frames=settings.motion_frame,
         has_nag=settings.nag_in_force is not None,
+        encodes_source=settings.starts_from_source,
     )
 
 
