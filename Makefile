@@ -97,9 +97,11 @@ $(BIN)/python:
 # compiles modules on first import and must be allowed to keep the result.
 unexport PYTHONDONTWRITEBYTECODE
 
-$(VENV)/.requirements: requirements.txt | $(BIN)/python
+$(VENV)/.requirements: requirements.txt requirements-faces.txt | $(BIN)/python
 	@echo "Installing the pinned requirements into $(VENV): some GB, a few minutes, once."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
+		-r requirements-faces.txt
 	@touch $@
 
 $(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements

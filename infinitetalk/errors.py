@@ -93,6 +93,10 @@ class SynthesisSetupError(CheckpointError):
     """Kokoro's weights or pronunciation packages are missing or broken. The message says what to install."""
 
 
+class FacesSetupError(CheckpointError):
+    """The networks that find faces are missing. The message says what to install."""
+
+
 class DoesNotFitError(LibraryError, RuntimeError):
     """No memory mode fits the free memory, or the current mode did not fit. The message says what would fit.
 

@@ -2,6 +2,7 @@
 
 from schemas.addresses import check_address
 from schemas.base import explain, sendable
+from schemas.dub import Dub
 from schemas.envelope import JobState, JobStatus, Request
 from schemas.job import (
     DEFAULT_PREFIX,
@@ -31,6 +32,7 @@ from schemas.result import (
     JobError,
     Plan,
     RecipeCost,
+    SpeakerPlace,
     Success,
     Video,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "BatchItem",
     "BatchJob",
     "BatchResult",
+    "Dub",
     "ErrorCode",
     "Failure",
     "FrameSize",
@@ -61,6 +64,7 @@ __all__ = [
     "Request",
     "S3Config",
     "SingleJob",
+    "SpeakerPlace",
     "Stage",
     "Success",
     "TtsAudio",

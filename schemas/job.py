@@ -24,6 +24,7 @@ from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import Published, StrictModel, choice
+from schemas.dub import Dub
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
 _DEFAULTS = INFINITETALK.defaults
@@ -387,11 +388,18 @@ class SingleJob(StrictModel):
     mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
     """Each speaker's mask: an image that is white where the speaker is. Give this or bbox."""
 
+    regions: Literal["halves", "faces"] = "halves"
+    """Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video
+    (in a video's first frame), left to right."""
+
     loras: list[Lora] = Field(default_factory=list, max_length=8)
     """LoRA files to apply to the base model."""
 
     scene_seg: bool = False
     """Split a source video into its scenes and generate each of them with its own part of the speech."""
+
+    dub: Dub | None = None
+    """How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks."""
 
     dry_run: bool = False
     """Return only a plan of the job."""

@@ -29,6 +29,7 @@ MEANINGS: dict[str, str] = {
     "audio_type": "audio_mode multi_audio_type",
     "bbox": "bboxes boxes box bounding_box bounding_boxes face_bbox face_box",
     "mask": "masks mask_url mask_image ref_target_masks",
+    "regions": "speaker_regions placement auto_bbox detect_faces face_detection",
     "loras": "lora lora_path lora_paths lora_dir lora_name lora_url lora_weights",
     "recipe": "preset profile preset_name quality_preset speed_preset workflow acceleration",
     "scene_seg": "scenes scene_detection scene_segmentation",

@@ -101,6 +101,20 @@ class Video(StrictModel):
         return self
 
 
+class SpeakerPlace(StrictModel):
+    """Where a speaker is in the source."""
+
+    speaker: str
+    """The speaker: person1, person2, …"""
+
+    box: Annotated[list[int], Field(min_length=4, max_length=4)]
+    """x_min, y_min, x_max, y_max in pixels of the upright source; of a mask, the box around it."""
+
+    told_by: Literal["bbox", "mask", "faces", "halves", "whole"]
+    """"bbox" or "mask": the job's. "faces": a face found there. "halves": several speakers side by side. "whole": the
+    only speaker."""
+
+
 class Success(StrictModel):
     """A finished job."""
 
@@ -134,6 +148,9 @@ class Success(StrictModel):
 
     evaluations_skipped: Annotated[int, Field(ge=0)]
     """Number of network evaluations that TeaCache saved."""
+
+    speakers: list[SpeakerPlace] = Field(default_factory=list)
+    """Each speaker's place in the source, person1 first."""
 
     warnings: list[str] = Field(default_factory=list)
     """Likely flaws of this result, in words."""
@@ -200,6 +217,9 @@ class Plan(StrictModel):
 
     recipes: list[RecipeCost] = Field(default_factory=list)
     """Every recipe by which this worker could run the job, with its cost."""
+
+    speakers: list[SpeakerPlace] = Field(default_factory=list)
+    """Each speaker's place in the source, person1 first."""
 
     params: dict[str, Any]
     """The parameters as they would be used; a random seed is still -1."""

@@ -314,7 +314,10 @@ def test_the_image_installs_nothing_but_what_the_lock_has():
     (install,) = re.findall(r"pip install .*", stages["requirements-cuda"])
     assert {"--require-hashes", "--only-binary"} <= set(install.split())
     assert install.endswith("/requirements.lock")
-    (model,) = re.findall(r"pip install .*", stages["requirements"])
+    faces, model = re.findall(r"pip install .*", stages["requirements"])
+    # What finds faces asks for TensorFlow, which the image does not need.
+    assert {"--no-deps", "--require-hashes", "--only-binary"} <= set(faces.split())
+    assert faces.endswith("/requirements-faces.txt")
     assert {"--no-deps", "--only-binary", '"${SPACY_MODEL}"'} <= set(model.split())
     assert "pip" not in stages["worker"]
 

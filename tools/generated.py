@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from infinitetalk.worker.job.bill import JobEnd
 from infinitetalk.worker.settings import Settings
+from schemas.dub import Dub
 from schemas.job import BatchJob, Nag, OutputConfig, S3Config, SingleJob, TtsAudio
 from schemas.progress import Progress
 from schemas.result import BatchResult, Failure, Plan, Success
@@ -40,6 +41,7 @@ README_TABLES: dict[str, type[BaseModel]] = {
     "output_config": OutputConfig,
     "nag": Nag,
     "tts_audio": TtsAudio,
+    "dub": Dub,
     "s3Config": S3Config,
 }
 

@@ -19,10 +19,14 @@ export interface BatchItem {
   bbox_order?: "xy" | "yx";
   /** Each speaker's mask: an image that is white where the speaker is. Give this or bbox. */
   mask?: Record<string, string> | null;
+  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
+  regions?: "halves" | "faces";
   /** LoRA files to apply to the base model. */
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
   scene_seg?: boolean;
+  /** How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks. */
+  dub?: Dub | null;
   /** Return only a plan of the job. Default: false. */
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
@@ -129,6 +133,16 @@ export interface Completed {
   status: "COMPLETED";
   /** The result: of one video, of a dry run, of a batch. */
   output: Success | Plan | BatchResult;
+}
+
+/** Dubs cond_video: what is not a speaker's stays as it is. */
+export interface Dub {
+  /** How much is made anew: 1, all of it. ≥ 1, ≤ 1. Default: 1.0. */
+  strength?: number;
+  /** "face": the film is kept, but for the speakers' faces. "all": all of it is kept, but for the speakers' regions (bbox or mask). "none": nothing; the frames are generated whole. Default: "none". */
+  keep?: "none" | "face" | "all";
+  /** Width in pixels of the source of the soft edge between what is generated and what is kept; null: an eighth of the region. ≥ 0, ≤ 512. */
+  feather?: number | null;
 }
 
 /** The kinds of errors; `infinitetalk.worker.errors` says what to do about each. */
@@ -246,6 +260,8 @@ export interface ItemPlan {
   estimate_usd?: number | null;
   /** Every recipe by which this worker could run the job, with its cost. */
   recipes: RecipeCost[];
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -280,6 +296,8 @@ export interface ItemSuccess {
   evaluations: number;
   /** Number of network evaluations that TeaCache saved. ≥ 0. */
   evaluations_skipped: number;
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** Likely flaws of this result, in words. */
   warnings: string[];
   /** The item. */
@@ -364,6 +382,8 @@ export interface Plan {
   estimate_usd?: number | null;
   /** Every recipe by which this worker could run the job, with its cost. */
   recipes: RecipeCost[];
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -472,10 +492,14 @@ export interface SingleJob {
   bbox_order?: "xy" | "yx";
   /** Each speaker's mask: an image that is white where the speaker is. Give this or bbox. */
   mask?: Record<string, string> | null;
+  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
+  regions?: "halves" | "faces";
   /** LoRA files to apply to the base model. */
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
   scene_seg?: boolean;
+  /** How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks. */
+  dub?: Dub | null;
   /** Return only a plan of the job. Default: false. */
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
@@ -528,6 +552,16 @@ export interface SingleJob {
   output_config?: OutputConfig | null;
 }
 
+/** Where a speaker is in the source. */
+export interface SpeakerPlace {
+  /** The speaker: person1, person2, … */
+  speaker: string;
+  /** x_min, y_min, x_max, y_max in pixels of the upright source; of a mask, the box around it. */
+  box: [number, number, number, number];
+  /** "bbox" or "mask": the job's. "faces": a face found there. "halves": several speakers side by side. "whole": the only speaker. */
+  told_by: "bbox" | "mask" | "faces" | "halves" | "whole";
+}
+
 /** The stages of a job, in order; progress, timings and errors use the same list. */
 export type Stage = "validation" | "download" | "embedding" | "load" | "sampling" | "decode" | "mux" | "upload" | "completed";
 
@@ -553,6 +587,8 @@ export interface Success {
   evaluations: number;
   /** Number of network evaluations that TeaCache saved. ≥ 0. */
   evaluations_skipped: number;
+  /** Each speaker's place in the source, person1 first. */
+  speakers: SpeakerPlace[];
   /** Likely flaws of this result, in words. */
   warnings: string[];
 }

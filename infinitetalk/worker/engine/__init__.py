@@ -8,6 +8,7 @@
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
 from infinitetalk.worker.engine.estimate import VideoCost
+from infinitetalk.worker.engine.people import find_faces, needs_faces, speaker_places
 from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings, plan_scenes
 
 __all__ = [
@@ -17,9 +18,12 @@ __all__ = [
     "Scene",
     "VideoCost",
     "chunk_grid",
+    "find_faces",
     "generation_settings",
+    "needs_faces",
     "negative_prompt_of",
     "plan_scenes",
     "region_overlaps",
+    "speaker_places",
     "speaker_regions",
 ]

@@ -13,9 +13,12 @@ from torch import Tensor
 from infinitetalk.family import Family
 from infinitetalk.generation.sampling import GenerationSettings, make_guidance
 from infinitetalk.media.decode import MediaInfo, read_region
+from infinitetalk.media.faces import Face
+from infinitetalk.media.people import foreground, head_regions, speakers_faces
 from infinitetalk.media.sizes import choose_resolution
 from infinitetalk.network.regions import RegionError, box_regions, check_boxes
 from infinitetalk.runtime.memory import Workload
+from infinitetalk.worker.engine.people import too_few_faces
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
@@ -50,11 +53,16 @@ def negative_prompt_of(job: SingleJob) -> str:
 
 
 def speaker_regions(
-    job: SingleJob, source: MediaInfo, masks: Sequence[Media] | None, warnings: list[str]
+    job: SingleJob,
+    source: MediaInfo,
+    masks: Sequence[Media] | None,
+    faces: Sequence[Face] | None,
+    warnings: list[str],
 ) -> Tensor | None:
     """Each speaker's region, bool (speakers, height, width) of the source; None: side by side.
 
     Args:
+        faces: those found in the source, from left to right; None: nobody looked for them.
         warnings: warnings for the client are added to this list.
 
     Raises:
@@ -69,6 +77,17 @@ def speaker_regions(
         regions = torch.stack(
             [read_mask(mask.path, speaker, source, warnings) for speaker, mask in zip(job.speakers, masks, strict=True)]
         )
+    elif faces is not None:
+        heads = speakers_faces(faces, len(job.speakers))
+        if len(heads) < len(job.speakers):
+            warnings.append(too_few_faces(job, heads))
+            return None
+        regions = head_regions(heads, source.height, source.width)
+        if (others := len(foreground(faces)) - len(heads)) > 0:
+            warnings.append(
+                f'regions "faces": {len(heads) + others} faces found for {len(heads)} speakers; the largest were '
+                "taken, left to right. If these are not the speakers, give bbox"
+            )
     else:
         return None
     return regions

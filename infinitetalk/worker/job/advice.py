@@ -112,6 +112,8 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         ("bbox", one_speaker, "with one speaker"),
         ("mask", one_speaker, "with one speaker"),
         ("bbox_order", job.bbox is None or one_speaker, "without a bbox of several speakers"),
+        ("regions", one_speaker, "with one speaker"),
+        ("regions", job.bbox is not None or job.mask is not None, "with bbox or mask"),
         ("scene_seg", is_picture, "with an image"),
         ("max_frame_num", job.mode == "clip", 'in mode "clip"'),
         ("motion_frame", one_chunk, "in a video of one chunk"),

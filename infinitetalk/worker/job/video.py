@@ -31,8 +31,11 @@ from infinitetalk.worker.engine import (
     Overlap,
     Request,
     Scene,
+    find_faces,
+    needs_faces,
     plan_scenes,
     region_overlaps,
+    speaker_places,
     speaker_regions,
 )
 from infinitetalk.worker.errors import (
@@ -340,6 +343,7 @@ class VideoJob:
         self.bill.model = engine.model_name_for(job)
         plan = Plan(
             job_id=self.context.job_id,
+            speakers=speaker_places(job, regions, media.source.info.height, media.source.info.width),
             params=resolved_parameters(job, job.base_seed),
             model=self.bill.model,
             worker=release_of(self.context.resources.settings),
@@ -404,7 +408,8 @@ class VideoJob:
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
-        return media, speaker_regions(job, media.source.info, media.masks, media.warnings)
+        faces = find_faces(media.source, self.folder) if needs_faces(job) else None
+        return media, speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
 
     def _prepare(self) -> Inputs:
         """Downloads the media, embeds the speech and prepares the networks for the job.
@@ -515,6 +520,7 @@ class VideoJob:
         artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
         join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark)
         facts = video_facts(artifacts.video, rendering)
+        source = inputs.media.source.info
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
             "model": self.engine.model_name_for(self.job),
@@ -522,6 +528,7 @@ class VideoJob:
             "memory_mode": self.engine.memory_mode(inputs.networks.choice),
             "evaluations": rendering.evaluations,
             "evaluations_skipped": rendering.evaluations_skipped,
+            "speakers": speaker_places(self.job, inputs.regions, source.height, source.width),
             "warnings": warnings,
         }
 
@@ -530,6 +537,7 @@ class VideoJob:
             "job_id": self.context.job_id,
             "item_id": self.item_id,
             **about,
+            "speakers": [place.model_dump() for place in about["speakers"]],
             "request": self.request,
             "seed": rendering.seed,
             "weights": self.bill.weights,

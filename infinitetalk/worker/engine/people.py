@@ -1,0 +1,83 @@
+"""The people in a job's source: their faces, and the place of each speaker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor
+
+from infinitetalk.media.decode import extract_frames, read_picture
+from infinitetalk.media.faces import Face, FaceDetector
+from infinitetalk.network.regions import default_regions
+from infinitetalk.worker.traffic.fetch import Media, naming
+from schemas import SingleJob, SpeakerPlace
+
+
+@cache
+def face_detector() -> FaceDetector:
+    """The worker's one detector; jobs run one at a time.
+
+    Raises:
+        FacesSetupError: its networks are not installed.
+    """
+    return FaceDetector()
+
+
+def needs_faces(job: SingleJob) -> bool:
+    """Whether the faces in a job's source set its speakers' regions."""
+    return job.regions == "faces" and len(job.speakers) > 1 and job.bbox is None and job.mask is None
+
+
+def find_faces(source: Media, folder: Path) -> list[Face]:
+    """The faces in a source's picture, or in its first frame, from left to right.
+
+    Args:
+        folder: folder for temporary files.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+        FacesSetupError: the networks that find faces are not installed.
+    """
+    with naming("cond_video"):
+        if source.info.kind == "image":
+            picture = read_picture(source.path)
+        else:
+            with TemporaryDirectory(dir=folder) as frames:
+                picture = extract_frames(source.path, Path(frames), 1, 1).frame_at(0)
+    return face_detector().find(picture.permute(1, 2, 0).numpy())
+
+
+def speaker_places(job: SingleJob, regions: Tensor | None, height: int, width: int) -> list[SpeakerPlace]:
+    """Where each speaker is in the source.
+
+    Args:
+        regions: bool (speakers, height, width); None: side by side.
+    """
+    if job.bbox is not None:
+        told = "bbox"
+    elif job.mask is not None:
+        told = "mask"
+    else:
+        told = "faces" if regions is not None else "halves" if len(job.speakers) > 1 else "whole"
+    shown = default_regions(len(job.speakers), height, width) if regions is None else regions
+    return [
+        SpeakerPlace.model_validate({"speaker": speaker, "box": bounding_box(region), "told_by": told})
+        for speaker, region in zip(job.speakers, shown, strict=True)
+    ]
+
+
+def bounding_box(region: Tensor) -> list[int]:
+    """x_min, y_min, x_max, y_max of a region, bool (height, width), which is not empty."""
+    rows, columns = region.any(dim=1).nonzero(), region.any(dim=0).nonzero()
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+def too_few_faces(job: SingleJob, faces: Sequence[Face]) -> str:
+    """A warning that faces do not set the regions, since there are fewer of them than speakers."""
+    return (
+        f'regions "faces": {len(faces)} face{"" if len(faces) == 1 else "s"} found for {len(job.speakers)} speakers; '
+        'they were placed side by side, as with "halves". Give bbox or mask'
+    )

@@ -1,0 +1,90 @@
+"""The faces in the picture set the speakers' regions, and the result says which region each speaker got."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infinitetalk.media.faces import overlap
+from tests.job_inputs import data_uri, picture_uri, small_job, speech_uri
+from tests.local_jobs import LocalWorker
+from tests.test_faces import SET_BY_HAND
+from tools.talker.jobs import ExampleMaker, TalkerWorker
+from tools.talker.measure import correlation, read_openings
+
+MEDIA = Path(__file__).parents[1] / "examples/media"
+TWO = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
+
+
+def people_uri(*lefts: int, width: int = 900) -> str:
+    """The drawn pair's left person at these columns of a wide picture."""
+    picture = np.full((320, width, 3), 140, np.uint8)
+    with Image.open(MEDIA / "drawn_pair.png") as image:
+        person = np.asarray(image.convert("RGB"))[:, :320]
+    for left in lefts:
+        picture[:, left : left + 320] = person
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return data_uri(file.getvalue(), "image/png")
+
+
+def run(worker: LocalWorker, **changes: Any) -> dict[str, Any]:
+    """The result of a job for two speakers."""
+    return worker.run({"id": "job", "input": small_job(cond_audio=TWO, **changes)})
+
+
+def boxes(result: dict[str, Any]) -> list[tuple[str, str, list[int]]]:
+    return [(place["speaker"], place["told_by"], place["box"]) for place in result["speakers"]]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_faces_set_the_regions_from_left_to_right(dry_run: bool, local_worker: LocalWorker) -> None:
+    result = run(local_worker, cond_video=people_uri(250, 580), regions="faces", dry_run=dry_run)
+    assert result["warnings"] == []
+    (one, told, left), (two, _, right) = boxes(result)
+    assert (one, two, told) == ("person1", "person2", "faces")
+    face = SET_BY_HAND["drawn_pair.png"][0]
+    for box, offset in ((left, 250), (right, 580)):
+        x_min, y_min, x_max, y_max = (face[0] + offset, face[1], face[2] + offset, face[3])
+        assert box[0] <= x_min + 12 and box[1] <= y_min and box[2] >= x_max - 12 and box[3] >= y_max - 12
+        assert overlap(box, (x_min, y_min, x_max, y_max)) > 0.4
+    assert left[2] <= right[0]
+
+
+def test_too_few_faces_are_said_and_the_speakers_stand_side_by_side(local_worker: LocalWorker) -> None:
+    result = run(local_worker, cond_video=people_uri(290), regions="faces", dry_run=True)
+    assert ["1 face found for 2 speakers" in warning for warning in result["warnings"]] == [True]
+    assert [told for _, told, _ in boxes(result)] == ["halves", "halves"]
+
+
+def test_more_faces_than_speakers_are_said(local_worker: LocalWorker) -> None:
+    picture = people_uri(0, 330, 660, width=980)
+    result = run(local_worker, cond_video=picture, regions="faces", dry_run=True)
+    assert ["3 faces found for 2 speakers" in warning for warning in result["warnings"]] == [True]
+
+
+def test_the_result_says_where_each_speaker_is_without_faces_too(local_worker: LocalWorker) -> None:
+    picture = picture_uri(height=64, width=128)
+    told = {"person1": [70.0, 0.0, 128.0, 64.0], "person2": [0.0, 0.0, 60.0, 64.0]}
+    assert boxes(run(local_worker, cond_video=picture, bbox=told, dry_run=True)) == [
+        ("person1", "bbox", [70, 0, 128, 64]),
+        ("person2", "bbox", [0, 0, 60, 64]),
+    ]
+    halves = boxes(run(local_worker, cond_video=picture, dry_run=True))
+    assert [(told, box[0] // 64, box[2] // 64) for _, told, box in halves] == [("halves", 0, 0), ("halves", 1, 1)]
+    alone = local_worker.run({"id": "job", "input": small_job(dry_run=True)})
+    assert boxes(alone) == [("person1", "whole", [0, 0, 64, 64])]
+
+
+@pytest.mark.slow
+def test_each_voice_moves_the_mouth_of_the_face_that_was_found_for_it(tmp_path: Path) -> None:
+    """On the talker, whose people are not where halves would be wrong, but whose regions are the heads alone."""
+    worker = TalkerWorker(tmp_path)
+    example = ExampleMaker(tmp_path).make(0, num_people=2, seconds=3.24)
+    openings = read_openings(worker.frames(example, regions="faces"), 2)[:, 1:]
+    for mouth in range(2):
+        own, other = (correlation(openings[mouth], example.rules[voice].opening[1:]) for voice in (mouth, 1 - mouth))
+        assert own > 0.7 and own > other + 0.4
