@@ -337,6 +337,19 @@ class Lora(StrictModel):
     """Strength with which it is applied."""
 
 
+class Nag(StrictModel):
+    """Normalised attention guidance: makes the negative prompt work without text guidance, for recipes of few steps."""
+
+    scale: Annotated[float, Field(ge=1, le=50)] = 11.0
+    """How far attention to the text moves away from the negative prompt; 1: not at all."""
+
+    tau: Annotated[float, Field(ge=1, le=20)] = 2.5
+    """Largest growth of what a token reads from the text, by its norm."""
+
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the moved value in the result."""
+
+
 class SingleJob(StrictModel):
     """One talking video: its speech, its source image or video, and the parameters of its generation."""
 
@@ -434,7 +447,8 @@ class SingleJob(StrictModel):
     a resolution of your own has the nearest table's."""
 
     sample_text_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.text_guide_scale
-    """Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off."""
+    """Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off,
+    unless nag is on."""
 
     sample_audio_guide_scale: Annotated[float, Field(ge=0, le=50)] = _DEFAULTS.audio_guide_scale
     """Strength of the speech's guidance."""
@@ -447,7 +461,12 @@ class SingleJob(StrictModel):
     4n+1; 0: a cut, as in the published code."""
 
     negative_prompt: Annotated[str, StringConstraints(max_length=5000)] | None = None
-    """Description of things that the video should not show; null: the published model's default."""
+    """Description of things that the video should not show; null: the published model's default. It needs text guidance
+    or nag."""
+
+    nag: Nag | None = None
+    """Normalised attention guidance, which makes the negative prompt work with sample_text_guide_scale 1, as in recipes
+    of few steps; it adds 2 to 7 % to an evaluation. {} takes its defaults; null: off."""
 
     color_correction_strength: Annotated[float, Field(ge=0, le=1)] = _DEFAULTS.color_correction_strength
     """How far each frame's colours are moved towards the reference frame's, 0 to 1."""

@@ -44,6 +44,7 @@ MEANINGS: dict[str, str] = {
     "sample_shift": "shift flow_shift time_shift timestep_shift",
     "sample_text_guide_scale": "cfg cfg_scale guidance guidance_scale text_guide_scale text_cfg guide_scale",
     "sample_audio_guide_scale": "audio_cfg audio_cfg_scale audio_guidance audio_guidance_scale audio_guide_scale",
+    "nag": "use_nag normalized_attention_guidance normalised_attention_guidance nag_scale nag_tau nag_alpha nag_config",
     "color_correction_strength": "color_correction colour_correction colormatch color_match",
     "use_teacache": "teacache enable_teacache tea_cache",
     "teacache_thresh": "teacache_threshold tea_cache_l1_thresh rel_l1_thresh",
@@ -70,7 +71,9 @@ MEANINGS: dict[str, str] = {
     "human2_voice": "voice2 speaker2",
     "gate": "vad mode enabled detector",
     "name": "path file filename file_name lora id url",
-    "scale": "strength weight multiplier alpha model_strength strength_model",
+    "scale": "strength weight multiplier alpha model_strength strength_model nag_scale guidance_scale",
+    "tau": "nag_tau threshold limit",
+    "alpha": "nag_alpha blend blending mix",
 }
 """Our names → other tools' names for the same thing, if they differ in more than spelling."""
 

@@ -197,6 +197,15 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "sample_text_guide_scale": st.floats(0, 50),
         "sample_audio_guide_scale": st.floats(0, 50),
         "negative_prompt": st.none() | st.text(max_size=40),
+        "nag": st.none()
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "scale": st.floats(1, 50),
+                "tau": st.floats(1, 20),
+                "alpha": st.floats(0, 1, exclude_min=True),
+            },
+        ),
         "color_correction_strength": st.floats(0, 1),
         "use_teacache": st.booleans(),
         "teacache_thresh": st.floats(0, 10, exclude_min=True),

@@ -39,6 +39,14 @@ def work_of(recipe: str, size: str = "480", speakers: int = 1, mode: MemoryMode 
     return chunk_work(settings, workload, mode or MemoryMode(), speakers)
 
 
+def test_nag_adds_a_small_share_to_an_evaluation_and_one_prompt() -> None:
+    plain = work_of("lora-8")
+    with_nag = replace(plain, has_nag=True)
+    for card in cards():
+        assert 1.01 < evaluation_seconds(card, with_nag) / evaluation_seconds(card, plain) < 1.08
+    assert (plain.prompts, with_nag.prompts, work_of("quality").prompts) == (1, 2, 2)
+
+
 def measured(name: str) -> float:
     """A figure of the first run on an H200."""
     figures = json.loads((CHECKOUT / "docs" / "measurements" / "h200.json").read_text(encoding="utf-8"))["figures"]

@@ -25,6 +25,7 @@ from infinitetalk.encoders.wan_layers import make_lean
 from infinitetalk.errors import CheckpointError, ParallelError
 from infinitetalk.family import INFINITETALK
 from infinitetalk.network import parallel
+from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.network.parallel import Lead, LeadingTransformer
 from infinitetalk.network.protocols import Denoiser, EvaluationInputs
 from infinitetalk.network.teacache import TeaCache
@@ -144,6 +145,7 @@ def check_equal_to_one_process(together: LeadingTransformer, heads: int) -> None
     """One, two and three speakers; pictures whose tokens cannot be divided evenly; steps of one to three evaluations,
     which share tensors; TeaCache."""
     cases = [inputs(1, 8, 8), inputs(1, 6, 10), inputs(2, 6, 10), inputs(2, 10, 14), inputs(3, 6, 14)]
+    cases.append(with_nag(inputs(1, 6, 10)))
     alone = make_transformer(heads)
     for case in cases:
         torch.testing.assert_close(evaluate_one(together, case), evaluate_one(alone, case), atol=1e-5, rtol=1e-5)
@@ -155,6 +157,15 @@ def check_equal_to_one_process(together: LeadingTransformer, heads: int) -> None
             for found, one in zip(evaluate_step(together, step), expected, strict=True):
                 torch.testing.assert_close(found, one, atol=1e-5, rtol=1e-5)
     check_teacache(together, alone)
+
+
+def with_nag(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With normalised attention guidance, whose norms are those of single tokens."""
+    strengths = AttentionGuidance(11.0, 2.5, 0.25).strengths(CPU)
+    return given | {
+        "encoder_hidden_states_negative": given["encoder_hidden_states"].flip(1),
+        "nag_strengths": strengths,
+    }
 
 
 def step_of(count: int, given: dict[str, Tensor]) -> list[EvaluationInputs]:

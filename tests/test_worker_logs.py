@@ -27,6 +27,7 @@ def test_an_input_is_logged_by_what_is_known_to_hold_no_secret():
             "cond_audio": {"person1": speech_uri(0.3), "person2": None, "hush": "hush"},
             "bbox": {"person1": [0, 0.5, 10, 20], "person2": ["hush"]},
             "size": "infinitetalk-480",
+            "nag": {"scale": 11, "tau": "hush", "hush": "hush"},
             "mode": "hush",
             "frame_num": 81,
             "base_seed": 10**100,
@@ -49,6 +50,8 @@ def test_an_input_is_logged_by_what_is_known_to_hold_no_secret():
     assert (logged["size"], logged["mode"], logged["frame_num"]) == ("infinitetalk-480", "<4 characters>", 81)
     assert logged["output_config"]["store"] == "put"
     assert logged["unknown_fields"] == 2
+    assert logged["nag"] == {"scale": 11, "tau": "<4 characters>", "unknown_fields": 1}
+    assert loggable({"size": {"width": 832, "height": 480}})["size"] == {"width": 832, "height": 480}
     batch = loggable({"batch": [small_job(), "hush"]})["batch"]
     assert (batch[0]["sample_steps"], batch[1]) == (2, "<str>")
 

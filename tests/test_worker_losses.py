@@ -344,8 +344,10 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
     "sample_shift": ({"sample_shift": 3.0, "sample_steps": 1}, "sample_shift has no effect with one step"),
     "negative_prompt": (
         {"negative_prompt": "ugly", "sample_text_guide_scale": 1.0},
-        "negative_prompt has no effect with sample_text_guide_scale 1",
+        "negative_prompt has no effect with sample_text_guide_scale 1 without nag",
     ),
+    "nag": ({"nag": {}}, "nag has no effect with sample_text_guide_scale 5: guidance uses the negative prompt"),
+    "nag, scale 1": ({"nag": {"scale": 1}, "sample_text_guide_scale": 1.0}, "nag has no effect with scale 1"),
     "use_teacache": ({"use_teacache": True, "sample_steps": 5}, "use_teacache has no effect with 5 steps or fewer"),
     "teacache_thresh": ({"teacache_thresh": 0.3}, "teacache_thresh has no effect without use_teacache"),
     "use_apg": (
@@ -391,6 +393,7 @@ def test_a_field_without_effect_is_told(changes: dict[str, Any], words: str) -> 
         {"audio_type": "add", "cond_audio": {"person1": "a", "person2": "b"}},
         {"bbox": {"person1": [0, 0, 9, 9], "person2": [9, 0, 18, 9]}, "bbox_order": "yx", "cond_audio": TWO},
         {"sample_shift": 3.0},
+        {"negative_prompt": "ugly", "sample_text_guide_scale": 1.0, "nag": {}},
     ],
 )
 def test_defaults_and_fields_with_effect_are_not_told(changes: dict[str, Any]) -> None:
@@ -417,7 +420,7 @@ def test_a_job_is_told_of_fields_without_effect(worker):
     warnings = warnings_of(worker, max_frame_num=50, teacache_thresh=0.5, negative_prompt="ugly")
     assert warnings == [
         'max_frame_num has no effect in mode "clip"',
-        "negative_prompt has no effect with sample_text_guide_scale 1",
+        "negative_prompt has no effect with sample_text_guide_scale 1 without nag",
         "teacache_thresh has no effect without use_teacache",
     ]
 

@@ -27,8 +27,9 @@ STREAMING = {"mode": "streaming", "cond_audio": {"person1": speech_uri(0.68)}}
         {"cond_audio": {"person1": speech_uri(0.2), "person2": speech_uri(0.3, 220)}, "audio_type": "add"},
         STREAMING | {"cond_video": data_uri(scenes_bytes([10, 10]), "video/mp4"), "scene_seg": True},
         STREAMING | {"size": {"width": 832, "height": 480}},
+        {"nag": {}, "negative_prompt": "blur"},
     ],
-    ids=["clip", "streaming", "guidance", "two in turns", "scenes", "own size"],
+    ids=["clip", "streaming", "guidance", "two in turns", "scenes", "own size", "nag"],
 )
 def test_a_plan_says_what_the_job_then_does(changes, local_worker: LocalWorker):
     planned = local_worker.run({"id": "job-1", "input": small_job(**changes, dry_run=True)})

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from infinitetalk.worker.job.bill import JobEnd
 from infinitetalk.worker.settings import Settings
 from schemas.dub import Dub
-from schemas.job import BatchJob, OutputConfig, S3Config, SingleJob, TtsAudio
+from schemas.job import BatchJob, Nag, OutputConfig, S3Config, SingleJob, TtsAudio
 from schemas.progress import Progress
 from schemas.result import BatchResult, Failure, Plan, Success
 from tools.openapi import Mode, PublishedSchema, openapi
@@ -39,6 +39,7 @@ MODELS_BY_MODE: dict[Mode, dict[str, type[BaseModel]]] = {"validation": INPUTS, 
 README_TABLES: dict[str, type[BaseModel]] = {
     "input": SingleJob,
     "output_config": OutputConfig,
+    "nag": Nag,
     "tts_audio": TtsAudio,
     "dub": Dub,
     "s3Config": S3Config,

@@ -68,6 +68,16 @@ class Program:
             if speakers == 1:
                 show(f"{name}, H100, by yardstick", report.yardstick_table(log))
 
+    def nag(self) -> None:
+        """What normalised attention guidance adds to an evaluation."""
+        found = {}
+        for workload in (parts.SHORT, parts.SMALL, parts.LARGE):
+            name = f"{parts.EVALUATION}, {parts.label(workload)}"
+            found[name] = self.record(name, partial(parts.evaluation, self.stage, workload))
+            guided = f"{name}, with NAG"
+            found[guided] = self.record(guided, partial(parts.evaluation, self.stage, workload, with_nag=True))
+        show(f"Normalised attention guidance, {self.card.name}", report.part_table(found, self.card))
+
     def quantised(self) -> None:
         """What weights in 8 bits cost, which are widened at each use."""
         found = {}
@@ -178,14 +188,15 @@ PARTS: dict[str, Callable[[Program], None]] = {
     "evaluation": Program.evaluation,
     "compiled": Program.compiled,
     "quantised": Program.quantised,
+    "nag": Program.nag,
     "vae": Program.vae,
     "modes": Program.modes,
     "host": Program.host,
     "measured": Program.measured,
 }
 
-#: The VAE in tiles takes two minutes.
-USUAL_PARTS = [part for part in PARTS if part != "vae"]
+#: The VAE in tiles takes two minutes; normalised attention guidance evaluates six times.
+USUAL_PARTS = [part for part in PARTS if part not in ("nag", "vae")]
 
 
 def main() -> None:

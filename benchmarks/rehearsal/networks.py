@@ -144,9 +144,16 @@ def make_audio_encoder(mode: FakeTensorMode) -> SpeechEncoder:
 
 
 def evaluation_inputs(
-    mode: FakeTensorMode, height: int, width: int, num_frames: int, speakers: int = 1, device: torch.device = DEVICE
+    mode: FakeTensorMode,
+    height: int,
+    width: int,
+    num_frames: int,
+    speakers: int = 1,
+    device: torch.device = DEVICE,
+    with_nag: bool = False,
 ) -> dict[str, Tensor | None]:
-    """What the transformer's `forward` takes for a chunk of `num_frames` frames of `height` by `width` pixels."""
+    """What the transformer's `forward` takes for a chunk of `num_frames` frames of `height` by `width` pixels, without
+    or with normalised attention guidance."""
     family = INFINITETALK
     rows, columns = height // family.vae_scale_factor_spatial, width // family.vae_scale_factor_spatial
     latent_frames = (num_frames - 1) // family.vae_scale_factor_temporal + 1
@@ -159,5 +166,9 @@ def evaluation_inputs(
             "encoder_hidden_states": torch.empty(1, TEXT_TOKENS, TEXT_DIM, dtype=torch.bfloat16),
             "encoder_hidden_states_image": torch.empty(1, IMAGE_TOKENS, IMAGE_DIM, dtype=torch.bfloat16),
             "encoder_hidden_states_audio": torch.empty(audio, dtype=torch.bfloat16),
+            "encoder_hidden_states_negative": torch.empty(1, TEXT_TOKENS, TEXT_DIM, dtype=torch.bfloat16)
+            if with_nag
+            else None,
+            "nag_strengths": torch.empty(3) if with_nag else None,
             "regions": torch.empty(speakers + 1, rows, columns, dtype=torch.bool) if speakers > 1 else None,
         }

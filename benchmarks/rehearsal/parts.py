@@ -53,10 +53,12 @@ def evaluation(
     workload: Workload,
     speakers: int = 1,
     transformer: InfiniteTalkTransformer3DModel | None = None,
+    with_nag: bool = False,
 ) -> Log:
     """One evaluation of the transformer, by default of the published one."""
     network = stage.transformer if transformer is None else transformer
-    given = evaluation_inputs(stage.mode, workload.height, workload.width, workload.num_frames, speakers)
+    size = workload.height, workload.width, workload.num_frames
+    given = evaluation_inputs(stage.mode, *size, speakers, with_nag=with_nag)
     return stage.record(lambda: network(**given, return_dict=False))
 
 

@@ -45,7 +45,7 @@ export interface BatchItem {
   sample_steps?: number;
   /** Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720; a resolution of your own has the nearest table's. ≥ 0.01, ≤ 100. */
   sample_shift?: number | null;
-  /** Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off. ≥ 0, ≤ 50. Default: 5.0. */
+  /** Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off, unless nag is on. ≥ 0, ≤ 50. Default: 5.0. */
   sample_text_guide_scale?: number;
   /** Strength of the speech's guidance. ≥ 0, ≤ 50. Default: 4.0. */
   sample_audio_guide_scale?: number;
@@ -53,8 +53,10 @@ export interface BatchItem {
   motion_frame?: number;
   /** Number of video frames of the fade from one chunk into the next (streaming), at most motion_frame rounded down to 4n+1; 0: a cut, as in the published code. ≥ 0, ≤ 25. Default: 4. */
   crossfade_frame?: number;
-  /** Description of things that the video should not show; null: the published model's default. */
+  /** Description of things that the video should not show; null: the published model's default. It needs text guidance or nag. */
   negative_prompt?: string | null;
+  /** Normalised attention guidance, which makes the negative prompt work with sample_text_guide_scale 1, as in recipes of few steps; it adds 2 to 7 % to an evaluation. {} takes its defaults; null: off. */
+  nag?: Nag | null;
   /** How far each frame's colours are moved towards the reference frame's, 0 to 1. ≥ 0, ≤ 1. Default: 1.0. */
   color_correction_strength?: number;
   /** Reuse the network's last output if it would hardly change. Default: false. */
@@ -330,6 +332,16 @@ export interface Lora {
   scale?: number;
 }
 
+/** Normalised attention guidance: makes the negative prompt work without text guidance, for recipes of few steps. */
+export interface Nag {
+  /** How far attention to the text moves away from the negative prompt; 1: not at all. ≥ 1, ≤ 50. Default: 11.0. */
+  scale?: number;
+  /** Largest growth of what a token reads from the text, by its norm. ≥ 1, ≤ 20. Default: 2.5. */
+  tau?: number;
+  /** Share of the moved value in the result. > 0, ≤ 1. Default: 0.25. */
+  alpha?: number;
+}
+
 /** The destination of the video and its thumbnail. */
 export interface OutputConfig {
   /** "s3": an S3-compatible store (the job's s3Config, else the worker's settings). "volume": the worker's output folder, on Runpod the network volume. "inline": base64 in the result, for small videos only. "put": the addresses video_url and thumbnail_url. Default: "s3". */
@@ -508,7 +520,7 @@ export interface SingleJob {
   sample_steps?: number;
   /** Shift of the noise schedule; null: the recipe's, else 7 for infinitetalk-480, 11 for infinitetalk-720; a resolution of your own has the nearest table's. ≥ 0.01, ≤ 100. */
   sample_shift?: number | null;
-  /** Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off. ≥ 0, ≤ 50. Default: 5.0. */
+  /** Strength of the prompt's guidance; 1 saves a third of the work and turns the negative prompt off, unless nag is on. ≥ 0, ≤ 50. Default: 5.0. */
   sample_text_guide_scale?: number;
   /** Strength of the speech's guidance. ≥ 0, ≤ 50. Default: 4.0. */
   sample_audio_guide_scale?: number;
@@ -516,8 +528,10 @@ export interface SingleJob {
   motion_frame?: number;
   /** Number of video frames of the fade from one chunk into the next (streaming), at most motion_frame rounded down to 4n+1; 0: a cut, as in the published code. ≥ 0, ≤ 25. Default: 4. */
   crossfade_frame?: number;
-  /** Description of things that the video should not show; null: the published model's default. */
+  /** Description of things that the video should not show; null: the published model's default. It needs text guidance or nag. */
   negative_prompt?: string | null;
+  /** Normalised attention guidance, which makes the negative prompt work with sample_text_guide_scale 1, as in recipes of few steps; it adds 2 to 7 % to an evaluation. {} takes its defaults; null: off. */
+  nag?: Nag | null;
   /** How far each frame's colours are moved towards the reference frame's, 0 to 1. ≥ 0, ≤ 1. Default: 1.0. */
   color_correction_strength?: number;
   /** Reuse the network's last output if it would hardly change. Default: false. */

@@ -25,7 +25,6 @@ from infinitetalk.generation.sampling import (
     SampledChunk,
     Sampler,
     chunk_noise,
-    make_guidance,
     make_sampler,
     sample_chunk,
 )
@@ -38,6 +37,10 @@ from infinitetalk.runtime.streams import beside, mark
 
 if TYPE_CHECKING:
     from infinitetalk.media.decode import Source
+
+#: The source's own frames of a chunk's `num_frames` frames at 25 fps, the last one repeated where it has ended: uint8
+#: (3, h, w) each.
+Footage = Callable[[ChunkPlan], Iterator[Tensor]]
 
 #: Largest standard deviation, in levels, of a frame of one colour, and the stride of the sampled pixels.
 FLAT_DEVIATION, FLAT_STRIDE = 2.0, 4
@@ -118,8 +121,9 @@ class Conditions:
         source: the image or video.
         speech: embeddings of each speaker, all of the same length.
         prompt_embeds: (1, text_len, text_dim).
-        negative_prompt_embeds: the same; None if the guidance does not use them.
+        negative_prompt_embeds: the same; None if the settings do not use them.
         regions: bool (speakers, source.height, source.width), each speaker's region; None for the default columns.
+        footage: reads all of a source video's frames of a chunk, for settings by which sampling starts from them.
     """
 
     source: Source
@@ -127,6 +131,7 @@ class Conditions:
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor | None
     regions: Tensor | None = None
+    footage: Footage | None = None
 
 
 @dataclass(frozen=True)
@@ -288,6 +293,7 @@ class InfiniteTalkPipeline:
         state: ChunkState | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[Step], None] = lambda step: None,
+        footage: Footage | None = None,
     ) -> Iterator[Chunk]:
         """Generate a video, chunk by chunk.
 
@@ -302,15 +308,16 @@ class InfiniteTalkPipeline:
             state: the state after the last existing chunk, to continue from.
             should_stop: called before every network evaluation.
             on_step: called after every sampling step.
+            footage: reads all frames of a chunk of a source video; needed where the settings' strength is below 1.
 
         Raises:
             GenerationStopped: `should_stop` returned True.
             RegionError: a speaker's region vanishes at the model's resolution.
             NotFiniteError: a step has produced numbers that are not finite.
             ValueError: the number of frames held in `state` differs from the settings; the speakers' embeddings differ
-                in length; there are several speakers, and the family knows only one.
+                in length; there are several speakers, and the family knows only one; footage is needed and missing.
         """
-        conditions = self.embed_prompts(source, speech, prompt, settings, negative_prompt, regions)
+        conditions = self.embed_prompts(source, speech, prompt, settings, negative_prompt, regions, footage)
         return self.generate(conditions, settings, state, should_stop, on_step)
 
     def embed_prompts(
@@ -321,17 +328,20 @@ class InfiniteTalkPipeline:
         settings: GenerationSettings,
         negative_prompt: str | None = None,
         regions: Tensor | None = None,
+        footage: Footage | None = None,
     ) -> Conditions:
         """The inputs of a video, with the arguments of `__call__`."""
         if negative_prompt is None:
             negative_prompt = self.networks.family.defaults.negative_prompt
-        needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
         return Conditions(
             source=source,
             speech=speech,
             prompt_embeds=self.networks.prompt_encoder(prompt),
-            negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt) if needs_negative else None,
+            negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt)
+            if settings.needs_negative_prompt
+            else None,
             regions=regions,
+            footage=footage,
         )
 
     def generate(
@@ -372,7 +382,7 @@ class InfiniteTalkPipeline:
                 reference = self.encode_reference(frame, video.height, video.width, plan.num_frames)
             if motion_latents is None:
                 motion_latents = reference.latents[:, :, :1]
-            report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_inference_steps)
+            report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_steps)
             told = self.chunk_conditions(video, plan, reference, motion_latents)
             sampled = self.sample(plan, told, settings, should_stop, report)
             # Only the chunk holds its decoded frames, and only until it is finished.
@@ -412,6 +422,7 @@ class InfiniteTalkPipeline:
         """The network's conditions for one chunk."""
         conditions = video.conditions
         windows = [embeddings.rows(video.grid.window_rows(plan, len(embeddings))) for embeddings in conditions.speech]
+        nag, device = video.settings.nag_in_force, self.networks.device
         mask = first_frame_mask(reference.latents, self.networks.family.vae_scale_factor_temporal)
         return ChunkConditions(
             prompt_embeds=conditions.prompt_embeds,
@@ -419,9 +430,25 @@ class InfiniteTalkPipeline:
             image_embeds=reference.image_embeds,
             condition=torch.cat([mask, reference.latents], dim=1),
             motion_latents=motion_latents,
-            audio_windows=torch.stack(windows).to(self.networks.device),
+            audio_windows=torch.stack(windows).to(device),
             regions=video.regions,
+            nag_strengths=None if nag is None else nag.strengths(device),
+            source_latents=self.encode_footage(video, plan) if video.settings.starts_from_source else None,
         )
+
+    def encode_footage(self, video: Video, plan: ChunkPlan) -> Tensor:
+        """Latents (1, 16, t, h, w) of the source video's own frames of a chunk.
+
+        Raises:
+            ValueError: there is no footage.
+        """
+        if video.conditions.footage is None:
+            raise ValueError(f"strength is {video.settings.strength}; below 1, footage must be given")
+        frames = [resize_and_crop(frame, video.height, video.width) for frame in video.conditions.footage(plan)]
+        pixels = torch.empty(1, 3, len(frames), video.height, video.width, device=self.networks.device)
+        for index, frame in enumerate(frames):
+            pixels[0, :, index] = self._levels_to_pixels(frame)[0, :, 0]
+        return encode_frames(self.networks.vae, pixels)
 
     def make_sampler(self, settings: GenerationSettings) -> Sampler:
         """The stepper, guidance and caches of one chunk."""

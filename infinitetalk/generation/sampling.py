@@ -1,5 +1,6 @@
 """Samples the latents of one chunk from noise: the schedule, the noise, and the sampling loop."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from infinitetalk.family import INFINITETALK, Family, Renoising
 from infinitetalk.finite import check_finite
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.guidance import AdaptiveProjectedGuidance, Branch, Guidance, GuidanceScales, PlainGuidance
+from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.network.protocols import Denoiser, DrawNoise, EvaluationInputs, StepCache, Stepper
 from infinitetalk.network.teacache import TeaCache
 
@@ -32,10 +34,13 @@ class GenerationSettings:
         motion_frame: frames a chunk takes over from the one before, 1…frame_num - 1.
         crossfade_frame: largest number of these in which the video fades from one chunk to the next; 0 cuts, as the
             published code does.
-        num_inference_steps: sampling steps.
+        num_inference_steps: sampling steps, from noise alone.
+        strength: how much of a source video is made anew, above 0 to 1. Below 1, sampling starts from the video's own
+            latents, with the noise of a later step, and the steps before it are left out.
         shift: shift of the noise schedule; a larger one spends more steps at high noise.
         text_guide_scale, audio_guide_scale: guidance; 1 leaves a condition unamplified.
         use_apg, apg_momentum, apg_norm_threshold: adaptive projected guidance.
+        nag: normalised attention guidance by the negative prompt, where guidance does not use it; None: off.
         teacache_threshold: evaluations are skipped below it; None skips none.
         color_correction_strength: 0 (off) … 1.
         seed: determines the noise, together with the chunk's index.
@@ -48,15 +53,42 @@ class GenerationSettings:
     motion_frame: int = _DEFAULTS.motion_frame
     crossfade_frame: int = _DEFAULTS.crossfade_frame
     num_inference_steps: int = _DEFAULTS.num_inference_steps
+    strength: float = 1.0
     shift: float = INFINITETALK.sizes[_DEFAULTS.size].shift
     text_guide_scale: float = _DEFAULTS.text_guide_scale
     audio_guide_scale: float = _DEFAULTS.audio_guide_scale
     use_apg: bool = False
     apg_momentum: float = _DEFAULTS.apg_momentum
     apg_norm_threshold: float = _DEFAULTS.apg_norm_threshold
+    nag: AttentionGuidance | None = None
     teacache_threshold: float | None = None
     color_correction_strength: float = _DEFAULTS.color_correction_strength
     seed: int = 42
+
+    @property
+    def num_steps(self) -> int:
+        """Number of sampling steps that are made: the strength's share of all, at least one."""
+        return max(1, math.floor(self.strength * self.num_inference_steps + 0.5))
+
+    @property
+    def starts_from_source(self) -> bool:
+        """Whether sampling starts from the source's own latents."""
+        return self.strength < 1.0
+
+    @property
+    def guides_text(self) -> bool:
+        """Whether guidance evaluates the network with the negative prompt."""
+        return any(not branch.has_text for branch in make_guidance(self).branches)
+
+    @property
+    def nag_in_force(self) -> AttentionGuidance | None:
+        """Normalised attention guidance if it has an effect: guidance by the text takes its place."""
+        return self.nag if self.nag is not None and self.nag.has_effect and not self.guides_text else None
+
+    @property
+    def needs_negative_prompt(self) -> bool:
+        """Whether the negative prompt has an effect."""
+        return self.guides_text or self.nag_in_force is not None
 
     def grid(self, family: Family) -> ChunkGrid:
         """The division of a video of this family into chunks."""
@@ -69,12 +101,15 @@ class ChunkConditions:
 
     Attributes:
         prompt_embeds: (1, text_len, text_dim).
-        negative_prompt_embeds: the same, or None if guidance does not use them.
+        negative_prompt_embeds: the same, or None if nothing uses them.
         image_embeds: (1, image_tokens, image_dim), CLIP features of the reference frame.
         condition: (1, 20, t, h, w), 4 mask channels and the latents of the reference frame followed by grey.
         motion_latents: (1, 16, n, h, w), the clean first latent frames.
         audio_windows: (speakers, num_frames, window, layers, channels).
         regions: bool (speakers + 1, h, w), or None for one speaker.
+        nag_strengths: float32 (3,), normalised attention guidance by the negative prompt; None: off.
+        source_latents: (1, 16, t, h, w), of the source's own frames of the chunk, from which sampling starts; None: it
+            starts from noise.
     """
 
     prompt_embeds: Tensor
@@ -84,6 +119,8 @@ class ChunkConditions:
     motion_latents: Tensor
     audio_windows: Tensor
     regions: Tensor | None
+    nag_strengths: Tensor | None = None
+    source_latents: Tensor | None = None
 
     def text_embeds(self, branch: Branch) -> Tensor:
         """The prompt's or the negative prompt's embeddings, depending on the branch.
@@ -96,6 +133,15 @@ class ChunkConditions:
         if self.negative_prompt_embeds is None:
             raise ValueError("negative_prompt_embeds is None; this guidance needs a negative prompt")
         return self.negative_prompt_embeds
+
+    @property
+    def nag_embeds(self) -> Tensor | None:
+        """The negative prompt's embeddings for normalised attention guidance; None if it is off.
+
+        Raises:
+            ValueError: it is on and there is no negative prompt.
+        """
+        return None if self.nag_strengths is None else self.text_embeds(Branch.NEGATIVE_TEXT)
 
 
 @dataclass(frozen=True)
@@ -131,16 +177,20 @@ class EulerStepper:
     """Euler's method along the published schedule: u = linspace(1000, 1)/1000, then 0, each moved to
     s·u / (1 + (s - 1)·u), s = `shift`.
 
+    Args:
+        num_steps: of the whole schedule.
+        skipped: number of its first steps that are left out.
+
     Attributes:
-        sigmas: (num_steps + 1,), the noise levels, from 1 to 0.
-        timesteps: (num_steps,), 1000 times the noise level before each step.
+        sigmas: (num_steps - skipped + 1,), the noise levels; the whole schedule's go from 1 to 0.
+        timesteps: (num_steps - skipped,), 1000 times the noise level before each step.
     """
 
-    def __init__(self, num_steps: int, shift: float) -> None:
+    def __init__(self, num_steps: int, shift: float, skipped: int = 0) -> None:
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / TRAIN_TIMESTEPS, num_steps).tolist())
-        self.timesteps: Tensor = scheduler.timesteps
-        self.sigmas: Tensor = scheduler.sigmas
+        self.timesteps: Tensor = scheduler.timesteps[skipped:]
+        self.sigmas: Tensor = scheduler.sigmas[skipped:]
 
     def step(self, index: int, velocity: Tensor, latents: Tensor, draw_noise: DrawNoise) -> Tensor:
         """x + (σ' - σ)·v; draws no noise."""
@@ -187,15 +237,22 @@ def make_sampler(settings: GenerationSettings, family: Family) -> Sampler:
         if not polynomial:
             raise ValueError(f"TeaCache has no coefficients for {family.model_name}; switch it off")
         caches = {branch: TeaCache(polynomial, settings.teacache_threshold) for branch in guidance.branches}
-    return Sampler(make_stepper(family.renoising, settings.num_inference_steps, settings.shift), guidance, caches)
+    num_steps = settings.num_inference_steps
+    stepper = make_stepper(family.renoising, num_steps, settings.shift, num_steps - settings.num_steps)
+    return Sampler(stepper, guidance, caches)
 
 
-def make_stepper(renoising: Renoising | None, num_steps: int, shift: float) -> Stepper:
-    """The stepper of one chunk: re-noising as a family describes it, or Euler's method where it is None."""
+def make_stepper(renoising: Renoising | None, num_steps: int, shift: float, skipped: int = 0) -> Stepper:
+    """The stepper of one chunk: re-noising as a family describes it, or Euler's method where it is None.
+
+    Args:
+        num_steps: of the whole schedule.
+        skipped: number of its first steps that are left out.
+    """
     if renoising is None:
-        return EulerStepper(num_steps, shift)
+        return EulerStepper(num_steps, shift, skipped)
     evenly = np.linspace(TRAIN_TIMESTEPS, 1.0, num_steps).tolist()
-    return RenoisingStepper(renoising.timesteps.get(num_steps, evenly), shift)
+    return RenoisingStepper(renoising.timesteps.get(num_steps, evenly)[skipped:], shift)
 
 
 def make_guidance(settings: GenerationSettings) -> Guidance:
@@ -221,7 +278,7 @@ def sample_chunk(
     should_stop: Callable[[], bool],
     on_step: Callable[[int, int], None],
 ) -> SampledChunk:
-    """Sample a chunk from noise to latents, step by step.
+    """Sample a chunk to latents, step by step: from noise, or from the source's latents with the first step's noise.
 
     Before the first step and after each, the first latent frames are set to the motion latents. `should_stop` is called
     before each round of evaluations, `on_step` after each step with the number of finished steps and the number of
@@ -232,7 +289,8 @@ def sample_chunk(
         NotFiniteError: a step has produced numbers that are not finite.
     """
     denoiser.reset_cache()
-    latents = pin_motion(draw_noise(0), conditions.motion_latents)
+    latents = first_latents(draw_noise(0), sampler.stepper.timesteps, conditions.source_latents)
+    latents = pin_motion(latents, conditions.motion_latents)
     skipped = 0
     for index, timestep in enumerate(sampler.stepper.timesteps):
         predictions = predict(denoiser, latents, timestep, conditions, sampler, should_stop)
@@ -246,6 +304,18 @@ def sample_chunk(
         on_step(index + 1, len(predictions) - (skipped - skipped_before))
 
     return SampledChunk(latents, sampler.num_evaluations - skipped, skipped)
+
+
+def first_latents(noise: Tensor, timesteps: Tensor, source_latents: Tensor | None) -> Tensor:
+    """What sampling starts from: noise, or (1 - σ)·source + σ·noise, σ the noise level before the first step.
+
+    Args:
+        noise, source_latents: float32 (1, 16, t, h, w).
+        timesteps: (num_steps,), as of a stepper.
+    """
+    if source_latents is None:
+        return noise
+    return torch.lerp(source_latents.to(noise), noise, float(timesteps[0]) / TRAIN_TIMESTEPS)
 
 
 def pin_motion(latents: Tensor, motion_latents: Tensor) -> Tensor:
@@ -292,6 +362,7 @@ def evaluations_of(
     timesteps = timestep[None].to(latents.device)
     image_embeds, speech = conditions.image_embeds.to(dtype), conditions.audio_windows.to(dtype)
     silence = torch.zeros_like(speech[:1])
+    negative = None if (embeds := conditions.nag_embeds) is None else embeds.to(dtype)
     return [
         EvaluationInputs(
             hidden_states=hidden_states,
@@ -300,6 +371,8 @@ def evaluations_of(
             encoder_hidden_states_image=image_embeds,
             encoder_hidden_states_audio=speech if branch.has_audio else silence,
             regions=conditions.regions if branch.has_audio else None,
+            encoder_hidden_states_negative=negative,
+            nag_strengths=conditions.nag_strengths,
             branch=branch.name,
             cache=caches.get(branch),
         )

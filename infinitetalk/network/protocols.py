@@ -48,6 +48,8 @@ class EvaluationInputs:
     encoder_hidden_states_image: Tensor
     encoder_hidden_states_audio: Tensor
     regions: Tensor | None = None
+    encoder_hidden_states_negative: Tensor | None = None
+    nag_strengths: Tensor | None = None
     branch: str = "conditional"
     cache: StepCache | None = None
 

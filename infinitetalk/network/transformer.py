@@ -24,6 +24,7 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 
 from infinitetalk.network.audio_attention import AudioAttention, AudioProj, rotate_pairs
+from infinitetalk.network.nag import guide_attention
 from infinitetalk.network.protocols import EvaluationInputs, StepCache, TokenSplit
 from infinitetalk.network.regions import audio_token_positions, reference_attention_map, token_positions, token_regions
 
@@ -126,26 +127,36 @@ class SelfAttnProcessor(WanAttnProcessor):
 
 
 class CrossAttnProcessor(WanAttnProcessor):
-    """Attention to the prompt plus attention to the image, for any number of text tokens."""
+    """Attention to the prompt plus attention to the image, for any number of text tokens. With a negative prompt, the
+    former is guided by normalised attention guidance."""
 
     def __call__(
         self,
         attn: WanAttention,
         hidden_states: Tensor,
-        encoder_hidden_states: tuple[Tensor, Tensor],
+        encoder_hidden_states: tuple[Tensor, ...],
         attention_mask: None,
         rotary_emb: None,
     ) -> Tensor:
-        """Attend: hidden_states (1, tokens, dim), encoder_hidden_states image and text tokens, each (1, n, dim)."""
-        image_states, text_states = encoder_hidden_states
+        """Attend: hidden_states (1, tokens, dim), encoder_hidden_states as the block takes them."""
+        image_states, text_states, *negative = encoder_hidden_states
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        text_key = attn.norm_k(attn.to_k(text_states)).unflatten(2, (attn.heads, -1))
-        text_value = attn.to_v(text_states).unflatten(2, (attn.heads, -1))
+        attended = self._attend_to_text(attn, query, text_states)
+        if negative:
+            negative_states, strengths = negative
+            unwanted = self._attend_to_text(attn, query, negative_states)
+            guided = guide_attention(attended.flatten(2), unwanted.flatten(2), strengths)
+            attended = guided.unflatten(2, (attn.heads, -1))
         image_key = attn.norm_added_k(attn.add_k_proj(image_states)).unflatten(2, (attn.heads, -1))
         image_value = attn.add_v_proj(image_states).unflatten(2, (attn.heads, -1))
-        attended = dispatch_attention_fn(query, text_key, text_value, backend=self._attention_backend)
         attended = attended + dispatch_attention_fn(query, image_key, image_value, backend=self._attention_backend)
         return attn.to_out[0](attended.flatten(2))
+
+    def _attend_to_text(self, attn: WanAttention, query: Tensor, text_states: Tensor) -> Tensor:
+        """What the queries (1, tokens, heads, head_dim) read from text tokens (1, n, dim), of the queries' shape."""
+        key = attn.norm_k(attn.to_k(text_states)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(text_states).unflatten(2, (attn.heads, -1))
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend)
 
 
 class InfiniteTalkTransformerBlock(WanTransformerBlock):
@@ -163,7 +174,7 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
     def forward(
         self,
         hidden_states: Tensor,
-        encoder_hidden_states: tuple[Tensor, Tensor],
+        encoder_hidden_states: tuple[Tensor, ...],
         timestep_proj: Tensor,
         rotary_emb: Tensor,
         audio_tokens: Tensor,
@@ -174,7 +185,8 @@ class InfiniteTalkTransformerBlock(WanTransformerBlock):
 
         Args:
             hidden_states: (1, tokens, dim).
-            encoder_hidden_states: image tokens (1, image_tokens, dim) and text tokens (1, text_len, dim).
+            encoder_hidden_states: image tokens (1, image_tokens, dim) and text tokens (1, text_len, dim); for
+                normalised attention guidance also the negative prompt's tokens, and its strengths, float32 (3,).
             timestep_proj: float32 (1, 6, dim).
             rotary_emb: float32 (1, tokens, 1, head_dim / 2, 2), cosine and sine of each pair.
             audio_tokens: (latent_frames, speakers · context_tokens, audio_dim).
@@ -332,6 +344,8 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         encoder_hidden_states_image: Tensor,
         encoder_hidden_states_audio: Tensor,
         regions: Tensor | None = None,
+        encoder_hidden_states_negative: Tensor | None = None,
+        nag_strengths: Tensor | None = None,
         cache: StepCache | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
@@ -345,6 +359,9 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
             encoder_hidden_states_audio: speech windows (speakers, 4·(t - 1) + 1, window, layers, channels).
             regions: bool (speakers + 1, h, w), the regions of each speaker and the background; needed for several
                 speakers, None for one.
+            encoder_hidden_states_negative: negative prompt embeddings (1, text_len, text_dim) for normalised attention
+                guidance; None: without it.
+            nag_strengths: its strengths, float32 (3,), as of `AttentionGuidance`.
             cache: state of this guidance branch, or None to compute every block.
 
         Returns:
@@ -378,6 +395,8 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
                 encoder_hidden_states_image,
                 encoder_hidden_states_audio,
                 regions,
+                encoder_hidden_states_negative,
+                nag_strengths,
             )
             if cache is not None:
                 cache.store(output - tokens)
@@ -402,11 +421,15 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         image_embeds: Tensor,
         audio_windows: Tensor,
         regions: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        nag_strengths: Tensor | None,
     ) -> Tensor:
-        context = (
+        context: tuple[Tensor, ...] = (
             self.condition_embedder.image_embedder(image_embeds),
             self.condition_embedder.text_embedder(prompt_embeds),
         )
+        if negative_prompt_embeds is not None and nag_strengths is not None:
+            context += (self.condition_embedder.text_embedder(negative_prompt_embeds), nag_strengths)
         audio_tokens = self.embed_audio(audio_windows)
         reference_regions = None if regions is None else token_regions(regions, grid[1], grid[2])
         for block in self.blocks:

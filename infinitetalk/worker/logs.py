@@ -16,7 +16,7 @@ from pydantic import BaseModel, SecretStr
 
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.streams import LONGEST_HOST, LONGEST_LINE, keep_streams_writable, redacted
-from schemas import BatchItem, FrameSize, OutputConfig, TtsAudio
+from schemas import BatchItem, FrameSize, Nag, OutputConfig, TtsAudio
 
 SHOWN_ITEMS = 20
 MAX_FIELD_CHARACTERS = 8_000
@@ -116,6 +116,8 @@ def _shown(name: str, value: Any) -> Any:
             return _fields_of(value, _OUTPUT_CHOICES)
         case dict() if name == "size":
             return _fields_of(value, FrameSize.model_fields)
+        case dict() if name == "nag":
+            return _fields_of(value, Nag.model_fields)
         case dict() if name == "tts_audio":
             return _fields_of(value, TtsAudio.model_fields)
         case _:

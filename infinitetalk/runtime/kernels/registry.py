@@ -35,8 +35,9 @@ ROUNDING_BOUND, EIGHT_BIT_SCORES_BOUND, EIGHT_BIT_PRODUCTS_BOUND, VAE_BOUND = 0.
 
 #: Compilers of C and of C++ that torch's compiler looks for.
 COMPILERS, CPP_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++")
-#: Graphs of a compiled block: one for each number of speakers, and some where two sizes that usually differ are equal.
-MOST_GRAPHS = 24
+#: Graphs of a compiled block: one for each number of speakers, without and with normalised attention guidance, and some
+#: where two sizes that usually differ are equal.
+MOST_GRAPHS = 40
 
 
 @dataclass(frozen=True)

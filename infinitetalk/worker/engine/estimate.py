@@ -23,6 +23,9 @@ JOB_S = 0.86
 HALF = 2
 #: Tensors of a block that several GPUs exchange: query, key, value, and what attention makes of them.
 EXCHANGED = 4
+#: What normalised attention guidance adds to an evaluation: this share of what its tokens take outside self-attention.
+#: Rehearsed: 0.05 to 0.09, `python -m benchmarks.rehearsal --parts nag`.
+NAG_SHARE = 0.07
 #: Side and stride of a VAE tile in pixels, by diffusers' defaults.
 TILE, TILE_STRIDE = 256, 192
 
@@ -38,6 +41,8 @@ class ChunkWork:
         branches: the guidance branches that each step evaluates.
         steps: number of steps.
         motion_frames: frames that the next chunk takes over, which are encoded again; counted after the last one too.
+        has_nag: whether evaluations have normalised attention guidance.
+        encodes_source: whether the source's own frames of each chunk are encoded, from which sampling starts.
     """
 
     workload: Workload
@@ -46,6 +51,8 @@ class ChunkWork:
     branches: tuple[Branch, ...]
     steps: int
     motion_frames: int
+    has_nag: bool = False
+    encodes_source: bool = False
 
     @property
     def sizes(self) -> ModelSizes:
@@ -56,6 +63,11 @@ class ChunkWork:
     def evaluations(self) -> int:
         """Network evaluations, including those that TeaCache may skip."""
         return self.steps * len(self.branches)
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts that are embedded: the negative one only where it is used."""
+        return 2 if self.has_nag or any(not branch.has_text for branch in self.branches) else 1
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,7 @@ def chunk_seconds(card: Card, work: ChunkWork, evaluations: int, encodes_referen
         + vae_seconds(card, work, "encode", work.motion_frames)
         + workload.num_frames * card.colours.seconds(pixels)
         + (reference_seconds(card, work) if encodes_reference else 0.0)
+        + (vae_seconds(card, work, "encode", workload.num_frames) if work.encodes_source else 0.0)
     )
 
 
@@ -139,6 +152,8 @@ def branch_seconds(card: Card, work: ChunkWork, branch: Branch, gpus: int) -> fl
     computing = card.evaluation.seconds(tokens, gpus)
     if branch.has_audio:
         computing += (work.speakers - 1) * card.further_speaker.seconds(tokens, gpus)
+    if work.has_nag:
+        computing += NAG_SHARE * card.evaluation.per_token * tokens / gpus
     if work.memory.quantisation is not None:
         computing += card.widening
     return computing + exchange_seconds(card, work, gpus) + streaming_seconds(card, work, computing)
@@ -188,10 +203,9 @@ def reference_seconds(card: Card, work: ChunkWork) -> float:
 
 def encoders_seconds(card: Card, work: VideoWork) -> float:
     """What a job has once: its prompts and its speech. A streamed text encoder is copied for each prompt."""
-    needs_negative = any(not branch.has_text for branch in work.chunk.branches)
     copied = HALF * work.chunk.sizes.text_encoder if work.chunk.memory.stream_text_encoder else 0
     prompt = card.prompt + copied / card.host_bytes_per_s
-    return (2 if needs_negative else 1) * prompt + work.speech_s * card.speech
+    return work.chunk.prompts * prompt + work.speech_s * card.speech
 
 
 def last_encoding_seconds(work: ChunkWork) -> float:
@@ -256,8 +270,10 @@ def chunk_work(settings: GenerationSettings, workload: Workload, memory: MemoryM
         memory=memory,
         speakers=speakers,
         branches=branches,
-        steps=settings.num_inference_steps,
+        steps=settings.num_steps,
         motion_frames=settings.motion_frame,
+        has_nag=settings.nag_in_force is not None,
+        encodes_source=settings.starts_from_source,
     )
 
 

@@ -12,6 +12,7 @@ from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
+from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
@@ -65,6 +66,7 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
         use_apg=job.use_apg,
         apg_momentum=job.apg_momentum,
         apg_norm_threshold=job.apg_norm_threshold,
+        nag=None if job.nag is None else AttentionGuidance(job.nag.scale, job.nag.tau, job.nag.alpha),
         teacache_threshold=job.teacache_thresh if job.use_teacache else None,
         color_correction_strength=job.color_correction_strength,
         seed=seed,

@@ -12,7 +12,6 @@ import numpy as np
 from infinitetalk.embedded.drawn import looks_drawn
 from infinitetalk.encoders.text import TEXT_LENGTH
 from infinitetalk.generation.guidance import GuidanceScales
-from infinitetalk.generation.sampling import make_guidance
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.sizes import cropped_share
 from infinitetalk.media.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VIDEO_FPS
@@ -111,6 +110,8 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
     one_step = job.sample_steps == 1
     voices = len(job.speakers) if job.cond_audio is None else sum(map(bool, job.cond_audio.values()))
     one_speaker = len(job.speakers) == 1
+    settings = generation_settings(job, 0, Scene(0, 1))
+    text_scale = f"sample_text_guide_scale {job.sample_text_guide_scale:g}"
     differences = GuidanceScales(job.sample_text_guide_scale, job.sample_audio_guide_scale).differences
     #: A field, whether it has no effect, and the reason.
     rules = [
@@ -128,6 +129,8 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         ("crossfade_frame", one_chunk, "in a video of one chunk"),
         ("sample_shift", one_step, "with one step"),
         ("negative_prompt", not uses_negative_prompt(job), negative_prompt_reason(job)),
+        ("nag", job.nag is not None and job.nag.scale == 1, "with scale 1"),
+        ("nag", settings.guides_text, f"with {text_scale}: guidance uses the negative prompt"),
         ("use_teacache", job.sample_steps <= WARM_UP_STEPS, f"with {WARM_UP_STEPS} steps or fewer"),
         ("teacache_thresh", not job.use_teacache, "without use_teacache"),
         ("use_apg", not differences, "with both guidance scales 1"),
@@ -161,14 +164,14 @@ def not_drawn(first_frame: np.ndarray) -> list[str]:
 
 
 def uses_negative_prompt(job: SingleJob) -> bool:
-    """Whether the job's guidance evaluates the network with a negative prompt."""
-    guidance = make_guidance(generation_settings(job, 0, Scene(0, 1)))
-    return any(not branch.has_text for branch in guidance.branches)
+    """Whether the job's guidance, or its normalised attention guidance, uses a negative prompt."""
+    return generation_settings(job, 0, Scene(0, 1)).needs_negative_prompt
 
 
 def negative_prompt_reason(job: SingleJob) -> str:
-    """Why the job's guidance uses no negative prompt."""
-    return f"with sample_text_guide_scale {job.sample_text_guide_scale:g}"
+    """Why the job uses no negative prompt."""
+    without = "without nag" if job.nag is None else "nag.scale 1"
+    return f"with sample_text_guide_scale {job.sample_text_guide_scale:g} {'and ' if job.nag else ''}{without}"
 
 
 def _is_set(job: Any, field: str) -> bool:
