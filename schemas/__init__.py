@@ -30,6 +30,7 @@ from schemas.result import (
     JobError,
     Plan,
     RecipeCost,
+    Stretch,
     Success,
     Video,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "SingleJob",
     "SpeechOptions",
     "Stage",
+    "Stretch",
     "Success",
     "TtsAudio",
     "Video",
