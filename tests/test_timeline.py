@@ -135,7 +135,7 @@ def test_each_prompt_is_embedded_once_and_each_picture_encoded_once(
 
 def test_a_plan_says_which_chunk_takes_what_and_what_none_takes(local_worker: LocalWorker) -> None:
     job = streaming_job(
-        prompt=prompts((0.3, "Rain"), (0.34, "Snow"), (0.36, "Fog"), (9, "Night")),
+        prompt=prompts((0.3, "Rain"), (0.36, "Snow"), (0.42, "Fog"), (9, "Night")),
         cond_video=pictures((0.1, OTHER_PICTURE)),
         dry_run=True,
     )
@@ -147,7 +147,7 @@ def test_a_plan_says_which_chunk_takes_what_and_what_none_takes(local_worker: Lo
         {"first_chunk": 4, "last_chunk": 4, "from_s": 0.48, "prompt": 3, "cond_video": 1},
     ]
     assert [text for text in plan["warnings"] if "has no effect" in text] == [
-        "prompt.2, from 0.34 s on, has no effect: no chunk begins from then to 0.36 s; a dry run says when chunks "
+        "prompt.2, from 0.36 s on, has no effect: no chunk begins from then to 0.42 s; a dry run says when chunks "
         "begin",
         "prompt.4, from 9 s on, has no effect: the video ends at 0.68 s",
     ]
@@ -192,20 +192,20 @@ def test_a_time_is_the_first_frame_that_is_not_before_it(seconds: float, frame: 
 
 def test_a_job_that_loses_its_worker_within_a_change_goes_on_with_the_same_frames(tmp_path: Path) -> None:
     job = streaming_job(
-        prompt=prompts((BEFORE_IT_S, "A man sings in the rain")),
-        cond_video=pictures((BEFORE_IT_S, OTHER_PICTURE)),
+        prompt=prompts((0.1, "A man sings in the rain")),
+        cond_video=pictures((0.1, OTHER_PICTURE)),
         sample_steps=12,
     )
     with LocalQueue() as queue:
         with worker_of(queue, tmp_path) as worker:
             job_id = queue.post(job)
-            worker.wait_for_event("resume.stored", job_id=job_id, details={"chunks": 3})
+            worker.wait_for_event("resume.stored", job_id=job_id, details={"chunks": 2})
             worker.kill()
         with worker_of(queue, tmp_path) as worker:
             resumed = worker.wait_for_event("job.resumed", job_id=job_id)
             killed = Success.model_validate(queue.wait(job_id, JOB_TIMEOUT_S).output, strict=False)
             _, whole = worker.success(job)
-            assert resumed["details"]["chunks"] == 3
+            assert resumed["details"]["chunks"] >= 2, "the change is in the second chunk"
             assert np.array_equal(worker.frames(killed), worker.frames(whole))
 
 
