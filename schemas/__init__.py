@@ -34,6 +34,7 @@ from schemas.result import (
     Plan,
     RecipeCost,
     SpeakerPlace,
+    Stretch,
     Success,
     Video,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "SpeakerPlace",
     "SpeechOptions",
     "Stage",
+    "Stretch",
     "Success",
     "TtsAudio",
     "Video",

@@ -15,8 +15,11 @@ from schemas.names import LONGEST_NAME, hint_for
 SHOWN_VALUE_CHARACTERS = 40
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_EXPLAINED = 20
-MAX_VALUES = 10_000
-"""Largest number of values in a job's input: a batch of 50 items that use every field has 7,000."""
+MAX_VALUES = 40_000
+"""Largest number of values in a job's input: a batch of 50 items that use every field has 35,000."""
+
+FORM = re.compile(r"<\w+>")
+"""A part of a field's path that says in which form the field was given; messages leave it out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +97,8 @@ def _limit_values(data: Any) -> None:
 
 
 def _explain_one(details: Any, root: str, shows_values: bool) -> str:
-    parts = [part for part in details["loc"] if not (isinstance(part, str) and re.fullmatch(r"<\w+>", part))]
-    path = [root, *parts] if root else parts
+    inner = [part for part in details["loc"] if not FORM.fullmatch(str(part))]
+    path = [root, *inner] if root else inner
     subject = ".".join(str(part)[:SHOWN_VALUE_CHARACTERS] for part in path) or "the input"
     if details["type"] == "missing":
         return f"{subject} is required"

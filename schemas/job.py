@@ -25,6 +25,18 @@ from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import Published, StrictModel, choice
 from schemas.dub import Dub
+from schemas.timeline import (
+    Heard,
+    Media,
+    PictureFrom,
+    PictureMedia,
+    Prompt,
+    PromptFrom,
+    Script,
+    Voice,
+    VoiceFrom,
+    turns_of,
+)
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
 _DEFAULTS = INFINITETALK.defaults
@@ -163,7 +175,6 @@ ONE_SPEAKS = Published({"not": {"additionalProperties": {"type": "null"}}})
 FRAMES = Published({"enum": list(range(FEWEST_FRAMES, MOST_FRAMES + 1, 4))})
 """What `check_frame_num` checks, which JSON Schema has no shorter way to say."""
 
-Media = Annotated[str, StringConstraints(min_length=1)]
 Address = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=MAX_ADDRESS_CHARACTERS), AfterValidator(check_address)
 ]
@@ -314,6 +325,11 @@ class TtsAudio(StrictModel):
     """Voice of person2; null with one speaker."""
 
     @property
+    def changes(self) -> bool:
+        """Whether the prompt or the picture changes."""
+        return len(self.prompts) > 1 or len(self.pictures) > 1
+
+    @property
     def voices(self) -> list[str]:
         """The voice of each speaker."""
         return [self.human1_voice] if self.human2_voice is None else [self.human1_voice, self.human2_voice]
@@ -364,27 +380,39 @@ class SingleJob(StrictModel):
                 "required": ["bbox", "mask"],
                 "properties": {"bbox": {"type": "object"}, "mask": {"type": "object"}},
             },
+            # check_script
+            "if": {"properties": {"audio_type": {"const": "script"}}, "required": ["audio_type"]},
+            "then": {"properties": {"script": {"type": "array"}}, "required": ["script"]},
+            "else": {"properties": {"script": {"type": "null"}}},
         }
     )
 
-    prompt: Annotated[str, StringConstraints(min_length=1, max_length=5000)]
-    """Description of the video; only its first 512 tokens count."""
+    prompt: Prompt
+    """Description of the video; only its first 512 tokens count. Or several: [{"from_s": 0, "prompt": …}, {"from_s": 8,
+    "prompt": …}]; each chunk takes the one that is in force at its first frame."""
 
-    cond_video: Media
+    cond_video: PictureMedia
     """Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video,
-    each chunk's reference is the video's frame at the chunk's start."""
+    each chunk's reference is the video's frame at the chunk's start. Or several: [{"from_s": 0, "media": …}, …], taken
+    like several prompts; the first one's shape is the result's, and bbox and mask are of the first one."""
 
-    cond_audio: Annotated[dict[str, Media | None], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES, ONE_SPEAKS] | None = (
+    cond_audio: Annotated[dict[str, Voice | None], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES, ONE_SPEAKS] | None = (
         None
     )
     """Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same
-    forms as cond_video; null keeps a speaker silent, and at least one must speak. Give this or tts_audio."""
+    forms as cond_video; null keeps a speaker silent, and at least one must speak. {"media": media, "from_s": 2.5}
+    begins later. Give this or tts_audio."""
 
     tts_audio: TtsAudio | None = None
     """Text to be spoken. Give this or cond_audio."""
 
-    audio_type: Literal["para", "add"] = "para"
-    """Order of several speakers: all from the start ("para"), or one after the other ("add")."""
+    audio_type: Literal["para", "add", "script"] = "para"
+    """Order of several speakers: all from the start ("para"), one after the other ("add"), or by turns ("script")."""
+
+    script: Script | None = None
+    """Who speaks when: [{"speaker": "person1", "from_s": 0, "to_s": 4}, …]. In each turn the speaker's own sound goes
+    on from where its last turn ended. Without to_s, a turn lasts until the next one begins, and the last one as long as
+    the sound. For audio_type "script"."""
 
     speech: SpeechOptions | None = None
     """{"gate": "auto"}: mouths rest where the sound is music or noise. Null: {"gate": "off"}."""
@@ -527,6 +555,72 @@ class SingleJob(StrictModel):
                 f"not {self.motion_frame} of {self.frame_num}"
             )
         return self
+
+    @model_validator(mode="after")
+    def check_script(self) -> SingleJob:
+        """Checks that there is a script if the speakers take turns by one, and that it is of these speakers.
+
+        Raises:
+            ValueError: the script is missing, has no use, or does not fit the speakers.
+        """
+        if (self.audio_type == "script") != (self.script is not None):
+            raise ValueError(
+                'needs a script with audio_type "script", e.g. [{"speaker": "person1", "from_s": 0}, {"speaker": '
+                '"person2", "from_s": 4}], and takes none with another audio_type'
+            )
+        later = [name for name, voice in self.voices.items() if voice is not None and voice.from_s > 0]
+        if later and self.audio_type != "para":
+            raise ValueError(f'takes from_s of cond_audio.{later[0]} with audio_type "para" only')
+        if self.script is None:
+            return self
+        if self.cond_audio is None:
+            raise ValueError('takes a script with cond_audio only; a text has its turns in itself: "(s1) … (s2) …"')
+        for index, turn in enumerate(self.script):
+            if self.cond_audio.get(turn.speaker) is None:
+                speak = ", ".join(name for name, media in self.cond_audio.items() if media is not None)
+                raise ValueError(f"has a turn of {turn.speaker} in script.{index}; those with sound are {speak}")
+        return self
+
+    @model_validator(mode="after")
+    def check_scenes(self) -> SingleJob:
+        """Checks that only one source is split into scenes.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if self.scene_seg and len(self.pictures) > 1:
+            raise ValueError("takes scene_seg with one cond_video only, not with a list: leave out one of them")
+        return self
+
+    @property
+    def prompts(self) -> list[PromptFrom]:
+        """The prompts, in the order of their times; the first is in force from the start."""
+        return [PromptFrom(from_s=0.0, prompt=self.prompt)] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def pictures(self) -> list[PictureFrom]:
+        """The images or videos, in the order of their times; the first is in force from the start."""
+        if isinstance(self.cond_video, str):
+            return [PictureFrom(from_s=0.0, media=self.cond_video)]
+        return self.cond_video
+
+    @property
+    def changes(self) -> bool:
+        """Whether the prompt or the picture changes."""
+        return len(self.prompts) > 1 or len(self.pictures) > 1
+
+    @property
+    def voices(self) -> dict[str, VoiceFrom | None]:
+        """The sound of each speaker of cond_audio, and when it begins; None for a silent speaker."""
+        return {
+            name: VoiceFrom(media=voice) if isinstance(voice, str) else voice
+            for name, voice in (self.cond_audio or {}).items()
+        }
+
+    @property
+    def turns(self) -> list[Heard]:
+        """The turns of the script; none without one."""
+        return turns_of(self.script or [])
 
     @property
     def speakers(self) -> list[str]:

@@ -25,8 +25,9 @@ MEANINGS: dict[str, str] = {
         "audio audio_url audio_path audio_base64 input_audio driven_audio driving_audio audios audio_paths person1 "
         "person2 sound sound_url speech_url voice voice_url wav wav_url wav_path mp3 mp3_url"
     ),
-    "tts_audio": "tts tts_text text script speech_text",
+    "tts_audio": "tts tts_text text speech_text",
     "audio_type": "audio_mode multi_audio_type",
+    "script": "turns schedule dialogue speaker_turns",
     "speech": "speech_gate vad voice_activity vad_filter use_vad",
     "bbox": "bboxes boxes box bounding_box bounding_boxes face_bbox face_box",
     "mask": "masks mask_url mask_image ref_target_masks",
@@ -70,6 +71,10 @@ MEANINGS: dict[str, str] = {
     "human1_voice": "voice voice1 voice_id voice_name speaker human_voice",
     "human2_voice": "voice2 speaker2",
     "gate": "vad mode enabled detector",
+    "from_s": "start start_s begin from at time t",
+    "to_s": "end end_s until to",
+    "media": "url source src path file image video audio",
+    "speaker": "person name who",
     "name": "path file filename file_name lora id url",
     "scale": "strength weight multiplier alpha model_strength strength_model nag_scale guidance_scale",
     "tau": "nag_tau threshold limit",

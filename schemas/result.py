@@ -175,6 +175,25 @@ class RecipeCost(StrictModel):
     """Fields that the job must leave out if it names this recipe, because the recipe fixes other values."""
 
 
+class Stretch(StrictModel):
+    """Chunks, one after the other, that take the same prompt and the same picture of the job's lists."""
+
+    first_chunk: Annotated[int, Field(ge=1)]
+    """The first of these chunks; chunks are counted from 1."""
+
+    last_chunk: Annotated[int, Field(ge=1)]
+    """The last of these chunks."""
+
+    from_s: Annotated[float, Field(ge=0)]
+    """Seconds of the video at which the first chunk begins."""
+
+    prompt: Annotated[int, Field(ge=0)]
+    """The prompt that they take: its index in the job's list, from 0."""
+
+    cond_video: Annotated[int, Field(ge=0)]
+    """The image or video that they take: its index in the job's list, from 0."""
+
+
 class Plan(StrictModel):
     """The plan of a job with `dry_run`. No video was generated or stored, and no random seed was chosen."""
 
@@ -220,6 +239,8 @@ class Plan(StrictModel):
 
     speakers: list[SpeakerPlace] = Field(default_factory=list)
     """Each speaker's place in the source, person1 first."""
+    timeline: list[Stretch] | None = None
+    """Which chunks take which prompt and picture; null if the job has only one of each."""
 
     params: dict[str, Any]
     """The parameters as they would be used; a random seed is still -1."""

@@ -52,6 +52,18 @@ LONGEST_INTEGER = 4_299
 
 JOB = small_job()
 SPOKEN_JOB = small_job(cond_audio=None, tts_audio={"text": "Hello.", "human1_voice": "am_adam"})
+PICTURE, VOICE = JOB["cond_video"], JOB["cond_audio"]["person1"]
+TIMED_JOB = small_job(
+    mode="streaming",
+    prompt=[{"from_s": 0, "prompt": "A woman talks"}, {"from_s": 0.1, "prompt": "She laughs"}],
+    cond_video=[{"from_s": 0, "media": PICTURE}, {"from_s": 0.2, "media": PICTURE}],
+    cond_audio={"person1": VOICE, "person2": {"media": VOICE, "from_s": 0.2}},
+)
+SCRIPTED_JOB = small_job(
+    cond_audio={"person1": VOICE, "person2": VOICE},
+    audio_type="script",
+    script=[{"speaker": "person1", "from_s": 0}, {"speaker": "person2", "from_s": 0.1, "to_s": 0.2}],
+)
 BATCH = {
     "batch": [{name: value for name, value in JOB.items() if name != "output_config"} | {"id": "a"}],
     "output_config": {"store": "volume"},
@@ -145,7 +157,7 @@ def envelope(job_input: Any, **more: Any) -> dict[str, Any]:
 
 def any_jobs() -> st.SearchStrategy[dict[str, Any]]:
     """Jobs that are wrong in some way, most of them."""
-    bases = st.sampled_from([JOB, JOB, SPOKEN_JOB, BATCH])
+    bases = st.sampled_from([JOB, JOB, TIMED_JOB, SCRIPTED_JOB, SPOKEN_JOB, BATCH])
     with_media = st.builds(
         lambda source, voice: JOB | {"cond_video": source, "cond_audio": {"person1": voice}},
         damaged_media(pictures()),
@@ -173,6 +185,16 @@ def any_jobs() -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of([kind for kind, weight in kinds.items() for _ in range(weight)])
 
 
+def timed(field: str, values: st.SearchStrategy[str]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    """A few entries in the order of their times."""
+    times = st.lists(st.integers(1, 20), max_size=3, unique=True).map(lambda found: [0, *sorted(found)])
+    return times.flatmap(
+        lambda found: st.tuples(*(values for _ in found)).map(
+            lambda given: [{"from_s": time / 10, field: value} for time, value in zip(found, given, strict=True)]
+        )
+    )
+
+
 def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
     """Jobs that are right, most of them, and small."""
     speakers = st.integers(1, 3).flatmap(
@@ -181,10 +203,11 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         )
     )
     sides = st.integers(8, 40).map(lambda tokens: 16 * tokens)
+    later = st.floats(0, 1).map(lambda from_s: {"person1": VOICE, "person2": {"media": VOICE, "from_s": from_s}})
     fields = {
-        "cond_video": st.just(JOB["cond_video"]) | damaged_media(pictures()),
-        "cond_audio": st.just(JOB["cond_audio"]) | speakers,
-        "prompt": st.text(min_size=1, max_size=40),
+        "cond_video": st.just(PICTURE) | damaged_media(pictures()) | timed("media", st.just(PICTURE)),
+        "cond_audio": st.just(JOB["cond_audio"]) | speakers | later,
+        "prompt": st.text(min_size=1, max_size=40) | timed("prompt", st.text(min_size=1, max_size=40)),
         "frame_num": st.sampled_from([5, 9]),
         "motion_frame": st.integers(1, 8),
         "crossfade_frame": st.integers(0, 9),
@@ -224,7 +247,11 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         lambda jobs: {"batch": [job | {"id": f"item-{number}"} for number, job in enumerate(jobs)]}
     )
     return st.builds(
-        envelope, st.one_of(right, right, right, items, mutated(right, 1), mutated(st.just(SPOKEN_JOB), 1))
+        envelope,
+        st.one_of(
+            *(right, right, right, items, mutated(right, 1), mutated(st.just(SPOKEN_JOB), 1)),
+            mutated(st.sampled_from([TIMED_JOB, SCRIPTED_JOB]), 1),
+        ),
     )
 
 

@@ -594,8 +594,30 @@ BAD_ADDRESSES = (
 )
 """Addresses that are refused, or do not answer."""
 
+
+def prompt_from(from_s: Any) -> dict[str, Any]:
+    """An entry of a list of prompts."""
+    return {"from_s": from_s, "prompt": "x"}
+
+
+def picture_from(from_s: Any) -> dict[str, Any]:
+    """An entry of a list of pictures."""
+    return {"from_s": from_s, "media": data_uri(picture_bytes(), "image/png")}
+
+
 BAD_VALUES: dict[str, list[Any]] = {
-    "prompt": ["", None, 5, ["x"], {"x": 1}, True, "\ud800", "x" * 1_000_000, nested(500)],
+    "prompt": [
+        *("", None, 5, ["x"], {"x": 1}, True, "\ud800", "x" * 1_000_000, nested(500)),
+        *([], [None], [{}], [[]], [{"from_s": 0}], [{"prompt": "x"}], [{"from_s": 1, "prompt": "x"}]),
+        *([prompt_from(time)] for time in ("0", None, True, math.nan, -1, 1e300)),
+        *([prompt_from(0), prompt_from(time)] for time in (0, 0.01, -1, math.inf, math.nan, 3601, 10**400, "1", None)),
+        [prompt_from(0), prompt_from(5), prompt_from(3)],
+        [prompt_from(number) for number in range(33)],
+        [prompt_from(number) for number in range(20_000)],
+        [prompt_from(0), prompt_from(3) | {"media": "x"}],
+        [prompt_from(0), {"from_s": 3, "prompt": "\ud800"}],
+        [prompt_from(0), {"from_s": 3, "prompt": "x" * 1_000_000}],
+    ],
     "cond_audio": [
         None,
         {},
@@ -611,8 +633,20 @@ BAD_VALUES: dict[str, list[Any]] = {
         {"": "x"},
         {"../person1": "x"},
         {f"person{number}": "x" for number in range(1, 100)},
+        {"person1": {}},
+        {"person1": []},
+        {"person1": {"media": None}},
+        {"person1": {"media": {"media": "x"}}},
+        *({"person1": {"media": "x", "from_s": time}} for time in (-1, 3601, math.nan, math.inf, "1", None, True)),
+        {"person1": {"media": "x", "from_s": 1, "to_s": 2}},
+        {"person1": {"from_s": 1}},
     ],
-    "audio_type": ["", "PARA", None, 1, ["para"]],
+    "audio_type": ["", "PARA", None, 1, ["para"], "script"],
+    "script": [
+        *("person1", 5, {}, [], [None], [{}], [[]], [{"speaker": "person1"}], [{"from_s": 0}]),
+        # Without audio_type "script" even a right one is refused.
+        [{"speaker": "person1", "from_s": 0}],
+    ],
     "speech": [
         "auto",
         True,
@@ -781,6 +815,28 @@ BAD_SPEECHES: dict[str, Any] = {
     "an unknown field": {"text": "Hello.", "human1_voice": "am_adam", "speed": 2},
 }
 
+BAD_SCRIPTS: list[Any] = [
+    *(None, [], {}, "person1", [{"speaker": "person1", "from_s": 0}] * 2, [{"speaker": "person1", "from_s": 0}] * 101),
+    *([{"speaker": name, "from_s": 0}] for name in ("", "person0", "person2", "person99", "\ud800", None, 1)),
+    *([{"speaker": "person1", "from_s": time}] for time in (-1, 3601, math.nan, math.inf, "0", None, True, 10**400)),
+    *([{"speaker": "person1", "from_s": 1, "to_s": time}] for time in (0, 0.5, 1, -1, 3601, math.nan, "2", True)),
+    [{"speaker": "person1", "from_s": 2, "to_s": 3}, {"speaker": "person1", "from_s": 1}],
+    [{"speaker": "person1", "from_s": 1, "to_s": 3}, {"speaker": "person1", "from_s": 2}],
+    # After the video's end.
+    [{"speaker": "person1", "from_s": 3600}],
+]
+"""Scripts that no job of one speaker can have."""
+
+BAD_PICTURES: list[Any] = [
+    *([], [None], ["x"], [{}], [{"from_s": 0}], [{"media": "x"}], [{"from_s": 1, "media": "x"}], {"media": "x"}),
+    *([picture_from(0), picture_from(time)] for time in (0, 0.039, -1, math.nan, math.inf, 3601, "1", None)),
+    [picture_from(number) for number in range(17)],
+    *([picture_from(0), {"from_s": 3, "media": media}] for media in ("", None, 5, [], "/etc/passwd", "\0", "../x")),
+    # Each entry is looked at, also those that no chunk takes.
+    [picture_from(0), {"from_s": 3000, "media": data_uri(b"no picture", "image/png")}],
+]
+"""Lists of pictures that no job can have."""
+
 STORE = {"endpointUrl": "https://example.com", "accessId": "id", "accessSecret": "secret", "bucketName": "bucket"}
 BAD_STORES: dict[str, Any] = {
     "a text": "https://example.com",
@@ -824,7 +880,29 @@ def values() -> Iterator[HostileInput]:
             (INVALID,),
             changes={"output_config": {"store": "s3"}},
         )
+    for number, script in enumerate(BAD_SCRIPTS):
+        changes = {"audio_type": "script"}
+        yield HostileInput(f"script {number}", "script", partial(copy.copy, script), (INVALID,), changes=changes)
+    for number, pictures in enumerate(BAD_PICTURES):
+        yield HostileInput(f"pictures {number}", PICTURE, partial(copy.copy, pictures), (INVALID,))
+    many = {"prompt": [prompt_from(number) for number in range(32)], "mode": "streaming", "motion_frame": 1}
+    yield HostileInput("as many prompts as there may be", "frame_num", partial(int, 5), (OK,), changes=many)
     combinations: dict[str, dict[str, Any]] = {
+        "a script without audio_type": {"script": [{"speaker": "person1", "from_s": 0}]},
+        "a script of a text": {
+            "cond_audio": None,
+            "tts_audio": {"text": "Hello.", "human1_voice": "am_adam"},
+            "audio_type": "script",
+            "script": [{"speaker": "person1", "from_s": 0}],
+        },
+        "a voice that begins later, one after the other": {
+            "audio_type": "add",
+            "cond_audio": {"person1": {"media": "x", "from_s": 1}},
+        },
+        "scenes of several pictures": {
+            "scene_seg": True,
+            "cond_video": [{"from_s": 0, "media": "x"}, {"from_s": 1, "media": "y"}],
+        },
         "neither speech nor text": {"cond_audio": None},
         "speech and text": {"tts_audio": {"text": "Hello.", "human1_voice": "am_adam"}},
         "bbox and mask": {"bbox": {"person1": [0, 0, 10, 10]}, "mask": {"person1": "x"}},

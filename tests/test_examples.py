@@ -38,7 +38,9 @@ EXAMPLES = {
     "negative_prompt",
     "two_speakers",
     "two_speakers_add",
+    "script",
     "song",
+    "timeline",
     "tts_single",
     "tts_two",
     "long_streaming",
@@ -177,6 +179,32 @@ def test_the_command_line_tells_what_a_job_would_do(client, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_line_changes_prompt_and_picture_along_the_video(client, tmp_path, capsys):
+    picture, other, voice = (
+        str(CHECKOUT / "examples/media" / name) for name in ("portrait.jpg", "drawn_portrait.png", "speech.wav")
+    )
+    where = ["-o", str(tmp_path / "talk.mp4"), "--url", client.url, "--key", "local"]
+    changes = [
+        "--prompt-at",
+        "2.5",
+        "She laughs",
+        "--prompt-at",
+        "1",
+        "She sings",
+        "--picture-at",
+        "2",
+        other,
+        "--gate",
+    ]
+    assert client_module.main([picture, voice, *where, *changes, "--gate", "--set=dry_run=true"]) == 0
+    captured = capsys.readouterr()
+    assert [line for line in captured.out.splitlines() if "picture" in line] == [
+        "  from 0 s, chunk 1: prompt 1, picture 1",
+        "  from 2.88 s, chunk 2: prompt 3, picture 2",
+    ]
+    assert "warning: prompt.1, from 1 s on, has no effect: no chunk begins from then to 2.5 s" in captured.err
+
+
 def test_the_command_line_tells_the_price_by_each_recipe(client, tmp_path, capsys):
     picture, voice = (str(CHECKOUT / "examples/media" / name) for name in ("portrait.jpg", "speech.wav"))
     where = ["-o", str(tmp_path / "talk.mp4"), "--url", client.url, "--key", "local"]
@@ -202,6 +230,8 @@ def test_the_command_line_says_where_nothing_answers(capsys):
         (["a.png"], "give an image with either voices or --text, or a --payload"),
         (["a.png", "b.wav", "--payload", "c.json"], "--payload has the whole job: change its fields with --set"),
         (["a.png", "b.wav", "--voice", "af_heart"], "--voice names the voice of --text, which is missing"),
+        (["a.png", "b.wav", "--prompt-at", "soon", "She laughs"], "--prompt-at takes seconds first, not soon"),
+        (["--payload", "c.json", "--gate"], "--payload has the whole job: change its fields with --set"),
         (["a.png", "b.wav", "--set", "sample_steps"], "--set takes NAME=VALUE, not sample_steps"),
         (["a.png", "b.wav", "-o", "absent/talk.mp4"], "--output: the folder absent does not exist"),
         (["a.png", "b.wav", "-o", "folder"], "--output: folder is no file that can be replaced"),

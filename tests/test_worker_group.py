@@ -8,6 +8,12 @@ from tests.job_inputs import small_job, speech_uri
 from tools.worker_process import JOB_TIMEOUT_S, running_worker
 
 VOICES = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
+CHANGING = {
+    "mode": "streaming",
+    "cond_audio": {"person1": speech_uri(0.36)},
+    "prompt": [{"from_s": 0, "prompt": "A woman talks"}, {"from_s": 0.1, "prompt": "She laughs"}],
+}
+"""Two chunks, each with its own prompt."""
 
 
 def follower_of(worker) -> psutil.Process:
@@ -23,7 +29,7 @@ def difference(frames: np.ndarray, others: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_two_processes_make_the_video_of_one_and_outlive_the_loss_of_one_of_them(tmp_path_factory):
-    jobs = [small_job(), small_job(cond_audio=VOICES)]
+    jobs = [small_job(), small_job(cond_audio=VOICES), small_job(**CHANGING)]
     with running_worker(tmp_path_factory.mktemp("one")) as worker:
         alone = [worker.frames(worker.success(job)[1]) for job in jobs]
         assert difference(alone[0], alone[1]) > 2

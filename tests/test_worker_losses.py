@@ -333,6 +333,10 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"audio_type": "add", "cond_audio": None, "tts_audio": {"text": "Hi.", "human1_voice": "am_adam"}},
         "audio_type has no effect with tts_audio",
     ),
+    "speech": (
+        {"speech": {"gate": "auto"}, "cond_audio": None, "tts_audio": {"text": "Hi.", "human1_voice": "am_adam"}},
+        "speech has no effect with tts_audio",
+    ),
     "tts_audio": ({"cond_audio": None, "tts_audio": TEXT}, "tts_audio.human2_voice has no effect"),
     "bbox": ({"bbox": {"person1": [0, 0, 9, 9]}}, "bbox has no effect with one speaker"),
     "mask": ({"mask": {"person1": "m"}}, "mask has no effect with one speaker"),
@@ -366,7 +370,7 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
 USED = {
     "prompt", "cond_video", "cond_audio", "dry_run", "size", "mode", "frame_num", "sample_steps", "id",
     "sample_text_guide_scale", "sample_audio_guide_scale", "color_correction_strength", "base_seed",
-    "num_persistent_param_in_dit", "offload_model", "quant", "recipe",
+    "num_persistent_param_in_dit", "offload_model", "quant", "recipe", "script",
 }  # fmt: skip
 
 

@@ -16,8 +16,9 @@ Mode = Literal["validation", "serialization"]
 DESCRIPTION = """\
 A job is sent to /run and asked after at /status, or announced to a webhook.
 
-The schemas refuse what the worker refuses, except for what JSON Schema cannot say: speakers of bbox and mask that are
-not those of the speech; in mode "streaming", a motion_frame that is not below frame_num; equal ids in a batch; values
+The schemas refuse what the worker refuses, except for what JSON Schema cannot say: speakers of bbox, mask and script
+that are not those of the speech; lists that are not in the order of time, and a script's other rules; several
+cond_video with scene_seg; in mode "streaming", a motion_frame that is not below frame_num; equal ids in a batch; values
 that the job's recipe fixes; forms of addresses and prefixes; whole numbers written as 81.0; and the limits of one
 worker's settings. They also refuse a policy in seconds, which the worker takes with a warning."""
 

@@ -184,13 +184,23 @@ def job_from(options: argparse.Namespace, client: InfiniteTalkClient) -> tuple[d
         job_input = envelope.pop("input")
     else:
         envelope = {}
-        picture, *voices = client.media(options.picture, *options.voices)
-        job_input = {"prompt": options.prompt, "cond_video": picture, "mode": "streaming"}
+        later = [file for _, file in options.picture_at]
+        picture, *media = client.media(options.picture, *later, *options.voices)
+        pictures, voices = media[: len(later)], media[len(later) :]
+        job_input = {
+            "prompt": along(options.prompt, "prompt", options.prompt_at),
+            "cond_video": along(
+                picture, "media", [(time, given) for (time, _), given in zip(options.picture_at, pictures, strict=True)]
+            ),
+            "mode": "streaming",
+        }
         if options.text:
             names = {f"human{number}_voice": name for number, name in enumerate(options.voice, 1)}
             job_input["tts_audio"] = {"text": options.text, **names}
         else:
             job_input["cond_audio"] = {f"person{number}": voice for number, voice in enumerate(voices, 1)}
+        if options.gate:
+            job_input["speech"] = {"gate": "auto"}
     if options.recipe:
         job_input["recipe"] = options.recipe
     if options.prices:
@@ -201,6 +211,26 @@ def job_from(options: argparse.Namespace, client: InfiniteTalkClient) -> tuple[d
         job_input[name] = _json_or_text(value)
     job_input.setdefault("output_config", client.output_config)
     return job_input, envelope
+
+
+def along(first: str, field: str, later: Sequence[tuple[float, str]]) -> str | list[dict[str, Any]]:
+    """A field's value: what is in force from the start, and what is from later times on, in their order."""
+    if not later:
+        return first
+    return [{"from_s": time, field: value} for time, value in [(0.0, first), *sorted(later)]]
+
+
+def timed(
+    values: Sequence[Sequence[str]] | None, option: str, parser: argparse.ArgumentParser
+) -> list[tuple[float, str]]:
+    """Pairs of a time in seconds and a value, from an option that takes both; a time that is none ends the program."""
+    found = []
+    for seconds, value in values or []:
+        try:
+            found.append((float(seconds), value))
+        except ValueError:
+            parser.error(f"{option} takes seconds first, not {seconds}")
+    return found
 
 
 def payload_of(file: Path) -> dict[str, Any]:
@@ -238,6 +268,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("voices", nargs="*", help="speech of each speaker: file or address")
     parser.add_argument("-o", "--output", type=Path, default=Path("talk.mp4"), help="(%(default)s)")
     parser.add_argument("--prompt", help=f"what the image shows ({DEFAULT_PROMPT})")
+    parser.add_argument(
+        "--prompt-at", nargs=2, action="append", metavar=("SECONDS", "PROMPT"), help="another prompt from then on"
+    )
+    parser.add_argument(
+        "--picture-at", nargs=2, action="append", metavar=("SECONDS", "PICTURE"), help="another image from then on"
+    )
+    parser.add_argument("--gate", action="store_true", help="mouths rest where the sound is music or noise")
     parser.add_argument("--text", help="text to speak, instead of speech files")
     parser.add_argument("--voice", action="append", help="voice for --text, once per speaker (am_adam)")
     parser.add_argument("--payload", type=Path, help="a job as JSON, instead of all of the above")
@@ -251,6 +288,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--key", default=os.environ.get("RUNPOD_API_KEY"), help=f"RUNPOD_API_KEY, else {LOCAL_KEY}")
     options = parser.parse_args(argv)
     makes_one = options.picture or options.prompt or options.text or options.voice
+    makes_one = makes_one or options.prompt_at or options.picture_at or options.gate
+    options.prompt_at = timed(options.prompt_at, "--prompt-at", parser)
+    options.picture_at = timed(options.picture_at, "--picture-at", parser)
     if options.job and (makes_one or options.payload or options.recipe or options.prices or options.set):
         parser.error("--job is about a job that was sent before: leave out what would make a new one")
     if options.cancel and not options.job:

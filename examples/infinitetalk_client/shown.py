@@ -30,13 +30,24 @@ class ProgressBar:
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """Summary of a dry run: a line about the job, and one for each recipe that the worker could run it with."""
+    """Summary of a dry run: a line about the job, one for each change of prompt or picture, and one for each recipe
+    that the worker could run it with."""
     name = f"{plan['item_id']}: " if "item_id" in plan else ""
     first = (
         f"{name}{plan['num_frames']} frames of {plan['width']}x{plan['height']}, {plan['duration_s']:g} s; "
         f"{plan['num_chunks']} chunks, {plan['evaluations']} evaluations by {plan['model']}{_price(plan)}"
     )
-    return [first, *(f"  recipe {recipe_line(cost)}" for cost in plan["recipes"])]
+    changes = [stretch_line(stretch) for stretch in plan.get("timeline", [])]
+    return [first, *changes, *(f"  recipe {recipe_line(cost)}" for cost in plan["recipes"])]
+
+
+def stretch_line(stretch: dict[str, Any]) -> str:
+    """Chunks that take the same prompt and picture, as a dry run gives them; all are counted from 1."""
+    first, last = stretch["first_chunk"], stretch["last_chunk"]
+    chunks = f"chunk {first}" if first == last else f"chunks {first} to {last}"
+    return (
+        f"  from {stretch['from_s']:g} s, {chunks}: prompt {stretch['prompt'] + 1}, picture {stretch['cond_video'] + 1}"
+    )
 
 
 def recipe_line(cost: dict[str, Any]) -> str:

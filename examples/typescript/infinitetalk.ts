@@ -3,16 +3,18 @@
 
 /** One job of a batch. */
 export interface BatchItem {
-  /** Description of the video; only its first 512 tokens count. */
-  prompt: string;
-  /** Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video, each chunk's reference is the video's frame at the chunk's start. */
-  cond_video: string;
-  /** Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same forms as cond_video; null keeps a speaker silent, and at least one must speak. Give this or tts_audio. */
-  cond_audio?: Record<string, string | null> | null;
+  /** Description of the video; only its first 512 tokens count. Or several: [{"from_s": 0, "prompt": …}, {"from_s": 8, "prompt": …}]; each chunk takes the one that is in force at its first frame. */
+  prompt: string | PromptFrom[];
+  /** Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video, each chunk's reference is the video's frame at the chunk's start. Or several: [{"from_s": 0, "media": …}, …], taken like several prompts; the first one's shape is the result's, and bbox and mask are of the first one. */
+  cond_video: string | PictureFrom[];
+  /** Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same forms as cond_video; null keeps a speaker silent, and at least one must speak. {"media": media, "from_s": 2.5} begins later. Give this or tts_audio. */
+  cond_audio?: Record<string, string | VoiceFrom | null> | null;
   /** Text to be spoken. Give this or cond_audio. */
   tts_audio?: TtsAudio | null;
-  /** Order of several speakers: all from the start ("para"), or one after the other ("add"). Default: "para". */
-  audio_type?: "para" | "add";
+  /** Order of several speakers: all from the start ("para"), one after the other ("add"), or by turns ("script"). Default: "para". */
+  audio_type?: "para" | "add" | "script";
+  /** Who speaks when: [{"speaker": "person1", "from_s": 0, "to_s": 4}, …]. In each turn the speaker's own sound goes on from where its last turn ended. Without to_s, a turn lasts until the next one begins, and the last one as long as the sound. For audio_type "script". */
+  script?: Turn[] | null;
   /** {"gate": "auto"}: mouths rest where the sound is music or noise. Null: {"gate": "off"}. */
   speech?: SpeechOptions | null;
   /** Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source. Null: side by side, left to right. Give this or mask. */
@@ -264,6 +266,8 @@ export interface ItemPlan {
   recipes: RecipeCost[];
   /** Each speaker's place in the source, person1 first. */
   speakers: SpeakerPlace[];
+  /** Which chunks take which prompt and picture; null if the job has only one of each. */
+  timeline?: Stretch[] | null;
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -356,6 +360,14 @@ export interface OutputConfig {
   preview?: boolean;
 }
 
+/** An image or a video of the speakers that is in force from a time on. */
+export interface PictureFrom {
+  /** Seconds from which it is in force; of the first entry 0. A video starts then. ≥ 0, ≤ 3,600.0. */
+  from_s: number;
+  /** Image or video of the speakers, in the same forms as cond_video. */
+  media: string;
+}
+
 /** The plan of a job with `dry_run`. No video was generated or stored, and no random seed was chosen. */
 export interface Plan {
   /** The job. */
@@ -386,6 +398,8 @@ export interface Plan {
   recipes: RecipeCost[];
   /** Each speaker's place in the source, person1 first. */
   speakers: SpeakerPlace[];
+  /** Which chunks take which prompt and picture; null if the job has only one of each. */
+  timeline?: Stretch[] | null;
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -428,6 +442,14 @@ export interface Progress {
   preview_path?: string | null;
   /** Details of the stage; for sampling: chunk, num_chunks, step, num_steps, each counted from 1; for download and upload: bytes so far and, if known, total_bytes. */
   details: Record<string, unknown>;
+}
+
+/** A prompt that is in force from a time on. */
+export interface PromptFrom {
+  /** Seconds from which it is in force; of the first entry 0. ≥ 0, ≤ 3,600.0. */
+  from_s: number;
+  /** Description of the video from then on. */
+  prompt: string;
 }
 
 /** The cost of the same job by a recipe that this worker can run. */
@@ -478,16 +500,18 @@ export interface S3Config {
 
 /** One talking video: its speech, its source image or video, and the parameters of its generation. */
 export interface SingleJob {
-  /** Description of the video; only its first 512 tokens count. */
-  prompt: string;
-  /** Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video, each chunk's reference is the video's frame at the chunk's start. */
-  cond_video: string;
-  /** Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same forms as cond_video; null keeps a speaker silent, and at least one must speak. Give this or tts_audio. */
-  cond_audio?: Record<string, string | null> | null;
+  /** Description of the video; only its first 512 tokens count. Or several: [{"from_s": 0, "prompt": …}, {"from_s": 8, "prompt": …}]; each chunk takes the one that is in force at its first frame. */
+  prompt: string | PromptFrom[];
+  /** Image or video of the speakers: http(s) URL, data URI, base64, or a path below the worker's volume. With a video, each chunk's reference is the video's frame at the chunk's start. Or several: [{"from_s": 0, "media": …}, …], taken like several prompts; the first one's shape is the result's, and bbox and mask are of the first one. */
+  cond_video: string | PictureFrom[];
+  /** Speech of each speaker: {"person1": media, "person2": media, …}, audio or a video with sound, in the same forms as cond_video; null keeps a speaker silent, and at least one must speak. {"media": media, "from_s": 2.5} begins later. Give this or tts_audio. */
+  cond_audio?: Record<string, string | VoiceFrom | null> | null;
   /** Text to be spoken. Give this or cond_audio. */
   tts_audio?: TtsAudio | null;
-  /** Order of several speakers: all from the start ("para"), or one after the other ("add"). Default: "para". */
-  audio_type?: "para" | "add";
+  /** Order of several speakers: all from the start ("para"), one after the other ("add"), or by turns ("script"). Default: "para". */
+  audio_type?: "para" | "add" | "script";
+  /** Who speaks when: [{"speaker": "person1", "from_s": 0, "to_s": 4}, …]. In each turn the speaker's own sound goes on from where its last turn ended. Without to_s, a turn lasts until the next one begins, and the last one as long as the sound. For audio_type "script". */
+  script?: Turn[] | null;
   /** {"gate": "auto"}: mouths rest where the sound is music or noise. Null: {"gate": "off"}. */
   speech?: SpeechOptions | null;
   /** Each speaker's box: {"person1": [x_min, y_min, x_max, y_max], …} in pixels of the upright source. Null: side by side, left to right. Give this or mask. */
@@ -575,6 +599,20 @@ export interface SpeechOptions {
 /** The stages of a job, in order; progress, timings and errors use the same list. */
 export type Stage = "validation" | "download" | "embedding" | "load" | "sampling" | "decode" | "mux" | "upload" | "completed";
 
+/** Chunks, one after the other, that take the same prompt and the same picture of the job's lists. */
+export interface Stretch {
+  /** The first of these chunks; chunks are counted from 1. ≥ 1. */
+  first_chunk: number;
+  /** The last of these chunks. ≥ 1. */
+  last_chunk: number;
+  /** Seconds of the video at which the first chunk begins. ≥ 0. */
+  from_s: number;
+  /** The prompt that they take: its index in the job's list, from 0. ≥ 0. */
+  prompt: number;
+  /** The image or video that they take: its index in the job's list, from 0. ≥ 0. */
+  cond_video: number;
+}
+
 /** A finished job. */
 export interface Success {
   /** The job. */
@@ -637,6 +675,16 @@ export interface TtsAudio {
   human2_voice?: string | null;
 }
 
+/** A stretch of the video in which a speaker's sound is heard. */
+export interface Turn {
+  /** Who speaks: person1, person2, … */
+  speaker: string;
+  /** Seconds at which the turn begins. The speaker's sound goes on from where its last turn ended. ≥ 0, ≤ 3,600.0. */
+  from_s: number;
+  /** Seconds at which it ends. Null: when the next turn begins; of the last turn, with the speaker's sound. > 0, ≤ 3,600.0. */
+  to_s?: number | null;
+}
+
 /** The finished video and its thumbnail, both in the same one of three places. */
 export interface Video {
   /** Store "s3": address of the MP4, tested by the worker. Store "put": the given address without its query, not tested. */
@@ -669,4 +717,12 @@ export interface Video {
   num_frames: number;
   /** Length in seconds: num_frames / fps. > 0. */
   duration_s: number;
+}
+
+/** A speaker's sound that begins later. */
+export interface VoiceFrom {
+  /** Audio or a video with sound, in the same forms as cond_video. */
+  media: string;
+  /** Seconds at which it begins; the speaker is silent before. ≥ 0, ≤ 3,600.0. Default: 0.0. */
+  from_s?: number;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ from infinitetalk.generation.sampling import (
     make_sampler,
     sample_chunk,
 )
+from infinitetalk.generation.timeline import Change, in_force
 from infinitetalk.media.sizes import choose_resolution, resize_and_crop
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.protocols import Denoiser
@@ -118,12 +119,13 @@ class Conditions:
     """The inputs of a video.
 
     Attributes:
-        source: the image or video.
+        source: the image or video; if it changes, the first one, which gives the video its shape.
         speech: embeddings of each speaker, all of the same length.
-        prompt_embeds: (1, text_len, text_dim).
+        prompt_embeds: (1, text_len, text_dim); if the prompt changes, of the first one.
         negative_prompt_embeds: the same; None if the settings do not use them.
         regions: bool (speakers, source.height, source.width), each speaker's region; None for the default columns.
         footage: reads all of a source video's frames of a chunk, for settings by which sampling starts from them.
+        changes: later prompts and sources, in the order of their frames.
     """
 
     source: Source
@@ -132,6 +134,12 @@ class Conditions:
     negative_prompt_embeds: Tensor | None
     regions: Tensor | None = None
     footage: Footage | None = None
+    changes: Sequence[Change[Tensor]] = ()
+
+    @property
+    def stretches(self) -> list[Change[Tensor]]:
+        """What is in force from the start, and the changes."""
+        return [Change(0, self.prompt_embeds, self.source, 0), *self.changes]
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ class Video:
         grid, plans: the video's chunks.
         height, width: in pixels.
         regions: bool (speakers + 1, height / 8, width / 8) on the model's device; None for one speaker.
-        color_reference: float (1, 3, 1, height, width) in [-1, 1], the source's first frame.
+        color_references: float (1, 3, 1, height, width) in [-1, 1], each source's first frame, by the source's `id`.
     """
 
     conditions: Conditions
@@ -170,7 +178,11 @@ class Video:
     height: int
     width: int
     regions: Tensor | None
-    color_reference: Tensor
+    color_references: dict[int, Tensor]
+
+    def color_reference(self, plan: ChunkPlan) -> Tensor:
+        """The frame whose colours a chunk gets: float (1, 3, 1, height, width) in [-1, 1]."""
+        return self.color_references[id(in_force(self.conditions.stretches, plan.start).source)]
 
     def num_held_frames(self, plan: ChunkPlan) -> int:
         """Number of a chunk's frames that are not shown with it but held for the fade into the next chunk."""
@@ -241,15 +253,15 @@ class Finisher:
         self._video = video
         self._held_frames = held_frames
 
-    def correct(self, frames: Tensor) -> None:
-        """Gives frames (1, 3, n, height, width) the source's colours, where they are."""
-        match_color_(frames, self._video.color_reference, self._video.settings.color_correction_strength)
+    def correct(self, frames: Tensor, plan: ChunkPlan) -> None:
+        """Gives frames (1, 3, n, height, width) of a chunk its source's colours, where they are."""
+        match_color_(frames, self._video.color_reference(plan), self._video.settings.color_correction_strength)
 
     def finish(self, chunk: DecodedChunk, decoded: Tensor) -> Chunk:
         """The frames to show and the state for the next chunk."""
         video, plan, motion_latents = self._video, chunk.plan, chunk.motion_latents
         is_last = motion_latents is None
-        self.correct(decoded if is_last else decoded[:, :, : -video.grid.motion_frame])
+        self.correct(decoded if is_last else decoded[:, :, : -video.grid.motion_frame], plan)
         frames = join_frames(self._held_frames, decoded[0], plan)
         num_shown_frames = len(frames) - video.num_held_frames(plan)
         state = None
@@ -294,6 +306,7 @@ class InfiniteTalkPipeline:
         should_stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[Step], None] = lambda step: None,
         footage: Footage | None = None,
+        changes: Sequence[Change[str]] = (),
     ) -> Iterator[Chunk]:
         """Generate a video, chunk by chunk.
 
@@ -309,6 +322,8 @@ class InfiniteTalkPipeline:
             should_stop: called before every network evaluation.
             on_step: called after every sampling step.
             footage: reads all frames of a chunk of a source video; needed where the settings' strength is below 1.
+            changes: later prompts and sources, in the order of their frames. A chunk takes what is in force at its
+                first frame; its frames get the colours of its source.
 
         Raises:
             GenerationStopped: `should_stop` returned True.
@@ -317,7 +332,7 @@ class InfiniteTalkPipeline:
             ValueError: the number of frames held in `state` differs from the settings; the speakers' embeddings differ
                 in length; there are several speakers, and the family knows only one; footage is needed and missing.
         """
-        conditions = self.embed_prompts(source, speech, prompt, settings, negative_prompt, regions, footage)
+        conditions = self.embed_prompts(source, speech, prompt, settings, negative_prompt, regions, footage, changes)
         return self.generate(conditions, settings, state, should_stop, on_step)
 
     def embed_prompts(
@@ -329,19 +344,22 @@ class InfiniteTalkPipeline:
         negative_prompt: str | None = None,
         regions: Tensor | None = None,
         footage: Footage | None = None,
+        changes: Sequence[Change[str]] = (),
     ) -> Conditions:
-        """The inputs of a video, with the arguments of `__call__`."""
+        """The inputs of a video, with the arguments of `__call__`; each prompt is embedded once."""
+        embed = cache(self.networks.prompt_encoder)
         if negative_prompt is None:
             negative_prompt = self.networks.family.defaults.negative_prompt
         return Conditions(
             source=source,
             speech=speech,
-            prompt_embeds=self.networks.prompt_encoder(prompt),
-            negative_prompt_embeds=self.networks.prompt_encoder(negative_prompt)
-            if settings.needs_negative_prompt
-            else None,
+            prompt_embeds=embed(prompt),
+            negative_prompt_embeds=embed(negative_prompt) if settings.needs_negative_prompt else None,
             regions=regions,
             footage=footage,
+            changes=[
+                Change(change.start, embed(change.prompt), change.source, change.source_start) for change in changes
+            ],
         )
 
     def generate(
@@ -366,7 +384,6 @@ class InfiniteTalkPipeline:
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> Iterator[DecodedChunk]:
         """Like `generate`, but each chunk comes as soon as the next one can begin, and must be finished."""
-        source = conditions.source
         video = self.set_up(conditions, settings)
         reference: Reference | None = None
         motion_latents, held_frames = None, np.empty((0, video.height, video.width, 3), dtype=np.uint8)
@@ -376,7 +393,8 @@ class InfiniteTalkPipeline:
         finisher = Finisher(video, held_frames)
 
         for plan in video.plans[0 if state is None else state.next_chunk :]:
-            frame = source.frame_at(plan.start / VIDEO_FPS)
+            taken = in_force(conditions.stretches, plan.start)
+            frame = taken.source.frame_at((plan.start - taken.source_start) / VIDEO_FPS)
             is_other = reference is None or reference.frame is not frame
             if reference is None or is_other:
                 reference = self.encode_reference(frame, video.height, video.width, plan.num_frames)
@@ -413,7 +431,10 @@ class InfiniteTalkPipeline:
             height=height,
             width=width,
             regions=self.place_speakers(conditions, height, width),
-            color_reference=self.to_pixels(conditions.source.frame_at(0.0), height, width),
+            color_references={
+                id(stretch.source): self.to_pixels(stretch.source.frame_at(0.0), height, width)
+                for stretch in conditions.stretches
+            },
         )
 
     def chunk_conditions(
@@ -425,7 +446,7 @@ class InfiniteTalkPipeline:
         nag, device = video.settings.nag_in_force, self.networks.device
         mask = first_frame_mask(reference.latents, self.networks.family.vae_scale_factor_temporal)
         return ChunkConditions(
-            prompt_embeds=conditions.prompt_embeds,
+            prompt_embeds=in_force(conditions.stretches, plan.start).prompt,
             negative_prompt_embeds=conditions.negative_prompt_embeds,
             image_embeds=reference.image_embeds,
             condition=torch.cat([mask, reference.latents], dim=1),
@@ -486,7 +507,7 @@ class InfiniteTalkPipeline:
         motion_latents = None
         if plan is not video.plans[-1]:
             motion_frames = decoded[:, :, -video.grid.motion_frame :]
-            finisher.correct(motion_frames)
+            finisher.correct(motion_frames, plan)
             motion_latents = encode_frames(self.networks.vae, motion_frames)
         return DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, decoded, motion_latents)
 

@@ -95,12 +95,15 @@ def normalise_loudness(waveform: np.ndarray, loudness: float | None = None) -> n
     return (waveform * gain).astype(np.float32)
 
 
-def arrange_tracks(waveforms: Sequence[np.ndarray | None], audio_type: Literal["para", "add"]) -> list[np.ndarray]:
+def arrange_tracks(
+    waveforms: Sequence[np.ndarray | None], audio_type: Literal["para", "add"], delays: Sequence[int] | None = None
+) -> list[np.ndarray]:
     """One track for each speaker, float32 (samples,), all of the length of the mix.
 
     `waveforms` holds one waveform (samples,) for each speaker, or None for a silent one. "para": all speak from the
-    start, and shorter waveforms are padded with silence (the published code fails there). "add": they speak one after
-    another in the given order, each silent during the others' turns.
+    start, each after its `delays` in samples if there are any, and shorter waveforms are padded with silence (the
+    published code fails there). "add": they speak one after another in the given order, each silent during the others'
+    turns.
 
     Raises `ValueError` if all speakers are silent.
     """
@@ -108,7 +111,8 @@ def arrange_tracks(waveforms: Sequence[np.ndarray | None], audio_type: Literal["
     if not any(lengths):
         raise ValueError("every speaker is silent; give at least one of them a sound")
     if audio_type == "para":
-        starts, total = [0] * len(lengths), max(lengths)
+        starts = [0] * len(lengths) if delays is None else list(delays)
+        total = max(start + length for start, length in zip(starts, lengths, strict=True) if length)
     else:
         starts, total = [sum(lengths[:index]) for index in range(len(lengths))], sum(lengths)
     tracks = [np.zeros(total, dtype=np.float32) for _ in waveforms]

@@ -1,8 +1,8 @@
 """The model and its use: the only part of the worker that touches tensors and the pipeline.
 
 `checkpoint` finds the weights, `loading` loads them into memory, `placement` chooses devices and memory modes,
-`estimate` computes a video's cost from the seconds in `rehearsed`, `scenes` and `conditions` read a job's fields, and
-`engine` generates videos.
+`estimate` computes a video's cost from the seconds in `rehearsed`, `scenes`, `timeline` and `conditions` read a job's
+fields, and `engine` generates videos.
 """
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
@@ -10,12 +10,14 @@ from infinitetalk.worker.engine.engine import Engine, Request
 from infinitetalk.worker.engine.estimate import VideoCost
 from infinitetalk.worker.engine.people import find_faces, needs_faces, speaker_places
 from infinitetalk.worker.engine.scenes import Scene, chunk_grid, first_frame, generation_settings, plan_scenes
+from infinitetalk.worker.engine.timeline import Stretch, plan_stretches
 
 __all__ = [
     "Engine",
     "Overlap",
     "Request",
     "Scene",
+    "Stretch",
     "VideoCost",
     "chunk_grid",
     "find_faces",
@@ -24,6 +26,7 @@ __all__ = [
     "needs_faces",
     "negative_prompt_of",
     "plan_scenes",
+    "plan_stretches",
     "region_overlaps",
     "speaker_places",
     "speaker_regions",

@@ -42,7 +42,8 @@ from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
 from infinitetalk.worker.engine.rehearsed import likeness_of
-from infinitetalk.worker.engine.scenes import Scene, generation_settings, open_source, plan_scenes, stretch_of
+from infinitetalk.worker.engine.scenes import Scene, generation_settings, plan_scenes, stretch_of
+from infinitetalk.worker.engine.timeline import num_references, open_stretches, plan_stretches
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
@@ -57,11 +58,12 @@ class Request:
     Attributes:
         job: the parameters.
         seed: seed of the noise.
-        source: image or video of the speakers.
+        source: image or video of the speakers; if it changes, the first one.
         speech: each speaker's embeddings, all of the same length.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
         folder: folder for temporary files.
         networks: the networks, prepared for the job.
+        later_sources: the images and videos that take the source's place, in the job's order.
     """
 
     job: SingleJob
@@ -71,6 +73,7 @@ class Request:
     regions: Tensor | None
     folder: Path
     networks: Networks
+    later_sources: Sequence[Media] = ()
 
 
 class Engine:
@@ -311,12 +314,14 @@ class Engine:
         source: MediaInfo,
         scenes: Sequence[Scene],
         should_stop: Callable[[], bool] = lambda: False,
+        later_sources: Sequence[MediaInfo] = (),
     ) -> VideoCost:
         """The cost of a job's video; loads nothing and computes nothing on the GPU.
 
         Args:
             source: what the source is.
             scenes: the scenes of the video.
+            later_sources: what the images and videos are that take the source's place.
 
         Raises:
             CheckpointError: the model could not be found.
@@ -328,7 +333,10 @@ class Engine:
         settings = [generation_settings(job, 0, scene) for scene in scenes]
         memory = found.placement.choose(job, workload)
         chunk = chunk_work(settings[0], workload, memory, len(job.speakers))
-        return video_cost(settings, chunk, source.kind == "video", memory.describe(self.devices.dtype), self._speed)
+        stretches = plan_stretches(job, scenes)
+        references = num_references(stretches, [source, *later_sources])
+        prompts = len({job.prompts[stretch.prompt].prompt for stretch in stretches})
+        return video_cost(settings, chunk, references, prompts, memory.describe(self.devices.dtype), self._speed)
 
     def _workload(self, job: SingleJob, source: MediaInfo, networks: Models | Networks) -> Workload:
         """The work of one chunk of a job's video by these networks."""
@@ -430,13 +438,16 @@ class Engine:
             def count_step(step: Step, before: int = chunks_before[index]) -> None:
                 on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
 
+            sources = [request.source, *request.later_sources]
+            first, *changes = open_stretches(job, sources, request.folder, scene)
             conditions = pipeline.embed_prompts(
-                source=open_source(request.source, request.folder, scene, settings.grid(family)),
+                source=first.source,
                 speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
-                prompt=job.prompt,
+                prompt=first.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
                 regions=request.regions,
+                changes=changes,
             )
             state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
             work = chunk_work(settings, workload, memory, len(job.speakers))

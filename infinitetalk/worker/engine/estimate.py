@@ -65,9 +65,9 @@ class ChunkWork:
         return self.steps * len(self.branches)
 
     @property
-    def prompts(self) -> int:
-        """Number of prompts that are embedded: the negative one only where it is used."""
-        return 2 if self.has_nag or any(not branch.has_text for branch in self.branches) else 1
+    def uses_negative_prompt(self) -> bool:
+        """Whether the negative prompt is embedded."""
+        return self.has_nag or any(not branch.has_text for branch in self.branches)
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,16 @@ class VideoWork:
     Attributes:
         chunk: each chunk's work.
         num_chunks: number of chunks.
-        references: number of frames of the source that are encoded: one of an image, one for each chunk of a video.
+        references: number of frames of the sources that are encoded: one of an image, one for each chunk of a video.
         speech_s: seconds of speech, of all speakers together.
+        prompts: number of different prompts, without the negative one.
     """
 
     chunk: ChunkWork
     num_chunks: int
     references: int
     speech_s: float
+    prompts: int = 1
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def encoders_seconds(card: Card, work: VideoWork) -> float:
     """What a job has once: its prompts and its speech. A streamed text encoder is copied for each prompt."""
     copied = HALF * work.chunk.sizes.text_encoder if work.chunk.memory.stream_text_encoder else 0
     prompt = card.prompt + copied / card.host_bytes_per_s
-    return work.chunk.prompts * prompt + work.speech_s * card.speech
+    return (work.prompts + work.chunk.uses_negative_prompt) * prompt + work.speech_s * card.speech
 
 
 def last_encoding_seconds(work: ChunkWork) -> float:
@@ -278,14 +280,20 @@ def chunk_work(settings: GenerationSettings, workload: Workload, memory: MemoryM
 
 
 def video_cost(
-    scenes: Sequence[GenerationSettings], chunk: ChunkWork, is_video: bool, memory_mode: str, speed: Speed
+    scenes: Sequence[GenerationSettings],
+    chunk: ChunkWork,
+    references: int,
+    prompts: int,
+    memory_mode: str,
+    speed: Speed,
 ) -> VideoCost:
     """The cost of a video.
 
     Args:
         scenes: the settings of each scene.
         chunk: a chunk's work.
-        is_video: whether the source is a video, of which each chunk encodes a frame.
+        references: number of reference frames that are encoded.
+        prompts: number of different prompts.
         memory_mode: name of the job's memory mode.
         speed: this worker's speed.
     """
@@ -299,8 +307,9 @@ def video_cost(
     work = VideoWork(
         chunk=chunk,
         num_chunks=sum(num_chunks),
-        references=sum(num_chunks) if is_video else 1,
+        references=references,
         speech_s=chunk.speakers * num_frames / VIDEO_FPS,
+        prompts=prompts,
     )
     return VideoCost(
         width=workload.width,

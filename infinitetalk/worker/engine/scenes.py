@@ -73,23 +73,25 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
     )
 
 
-def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> Source:
-    """The reference frames of a scene; their time is counted from the scene's start.
+def open_source(source: Media, field: str, folder: Path, part: Scene, stride: int) -> Source:
+    """The reference frames of a part of a source; their time is counted from the part's start.
 
     Args:
         source: image or video of the speakers.
+        field: the job's field, for messages.
         folder: folder for the frames of a video.
+        part: the frames of the source that are used, if it is a video.
+        stride: distance of the reference frames.
 
     Raises:
         WorkerError: the source cannot be decoded.
     """
-    with naming("cond_video"):
+    with naming(field):
         if source.info.kind == "image":
             return Picture.open(source.path)
-        frames = folder / f"frames-{scene.start:06d}"
+        frames = folder / f"frames-{field}-{part.start:06d}"
         frames.mkdir()
-        stride = grid.reference_stride(scene.num_frames)
-        return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
+        return extract_frames(source.path, frames, stride, part.num_frames, part.start)
 
 
 def first_frame(source: Media, folder: Path) -> np.ndarray:

@@ -88,9 +88,12 @@ def own_size(job: SingleJob, source: MediaInfo, resolution: tuple[int, int]) -> 
 
 def cut_prompts(job: SingleJob, count_tokens: Callable[[str], int]) -> list[str]:
     """A warning for each prompt that is longer than the model reads."""
-    prompts = {"prompt": job.prompt} | (
-        {"negative_prompt": negative_prompt_of(job)} if uses_negative_prompt(job) else {}
-    )
+    entries = job.prompts
+    prompts = {
+        "prompt" if len(entries) == 1 else f"prompt.{index}": entry.prompt for index, entry in enumerate(entries)
+    }
+    if uses_negative_prompt(job):
+        prompts["negative_prompt"] = negative_prompt_of(job)
     return [
         f"{field} has {tokens} tokens; the model reads the first {TEXT_LENGTH}"
         for field, prompt in prompts.items()
@@ -116,7 +119,7 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
     #: A field, whether it has no effect, and the reason.
     rules = [
         ("audio_type", job.tts_audio is not None, "with tts_audio: its speakers take turns"),
-        ("audio_type", job.cond_audio is not None and voices == 1, "with one voice"),
+        ("audio_type", job.audio_type == "add" and job.cond_audio is not None and voices == 1, "with one voice"),
         ("speech", job.gates_speech and job.tts_audio is not None, "with tts_audio: all of it is speech"),
         ("bbox", one_speaker, "with one speaker"),
         ("mask", one_speaker, "with one speaker"),

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from infinitetalk.media.decode import read_sound, sound_seconds
+from infinitetalk.media.decode import read_sound
 from infinitetalk.media.speech import (
     SAMPLING_RATE,
     SILENCE_LUFS,
     VIDEO_FPS,
-    arrange_tracks,
     measure_loudness,
     normalise_loudness,
 )
@@ -21,6 +20,13 @@ from infinitetalk.media.speech_gate import find_speech, only_speech, silence_bet
 from infinitetalk.worker.engine import Engine, chunk_grid
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.job.advice import NO_SPEECH, loudness_warnings
+from infinitetalk.worker.job.timeline import (
+    arrange_voices,
+    check_begins,
+    end_of_voices,
+    script_losses,
+    shape_warnings,
+)
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media, OnBytes, Wanted, fetch_all, naming
 from schemas import ErrorCode, SingleJob
@@ -35,21 +41,23 @@ class JobMedia:
     """A job's media as local files.
 
     Attributes:
-        source: image or video of the speakers.
+        source: image or video of the speakers; if it changes, the first one.
         speech: each speaker's speech; None for a silent speaker.
         masks: each speaker's mask, if the job has masks.
         warnings: the losses of the media read so far.
+        later_sources: the images and videos that take the source's place, in the job's order.
     """
 
     source: Media
     speech: list[Media | None]
     masks: list[Media] | None
     warnings: list[str] = field(default_factory=list)
+    later_sources: list[Media] = field(default_factory=list)
 
     @property
     def paths(self) -> list[Path]:
         """The files, in a fixed order."""
-        media = [self.source, *self.speech, *(self.masks or [])]
+        media = [self.source, *self.later_sources, *self.speech, *(self.masks or [])]
         return [medium.path for medium in media if medium is not None]
 
 
@@ -62,20 +70,38 @@ def download(
         WorkerError: a medium cannot be fetched or decoded, is too large, or is of the wrong kind.
         GenerationStopped: `should_stop` returned true.
     """
-    wanted = {"cond_video": Wanted(job.cond_video, ("image", "video"))}
-    speech = job.cond_audio or {}
-    for speaker, source in speech.items():
-        if source is not None:
-            wanted[f"cond_audio.{speaker}"] = Wanted(source, ("audio",))
-    for speaker, source in (job.mask or {}).items():
-        wanted[f"mask.{speaker}"] = Wanted(source, ("image",))
+    pictures = picture_fields(job)
+    wanted = {field: Wanted(picture, ("image", "video")) for picture, field in pictures.items()}
+    speech = job.voices
+    for speaker, voice in speech.items():
+        if voice is not None:
+            wanted[f"cond_audio.{speaker}"] = Wanted(voice.media, ("audio",))
+    for speaker, mask in (job.mask or {}).items():
+        wanted[f"mask.{speaker}"] = Wanted(mask, ("image",))
     media = fetch_all(wanted, folder, settings, on_bytes, should_stop)
+    first, *later = [media[pictures[picture.media]] for picture in job.pictures]
     return JobMedia(
-        source=media["cond_video"],
+        source=first,
         speech=[media.get(f"cond_audio.{speaker}") for speaker in speech],
         masks=None if job.mask is None else [media[f"mask.{speaker}"] for speaker in job.mask],
-        warnings=[f"cond_video: {warning}" for warning in media["cond_video"].info.warnings],
+        warnings=[f"{field}: {warning}" for field in pictures.values() for warning in media[field].info.warnings]
+        + [
+            warning
+            for field in list(pictures.values())[1:]
+            for warning in shape_warnings(field, media[field].info, first.info)
+        ],
+        later_sources=later,
     )
+
+
+def picture_fields(job: SingleJob) -> dict[str, str]:
+    """Each image or video that a job names, and the field that names it first."""
+    if len(job.pictures) == 1:
+        return {job.pictures[0].media: "cond_video"}
+    fields: dict[str, str] = {}
+    for index, picture in enumerate(job.pictures):
+        fields.setdefault(picture.media, f"cond_video.{index}")
+    return fields
 
 
 @dataclass(frozen=True)
@@ -115,10 +141,12 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
         sound = [normalise_loudness(track) for track in spoken]
         tracks = Tracks(sound, sound)
     else:
+        check_begins(job, max_seconds)
         voices = read_voices(job, media, max_seconds, should_stop)
+        media.warnings.extend(script_losses(job, media.speech))
 
         def arranged(waveforms: list[np.ndarray | None]) -> list[np.ndarray]:
-            tracks = arrange_tracks(waveforms, job.audio_type)
+            tracks = arrange_voices(job, waveforms)
             return [track[: round(max_seconds * SAMPLING_RATE)] for track in tracks]
 
         sound = arranged([voice and voice.sound for voice in voices])
@@ -143,8 +171,7 @@ def speech_seconds(job: SingleJob, media: JobMedia, tracks: Sequence[np.ndarray]
     if job.tts_audio is not None:
         seconds = len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S
     else:
-        lengths = [sound_seconds(medium.path) for medium in media.speech if medium is not None]
-        seconds = max(lengths) if job.audio_type == "para" else sum(lengths)
+        seconds = end_of_voices(job, media.speech)
     return max(kept / SAMPLING_RATE, seconds)
 
 
@@ -161,7 +188,7 @@ def count_rows(tracks: Sequence[np.ndarray]) -> int:
 def read_voices(
     job: SingleJob, media: JobMedia, max_seconds: float, should_stop: Callable[[], bool]
 ) -> list[Voice | None]:
-    """The voice of each speaker; None for a silent speaker.
+    """The voice of each speaker; None for a silent speaker, and for one who begins after `max_seconds`.
 
     Appends to `media.warnings`.
 
@@ -171,11 +198,12 @@ def read_voices(
     """
     voices: list[Voice | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
-        if medium is None:
+        begin = job.voices[speaker]
+        if medium is None or begin is None or begin.from_s >= max_seconds:
             voices.append(None)
             continue
         with naming(f"cond_audio.{speaker}"):
-            sound = read_sound(medium.path, max_seconds)
+            sound = read_sound(medium.path, max_seconds - begin.from_s)
         voice, warnings = make_voice(sound.waveform, job.gates_speech, should_stop)
         media.warnings.extend(f"cond_audio.{speaker}: {warning}" for warning in (*sound.warnings, *warnings))
         voices.append(voice)

@@ -55,7 +55,7 @@ MAX_STATE_BYTES = 10 * MEGABYTE
 CHANGES_NO_NUMBER = {"num_persistent_param_in_dit", "offload_model"}
 """Fields of a job that affect only where weights are kept, not the numbers of the video."""
 
-ADDED_LATER: dict[str, tuple[Any, ...]] = {"speech": (None, SpeechOptions())}
+ADDED_LATER: dict[str, tuple[Any, ...]] = {"script": (None,), "speech": (None, SpeechOptions())}
 """Fields that jobs did not always have, and the values with which a job keeps the fingerprint that it had without."""
 
 AFTER_JOB_S = 30.0

@@ -18,7 +18,6 @@ from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.pipeline import Chunk, DecodedChunk, Step
-from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
@@ -31,10 +30,12 @@ from infinitetalk.worker.engine import (
     Overlap,
     Request,
     Scene,
+    Stretch,
     find_faces,
     first_frame,
     needs_faces,
     plan_scenes,
+    plan_stretches,
     region_overlaps,
     speaker_places,
     speaker_regions,
@@ -84,6 +85,7 @@ from infinitetalk.worker.job.resume import (
     request_fingerprint,
     seed_of,
 )
+from infinitetalk.worker.job.timeline import late_begins, told_stretches, unused_entries
 from infinitetalk.worker.logs import job_logger
 from infinitetalk.worker.machine.checks import machine_problem
 from infinitetalk.worker.release import SOFTWARE, release_of
@@ -334,14 +336,21 @@ class VideoJob:
             speech_s = num_rows / VIDEO_FPS
         self.clock.enter(Stage.LOAD)
         scenes = plan_scenes(job, media.source, num_rows)
-        video = engine.plan(job, media.source.info, scenes, stop)
+        stretches = plan_stretches(job, scenes)
+        video = engine.plan(job, media.source.info, scenes, stop, [later.info for later in media.later_sources])
         warnings = warnings + media.warnings
         warnings += self._losses(
-            media, region_overlaps(job, regions), speech_s, video.num_chunks, (video.height, video.width)
+            media,
+            region_overlaps(job, regions),
+            speech_s,
+            video.num_chunks,
+            video.num_frames,
+            (video.height, video.width),
+            stretches,
         )
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
-        recipes, left_out = self._recipe_costs(media.source.info, scenes)
+        recipes, left_out = self._recipe_costs(media, scenes)
         self.bill.model = engine.model_name_for(job)
         plan = Plan(
             job_id=self.context.job_id,
@@ -351,13 +360,14 @@ class VideoJob:
             worker=release_of(self.context.resources.settings),
             warnings=warnings + left_out,
             recipes=recipes,
+            timeline=told_stretches(job, stretches),
             **plan_facts(video, self.context.resources.settings),
         )
         self.clock.enter(Stage.COMPLETED)
         self.bill.log("planned", self.logger)
         return plan
 
-    def _recipe_costs(self, source: MediaInfo, scenes: Sequence[Scene]) -> tuple[list[RecipeCost], list[str]]:
+    def _recipe_costs(self, media: JobMedia, scenes: Sequence[Scene]) -> tuple[list[RecipeCost], list[str]]:
         """The cost of the video by each recipe that this worker can run the job with; the other recipes that it has
         the weights for, each with the reason, as warnings.
 
@@ -365,12 +375,14 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         sent, engine = self.chosen.sent, self.engine
+        source, later_sources = media.source.info, [later.info for later in media.later_sources]
         costs, left_out = [], []
         for recipe in RECIPES.values():
             if not recipe.serves(len(sent.speakers)) or engine.lacks(recipe) is not None:
                 continue
             try:
-                video = engine.plan(engine.equip(sent.by_recipe(recipe)), source, scenes, self.context.stop)
+                job = engine.equip(sent.by_recipe(recipe))
+                video = engine.plan(job, source, scenes, self.context.stop, later_sources)
             except (CheckpointError, DoesNotFitError) as error:
                 left_out.append(f'recipes leaves out "{recipe.name}": {error}')
                 continue
@@ -398,8 +410,19 @@ class VideoJob:
         self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
         speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
-        resolution = rendering.height, rendering.width
-        warnings += self._losses(inputs.media, overlaps, speech_s, len(rendering.parts), resolution)
+        stretches: list[Stretch] = []
+        if self.job.changes:
+            scenes = plan_scenes(self.job, inputs.media.source, count_rows(inputs.tracks))
+            stretches = plan_stretches(self.job, scenes)
+        warnings += self._losses(
+            inputs.media,
+            overlaps,
+            speech_s,
+            len(rendering.parts),
+            rendering.num_frames,
+            (rendering.height, rendering.width),
+            stretches,
+        )
         warnings += flat_chunks([part.is_flat for part in rendering.parts])
         warnings += mixed_arithmetic([part.arithmetic for part in rendering.parts])
         return self._finish(inputs, rendering, warnings)
@@ -466,7 +489,9 @@ class VideoJob:
         """
         stop, clock = self.context.stop, self.clock
         source, speech, regions, networks = inputs.media.source, inputs.speech, inputs.regions, inputs.networks
-        request = Request(self.job, rendering.seed, source, speech, regions, self.folder, networks)
+        request = Request(
+            self.job, rendering.seed, source, speech, regions, self.folder, networks, inputs.media.later_sources
+        )
         arithmetic = str(self.engine.arithmetic(networks.choice))
         num_done, chunk_state = len(rendering.parts), rendering.chunk_state
 
@@ -568,19 +593,24 @@ class VideoJob:
         overlaps: Sequence[Overlap],
         speech_s: float,
         num_chunks: int,
+        num_frames: int,
         resolution: tuple[int, int],
+        stretches: Sequence[Stretch],
     ) -> list[str]:
         """Warnings about the input that the video does not use.
 
         Args:
             overlaps: the overlap of every two speakers' regions.
             speech_s: length of all of the speech in seconds.
-            num_chunks: number of chunks of the video.
+            num_chunks, num_frames: length of the video.
             resolution: its (height, width) in pixels.
+            stretches: which chunks take which prompt and picture, if these change.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
         return [
             *own_size(job, media.source.info, resolution),
+            *unused_entries(job, stretches, num_frames),
+            *late_begins(job, num_frames),
             *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
             *cut_prompts(job, lambda prompt: engine.count_tokens(job, prompt, stop)),
             *shared_regions(overlaps),
