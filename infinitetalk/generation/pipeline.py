@@ -25,7 +25,6 @@ from infinitetalk.generation.sampling import (
     SampledChunk,
     Sampler,
     chunk_noise,
-    make_guidance,
     make_sampler,
     sample_chunk,
 )
@@ -108,6 +107,24 @@ class Chunk:
     evaluations: int
     evaluations_skipped: int
     is_flat: bool
+
+
+@dataclass(frozen=True)
+class Control:
+    """Where the generation of a video begins, and who follows it.
+
+    Attributes:
+        state: the state after the last existing chunk, to continue from; None: from the video's start.
+        should_stop: is called before every network evaluation; true ends the generation by `GenerationStopped`.
+        on_step: is called after every sampling step.
+    """
+
+    state: ChunkState | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    on_step: Callable[[Step], None] = lambda step: None
+
+
+UNCONTROLLED = Control()
 
 
 @dataclass(frozen=True)
@@ -311,7 +328,7 @@ class InfiniteTalkPipeline:
                 in length; there are several speakers, and the family knows only one.
         """
         conditions = self.embed_prompts(source, speech, prompt, settings, negative_prompt, regions)
-        return self.generate(conditions, settings, state, should_stop, on_step)
+        return self.generate(conditions, settings, Control(state, should_stop, on_step))
 
     def embed_prompts(
         self,
@@ -325,7 +342,7 @@ class InfiniteTalkPipeline:
         """The inputs of a video, with the arguments of `__call__`."""
         if negative_prompt is None:
             negative_prompt = self.networks.family.defaults.negative_prompt
-        needs_negative = any(not branch.has_text for branch in make_guidance(settings).branches)
+        needs_negative = any(not branch.has_text for branch in settings.branches)
         return Conditions(
             source=source,
             speech=speech,
@@ -338,12 +355,10 @@ class InfiniteTalkPipeline:
         self,
         conditions: Conditions,
         settings: GenerationSettings,
-        state: ChunkState | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        on_step: Callable[[Step], None] = lambda step: None,
+        control: Control = UNCONTROLLED,
     ) -> Iterator[Chunk]:
         """Like `__call__`, with embedded prompts."""
-        for chunk in self.decoded_chunks(conditions, settings, state, should_stop, on_step):
+        for chunk in self.decoded_chunks(conditions, settings, control):
             yield chunk.finish()
 
     @torch.no_grad()
@@ -351,12 +366,10 @@ class InfiniteTalkPipeline:
         self,
         conditions: Conditions,
         settings: GenerationSettings,
-        state: ChunkState | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        on_step: Callable[[Step], None] = lambda step: None,
+        control: Control = UNCONTROLLED,
     ) -> Iterator[DecodedChunk]:
         """Like `generate`, but each chunk comes as soon as the next one can begin, and must be finished."""
-        source = conditions.source
+        source, state = conditions.source, control.state
         video = self.set_up(conditions, settings)
         reference: Reference | None = None
         motion_latents, held_frames = None, np.empty((0, video.height, video.width, 3), dtype=np.uint8)
@@ -372,9 +385,11 @@ class InfiniteTalkPipeline:
                 reference = self.encode_reference(frame, video.height, video.width, plan.num_frames)
             if motion_latents is None:
                 motion_latents = reference.latents[:, :, :1]
-            report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_inference_steps)
+            report = partial(
+                _report_step, control.on_step, plan.index + 1, len(video.plans), settings.num_inference_steps
+            )
             told = self.chunk_conditions(video, plan, reference, motion_latents)
-            sampled = self.sample(plan, told, settings, should_stop, report)
+            sampled = self.sample(plan, told, settings, control.should_stop, report)
             # Only the chunk holds its decoded frames, and only until it is finished.
             chunk = self.decode_chunk(video, plan, reference, is_other and reference.is_new, sampled, finisher)
             motion_latents = chunk.motion_latents

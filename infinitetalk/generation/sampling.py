@@ -60,6 +60,11 @@ class GenerationSettings:
         """The division of a video of this family into chunks."""
         return ChunkGrid(self.frame_num, self.motion_frame, self.crossfade_frame, family)
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The guidance branches, each of them an evaluation of every step."""
+        return make_guidance(self).branches
+
 
 @dataclass(frozen=True)
 class ChunkConditions:

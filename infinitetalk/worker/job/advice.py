@@ -9,7 +9,6 @@ from typing import Any
 
 from infinitetalk.encoders.text import TEXT_LENGTH
 from infinitetalk.generation.guidance import GuidanceScales
-from infinitetalk.generation.sampling import make_guidance
 from infinitetalk.media.speech import QUIET_LUFS, SILENCE_LUFS, TARGET_LUFS, VIDEO_FPS
 from infinitetalk.media.tts import split_turns
 from infinitetalk.network.teacache import WARM_UP_STEPS
@@ -107,8 +106,7 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
 
 def uses_negative_prompt(job: SingleJob) -> bool:
     """Whether the job's guidance evaluates the network with a negative prompt."""
-    guidance = make_guidance(generation_settings(job, 0, Scene(0, 1)))
-    return any(not branch.has_text for branch in guidance.branches)
+    return any(not branch.has_text for branch in generation_settings(job, 0, Scene(0, 1)).branches)
 
 
 def negative_prompt_reason(job: SingleJob) -> str:
