@@ -36,6 +36,7 @@ def work_of(recipe: str, size: str = "480", speakers: int = 1, mode: MemoryMode 
     found = RECIPES[recipe]
     settings = prices.settings_of(found, prices.SIZES[size], prices.MINUTE)
     workload = prices.usual_workload(found.family, prices.SIZES[size], settings.frame_num)
+    workload = replace(workload, branches=len(settings.branches))
     return chunk_work(settings, workload, mode or MemoryMode(), speakers)
 
 
@@ -70,7 +71,8 @@ def test_a_chunk_is_estimated_as_an_h200_measured_it(recipe: str, name: str) -> 
 def test_fp8_weights_and_a_vae_in_tiles_are_estimated_as_an_h200_measured_them() -> None:
     work = work_of("quality", mode=MemoryMode("fp8", vae_tiling=True))
     plain = measured("one evaluation, fp8 weights widened at each use")
-    assert evaluation_seconds(H200, work) == pytest.approx(plain, rel=0.05)
+    # They were widened by more kernels than today, and norms with weights were, too.
+    assert 0.92 * plain < evaluation_seconds(H200, work) < plain
     tiled = measured("decoding of a chunk, float32 with TF32, in tiles")
     # The VAE that was measured had diffusers' own layers, most of whose kernels in tiles are gone.
     assert 0.65 * tiled < vae_seconds(H200, work, "decode", 81) < 1.2 * tiled

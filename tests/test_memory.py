@@ -1,5 +1,6 @@
 """Modes of memory: each computes the same, the choice follows the estimate, and a job that fails leaves nothing."""
 
+import copy
 import json
 import weakref
 from dataclasses import replace
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch import nn
+from torchao.quantization import Float8Tensor
 
 from infinitetalk.encoders.vae import decode_latents
 from infinitetalk.errors import CheckpointError, DoesNotFitError
 from infinitetalk.family import INFINITETALK
+from infinitetalk.network.quantised import quantise_linear, widened
 from infinitetalk.runtime import models as loaders
 from infinitetalk.runtime.choice import NetworkChoice, arithmetic_of
 from infinitetalk.runtime.kernels.registry import Kernels
@@ -101,9 +105,30 @@ def test_quantised_blocks_can_be_streamed(models: Models, quantisation: str) -> 
 def test_a_row_of_zeros_stays_zero_when_it_is_quantised(quantisation: Quantisation, dtype: torch.dtype) -> None:
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight[2] = 0.0
-    widened = quantised(weight, quantisation).dequantize()
-    assert torch.equal(widened[2], torch.zeros(32, dtype=dtype))
-    torch.testing.assert_close(widened, weight, atol=0.02, rtol=1 / 16)
+    numbers = quantised(weight, quantisation).dequantize()
+    assert torch.equal(numbers[2], torch.zeros(32, dtype=dtype))
+    torch.testing.assert_close(numbers, weight, atol=0.02, rtol=1 / 16)
+
+
+@pytest.mark.parametrize("scales", ["one for each row", "one for all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantised_layer_computes_what_one_with_its_widened_weight_computes(dtype: torch.dtype, scales: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    wide = nn.Linear(32, 24).to(dtype).requires_grad_(False)
+    wide.weight.data = torch.randn(24, 32, generator=generator).to(dtype)
+    given = torch.randn(1, 5, 32, generator=generator).to(dtype)
+    for quantisation in ("fp8", "int8"):
+        weight = quantised(wide.weight.data, quantisation)
+        if scales == "one for all" and quantisation == "fp8":
+            # As in "scaled" files.
+            weight = Float8Tensor(weight.qdata, weight.scale[:1, :1], block_size=[24, 32], dtype=dtype)
+        layer, expected = copy.deepcopy(wide), copy.deepcopy(wide)
+        quantise_linear(layer, weight)
+        expected.weight.data = weight.dequantize()
+        torch.testing.assert_close(layer(given), expected(given))
+        assert (layer(given) - wide(given)).norm() > 1e-3
+        if quantisation == "fp8":
+            assert torch.equal(widened(layer.weight), weight.dequantize())
 
 
 def test_gguf_blocks_can_be_streamed(paths: CheckpointPaths, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from infinitetalk.generation.crossfade import cross_fade
 from infinitetalk.generation.pipeline import (
     Chunk,
     ChunkState,
+    Control,
     DecodedChunk,
     InfiniteTalkPipeline,
     Step,
@@ -33,7 +34,7 @@ from infinitetalk.generation.pipeline import (
     to_frames,
 )
 from infinitetalk.generation.references import EncodedReference, EncodedReferences, ReferenceKey
-from infinitetalk.generation.sampling import GenerationSettings, SampledChunk, chunk_noise, make_guidance
+from infinitetalk.generation.sampling import GenerationSettings, SampledChunk, chunk_noise
 from infinitetalk.media.decode import Picture, Source, extract_frames
 from infinitetalk.network.regions import default_regions
 from infinitetalk.runtime.choice import NetworkChoice
@@ -227,7 +228,7 @@ def test_every_step_is_reported_in_order(pipeline: InfiniteTalkPipeline) -> None
     list(pipeline(picture(), [speech(13)], PROMPT, SETTINGS, on_step=steps.append))
     assert [(step.chunk, step.step) for step in steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert {(step.num_chunks, step.num_steps) for step in steps} == {(2, 2)}
-    assert {step.evaluations for step in steps} == {len(make_guidance(SETTINGS).branches)}
+    assert {step.evaluations for step in steps} == {len(SETTINGS.branches)}
 
 
 @dataclass
@@ -342,7 +343,7 @@ def test_chunks_that_are_finished_beside_the_next_ones_steps_are_the_same(
     conditions = pipeline.embed_prompts(picture(), [speech(22)], PROMPT, SETTINGS)
 
     def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
-        return pipeline.decoded_chunks(conditions, SETTINGS, should_stop=should_stop)
+        return pipeline.decoded_chunks(conditions, SETTINGS, Control(should_stop=should_stop))
 
     with ThreadPoolExecutor(1) as thread, closing(run_ahead(generate, thread)) as chunks:
         finished = [chunk.finish(is_beside=True) for chunk in chunks]

@@ -17,7 +17,7 @@ from benchmarks.rehearsal import compiled, host, parts, prices, report
 from benchmarks.rehearsal.device import DEVICE, missing
 from benchmarks.rehearsal.log import Log, Operation, Place, Wait
 from benchmarks.rehearsal.measured import figure
-from benchmarks.rehearsal.modes import split_evaluation, streamed_evaluation
+from benchmarks.rehearsal.modes import split_decode, split_evaluation, streamed_evaluation
 from benchmarks.rehearsal.networks import (
     make_image_encoder,
     make_text_encoder,
@@ -243,6 +243,16 @@ def test_decoding_takes_no_more_memory_than_the_estimate(stage: Stage, workload:
     assert rehearsed <= estimated <= 1.2 * rehearsed
 
 
+def test_a_gpus_rows_of_a_picture_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
+    gpus = 4
+    log = split_decode(stage, FEW_FRAMES, gpus)
+    assert log.mixed == []
+    assert not log.waits
+    estimated = memory.vae_bytes(MemoryMode(), replace(FEW_FRAMES, gpus=gpus))
+    print(f"estimate {estimated / log.peak_bytes:.3f} of the rehearsed {log.peak_bytes / GIB:.2f} GiB")
+    assert log.peak_bytes <= estimated <= 1.2 * log.peak_bytes
+
+
 def test_weights_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
     networks: list[nn.Module] = [
         stage.transformer,
@@ -274,9 +284,13 @@ def test_compiled_blocks_stay_under_their_bounds(evaluation: Log, compiled_evalu
 
 def test_widened_weights_stay_under_their_bound(stage: Stage) -> None:
     plain = parts.evaluation(stage, parts.SMALL, transformer=make_transformer(stage.mode, 2))
-    widened_weights = parts.weight_only_evaluation(stage, parts.SMALL, "fp8", num_layers=2)
-    assert not widened_weights.mixed
-    assert (seconds(widened_weights) - seconds(plain)) / 2 * SIZES.num_blocks < 0.216
+    for quantisation, bound, kernels in (("fp8", 0.046, 2), ("int8", 0.021, 1)):
+        widened_weights = parts.weight_only_evaluation(stage, parts.SMALL, quantisation, num_layers=2)
+        assert not widened_weights.mixed
+        assert (seconds(widened_weights) - seconds(plain)) / 2 * SIZES.num_blocks < bound
+        layers = sum(isinstance(each, nn.Linear) for each in stage.transformer.blocks[0].modules())
+        assert len(widened_weights.operations) - len(plain.operations) == 2 * layers * kernels
+        assert widened_weights.peak_bytes <= plain.peak_bytes
 
 
 def test_two_speakers_stay_under_their_bound(stage: Stage) -> None:
@@ -360,7 +374,8 @@ def test_the_estimate_of_a_chunk_is_the_rehearsals_sum(stage: Stage, short_evalu
     """A first chunk of FlashTalk, on every card."""
     recipe = RECIPES["flashtalk"]
     settings = prices.settings_of(recipe, prices.SIZES["480"], parts.SHORT.num_frames)
-    work = chunk_work(settings, replace(parts.SHORT, family=recipe.family), MemoryMode(), speakers=1)
+    workload = replace(parts.SHORT, family=recipe.family, branches=len(settings.branches))
+    work = chunk_work(settings, workload, MemoryMode(), speakers=1)
     motion = Workload(settings.motion_frame, 640, 640)
     logs = [
         *[short_evaluation] * settings.num_inference_steps,

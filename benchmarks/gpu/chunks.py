@@ -16,7 +16,7 @@ from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, relea
 from infinitetalk.encoders.image import ImageEncoder
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.generation.pipeline import Conditions, InfiniteTalkPipeline, Step
+from infinitetalk.generation.pipeline import Conditions, Control, InfiniteTalkPipeline, Step
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.networks import Networks
@@ -72,7 +72,7 @@ def chunk(state: Pipeline, name: str, settings: GenerationSettings) -> Iterator[
         times.append(time.perf_counter())
 
     begin = time.perf_counter()
-    chunks = state.pipeline.generate(state.conditions(settings.max_frame_num), settings, on_step=on_step)
+    chunks = state.pipeline.generate(state.conditions(settings.max_frame_num), settings, Control(on_step=on_step))
     ends = []
     for made in chunks:
         synchronise()
@@ -112,7 +112,7 @@ def cancelled(state: Pipeline) -> Iterator[Figure]:
         return len(asked) > 1
 
     try:
-        list(state.pipeline.generate(state.conditions(81), SETTINGS, should_stop=should_stop))
+        list(state.pipeline.generate(state.conditions(81), SETTINGS, Control(should_stop=should_stop)))
     except GenerationStopped:
         synchronise()
         stopped = time.perf_counter()

@@ -120,7 +120,7 @@ class Program:
         show(f"VAE, {self.card.name}", report.part_table(found, self.card))
 
     def modes(self) -> None:
-        """Streamed blocks, and evaluations that several GPUs share: one GPU's part."""
+        """Streamed blocks, and what several GPUs share: one GPU's part."""
         found = {}
         for quantisation in (None, "fp8"):
             mode = MemoryMode(quantisation, resident_parameters=0)
@@ -131,6 +131,8 @@ class Program:
         for gpus in (2, 4, 8):
             name = f"{parts.EVALUATION}, {parts.label(parts.SMALL)}, one of {gpus} GPUs"
             found[name] = self.record(name, lambda gpus=gpus: modes.split_evaluation(self.stage, parts.SMALL, gpus))
+            name = f"{parts.DECODE}, {parts.label(parts.SMALL)}, one of {gpus} GPUs"
+            found[name] = self.record(name, lambda gpus=gpus: modes.split_decode(self.stage, parts.SMALL, gpus))
         show(f"Modes, {self.card.name}", report.part_table(found, self.card))
 
     def host(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from benchmarks.rehearsal.device import DEVICE
 from benchmarks.rehearsal.networks import text_encoder_of_published_size
 from benchmarks.rehearsal.recorder import tensors_in
 from benchmarks.rehearsal.stage import Stage
+from benchmarks.rehearsal.storages import Storages
 from benchmarks.rehearsal.streams import fake_streams
 from infinitetalk.family import INFINITETALK
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
@@ -34,14 +34,12 @@ class HostMemory(TorchDispatchMode):
     """Follows what fake tensors take of the CPU's memory while it is entered.
 
     Attributes:
-        held_bytes: in use now.
-        peak_bytes: the most that was in use.
+        storages: what they take.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.held_bytes = self.peak_bytes = 0
-        self._live: dict[int, int] = {}
+        self.storages = Storages()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,20 +52,8 @@ class HostMemory(TorchDispatchMode):
         out = func(*args, **kwargs)
         for tensor in tensors_in(out):
             if isinstance(tensor, FakeTensor) and tensor.device == CPU:
-                self._count(tensor.untyped_storage())
+                self.storages.count(tensor.untyped_storage())
         return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._live:
-            return
-        self._live[key] = storage.nbytes()
-        self.held_bytes += storage.nbytes()
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-        weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.held_bytes -= self._live.pop(key, 0)
 
 
 @dataclass(frozen=True)
@@ -131,4 +117,4 @@ def start(stage: Stage, mode: MemoryMode, stored: torch.dtype, num_layers: int |
         wide = InfiniteTalkTransformer3DModel._keep_in_fp32_modules
         load(transformer, sources_of(transformer, stored), float32_modules=wide, quantise=mode.quantisation)
         stream_blocks(transformer, mode.resident_parameters, DEVICE)
-        return Start(memory.peak_bytes, memory.held_bytes)
+        return Start(memory.storages.peak_bytes, memory.storages.held_bytes)

@@ -16,7 +16,7 @@ from benchmarks.rehearsal.rates import CARDS
 from benchmarks.rehearsal.recorder import CHECKOUT
 from benchmarks.rehearsal.report import table
 from infinitetalk.family import Family
-from infinitetalk.generation.sampling import GenerationSettings, make_guidance
+from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.recipes import RECIPES, Recipe
 from infinitetalk.runtime.memory import GIB, MemoryMode, Workload, choose_mode
@@ -101,8 +101,8 @@ def mode_on(card: str, workload: Workload) -> MemoryMode:
 def minute(recipe: Recipe, size: str, card: str, speakers: int = 1, gpus: int = 1) -> Offer:
     """A minute of video of an image."""
     settings = settings_of(recipe, size, MINUTE)
-    branches = len(make_guidance(settings).branches)
-    workload = replace(usual_workload(recipe.family, size, settings.frame_num, gpus), branches=branches)
+    workload = usual_workload(recipe.family, size, settings.frame_num, gpus)
+    workload = replace(workload, branches=len(settings.branches))
     work = VideoWork(
         chunk=chunk_work(settings, workload, mode_on(card, workload), speakers),
         num_chunks=number_of_chunks(settings, recipe.family),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.rehearsal.log import Kind, Log, Operation, Place, Wait
 from benchmarks.rehearsal.rates import Arithmetic, Traffic
+from benchmarks.rehearsal.storages import Storages
 
 aten = torch.ops.aten
 CHECKOUT = Path(__file__).parents[2]
@@ -40,6 +40,8 @@ _NO_KERNEL = frozenset(
         *("slice", "select", "split", "split_with_sizes", "unbind", "chunk", "narrow", "detach", "lift_fresh"),
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "resize_"),
         *("device", "is_pinned", "wait_tensor"),
+        # The other GPU's `send`.
+        "recv_",
     }
 )
 _LINEAR = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "_scaled_mm", "_int_mm"})
@@ -52,7 +54,7 @@ _ELEMENTWISE = frozenset(
     }
 )
 #: What several GPUs exchange.
-_EXCHANGES = frozenset({"all_to_all_single", "allgather_", "allreduce_"})
+_EXCHANGES = frozenset({"all_to_all_single", "allgather_", "allreduce_", "send"})
 #: Results whose size is known only when they have been computed.
 _SIZE_FROM_DATA = frozenset({"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"})
 _SINGLE_NUMBERS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
@@ -67,7 +69,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.log = Log()
-        self._live: dict[int, int] = {}
+        self.storages = Storages(ALLOCATION_BYTES)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -138,19 +140,8 @@ class Recorder(TorchDispatchMode):
         for tensor in made:
             if tensor.device.type != "cuda" or not isinstance(tensor, FakeTensor):
                 continue
-            storage = tensor.untyped_storage()
-            key = storage._cdata
-            if key in self._live or key in known:
-                continue
-            size = math.ceil(storage.nbytes() / ALLOCATION_BYTES) * ALLOCATION_BYTES
-            self._live[key] = size
-            self.log.held_bytes += size
-            weakref.finalize(storage, self._forget, key)
-            if self.log.held_bytes > self.log.peak_bytes:
-                self.log.peak_bytes, self.log.peak_place = self.log.held_bytes, what
-
-    def _forget(self, key: int) -> None:
-        self.log.held_bytes -= self._live.pop(key, 0)
+            if self.storages.count(tensor.untyped_storage(), known):
+                self.log.peak_bytes, self.log.peak_place = self.storages.peak_bytes, what
 
 
 def tensors_in(value: Any) -> list[Tensor]:

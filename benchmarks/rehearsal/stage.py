@@ -40,9 +40,8 @@ class Stage:
         gc.collect()
         with self.mode, torch.no_grad(), kernels_of_cuda(self.kernel), Recorder() as recorder:
             result = run()
-            held = recorder.log.held_bytes
+            recorder.log.held_bytes = recorder.storages.held_bytes
             del result
-        recorder.log.held_bytes = held
         return recorder.log
 
     @cached_property

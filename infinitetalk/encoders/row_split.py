@@ -51,14 +51,14 @@ class Rows:
     def with_neighbours(self, part: Tensor, above: bool, below: bool) -> Tensor:
         """This process's part (…, rows, columns) with one more row above and below it, as far as asked for: the
         neighbours' nearest, or zeros at the picture's border. Every process must ask for the same."""
-        first, last = part[..., :1, :].contiguous(), part[..., -1:, :].contiguous()
-        over, under = torch.zeros_like(first), torch.zeros_like(first)
+        has_above, has_below = self.rank > 0, self.rank + 1 < len(self.counts)
+        over, under = (_border(part, has_neighbour) for has_neighbour in (has_above, has_below))
         exchanges = []
-        if self.rank > 0:
+        if has_above:
             exchanges += [dist.P2POp(dist.irecv, over, self.rank - 1)] if above else []
-            exchanges += [dist.P2POp(dist.isend, first, self.rank - 1)] if below else []
-        if self.rank + 1 < len(self.counts):
-            exchanges += [dist.P2POp(dist.isend, last, self.rank + 1)] if above else []
+            exchanges += [dist.P2POp(dist.isend, part[..., :1, :].contiguous(), self.rank - 1)] if below else []
+        if has_below:
+            exchanges += [dist.P2POp(dist.isend, part[..., -1:, :].contiguous(), self.rank + 1)] if above else []
             exchanges += [dist.P2POp(dist.irecv, under, self.rank + 1)] if below else []
         for exchange in dist.batch_isend_irecv(exchanges):
             exchange.wait()
@@ -76,6 +76,12 @@ class Rows:
             [each[..., : factor * count, :] for each, count in zip(parts, self.counts, strict=True)], dim=-2
         )
         return _as_laid_out(picture, part)
+
+
+def _border(part: Tensor, has_neighbour: bool) -> Tensor:
+    """A row beside a part, to be received from a neighbour, or of zeros."""
+    shape = (*part.shape[:-2], 1, part.shape[-1])
+    return part.new_empty(shape) if has_neighbour else part.new_zeros(shape)
 
 
 def _as_laid_out(tensor: Tensor, like: Tensor) -> Tensor:

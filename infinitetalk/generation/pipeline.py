@@ -115,6 +115,24 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Control:
+    """Where the generation of a video begins, and who follows it.
+
+    Attributes:
+        state: the state after the last existing chunk, to continue from; None: from the video's start.
+        should_stop: is called before every network evaluation; true ends the generation by `GenerationStopped`.
+        on_step: is called after every sampling step.
+    """
+
+    state: ChunkState | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    on_step: Callable[[Step], None] = lambda step: None
+
+
+UNCONTROLLED = Control()
+
+
+@dataclass(frozen=True)
 class Conditions:
     """The inputs of a video.
 
@@ -333,7 +351,7 @@ class InfiniteTalkPipeline:
                 in length; there are several speakers, and the family knows only one; footage is needed and missing.
         """
         conditions = self.embed_prompts(source, speech, prompt, settings, negative_prompt, regions, footage, changes)
-        return self.generate(conditions, settings, state, should_stop, on_step)
+        return self.generate(conditions, settings, Control(state, should_stop, on_step))
 
     def embed_prompts(
         self,
@@ -366,12 +384,10 @@ class InfiniteTalkPipeline:
         self,
         conditions: Conditions,
         settings: GenerationSettings,
-        state: ChunkState | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        on_step: Callable[[Step], None] = lambda step: None,
+        control: Control = UNCONTROLLED,
     ) -> Iterator[Chunk]:
         """Like `__call__`, with embedded prompts."""
-        for chunk in self.decoded_chunks(conditions, settings, state, should_stop, on_step):
+        for chunk in self.decoded_chunks(conditions, settings, control):
             yield chunk.finish()
 
     @torch.no_grad()
@@ -379,11 +395,10 @@ class InfiniteTalkPipeline:
         self,
         conditions: Conditions,
         settings: GenerationSettings,
-        state: ChunkState | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        on_step: Callable[[Step], None] = lambda step: None,
+        control: Control = UNCONTROLLED,
     ) -> Iterator[DecodedChunk]:
         """Like `generate`, but each chunk comes as soon as the next one can begin, and must be finished."""
+        state = control.state
         video = self.set_up(conditions, settings)
         reference: Reference | None = None
         motion_latents, held_frames = None, np.empty((0, video.height, video.width, 3), dtype=np.uint8)
@@ -400,9 +415,9 @@ class InfiniteTalkPipeline:
                 reference = self.encode_reference(frame, video.height, video.width, plan.num_frames)
             if motion_latents is None:
                 motion_latents = reference.latents[:, :, :1]
-            report = partial(_report_step, on_step, plan.index + 1, len(video.plans), settings.num_steps)
+            report = partial(_report_step, control.on_step, plan.index + 1, len(video.plans), settings.num_steps)
             told = self.chunk_conditions(video, plan, reference, motion_latents)
-            sampled = self.sample(plan, told, settings, should_stop, report)
+            sampled = self.sample(plan, told, settings, control.should_stop, report)
             # Only the chunk holds its decoded frames, and only until it is finished.
             chunk = self.decode_chunk(video, plan, reference, is_other and reference.is_new, sampled, finisher)
             motion_latents = chunk.motion_latents

@@ -78,7 +78,7 @@ class GenerationSettings:
     @property
     def guides_text(self) -> bool:
         """Whether guidance evaluates the network with the negative prompt."""
-        return any(not branch.has_text for branch in make_guidance(self).branches)
+        return any(not branch.has_text for branch in self.branches)
 
     @property
     def nag_in_force(self) -> AttentionGuidance | None:
@@ -93,6 +93,11 @@ class GenerationSettings:
     def grid(self, family: Family) -> ChunkGrid:
         """The division of a video of this family into chunks."""
         return ChunkGrid(self.frame_num, self.motion_frame, self.crossfade_frame, family)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The guidance branches, each of them an evaluation of every step."""
+        return make_guidance(self).branches
 
 
 @dataclass(frozen=True)

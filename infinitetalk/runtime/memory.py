@@ -198,15 +198,17 @@ def sampling_bytes(mode: MemoryMode, sizes: ModelSizes, workload: Workload) -> i
 
 
 def vae_bytes(mode: MemoryMode, workload: Workload) -> int:
-    """What decoding a chunk takes beside weights: the VAE's own, and the chunk's frames twice in float32. Several GPUs
-    share the rows of a picture, but for tiles."""
+    """What decoding a chunk takes beside weights: the VAE's own, and the chunk's frames twice in float32.
+
+    Of several GPUs each has some rows of the picture, but for tiles; the first one puts the frames together.
+    """
     pixels = workload.height * workload.width
+    frames = 2 * 3 * 4 * workload.num_frames
     if mode.vae_tiling:
-        decoded_at_once = min(pixels, VAE_TILE_PIXELS)
-    else:
-        factor = workload.family.vae_scale_factor_spatial
-        decoded_at_once = workload.width * factor * vae_rows(workload.height // factor, workload.gpus)
-    return VAE_PIXEL_BYTES * decoded_at_once + 2 * 3 * 4 * workload.num_frames * pixels
+        return VAE_PIXEL_BYTES * min(pixels, VAE_TILE_PIXELS) + frames * pixels
+    factor = workload.family.vae_scale_factor_spatial
+    own_pixels = workload.width * factor * vae_rows(workload.height // factor, workload.gpus)
+    return max((VAE_PIXEL_BYTES + frames) * own_pixels, frames * pixels)
 
 
 def vae_rows(latent_rows: int, gpus: int) -> int:

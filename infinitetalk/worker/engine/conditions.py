@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from infinitetalk.family import Family
-from infinitetalk.generation.sampling import GenerationSettings, make_guidance
 from infinitetalk.media.decode import MediaInfo, read_region
 from infinitetalk.media.faces import Face
 from infinitetalk.media.people import foreground, head_regions, speakers_faces
@@ -19,6 +18,7 @@ from infinitetalk.media.sizes import choose_resolution
 from infinitetalk.network.regions import RegionError, box_regions, check_boxes
 from infinitetalk.runtime.memory import Workload
 from infinitetalk.worker.engine.people import too_few_faces
+from infinitetalk.worker.engine.scenes import Scene, generation_settings
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
@@ -31,20 +31,10 @@ def workload_of(job: SingleJob, source: MediaInfo, family: Family, size_scale: f
         gpus: number of GPUs that make it together.
     """
     height, width = choose_resolution(family, job.size_table, job.resolution, source.height, source.width, size_scale)
-    branches = num_branches_of(job)
+    branches = len(generation_settings(job, 0, Scene(0, 1)).branches)
     # TeaCache keeps what the blocks of each branch added.
     cached_branches = branches if job.use_teacache else 0
     return Workload(job.chunk_frame_num, height, width, family, cached_branches, gpus, branches)
-
-
-def num_branches_of(job: SingleJob) -> int:
-    """The number of guidance branches, each of them an evaluation of a step."""
-    guided = GenerationSettings(
-        text_guide_scale=job.sample_text_guide_scale,
-        audio_guide_scale=job.sample_audio_guide_scale,
-        use_apg=job.use_apg,
-    )
-    return len(make_guidance(guided).branches)
 
 
 def negative_prompt_of(job: SingleJob) -> str:

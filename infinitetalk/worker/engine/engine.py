@@ -20,7 +20,7 @@ from infinitetalk.encoders.text import count_tokens
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteError, ParallelError
 from infinitetalk.family import FAMILIES, INFINITETALK
-from infinitetalk.generation.pipeline import Chunk, ChunkState, DecodedChunk, InfiniteTalkPipeline, Step
+from infinitetalk.generation.pipeline import Chunk, ChunkState, Control, DecodedChunk, InfiniteTalkPipeline, Step
 from infinitetalk.generation.references import EncodedReferences
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.tts import SpeechSynthesiser
@@ -452,7 +452,7 @@ class Engine:
             state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
             work = chunk_work(settings, workload, memory, len(job.speakers))
             begin = time.monotonic()
-            for chunk in pipeline.decoded_chunks(conditions, settings, state, should_stop, count_step):
+            for chunk in pipeline.decoded_chunks(conditions, settings, Control(state, should_stop, count_step)):
                 if not can_finish_beside:
                     chunk.finish()
                 seconds = time.monotonic() - begin

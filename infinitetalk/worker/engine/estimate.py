@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from infinitetalk.family import Family, ModelSizes
 from infinitetalk.generation.guidance import Branch
-from infinitetalk.generation.sampling import GenerationSettings, make_guidance, make_sampler
+from infinitetalk.generation.sampling import GenerationSettings, make_sampler
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.runtime.memory import MemoryMode, Workload, rounds_of_a_step, vae_rows
 from infinitetalk.worker.engine.rehearsed import Card, Likeness
@@ -26,6 +26,9 @@ EXCHANGED = 4
 #: What normalised attention guidance adds to an evaluation: this share of what its tokens take outside self-attention.
 #: Rehearsed: 0.05 to 0.09, `python -m benchmarks.rehearsal --parts nag`.
 NAG_SHARE = 0.07
+#: The VAE's work for a pixel, and its kernels, where several GPUs share a picture's rows: how many times those of one.
+#: Rehearsed: 1.14 by two and 1.18 by four; 2.3 and 2.6.
+SHARED_WORK, SHARED_KERNELS = 1.18, 2.6
 #: Side and stride of a VAE tile in pixels, by diffusers' defaults.
 TILE, TILE_STRIDE = 256, 192
 
@@ -186,8 +189,12 @@ def vae_seconds(card: Card, work: ChunkWork, way: str, num_frames: int) -> float
     latent_frames = (num_frames - 1) // workload.family.vae_scale_factor_temporal + 1
     if not work.memory.vae_tiling:
         factor = workload.family.vae_scale_factor_spatial
-        height = factor * vae_rows(workload.height // factor, workload.gpus)
-        return seconds.seconds(latent_frames, height * workload.width)
+        latent_rows = workload.height // factor
+        own_rows = vae_rows(latent_rows, workload.gpus)
+        pixels = factor * own_rows * workload.width
+        if own_rows == latent_rows:
+            return seconds.seconds(latent_frames, pixels)
+        return seconds.seconds(latent_frames, SHARED_WORK * pixels, SHARED_KERNELS)
     sides = itertools.product(tile_sides(workload.height), tile_sides(workload.width))
     return sum(seconds.seconds(latent_frames, height * width) for height, width in sides)
 
@@ -265,13 +272,12 @@ def evaluation_flop(work: ChunkWork) -> float:
 
 
 def chunk_work(settings: GenerationSettings, workload: Workload, memory: MemoryMode, speakers: int) -> ChunkWork:
-    """What a chunk with these settings asks of the GPUs."""
-    branches = tuple(make_guidance(settings).branches)
+    """What a chunk with these settings, of this size, asks of the GPUs."""
     return ChunkWork(
-        workload=replace(workload, branches=len(branches)),
+        workload=workload,
         memory=memory,
         speakers=speakers,
-        branches=branches,
+        branches=settings.branches,
         steps=settings.num_steps,
         motion_frames=settings.motion_frame,
         has_nag=settings.nag_in_force is not None,

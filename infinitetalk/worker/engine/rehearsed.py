@@ -53,9 +53,9 @@ class FrameSeconds:
     fixed: float
     per_pixel: float
 
-    def seconds(self, pixels: int) -> float:
-        """For a frame of so many pixels of the video."""
-        return max(self.cpu, self.fixed + self.per_pixel * pixels)
+    def seconds(self, pixels: float, kernels: float = 1.0) -> float:
+        """For a frame of so many pixels of the video, by so many times as many kernels."""
+        return max(kernels * self.cpu, self.fixed + self.per_pixel * pixels)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class VaeSeconds:
     first: FrameSeconds
     further: FrameSeconds
 
-    def seconds(self, latent_frames: int, pixels: int) -> float:
-        """For so many latent frames of so many pixels of the video."""
-        return self.first.seconds(pixels) + (latent_frames - 1) * self.further.seconds(pixels)
+    def seconds(self, latent_frames: int, pixels: float, kernels: float = 1.0) -> float:
+        """For so many latent frames of so many pixels of the video, by so many times as many kernels."""
+        return self.first.seconds(pixels, kernels) + (latent_frames - 1) * self.further.seconds(pixels, kernels)
 
 
 @dataclass(frozen=True)
