@@ -48,6 +48,7 @@ class CheckpointPaths:
         quantised: folder of the published quantised files, used if int8 or fp8 is asked for.
         loras: folder of LoRA files.
         kokoro: folder of the text-to-speech model.
+        kernels: folder of kernel choices and compiled blocks that came with the weights.
         family: the checkpoint's model family.
     """
 
@@ -58,6 +59,7 @@ class CheckpointPaths:
     quantised: Path | None = None
     loras: Path | None = None
     kokoro: Path | None = None
+    kernels: Path | None = None
     family: Family = INFINITETALK
 
     def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:
