@@ -8,7 +8,7 @@
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
 from infinitetalk.worker.engine.estimate import VideoCost
-from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings, plan_scenes
+from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings, open_picture, plan_scenes
 
 __all__ = [
     "Engine",
@@ -19,6 +19,7 @@ __all__ = [
     "chunk_grid",
     "generation_settings",
     "negative_prompt_of",
+    "open_picture",
     "plan_scenes",
     "region_overlaps",
     "speaker_regions",

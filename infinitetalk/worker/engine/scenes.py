@@ -79,13 +79,23 @@ def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> S
     Raises:
         WorkerError: the source cannot be decoded.
     """
+    if source.info.kind == "image":
+        return open_picture(source)
     with naming("cond_video"):
-        if source.info.kind == "image":
-            return Picture.open(source.path)
         frames = folder / f"frames-{scene.start:06d}"
         frames.mkdir()
         stride = grid.reference_stride(scene.num_frames)
         return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
+
+
+def open_picture(source: Media) -> Picture:
+    """The source of a job, an image.
+
+    Raises:
+        WorkerError: it cannot be decoded.
+    """
+    with naming("cond_video"):
+        return Picture.open(source.path)
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:
