@@ -17,7 +17,7 @@ from benchmarks.measure import Comparison, Goal, Measurement, compare, peak_memo
 from benchmarks.reference import UNSET, import_reference, reference_folder
 from infinitetalk.generation.pipeline import to_frames
 from infinitetalk.media.decode import Picture
-from infinitetalk.media.encode import PartEncoder, join_parts
+from infinitetalk.media.encode import EncodedSound, PartEncoder, join_parts
 from infinitetalk.media.sandbox import ffmpeg_path
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 
@@ -53,7 +53,7 @@ def encode(parts: Iterator[Tensor], waveform: np.ndarray, folder: Path) -> None:
         encoder = PartEncoder(paths[-1], SIDE, SIDE)
         encoder.write(to_frames(video))
         encoder.close()
-    join_parts(paths, waveform, folder / "video.mp4")
+    join_parts(paths, EncodedSound(waveform), folder / "video.mp4")
 
 
 def against_reference(folder: Path, repeats: int) -> Comparison:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TIMED = ("sample_chunk", "decode_latents", "encode_frames")
+TIMED = ("sample_chunk", "decode_latents", "decode_in_groups", "encode_frames")
 
 
 def timed(function: Callable[..., Any], file: Path) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from infinitetalk.errors import EncodeError
-from infinitetalk.media.encode import PartEncoder, because, check_parts, join_parts, write_thumbnail
+from infinitetalk.media.encode import EncodedSound, PartEncoder, because, check_parts, join_parts, write_thumbnail
 from infinitetalk.media.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
 from tools.talker.faces import Place, random_background, random_face
@@ -75,11 +75,15 @@ def heard_click(sound: np.ndarray, near_s: float) -> float:
     return (start + int(np.argmax(np.abs(sound[start : start + 1_920])))) / 48_000
 
 
+def silence() -> EncodedSound:
+    return EncodedSound(np.zeros(640, np.float32))
+
+
 @pytest.mark.parametrize("sizes", [[5], [81], [81, 72, 72, 3], [17, 8, 1], [1, 7, 1, 2, 1], [1]])
 def test_joining_keeps_every_frame_and_its_time(tmp_path: Path, sizes: list[int]) -> None:
     parts = make_parts(tmp_path, sizes)
     num_frames = sum(sizes)
-    join_parts(parts, np.zeros(num_frames * SAMPLES_PER_FRAME, np.float32), tmp_path / "joined.mp4")
+    join_parts(parts, EncodedSound(np.zeros(num_frames * SAMPLES_PER_FRAME, np.float32)), tmp_path / "joined.mp4")
     frames = decode_frames(tmp_path / "joined.mp4")
     assert [read_number(frame.to_ndarray(format="rgb24")) for frame in frames] == list(range(num_frames))
     assert [frame.pts * frame.time_base for frame in frames] == [Fraction(place, 25) for place in range(num_frames)]
@@ -90,7 +94,7 @@ def test_joining_keeps_every_frame_and_its_time(tmp_path: Path, sizes: list[int]
 
 def test_each_part_opens_with_a_key_frame_and_packets_are_copied(tmp_path: Path) -> None:
     parts = make_parts(tmp_path, [30, 20])
-    join_parts(parts, np.zeros(0, np.float32), tmp_path / "joined.mp4")
+    join_parts(parts, EncodedSound(np.zeros(0, np.float32)), tmp_path / "joined.mp4")
 
     def packets(path: Path) -> list[av.Packet]:
         with av.open(str(path)) as container:
@@ -106,7 +110,7 @@ def test_each_part_opens_with_a_key_frame_and_packets_are_copied(tmp_path: Path)
 
 
 def test_the_file_has_the_promised_form(tmp_path: Path) -> None:
-    join_parts(make_parts(tmp_path, [20]), np.zeros(12_800, np.float32), tmp_path / "joined.mp4")
+    join_parts(make_parts(tmp_path, [20]), EncodedSound(np.zeros(12_800, np.float32)), tmp_path / "joined.mp4")
     with av.open(str(tmp_path / "joined.mp4")) as container:
         video, sound = container.streams.video[0], container.streams.audio[0]
         context = video.codec_context
@@ -125,7 +129,7 @@ def test_the_file_has_the_promised_form(tmp_path: Path) -> None:
 
 def test_ffmpeg_plays_the_joined_file_without_a_complaint(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 60 * SAMPLES_PER_FRAME).astype(np.float32)
-    join_parts(make_parts(tmp_path, [25, 24, 11]), noise, tmp_path / "joined.mp4")
+    join_parts(make_parts(tmp_path, [25, 24, 11]), EncodedSound(noise), tmp_path / "joined.mp4")
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(),
         "-v",
@@ -160,7 +164,7 @@ def test_sound_and_picture_agree_to_within_a_frame_and_10_ms(tmp_path: Path, siz
     num_frames = sum(sizes)
     num_samples = num_frames * SAMPLES_PER_FRAME
     clicks = [1_600, num_samples - 1_000]
-    join_parts(make_parts(tmp_path, sizes), clicks_at(clicks, num_samples), tmp_path / "joined.mp4")
+    join_parts(make_parts(tmp_path, sizes), EncodedSound(clicks_at(clicks, num_samples)), tmp_path / "joined.mp4")
     sound = decode_sound(tmp_path / "joined.mp4")
     for click in clicks:
         assert heard_click(sound, click / SAMPLING_RATE) == pytest.approx(click / SAMPLING_RATE, abs=0.01)
@@ -171,7 +175,7 @@ def test_sound_and_picture_agree_to_within_a_frame_and_10_ms(tmp_path: Path, siz
 
 def test_a_tone_keeps_its_pitch_and_loudness(tmp_path: Path) -> None:
     tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(32_000) / SAMPLING_RATE)).astype(np.float32)
-    join_parts(make_parts(tmp_path, [50]), tone, tmp_path / "joined.mp4")
+    join_parts(make_parts(tmp_path, [50]), EncodedSound(tone), tmp_path / "joined.mp4")
     sound = decode_sound(tmp_path / "joined.mp4")[:96_000]
     want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(96_000) / 48_000)
     assert np.abs(sound - want)[4_800:-4_800].max() < 0.02
@@ -180,7 +184,7 @@ def test_a_tone_keeps_its_pitch_and_loudness(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_samples", [0, 3_001, 100_000])
 def test_sound_is_cut_or_filled_with_silence_to_the_picture(tmp_path: Path, num_samples: int) -> None:
     waveform = np.full(num_samples, 0.3, np.float32) * np.sin(np.arange(num_samples, dtype=np.float32) / 5)
-    join_parts(make_parts(tmp_path, [20]), waveform, tmp_path / "joined.mp4")
+    join_parts(make_parts(tmp_path, [20]), EncodedSound(waveform), tmp_path / "joined.mp4")
     assert duration_s(tmp_path / "joined.mp4", "audio") == pytest.approx(0.8, abs=0.001)
     sound = decode_sound(tmp_path / "joined.mp4")
     heard = min(num_samples, 20 * SAMPLES_PER_FRAME) * 3
@@ -190,7 +194,7 @@ def test_sound_is_cut_or_filled_with_silence_to_the_picture(tmp_path: Path, num_
 
 def test_a_mix_that_is_too_loud_is_clipped(tmp_path: Path) -> None:
     loud = 4 * np.sin(2 * np.pi * 100 * np.arange(16_000, dtype=np.float32) / SAMPLING_RATE)
-    join_parts(make_parts(tmp_path, [25]), loud.astype(np.float32), tmp_path / "joined.mp4")
+    join_parts(make_parts(tmp_path, [25]), EncodedSound(loud.astype(np.float32)), tmp_path / "joined.mp4")
     sound = decode_sound(tmp_path / "joined.mp4")
     assert np.percentile(np.abs(sound[4_800:43_200]), 50) == pytest.approx(1, abs=0.1)
     assert np.isfinite(sound).all()
@@ -199,7 +203,9 @@ def test_a_mix_that_is_too_loud_is_clipped(tmp_path: Path) -> None:
 def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        join_parts(make_parts(tmp_path / name, [9, 4]), np.zeros(8_320, np.float32), tmp_path / f"{name}.mp4")
+        join_parts(
+            make_parts(tmp_path / name, [9, 4]), EncodedSound(np.zeros(8_320, np.float32)), tmp_path / f"{name}.mp4"
+        )
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
@@ -208,10 +214,10 @@ def test_what_cannot_be_encoded_is_an_error_that_names_no_path(tmp_path: Path) -
         lambda: PartEncoder(tmp_path / "odd.mp4", 47, 144),
         lambda: PartEncoder(tmp_path / "none" / "part.mp4", 48, 144),
         lambda: PartEncoder(tmp_path / "empty.mp4", 48, 144).close(),
-        lambda: join_parts([], np.zeros(640, np.float32), tmp_path / "joined.mp4"),
-        lambda: join_parts([tmp_path / "none.mp4"], np.zeros(640, np.float32), tmp_path / "joined.mp4"),
-        lambda: join_parts(make_parts(tmp_path, [5]), np.zeros(640, np.float32), tmp_path / "none" / "joined.mp4"),
-        lambda: join_parts(make_parts(tmp_path, [5]), np.zeros(640, np.float32), Path("/dev/full")),
+        lambda: join_parts([], silence(), tmp_path / "joined.mp4"),
+        lambda: join_parts([tmp_path / "none.mp4"], silence(), tmp_path / "joined.mp4"),
+        lambda: join_parts(make_parts(tmp_path, [5]), silence(), tmp_path / "none" / "joined.mp4"),
+        lambda: join_parts(make_parts(tmp_path, [5]), silence(), Path("/dev/full")),
         lambda: write_thumbnail(np.zeros((4, 4, 3), np.uint8), tmp_path / "none" / "thumbnail.jpg"),
     ]
     for attempt in attempts:
@@ -242,7 +248,7 @@ def test_parts_that_cannot_be_read_are_not_joined_and_not_taken_for_a_full_disk(
     data = second.read_bytes()
     second.write_bytes(data[: round(share * len(data))])
     with pytest.raises(EncodeError) as error:
-        join_parts([first, second], np.zeros(9 * SAMPLES_PER_FRAME, np.float32), tmp_path / "joined.mp4")
+        join_parts([first, second], EncodedSound(np.zeros(9 * SAMPLES_PER_FRAME, np.float32)), tmp_path / "joined.mp4")
     assert "disk" not in str(error.value)
 
 
@@ -257,7 +263,7 @@ def test_parts_of_different_sizes_are_not_joined(tmp_path: Path) -> None:
     other.write(np.zeros((5, 64, 64, 3), np.uint8))
     other.close()
     with pytest.raises(EncodeError, match="differ"):
-        join_parts([*parts, tmp_path / "other.mp4"], np.zeros(6_400, np.float32), tmp_path / "joined.mp4")
+        join_parts([*parts, tmp_path / "other.mp4"], EncodedSound(np.zeros(6_400, np.float32)), tmp_path / "joined.mp4")
 
 
 def test_a_thumbnail_is_the_frame_as_jpeg(tmp_path: Path) -> None:
@@ -279,6 +285,21 @@ def test_where_a_small_picture_goes_on_in_another_part_it_does_not_flicker(tmp_p
         encoder = PartEncoder(paths[-1], 64, 64)
         encoder.write(frames[first : first + 20])
         encoder.close()
-    join_parts(paths, np.zeros(38_400, np.float32), tmp_path / "joined.mp4")
+    join_parts(paths, EncodedSound(np.zeros(38_400, np.float32)), tmp_path / "joined.mp4")
     shown = np.stack([frame.to_ndarray(format="rgb24") for frame in decode_frames(tmp_path / "joined.mp4")])
     assert border_change(shown, [20, 40]) <= border_change(frames, [20, 40]) + 0.3
+
+
+def test_sound_that_was_encoded_ahead_is_the_same_and_its_size_is_known_before(tmp_path: Path) -> None:
+    parts = make_parts(tmp_path, [9, 4])
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 13 * SAMPLES_PER_FRAME).astype(np.float32)
+    join_parts(parts, EncodedSound(noise), tmp_path / "plain.mp4")
+    sound = EncodedSound(noise)
+    num_bytes = sound.num_bytes(13)
+    with sound.ahead(13):
+        join_parts(parts, sound, tmp_path / "ahead.mp4")
+    assert (tmp_path / "ahead.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+    with av.open(str(tmp_path / "plain.mp4")) as container:
+        assert sum(packet.size for packet in container.demux(audio=0)) == num_bytes
+    with pytest.raises(ValueError, match="the sound of 13 frames was encoded for a video of 9"):
+        join_parts(parts[:1], sound, tmp_path / "short.mp4")

@@ -114,6 +114,17 @@ def test_the_next_start_takes_what_was_found_without_a_trial(
     assert events(lines, "kernels.chosen")[0]["source"] == "the volume"
 
 
+def test_what_came_with_the_weights_is_taken_where_the_volume_knows_nothing(tmp_path: Path) -> None:
+    pair = made.PUBLISHED, made.GOOD
+    machine = machine_of(CPU, f"{MODEL}, {kernels.describe(CASE)}", pair)
+    known = outcome("published", "published", 2.0), outcome("good", "within", 1.0)
+    write_findings(tmp_path / "pack", Findings(machine=machine, outcomes=known))
+    case = replace(CASE, paths=replace(CASE.paths, findings=tmp_path / "pack"))
+    with capture_logs() as lines:
+        assert selection(tmp_path / "volume", *pair).begin(case, MODEL) == Kernels(attention="good")
+    assert events(lines, "kernels.chosen")[0]["source"] == "the pack"
+
+
 @pytest.mark.slow
 def test_a_new_kernel_is_tried_beside_what_is_known(first_start: tuple[Path, KernelSelection, Lines]) -> None:
     _, first, _ = first_start

@@ -19,9 +19,10 @@ import torch
 from infinitetalk.embedded.tiny import ensure_tiny_model
 from infinitetalk.encoders.vae import decode_latents, encode_frames
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
-from infinitetalk.errors import GenerationStopped, RegionError
+from infinitetalk.errors import GenerationStopped, NotFiniteError, RegionError
 from infinitetalk.generation.ahead import run_ahead
-from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.generation.arriving import DecodingEndedError
+from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.generation.crossfade import cross_fade
 from infinitetalk.generation.pipeline import (
     Chunk,
@@ -29,8 +30,8 @@ from infinitetalk.generation.pipeline import (
     Control,
     DecodedChunk,
     InfiniteTalkPipeline,
+    JoinedFrames,
     Step,
-    join_frames,
     to_frames,
 )
 from infinitetalk.generation.references import EncodedReference, EncodedReferences, ReferenceKey
@@ -152,18 +153,28 @@ def levels_of(frames: np.ndarray) -> list[int]:
     return frames[:, 0, 0, 0].tolist()
 
 
+def joined(held_frames: np.ndarray, video: torch.Tensor, plan: ChunkPlan) -> np.ndarray:
+    """The frames of a chunk whose decoded frames come one, and then four at a time."""
+    frames = JoinedFrames(held_frames, plan)
+    for group in (video[:, :1], *video[:, 1:].split(4, dim=1)):
+        frames.add(group)
+        assert frames.num_ready == 0 or frames.num_ready >= plan.num_fade_frames
+    assert frames.num_ready == frames.num_frames
+    return frames.frames
+
+
 def test_what_fades_is_of_the_same_instants() -> None:
     """The chunk before has level 10 t, this one 10 t + 5, at the video's frame t."""
     _, plan = ChunkGrid(17, 9, 4).plans(25)
     held = to_frames(flat_video(range(130, 170, 10)))
-    shown = join_frames(held, flat_video(10 * t + 5 for t in range(8, 25)), plan)
+    shown = joined(held, flat_video(10 * t + 5 for t in range(8, 25)), plan)
     assert levels_of(shown) == [131, 142, 153, 164, *(10 * t + 5 for t in range(17, 25))]
 
 
 def test_what_the_motion_latents_leave_out_is_shown_of_the_new_chunk() -> None:
     _, plan = ChunkGrid(17, 11, 4).plans(23)
     held = to_frames(flat_video(range(110, 170, 10)))
-    shown = join_frames(held, flat_video(10 * t + 5 for t in range(6, 23)), plan)
+    shown = joined(held, flat_video(10 * t + 5 for t in range(6, 23)), plan)
     assert levels_of(shown) == [111, 122, 133, 144, *(10 * t + 5 for t in range(15, 23))]
 
 
@@ -345,12 +356,38 @@ def test_chunks_that_are_finished_beside_the_next_ones_steps_are_the_same(
     def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
         return pipeline.decoded_chunks(conditions, SETTINGS, Control(should_stop=should_stop))
 
+    def generate_beside(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
+        return pipeline.decoded_chunks(conditions, SETTINGS, should_stop=should_stop, is_beside=True)
+
     with ThreadPoolExecutor(1) as thread, closing(run_ahead(generate, thread)) as chunks:
         finished = [chunk.finish(is_beside=True) for chunk in chunks]
+    given: list[list[np.ndarray]] = []
+    with ThreadPoolExecutor(1) as thread, closing(run_ahead(generate_beside, thread)) as chunks:
+        for chunk in chunks:
+            given.append([])
+            chunk.finish(is_beside=True, on_frames=given[-1].append)
+    assert len(given[-1]) > 1 == len(given[0]), "the frames of the last chunk come as they are decoded"
+    for parts, expected in zip(given, whole, strict=True):
+        assert np.array_equal(np.concatenate(parts), expected.frames)
     late = [chunk.finish() for chunk in list(pipeline.decoded_chunks(conditions, SETTINGS))]
     for made in (finished, late):
         for chunk, expected in zip(made, whole, strict=True):
             assert np.array_equal(chunk.frames, expected.frames)
+
+
+def test_who_finishes_the_last_chunk_learns_that_its_frames_will_not_come(pipeline: InfiniteTalkPipeline) -> None:
+    conditions = pipeline.embed_prompts(picture(), [speech(5)], PROMPT, SETTINGS)
+
+    def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
+        for chunk in pipeline.decoded_chunks(conditions, SETTINGS, should_stop=should_stop, is_beside=True):
+            chunk.sampled.latents.fill_(float("nan"))
+            yield chunk
+
+    with ThreadPoolExecutor(1) as thread, closing(run_ahead(generate, thread)) as chunks:
+        with pytest.raises(DecodingEndedError):
+            next(chunks).finish(is_beside=True)
+        with pytest.raises(NotFiniteError, match="the decoded frames"):
+            next(chunks)
 
 
 class WatchfulPipeline(InfiniteTalkPipeline):

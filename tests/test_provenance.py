@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from infinitetalk.errors import EncodeError
-from infinitetalk.media.encode import PartEncoder, join_parts, write_thumbnail
+from infinitetalk.media.encode import EncodedSound, PartEncoder, join_parts, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, XMP_BOX, Mark, append_xmp
 from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker
@@ -39,7 +39,7 @@ def parts(tmp_path: Path) -> list[Path]:
 
 def joined(parts: list[Path], mark: Mark | None) -> Path:
     path = parts[0].with_name("marked.mp4" if mark else "plain.mp4")
-    join_parts(parts, np.zeros(NUM_FRAMES * 640, np.float32), path, mark)
+    join_parts(parts, EncodedSound(np.zeros(NUM_FRAMES * 640, np.float32)), path, mark)
     return path
 
 

@@ -1,11 +1,12 @@
 """Converts frames to normalised latents and back, with diffusers' `AutoencoderKLWan`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
 
 from infinitetalk.finite import check_finite
 
@@ -60,7 +61,46 @@ def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
         frames = vae.decode(scaled.to(vae.dtype)).sample
     # Checked before the clamp, which would turn infinity into white.
     check_finite(frames, "the decoded frames")
-    # The VAE may leave channels innermost; what follows works channel by channel.
+    return _clamped(frames)
+
+
+@torch.no_grad()
+def decode_in_groups(vae: Vae, latents: Tensor, on_frames: Callable[[Tensor], None]) -> None:
+    """Like `decode_latents`, but gives out frames while the next ones are decoded: one, and then four at a time.
+
+    A VAE that decodes in tiles, or by several processes, has no frame before it has all, and gives out all at once.
+
+    Args:
+        on_frames: takes each group, float32 (1, 3, n, 8 * h, 8 * w), which nobody else uses; must return quickly.
+
+    Raises:
+        NotFiniteError: frames are not finite; all groups have been given out.
+    """
+    if not isinstance(vae, AutoencoderKLWan) or vae.use_tiling:
+        on_frames(decode_latents(vae, latents))
+        return
+
+    extremes = []
+
+    def give_out(module: nn.Module, given: object, frames: Tensor) -> None:
+        extremes.extend(torch.aminmax(frames))
+        on_frames(_clamped(frames))
+
+    mean, deviation = latent_statistics(vae)
+    scaled = latents.to(vae.device, torch.float32) * deviation + mean
+    # diffusers' VAE calls its decoder once for each latent frame.
+    hook = vae.decoder.register_forward_hook(give_out)
+    try:
+        with suitable_threads(vae.device):
+            vae.decode(scaled.to(vae.dtype))
+    finally:
+        hook.remove()
+    # At the end: a look at the device's numbers would make each group wait for the one before.
+    check_finite(torch.stack(extremes), "the decoded frames")
+
+
+def _clamped(frames: Tensor) -> Tensor:
+    """A copy in [-1, 1]. The VAE may leave channels innermost; what follows works channel by channel."""
     clamped = torch.empty(frames.shape, dtype=frames.dtype, device=frames.device)
     return torch.clamp(frames, -1.0, 1.0, out=clamped).float()
 

@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.vae import decode_in_groups, decode_latents, encode_frames
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.generation.arriving import ArrivingFrames
 from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.generation.color import frames_at_once, match_color_
 from infinitetalk.generation.crossfade import cross_fade
@@ -34,7 +35,7 @@ from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.protocols import Denoiser
 from infinitetalk.network.regions import default_regions, latent_regions
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.runtime.streams import beside, mark
+from infinitetalk.runtime.streams import beside
 
 if TYPE_CHECKING:
     from infinitetalk.media.decode import Source
@@ -122,11 +123,14 @@ class Control:
         state: the state after the last existing chunk, to continue from; None: from the video's start.
         should_stop: is called before every network evaluation; true ends the generation by `GenerationStopped`.
         on_step: is called after every sampling step.
+        is_beside: whether chunks are finished in another thread while the iterator is advanced. The last chunk then
+            comes before it is decoded, and its frames arrive as they are decoded.
     """
 
     state: ChunkState | None = None
     should_stop: Callable[[], bool] = lambda: False
     on_step: Callable[[Step], None] = lambda step: None
+    is_beside: bool = False
 
 
 UNCONTROLLED = Control()
@@ -210,18 +214,21 @@ class Video:
 class DecodedChunk:
     """A chunk from which the next one can begin; its frames are decoded, but have not all the source's colours yet.
 
+    Of a video's last chunk, which no next one waits for, the frames may still arrive.
+
     Args:
         finisher: finishes the video's chunks.
         plan: its place in the video.
         reference: its reference.
         sampled: its latents, and the evaluations made for them.
-        decoded: float32 (1, 3, num_frames, height, width) in [-1, 1]. Frames that the next chunk takes over have the
-            source's colours.
+        frames: its decoded frames. Frames that the next chunk takes over have the source's colours.
         motion_latents: of these frames; None after the last chunk.
+        is_arriving: whether the frames arrive while the chunk is finished.
 
     Attributes:
         evaluations: network evaluations made.
         has_encoded_reference: whether its reference frame was encoded for it.
+        resolution: height and width of its frames.
     """
 
     def __init__(
@@ -231,31 +238,38 @@ class DecodedChunk:
         reference: Reference,
         has_encoded_reference: bool,
         sampled: SampledChunk,
-        decoded: Tensor,
+        frames: ArrivingFrames,
         motion_latents: Tensor | None,
+        is_arriving: bool = False,
     ) -> None:
         self.plan, self.reference, self.sampled, self.motion_latents = plan, reference, sampled, motion_latents
         self.evaluations = sampled.evaluations
         self.has_encoded_reference = has_encoded_reference
+        self.is_arriving = is_arriving
+        self.resolution = finisher.resolution
         self._finisher = finisher
-        self._decoded: Tensor | None = decoded
-        self._begin = mark(decoded.device)
+        self._frames = frames
         self._chunk: Chunk | None = None
 
     @torch.no_grad()
-    def finish(self, is_beside: bool = False) -> Chunk:
-        """The finished chunk. A video's chunks must be finished in their order; another thread may do it.
+    def finish(self, is_beside: bool = False, on_frames: Callable[[np.ndarray], None] = lambda frames: None) -> Chunk:
+        """The finished chunk. A video's chunks must be finished in their order; another thread may do it, and must if
+        the frames arrive meanwhile.
 
         Args:
             is_beside: on a GPU, does not wait for what the device was given to do since, such as the next chunk's
                 steps, and runs beside it.
+            on_frames: takes the frames to show, uint8 (n, height, width, 3), as soon as they are finished; if the chunk
+                is finished already, all at once.
+
+        Raises:
+            DecodingEndedError: the frames have not all arrived.
         """
         if self._chunk is None:
-            assert self._decoded is not None
-            with beside(self._begin) if is_beside else nullcontext():
-                self._chunk = self._finisher.finish(self, self._decoded)
-            # They are large and must not stay on the GPU while the next chunk is sampled.
-            self._decoded = None
+            # The groups are large and must not stay on the GPU while the next chunk is sampled.
+            self._chunk = self._finisher.finish(self, self._frames, is_beside, on_frames)
+        else:
+            on_frames(self._chunk.frames)
         return self._chunk
 
 
@@ -265,9 +279,13 @@ class Finisher:
     Args:
         video: the video.
         held_frames: uint8 (n, height, width, 3), the frames that fade into the first chunk.
+
+    Attributes:
+        resolution: height and width of the video.
     """
 
     def __init__(self, video: Video, held_frames: np.ndarray) -> None:
+        self.resolution = video.height, video.width
         self._video = video
         self._held_frames = held_frames
 
@@ -275,13 +293,29 @@ class Finisher:
         """Gives frames (1, 3, n, height, width) of a chunk its source's colours, where they are."""
         match_color_(frames, self._video.color_reference(plan), self._video.settings.color_correction_strength)
 
-    def finish(self, chunk: DecodedChunk, decoded: Tensor) -> Chunk:
-        """The frames to show and the state for the next chunk."""
+    def finish(
+        self,
+        chunk: DecodedChunk,
+        groups: ArrivingFrames,
+        is_beside: bool,
+        on_frames: Callable[[np.ndarray], None],
+    ) -> Chunk:
+        """The frames to show and the state for the next chunk, with the arguments of `DecodedChunk.finish`."""
         video, plan, motion_latents = self._video, chunk.plan, chunk.motion_latents
-        is_last = motion_latents is None
-        self.correct(decoded if is_last else decoded[:, :, : -video.grid.motion_frame], plan)
-        frames = join_frames(self._held_frames, decoded[0], plan)
-        num_shown_frames = len(frames) - video.num_held_frames(plan)
+        num_uncorrected = plan.num_frames - (0 if motion_latents is None else video.grid.motion_frame)
+        joined = JoinedFrames(self._held_frames, plan)
+        num_shown_frames = joined.num_frames - video.num_held_frames(plan)
+        num_decoded = num_given = 0
+        for decoded, begin in groups:
+            with beside(begin) if is_beside else nullcontext():
+                if num_decoded < num_uncorrected:
+                    self.correct(decoded[:, :, : num_uncorrected - num_decoded], plan)
+                joined.add(decoded[0])
+            num_decoded += decoded.shape[2]
+            if (num_ready := min(joined.num_ready, num_shown_frames)) > num_given:
+                on_frames(joined.frames[num_given:num_ready])
+                num_given = num_ready
+        frames = joined.frames
         state = None
         if motion_latents is not None:
             # A copy, so that the state does not keep the whole chunk alive.
@@ -418,8 +452,14 @@ class InfiniteTalkPipeline:
             report = partial(_report_step, control.on_step, plan.index + 1, len(video.plans), settings.num_steps)
             told = self.chunk_conditions(video, plan, reference, motion_latents)
             sampled = self.sample(plan, told, settings, control.should_stop, report)
+            has_encoded_reference = is_other and reference.is_new
+            if control.is_beside and plan is video.plans[-1]:
+                frames = ArrivingFrames()
+                yield DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, frames, None, True)
+                self.decode_for(frames, sampled)
+                return
             # Only the chunk holds its decoded frames, and only until it is finished.
-            chunk = self.decode_chunk(video, plan, reference, is_other and reference.is_new, sampled, finisher)
+            chunk = self.decode_chunk(video, plan, reference, has_encoded_reference, sampled, finisher)
             motion_latents = chunk.motion_latents
             yield chunk
 
@@ -508,6 +548,15 @@ class InfiniteTalkPipeline:
         """A chunk's frames: float32 (1, 3, num_frames, height, width) in [-1, 1]."""
         return decode_latents(self.networks.vae, sampled.latents)
 
+    def decode_for(self, frames: ArrivingFrames, sampled: SampledChunk) -> None:
+        """Decodes a sampled chunk for the thread that finishes it."""
+        are_all = False
+        try:
+            decode_in_groups(self.networks.vae, sampled.latents, frames.put)
+            are_all = True
+        finally:
+            frames.end(are_all)
+
     def decode_chunk(
         self,
         video: Video,
@@ -524,7 +573,10 @@ class InfiniteTalkPipeline:
             motion_frames = decoded[:, :, -video.grid.motion_frame :]
             finisher.correct(motion_frames, plan)
             motion_latents = encode_frames(self.networks.vae, motion_frames)
-        return DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, decoded, motion_latents)
+        frames = ArrivingFrames()
+        frames.put(decoded)
+        frames.end(are_all=True)
+        return DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, frames, motion_latents)
 
     def choose_resolution(self, source: Source, settings: GenerationSettings) -> tuple[int, int]:
         """(height, width) in pixels of the video made from a source."""
@@ -622,21 +674,43 @@ def _deviation(pixels: np.ndarray) -> float:
     return float(pixels[::FLAT_STRIDE, ::FLAT_STRIDE].std(axis=(0, 1), dtype=np.float32).max())
 
 
-def join_frames(held_frames: np.ndarray, video: Tensor, plan: ChunkPlan) -> np.ndarray:
+class JoinedFrames:
     """A chunk's frames from the start of its fade, with the fade applied.
 
     Args:
         held_frames: uint8 (num_held_frames, height, width, 3), the last frames of the previous chunk.
-        video: float (3, num_frames, height, width) in [-1, 1], the whole chunk.
+        plan: the chunk.
 
-    Returns:
-        uint8 (num_held_frames + num_new_frames, height, width, 3).
+    Attributes:
+        num_frames: how many they will be: held and new ones.
+        frames: uint8 (num_frames, height, width, 3).
+        num_ready: the number of frames that are done.
     """
-    begin = plan.num_motion_frames - plan.num_held_frames
-    frames = to_frames(video[:, begin : plan.num_motion_frames + plan.num_new_frames])
-    fading = frames[: plan.num_fade_frames]
-    fading[:] = cross_fade(held_frames[: plan.num_fade_frames], fading)
-    return frames
+
+    def __init__(self, held_frames: np.ndarray, plan: ChunkPlan) -> None:
+        self.num_frames = plan.num_held_frames + plan.num_new_frames
+        self.frames = np.empty((self.num_frames, *held_frames.shape[1:]), np.uint8)
+        self.num_ready = 0
+        self._held_frames = held_frames
+        self._num_fade_frames = plan.num_fade_frames
+        self._num_joined = 0
+        self._num_skipped = plan.num_motion_frames - plan.num_held_frames
+
+    def add(self, video: Tensor) -> None:
+        """Adds the chunk's next decoded frames, float (3, n, height, width) in [-1, 1]."""
+        skipped = min(self._num_skipped, video.shape[1])
+        self._num_skipped -= skipped
+        wanted = video[:, skipped : skipped + self.num_frames - self._num_joined]
+        if not wanted.shape[1]:
+            return
+        self.frames[self._num_joined : self._num_joined + wanted.shape[1]] = to_frames(wanted)
+        self._num_joined += wanted.shape[1]
+        if self._num_joined < self._num_fade_frames:
+            return
+        if self.num_ready < self._num_fade_frames:
+            fading = self.frames[: self._num_fade_frames]
+            fading[:] = cross_fade(self._held_frames[: self._num_fade_frames], fading)
+        self.num_ready = self._num_joined
 
 
 def first_frame_mask(latents: Tensor, num_channels: int) -> Tensor:

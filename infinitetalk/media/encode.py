@@ -7,7 +7,9 @@ only ever reads frames and parts that we have made: parts from a store are signe
 
 import errno
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -114,14 +116,78 @@ class PartEncoder:
             raise EncodeError(f"A part of the video could not be written{because(error)}") from error
 
 
-def join_parts(parts: list[Path], waveform: np.ndarray, output: Path, mark: Mark | None = None) -> None:
+class EncodedSound:
+    """A video's sound as mono AAC at 48 kHz, encoded once, one video frame after the other. Any thread may ask for it.
+
+    Args:
+        waveform: float32 (samples,) at 16 kHz; clipped to [-1, 1] (a mix of loud voices may exceed it), and followed by
+            silence.
+    """
+
+    def __init__(self, waveform: np.ndarray) -> None:
+        self._waveform = waveform
+        self._container = av.open(os.devnull, "w", format="null")
+        self._stream = _add_sound(self._container)
+        self._lock = threading.Lock()
+        self._packets: list[list[av.Packet]] = []
+        self._rest: list[av.Packet] | None = None
+
+    def packets(self, frame: int) -> list[av.Packet]:
+        """The packets that follow a video frame; there may be none."""
+        with self._lock:
+            while len(self._packets) <= frame:
+                sound = sound_of_frame(self._waveform, len(self._packets))
+                self._packets.append(list(self._stream.encode(sound)))
+            return self._packets[frame]
+
+    def rest(self, num_frames: int) -> list[av.Packet]:
+        """The packets after the last one of `num_frames` video frames. Always the same number must be given.
+
+        Raises:
+            ValueError: more frames' sound has been encoded.
+        """
+        if num_frames:
+            self.packets(num_frames - 1)
+        with self._lock:
+            if len(self._packets) != num_frames:
+                raise ValueError(f"the sound of {len(self._packets)} frames was encoded for a video of {num_frames}")
+            if self._rest is None:
+                self._rest = list(self._stream.encode(None))
+                self._container.close()
+            return self._rest
+
+    def num_bytes(self, num_frames: int) -> int:
+        """Size of the sound of a whole video of this many frames."""
+        packets = [*self.rest(num_frames), *(packet for index in range(num_frames) for packet in self.packets(index))]
+        return sum(packet.size for packet in packets)
+
+    @contextmanager
+    def ahead(self, num_frames: int) -> Iterator[None]:
+        """Encodes the sound of a video of this many frames in a thread of its own, while the inside runs."""
+        is_over = threading.Event()
+
+        def encode() -> None:
+            for index in range(num_frames):
+                if is_over.is_set():
+                    return
+                self.packets(index)
+
+        thread = threading.Thread(target=encode, name="sound")
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+
+def join_parts(parts: list[Path], sound: EncodedSound, output: Path, mark: Mark | None = None) -> None:
     """Joins parts and sound into one MP4 that can play before it is fully loaded (moov first).
 
     `mark` is written into the file, as XMP for machines and as its comment for people; None: the file is not marked.
 
-    The parts' packets are copied. `waveform`, float32 (samples,) at 16 kHz, is clipped to [-1, 1] (a mix of loud voices
-    may exceed it), cut or padded with silence to the video's duration, and encoded to mono AAC at 48 kHz. Memory use
-    does not grow with the length. Raises `EncodeError`.
+    The packets of parts and sound are copied; the sound is cut or padded with silence to the video's duration. Of the
+    pictures, memory holds one packet; of the sound, all of them, less than its waveform takes. Raises `EncodeError`.
     """
     if not parts:
         raise EncodeError("There is no part of a video to join")
@@ -134,12 +200,21 @@ def join_parts(parts: list[Path], waveform: np.ndarray, output: Path, mark: Mark
                 container.metadata["comment"] = mark.sentence
             video = container.add_stream_from_template(first.streams.video[0])
             video.time_base = VIDEO_TIME_BASE
-            sound = _add_sound(container)
-            for index, packet in enumerate(joined_packets(parts)):
+            audio = _add_sound(container)
+            container.start_encoding()
+
+            def add_sound(packets: list[av.Packet]) -> None:
+                for packet in packets:
+                    packet.stream = audio
+                    container.mux(packet)
+
+            num_frames = 0
+            for packet in joined_packets(parts):
                 packet.stream = video
                 container.mux(packet)
-                container.mux(sound.encode(sound_of_frame(waveform, index)))
-            container.mux(sound.encode(None))
+                add_sound(sound.packets(num_frames))
+                num_frames += 1
+            add_sound(sound.rest(num_frames))
     except av.FFmpegError as error:
         raise EncodeError(f"The video's parts and sound could not be joined{because(error)}") from error
     if mark is not None:
@@ -159,16 +234,6 @@ def check_parts(parts: Sequence[tuple[Path, int]]) -> None:
 def picture_bytes(part: Path) -> int:
     """Size of a part's encoded frames, which `join_parts` copies."""
     return sum(packet.size for packet in joined_packets([part]))
-
-
-def sound_bytes(waveform: np.ndarray, num_frames: int) -> int:
-    """Size of the encoded sound that `join_parts` adds to a video of `num_frames` frames; `waveform` as there."""
-    with av.open(os.devnull, "w", format="null") as container:
-        sound = _add_sound(container)
-        num_bytes = sum(
-            packet.size for index in range(num_frames) for packet in sound.encode(sound_of_frame(waveform, index))
-        )
-        return num_bytes + sum(packet.size for packet in sound.encode(None))
 
 
 def write_thumbnail(frame: np.ndarray, path: Path, mark: Mark | None = None) -> None:

@@ -7,6 +7,7 @@ computed beside the weight, as the product of two thin matrices.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -137,10 +138,10 @@ def find_lora(folder: Path | None, name: str) -> Path:
     """
     if folder is None:
         raise CheckpointError(f"there is no folder of LoRAs to take {name!r} from; set LORA_DIR")
-    root = folder.resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not path.is_file():
-        raise CheckpointError(f"there is no LoRA {name!r}; there are: {', '.join(lora_names(root)) or 'none'}")
+    # Links are followed: the files of a Hugging Face cache are links to files without a suffix elsewhere.
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder)) or not path.is_file():
+        raise CheckpointError(f"there is no LoRA {name!r}; there are: {', '.join(lora_names(folder)) or 'none'}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Weights: reads, checks, converts and downloads every published layout (docs/weights.md).
+"""Weights: reads, checks, converts, packs and downloads every published layout (docs/weights.md).
 
-`python -m infinitetalk.weights download|check|convert`.
+`python -m infinitetalk.weights download|check|convert|pack`.
 """

@@ -1,4 +1,4 @@
-"""`python -m infinitetalk.weights download|check|convert`."""
+"""`python -m infinitetalk.weights download|check|convert|pack`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK
-from infinitetalk.recipes import DOWNLOADS
+from infinitetalk.recipes import DOWNLOADS, RECIPES
 from infinitetalk.runtime.check import report
+from infinitetalk.runtime.lora import lora_names
 from infinitetalk.weights.convert import convert
 from infinitetalk.weights.download import download
 from infinitetalk.weights.hub_kernels import AT, HUB_KERNELS, fetch_kernel
 from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.weights.locate import WEIGHTS_FOLDER, locate_all
+from infinitetalk.weights.locate import WEIGHTS_FOLDER, find_packs, locate_all, settings_of_pack
+from infinitetalk.weights.manifest import damage, read_manifest
+from infinitetalk.weights.pack import make_pack
+from infinitetalk.weights.push import push
 from infinitetalk.weights.settings import WeightsSettings
 
 #: What can be downloaded; of a kernel, its commit follows.
@@ -22,26 +26,38 @@ NAMES = (*DOWNLOADS, *(f"{name}{AT}COMMIT" for name in HUB_KERNELS))
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one of the three commands; the exit status is 1 if it fails or a required part is missing."""
+    """Runs one of the commands; the exit status is 1 if it fails or a required part is missing."""
     parser = argparse.ArgumentParser(
-        prog="python -m infinitetalk.weights", description="Fetch, check, convert weights."
+        prog="python -m infinitetalk.weights", description="Fetch, check, convert, pack weights."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("download", help="fetch what is missing of the published checkpoints")
     command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     command.add_argument("--folder", type=Path, default=Path(WEIGHTS_FOLDER), help="where folders go (%(default)s)")
-    commands.add_parser("check", help="say what is there, what is missing, and which modes it serves")
+    command = commands.add_parser("check", help="say what is there, what is missing, and which modes it serves")
+    command.add_argument("pack", type=Path, nargs="?", help="a pack, of which every byte is checked too")
     command = commands.add_parser("convert", help="write a folder that loads fastest")
     command.add_argument("folder", type=Path, help="empty or absent")
     command.add_argument("--fp8", action="store_true", help="halve the transformer: weights in fp8")
     command.add_argument("--family", choices=FAMILIES, help="the model, if there are several")
+    command = commands.add_parser("pack", help="write one folder with all that recipes need, and upload it")
+    command.add_argument("--out", type=Path, required=True, help="the folder, empty or absent; or a pack, to upload it")
+    command.add_argument("--recipes", nargs="+", choices=RECIPES, metavar="RECIPE", help=f"of {', '.join(RECIPES)}")
+    command.add_argument("--quant", choices=("bf16", "fp8"), default="bf16", help="the transformers (%(default)s)")
+    command.add_argument(
+        "--findings",
+        type=Path,
+        help="kernel choices and compiled blocks (infinitetalk/kernels of the volume, if there are any)",
+    )
+    command.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub")
     options = parser.parse_args(arguments)
     if options.command == "download":
         for name in options.names:
             if name.partition(AT)[0] not in HUB_KERNELS and name not in DOWNLOADS:
                 parser.error(f"there is no {name}; there are {', '.join(NAMES)}")
     try:
-        return {"download": _download, "check": _check, "convert": _convert}[options.command](options)
+        commands_by_name = {"download": _download, "check": _check, "convert": _convert, "pack": _pack}
+        return commands_by_name[options.command](options)
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -58,9 +74,59 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    text, complete = report(locate_all(WeightsSettings()))
+    if options.pack is None:
+        settings = WeightsSettings()
+        for pack in find_packs(settings):
+            print(f"{describe(pack)}\n  every byte of it: python -m infinitetalk.weights check {pack}\n")
+        text, complete = report(locate_all(settings))
+        print(text)
+        return 0 if complete else 1
+    manifest = read_manifest(options.pack)
+    print(f"{describe(options.pack)}\n")
+    problems = damage(options.pack, manifest)
+    for problem in problems:
+        print(f"DAMAGED  {problem}")
+    if problems:
+        return 1
+    text, complete = report(locate_all(settings_of_pack(options.pack)))
     print(text)
     return 0 if complete else 1
+
+
+def describe(pack: Path) -> str:
+    """A line about a pack."""
+    manifest = read_manifest(pack)
+    gigabytes = sum(file.bytes for file in manifest.files) / 1e9
+    return (
+        f"pack     {pack}: recipes {', '.join(manifest.recipes)}; {manifest.quant}; {len(manifest.files)} files, "
+        f"{gigabytes:.2f} GB; by {manifest.made_by}"
+    )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    if options.recipes is None:
+        if options.push is None:
+            raise CheckpointError("give --recipes, or a pack and --push")
+        read_manifest(options.out)
+    else:
+        settings = WeightsSettings()
+        findings = options.findings or settings.volume_dir / "infinitetalk" / "kernels"
+        if options.findings is not None and not findings.is_dir():
+            raise CheckpointError(f"--findings names {findings}, which is not a folder")
+        if not findings.is_dir():
+            findings = None
+            print("kernel choices and compiled blocks: not there, left out")
+        recipes = [RECIPES[name] for name in dict.fromkeys(options.recipes)]
+        located = locate_all(settings)
+        loras = next(iter(located.checkpoints.values())).loras
+        names = [] if loras is None else lora_names(loras)
+        manifest = make_pack(located, recipes, names, options.out, options.quant, findings, on_part=print)
+        for model, licence in manifest.licences.items():
+            print(f"licence of {model}: {licence}")
+    print(describe(options.out))
+    if options.push is not None:
+        print(push(options.out, options.push))
+    return 0
 
 
 def _convert(options: argparse.Namespace) -> int:

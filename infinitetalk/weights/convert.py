@@ -23,6 +23,7 @@ from infinitetalk.family import AdapterKind
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.weights.files import SAFETENSORS_DTYPES
 from infinitetalk.weights.layouts import (
+    DESCRIPTION_FILE,
     CheckpointPaths,
     NetworkPart,
     adapter_part,
@@ -47,6 +48,8 @@ from infinitetalk.weights.networks import (
 from infinitetalk.weights.sources import TensorSource
 
 CPU = torch.device("cpu")
+#: What a converted checkpoint consists of, in the order of use.
+CONVERTED_FOLDERS = ("text_encoder", "tokenizer", "image_encoder", "vae", "transformer", "infinitetalk")
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 #: Prefixes of the transformer's parameters, in the order of use.
 _ORDER_OF_USE = ("patch_embedding.", "condition_embedder.", "audio_proj.", "blocks.", "scale_shift_table", "proj_out.")
@@ -126,6 +129,9 @@ def convert(
         family=paths.family,
     )
 
+    folder.mkdir(parents=True, exist_ok=True)
+    if (description := paths.base / DESCRIPTION_FILE).exists():
+        shutil.copyfile(description, folder / DESCRIPTION_FILE)
     on_part("text encoder")
     part = text_encoder_part(paths, None)
     order = parameter_shapes(empty_text_encoder(paths, part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -44,3 +45,9 @@ def cached_folder(repo_id: str, cache: Path) -> Path | None:
         return Path(snapshot_download(repo_id, cache_dir=cache, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+
+
+def cached_repositories(cache: Path) -> Iterator[str]:
+    """Names, OWNER/NAME, of the repositories of models in a Hugging Face cache."""
+    for folder in sorted(cache.glob("models--*--*")):
+        yield folder.name.removeprefix("models--").replace("--", "/", 1)

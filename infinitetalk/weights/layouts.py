@@ -49,6 +49,7 @@ class CheckpointPaths:
         loras: folder of LoRA files.
         kokoro: folder of the text-to-speech model.
         kernels: folder of kernels that were fetched from the Hugging Face Hub.
+        findings: folder of kernel choices and compiled blocks that came with the weights.
         family: the checkpoint's model family.
     """
 
@@ -60,6 +61,7 @@ class CheckpointPaths:
     loras: Path | None = None
     kokoro: Path | None = None
     kernels: Path | None = None
+    findings: Path | None = None
     family: Family = INFINITETALK
 
     def quantised_transformer(self, kind: AdapterKind, quantisation: Quantisation | None) -> Path | None:

@@ -1,4 +1,7 @@
-"""Finds the weights: in the configured folders, the network volume, the Hugging Face cache on it, or the image."""
+"""Finds the weights: in the configured folders, a pack, the network volume, the Hugging Face cache on it, or the image.
+
+A pack (`infinitetalk.weights.pack`) may be at any of the places; it comes before folders of single repositories.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from pathlib import Path
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK, Family, how_to_get
-from infinitetalk.weights.download import LORAS_FOLDER, cached_folder
+from infinitetalk.weights.download import LORAS_FOLDER, cached_folder, cached_repositories
 from infinitetalk.weights.hub_kernels import KERNELS_FOLDER
 from infinitetalk.weights.layouts import CheckpointPaths, find_adapter
+from infinitetalk.weights.manifest import PACKED_FINDINGS, PACKED_FOLDERS, check_sizes, is_pack, read_manifest
 from infinitetalk.weights.settings import WeightsSettings
 
 #: Folder of the weights in the checkout, the image and the network volume.
@@ -79,11 +83,12 @@ def _lacks_base(error: MissingWeightsError) -> bool:
 def locate(settings: WeightsSettings, family: Family = INFINITETALK) -> CheckpointPaths:
     """The parts of a family's checkpoint: each from its setting, else from the first place that has it.
 
-    Places are `weights/NAME` on the network volume and in the image, and the Hugging Face cache on the volume.
+    Places are packs, then `weights/NAME` on the network volume and in the image, and the Hugging Face cache on the
+    volume.
 
     Raises:
         MissingWeightsError: parts that every job needs are not found.
-        CheckpointError: a configured folder does not exist.
+        CheckpointError: a configured folder does not exist; a pack is damaged.
     """
     base_name, *others = family.default_repositories
     needed = {base_name: _find(settings, family, *family.base_repositories)}
@@ -103,9 +108,12 @@ def locate(settings: WeightsSettings, family: Family = INFINITETALK) -> Checkpoi
         wav2vec2=found["wav2vec2"],
         transformer=settings.transformer_file if takes_file else None,
         quantised=quantised,
-        loras=_given("LORA_DIR", settings.lora_dir) or next(_folders(settings, LORAS_FOLDER), None),
+        loras=_given("LORA_DIR", settings.lora_dir)
+        or next(_in_packs(settings, PACKED_FOLDERS["LORA_DIR"]), None)
+        or next(_folders(settings, LORAS_FOLDER), None),
         kokoro=_find(settings, family, "kokoro"),
         kernels=kernels_folder(settings),
+        findings=next(_in_packs(settings, PACKED_FINDINGS), None),
         family=family,
     )
 
@@ -116,7 +124,48 @@ def kernels_folder(settings: WeightsSettings) -> Path | None:
     Raises:
         CheckpointError: the configured folder does not exist.
     """
-    return _given("KERNELS_DIR", settings.kernels_dir) or next(_folders(settings, KERNELS_FOLDER), None)
+    return (
+        _given("KERNELS_DIR", settings.kernels_dir)
+        or next(_in_packs(settings, PACKED_FOLDERS["KERNELS_DIR"]), None)
+        or next(_folders(settings, KERNELS_FOLDER), None)
+    )
+
+
+def find_packs(settings: WeightsSettings) -> Iterator[Path]:
+    """The packs: folders of `weights/` on the network volume, then in the image, then repositories in the Hugging Face
+    cache on the volume; in one place by their names.
+
+    Raises:
+        CheckpointError: one lacks a file, or a file has another size than its manifest says.
+    """
+    for folder in _places_of_packs(settings):
+        if is_pack(folder):
+            check_sizes(folder, read_manifest(folder))
+            yield folder
+
+
+def settings_of_pack(pack: Path) -> WeightsSettings:
+    """Settings that name the folders of one pack and no others."""
+    folders = {setting.lower(): folder for setting, name in PACKED_FOLDERS.items() if (folder := pack / name).is_dir()}
+    # Arguments count, environment variables do not.
+    return WeightsSettings(**(dict.fromkeys(WeightsSettings.model_fields) | folders | {"volume_dir": pack}))
+
+
+def _places_of_packs(settings: WeightsSettings) -> Iterator[Path]:
+    for root in (settings.volume_dir, CHECKOUT):
+        yield from sorted((root / WEIGHTS_FOLDER).glob("*"))
+    cache = _cache(settings)
+    for repo_id in cached_repositories(cache):
+        if (folder := cached_folder(repo_id, cache)) is not None:
+            yield folder
+
+
+def _in_packs(settings: WeightsSettings, name: str) -> Iterator[Path]:
+    return (folder for pack in find_packs(settings) if (folder := pack / name).is_dir())
+
+
+def _cache(settings: WeightsSettings) -> Path:
+    return settings.volume_dir / "huggingface-cache" / "hub"
 
 
 def _find(settings: WeightsSettings, family: Family, *names: str) -> Path | None:
@@ -131,10 +180,11 @@ def _set_folder(settings: WeightsSettings, family: Family, name: str) -> Path | 
 
 
 def _places(settings: WeightsSettings, family: Family, names: tuple[str, ...]) -> Iterator[Path]:
+    yield from _in_packs(settings, PACKED_FOLDERS[family.repositories[names[0]].setting])
     for name in names:
         repository = family.repositories[name]
         yield from _folders(settings, repository.name)
-        cached = cached_folder(repository.repo_id, settings.volume_dir / "huggingface-cache" / "hub")
+        cached = cached_folder(repository.repo_id, _cache(settings))
         if cached is not None:
             yield cached
 

@@ -46,10 +46,12 @@ class Artifacts:
     Args:
         folder: of the files.
         machine: the machine; what kernels were tried on does not count.
+        packed: a folder of such files that came with the weights, to load from too.
     """
 
-    def __init__(self, folder: Path, machine: Machine) -> None:
+    def __init__(self, folder: Path, machine: Machine, packed: Path | None = None) -> None:
         self._folder = folder
+        self._packed = packed
         self._machine = machine.model_copy(update={"subject": SUBJECT})
         self._known: set[str] = set()
 
@@ -59,7 +61,8 @@ class Artifacts:
         Returns:
             The number of things that were loaded.
         """
-        for file in self._files():
+        packed = [] if self._packed is None else self._files(self._packed)
+        for file in (*packed, *self._files(self._folder)):
             try:
                 header, content = _read(file)
                 if header.machine != self._machine:
@@ -105,11 +108,11 @@ class Artifacts:
     def _stem(self) -> str:
         return Path(self._machine.file_name).stem
 
-    def _files(self) -> Iterator[Path]:
-        yield from sorted(self._folder.glob(f"{self._stem}-*{SUFFIX}"))
+    def _files(self, folder: Path) -> Iterator[Path]:
+        yield from sorted(folder.glob(f"{self._stem}-*{SUFFIX}"))
 
     def _remove_parts_of(self, whole: Path, keys: tuple[str, ...]) -> None:
-        for file in self._files():
+        for file in self._files(self._folder):
             try:
                 if file != whole and set(_read(file)[0].keys) <= set(keys):
                     file.unlink(missing_ok=True)

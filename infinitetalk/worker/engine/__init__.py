@@ -9,7 +9,15 @@ from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, r
 from infinitetalk.worker.engine.engine import Engine, Request
 from infinitetalk.worker.engine.estimate import VideoCost
 from infinitetalk.worker.engine.people import find_faces, needs_faces, speaker_places
-from infinitetalk.worker.engine.scenes import Scene, chunk_grid, first_frame, generation_settings, plan_scenes
+from infinitetalk.worker.engine.scenes import (
+    Scene,
+    as_image,
+    chunk_grid,
+    first_frame,
+    generation_settings,
+    open_picture,
+    plan_scenes,
+)
 from infinitetalk.worker.engine.timeline import Stretch, plan_stretches
 
 __all__ = [
@@ -19,12 +27,14 @@ __all__ = [
     "Scene",
     "Stretch",
     "VideoCost",
+    "as_image",
     "chunk_grid",
     "find_faces",
     "first_frame",
     "generation_settings",
     "needs_faces",
     "negative_prompt_of",
+    "open_picture",
     "plan_scenes",
     "plan_stretches",
     "region_overlaps",

@@ -22,7 +22,7 @@ from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteErr
 from infinitetalk.family import FAMILIES, INFINITETALK
 from infinitetalk.generation.pipeline import Chunk, ChunkState, Control, DecodedChunk, InfiniteTalkPipeline, Step
 from infinitetalk.generation.references import EncodedReferences
-from infinitetalk.media.decode import MediaInfo
+from infinitetalk.media.decode import MediaInfo, Picture
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
@@ -37,7 +37,7 @@ from infinitetalk.weights.locate import kernels_folder
 from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
-from infinitetalk.worker.engine.estimate import Speed, VideoCost, chunk_work, number_of_chunks, video_cost
+from infinitetalk.worker.engine.estimate import ChunkWork, Speed, VideoCost, chunk_work, number_of_chunks, video_cost
 from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
@@ -64,6 +64,7 @@ class Request:
         folder: folder for temporary files.
         networks: the networks, prepared for the job.
         later_sources: the images and videos that take the source's place, in the job's order.
+        picture: the source, if it is an image that has been read already.
     """
 
     job: SingleJob
@@ -74,6 +75,7 @@ class Request:
     folder: Path
     networks: Networks
     later_sources: Sequence[Media] = ()
+    picture: Picture | None = None
 
 
 class Engine:
@@ -354,11 +356,13 @@ class Engine:
         on_step: Callable[[Step], None],
         num_done: int = 0,
         chunk_state: bytes | None = None,
+        is_beside: bool = False,
     ) -> Iterator[DecodedChunk]:
         """Generates the video chunk by chunk, and each scene separately. The chunks must be finished in their order,
         best in another thread while the next one is made (`finish`).
 
         Args:
+            is_beside: whether they are: a scene's last chunk may then come before it is decoded.
             num_done: number of existing chunks, counted through all scenes.
             chunk_state: the state after the last existing chunk; None after a scene's last chunk.
             should_stop: is asked before every network evaluation.
@@ -372,17 +376,18 @@ class Engine:
             ParallelError: another GPU's process has ended or does not answer; the next job restarts it.
         """
         with self._telling(request):
-            yield from self._generate(request, should_stop, on_step, num_done, chunk_state)
+            yield from self._generate(request, should_stop, on_step, num_done, chunk_state, is_beside)
 
-    def finish(self, request: Request, chunk: DecodedChunk) -> Chunk:
-        """Finishes a chunk, beside the steps of the next one.
+    def finish(self, request: Request, chunk: DecodedChunk, on_frames: Callable[[np.ndarray], None]) -> Chunk:
+        """Finishes a chunk, beside the steps of the next one; `on_frames` takes its frames as they come.
 
         Raises:
             WorkerError: numbers of frames are not finite.
             DoesNotFitError: the GPU has too little memory.
+            DecodingEndedError: its frames could not be decoded; `generate` raises the reason.
         """
         with self._telling(request):
-            return chunk.finish(is_beside=True)
+            return chunk.finish(is_beside=True, on_frames=on_frames)
 
     @contextmanager
     def _telling(self, request: Request) -> Iterator[None]:
@@ -418,6 +423,7 @@ class Engine:
         on_step: Callable[[Step], None],
         num_done: int,
         chunk_state: bytes | None,
+        is_beside: bool,
     ) -> Iterator[DecodedChunk]:
         """Implements `generate`, without its handling of errors."""
         pipeline = InfiniteTalkPipeline(request.networks, self._references)
@@ -439,7 +445,7 @@ class Engine:
                 on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
 
             sources = [request.source, *request.later_sources]
-            first, *changes = open_stretches(job, sources, request.folder, scene)
+            first, *changes = open_stretches(job, sources, request.picture, request.folder, scene)
             conditions = pipeline.embed_prompts(
                 source=first.source,
                 speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
@@ -451,16 +457,26 @@ class Engine:
             )
             state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
             work = chunk_work(settings, workload, memory, len(job.speakers))
+            control = Control(state, should_stop, count_step, is_beside and can_finish_beside)
+            chunks = pipeline.decoded_chunks(conditions, settings, control)
             begin = time.monotonic()
-            for chunk in pipeline.decoded_chunks(conditions, settings, Control(state, should_stop, count_step)):
+            for chunk in chunks:
                 if not can_finish_beside:
                     chunk.finish()
-                seconds = time.monotonic() - begin
-                # A chunk in which blocks were compiled tells nothing about the next ones.
-                if not self._loading.keep_compiled():
-                    self._speed.record(seconds, work, chunk.evaluations, chunk.has_encoded_reference)
+                if not chunk.is_arriving:
+                    self._record(chunk, time.monotonic() - begin, work)
                 yield chunk
-                begin = time.monotonic()
+                if not chunk.is_arriving:
+                    begin = time.monotonic()
+            if chunk.is_arriving:
+                # It was decoded after it was given out.
+                self._record(chunk, time.monotonic() - begin, work)
+
+    def _record(self, chunk: DecodedChunk, seconds: float, work: ChunkWork) -> None:
+        """Learns this worker's speed from a chunk."""
+        # A chunk in which blocks were compiled tells nothing about the next ones.
+        if not self._loading.keep_compiled():
+            self._speed.record(seconds, work, chunk.evaluations, chunk.has_encoded_reference)
 
 
 def what_overflows(job: SingleJob) -> str:

@@ -86,17 +86,21 @@ class KernelSelection:
         setup = Setup(case.quantisation, case.streams_blocks, num_devices=self._num_devices)
         self._candidates = [each for each in self._candidates if each.obstacle(setup) is None]
         if any(candidate.is_compiled for candidate in self._candidates):
-            self._artifacts = Artifacts(self._folder, machine)
+            self._artifacts = Artifacts(self._folder, machine, case.paths.findings)
             if loaded := self._artifacts.load():
                 self._log("info", "kernels.compiled_loaded", artifacts=loaded)
         if not self._is_auto:
             return self._chosen
+        source = "the volume"
         self._outcomes = read_findings(self._folder, machine)
+        if not self._outcomes and case.paths.findings is not None:
+            source = "the pack"
+            self._outcomes = read_findings(case.paths.findings, machine)
         for candidate in self._candidates:
             if not candidate.is_installed:
                 self._log("info", "kernels.skipped", kernel=candidate.name, reason=candidate.lack)
         if not remaining_of(self._candidates, self._outcomes):
-            self._choose("the volume")
+            self._choose(source)
             return self._chosen
         self._thread = threading.Thread(target=self._try, args=(case, machine), name="kernels")
         self._thread.start()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.generation.chunks import ChunkGrid
@@ -103,14 +104,28 @@ def first_frame(source: Media, folder: Path) -> np.ndarray:
     Raises:
         WorkerError: the source cannot be decoded.
     """
+    if source.info.kind == "image":
+        return as_image(open_picture(source).pixels)
     with naming("cond_video"):
-        if source.info.kind == "image":
-            pixels = Picture.open(source.path).pixels
-        else:
-            frames = folder / "first-frame"
-            frames.mkdir()
-            pixels = extract_frames(source.path, frames, 1, 1).frame_at(0)
+        frames = folder / "first-frame"
+        frames.mkdir()
+        pixels = extract_frames(source.path, frames, 1, 1).frame_at(0)
+    return as_image(pixels)
+
+
+def as_image(pixels: Tensor) -> np.ndarray:
+    """A frame's pixels, uint8 (3, height, width), as an image: uint8 (height, width, 3)."""
     return pixels.permute(1, 2, 0).numpy()
+
+
+def open_picture(source: Media) -> Picture:
+    """The source of a job, an image.
+
+    Raises:
+        WorkerError: it cannot be decoded.
+    """
+    with naming("cond_video"):
+        return Picture.open(source.path)
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
-from infinitetalk.generation.pipeline import Chunk, DecodedChunk, Step
-from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.generation.arriving import DecodingEndedError
+from infinitetalk.generation.pipeline import DecodedChunk, Step
+from infinitetalk.media.decode import Picture
+from infinitetalk.media.encode import EncodedSound, PartEncoder, join_parts, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.recipes import RECIPES
@@ -31,9 +34,11 @@ from infinitetalk.worker.engine import (
     Request,
     Scene,
     Stretch,
+    as_image,
     find_faces,
     first_frame,
     needs_faces,
+    open_picture,
     plan_scenes,
     plan_stretches,
     region_overlaps,
@@ -162,19 +167,23 @@ class Inputs:
 
     Attributes:
         media: the job's media as local files.
+        picture: the image of the speakers; None: it is a video.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
         tracks: each speaker's track of the sound, float32 (samples,) at 16 kHz.
         sound: the video's sound, float32 (samples,) at 16 kHz.
-        count_sound_bytes: returns the size of the encoded sound.
+        encoded_sound: the same, encoded.
+        num_frames: number of frames of the video.
         speech: each speaker's embeddings.
         networks: the networks, prepared for the job.
     """
 
     media: JobMedia
+    picture: Picture | None
     regions: Tensor | None
     tracks: list[np.ndarray]
     sound: np.ndarray
-    count_sound_bytes: Callable[[], int]
+    encoded_sound: EncodedSound
+    num_frames: int
     speech: list[SpeechEmbeddings]
     networks: Networks
 
@@ -327,10 +336,12 @@ class VideoJob:
         """
         job, engine, stop = self.job, self.engine, self.context.stop
         media, regions = self._download()
+        media.warnings.extend(self._photographs(media, None))
         if job.tts_audio is None:
             tracks = make_tracks(job, media, engine, stop)
             num_rows, speech_s = count_rows(tracks.sound), speech_seconds(job, media, tracks.sound)
-            self.store.check_size(lambda: sound_bytes(mix_tracks(tracks.sound), min(job.frame_limit, num_rows)))
+            encoded_sound = EncodedSound(mix_tracks(tracks.sound))
+            self.store.check_size(lambda: encoded_sound.num_bytes(min(job.frame_limit, num_rows)))
         else:
             num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
             speech_s = num_rows / VIDEO_FPS
@@ -402,12 +413,13 @@ class VideoJob:
         rendering = self._restore(state, fingerprint)
 
         def keep() -> bool:
-            self.store.check_size(lambda: inputs.count_sound_bytes() + rendering.picture_bytes)
+            self.store.check_size(lambda: inputs.encoded_sound.num_bytes(inputs.num_frames) + rendering.picture_bytes)
             return state.save_rendering(rendering, fingerprint, self.bill.job_spent)
 
         preview.begin(inputs.sound, self.mark)
         warnings = warnings + inputs.media.warnings
-        self._render(inputs, rendering, preview, keep)
+        with inputs.encoded_sound.ahead(inputs.num_frames):
+            self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
         speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
         stretches: list[Stretch] = []
@@ -433,10 +445,14 @@ class VideoJob:
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
-        if self.context.resources.settings.model == "talker":
-            media.warnings.extend(not_drawn(first_frame(media.source, self.folder)))
         faces = find_faces(media.source, self.folder) if needs_faces(job) else None
         return media, speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
+
+    def _photographs(self, media: JobMedia, picture: Picture | None) -> list[str]:
+        """A warning if the embedded talker is to animate a photograph; `picture` is the source, if it has been read."""
+        if self.context.resources.settings.model != "talker":
+            return []
+        return not_drawn(first_frame(media.source, self.folder) if picture is None else as_image(picture.pixels))
 
     def _prepare(self) -> Inputs:
         """Downloads the media, embeds the speech and prepares the networks for the job.
@@ -451,15 +467,21 @@ class VideoJob:
         job, engine, stop = self.job, self.engine, self.context.stop
         media, regions = self._download()
         self.clock.enter(Stage.EMBEDDING)
-        tracks = make_tracks(job, media, engine, stop)
-        sound = mix_tracks(tracks.sound)
-        count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks.sound))))
-        self.store.check_size(count_sound_bytes)
-        speech = engine.embed(job, tracks.voices, stop)
-        self.bill.model = engine.model_name_for(job)
+        # The picture is read beside the speech: most of either is the start of a decoder.
+        with ThreadPoolExecutor(1, thread_name_prefix="picture") as beside:
+            is_picture = media.source.info.kind == "image"
+            reading = beside.submit(open_picture, media.source) if is_picture else None
+            tracks = make_tracks(job, media, engine, stop)
+            sound = mix_tracks(tracks.sound)
+            encoded_sound, num_frames = EncodedSound(sound), min(job.frame_limit, count_rows(tracks.sound))
+            self.store.check_size(lambda: encoded_sound.num_bytes(num_frames))
+            speech = engine.embed(job, tracks.voices, stop)
+            self.bill.model = engine.model_name_for(job)
+            picture = None if reading is None else reading.result()
+            media.warnings.extend(self._photographs(media, picture))
         self.clock.enter(Stage.LOAD)
         networks = engine.prepare(job, media.source.info, stop)
-        return Inputs(media, regions, tracks.sound, sound, count_sound_bytes, speech, networks)
+        return Inputs(media, picture, regions, tracks.sound, sound, encoded_sound, num_frames, speech, networks)
 
     def _restore(self, state: TaskState, fingerprint: str) -> Rendering:
         """The unfinished video of another worker, or a new rendering if there is none. Enters sampling."""
@@ -490,7 +512,15 @@ class VideoJob:
         stop, clock = self.context.stop, self.clock
         source, speech, regions, networks = inputs.media.source, inputs.speech, inputs.regions, inputs.networks
         request = Request(
-            self.job, rendering.seed, source, speech, regions, self.folder, networks, inputs.media.later_sources
+            self.job,
+            rendering.seed,
+            source,
+            speech,
+            regions,
+            self.folder,
+            networks,
+            inputs.media.later_sources,
+            inputs.picture,
         )
         arithmetic = str(self.engine.arithmetic(networks.choice))
         num_done, chunk_state = len(rendering.parts), rendering.chunk_state
@@ -500,7 +530,7 @@ class VideoJob:
             clock.end_step(step)
 
         def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
-            for chunk in self.engine.generate(request, should_stop, end_step, num_done, chunk_state):
+            for chunk in self.engine.generate(request, should_stop, end_step, num_done, chunk_state, is_beside=True):
                 clock.next_chunk()
                 yield chunk
 
@@ -508,27 +538,36 @@ class VideoJob:
         with closing(run_ahead(generate, self.engine.thread, stop)) as chunks:
             for decoded in chunks:
                 self.bill.references_encoded += decoded.has_encoded_reference
-                self._add(rendering, self.engine.finish(request, decoded), arithmetic)
+                try:
+                    self._add(rendering, request, decoded, arithmetic)
+                except DecodingEndedError:
+                    # The next item, of which there is none, raises the reason.
+                    continue
                 preview.publish(rendering.parts)
                 if keep() and not stop.leaves_time_for(clock.eta_s):
                     raise GenerationStopped
         preview.publish(rendering.parts, is_complete=True)
 
-    def _add(self, rendering: Rendering, chunk: Chunk, arithmetic: str) -> None:
-        """Encodes a chunk and adds it to the rendering; the thumbnail is the first chunk's first frame.
+    def _add(self, rendering: Rendering, request: Request, decoded: DecodedChunk, arithmetic: str) -> None:
+        """Finishes a chunk, encodes its frames as they come, and adds it to the rendering; the thumbnail is the first
+        chunk's first frame.
 
         Args:
+            request: of which the chunk is.
             arithmetic: how this worker computed the chunk.
+
+        Raises:
+            DecodingEndedError: its frames could not be decoded.
+            EncodeError: they could not be encoded.
         """
-        frames = chunk.frames
         file = self.folder / part_file(len(rendering.parts))
-        encoder = PartEncoder(file, *frames.shape[1:3])
-        encoder.write(frames)
+        encoder = PartEncoder(file, *decoded.resolution)
+        chunk = self.engine.finish(request, decoded, encoder.write)
         num_frames = encoder.close()
-        self.bill.video_s += num_frames / VIDEO_FPS
         if not rendering.parts:
-            write_thumbnail(frames[0], rendering.thumbnail, self.mark)
-            rendering.height, rendering.width = frames.shape[1:3]
+            write_thumbnail(chunk.frames[0], rendering.thumbnail, self.mark)
+            rendering.height, rendering.width = decoded.resolution
+        self.bill.video_s += num_frames / VIDEO_FPS
         part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
         rendering.parts.append(part)
         rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
@@ -547,7 +586,7 @@ class VideoJob:
         clock, folder = self.clock, self.folder
         clock.enter(Stage.MUX)
         artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
-        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark)
+        join_parts([part.path for part in rendering.parts], inputs.encoded_sound, artifacts.video, self.mark)
         credentials = self.context.resources.credentials
         if credentials is not None and self.mark is not None:
             credentials.sign(artifacts.video, "video/mp4", self.mark)
