@@ -116,8 +116,8 @@ def object_or_text(value: Any) -> str:
     return "<object>" if isinstance(value, dict | VoiceFrom) else "<text>"
 
 
-FIRST_AT_0 = Published({"prefixItems": [{"properties": {"from_s": {"const": 0}}}]})
-"""What `check_times` checks, as far as JSON Schema can say it."""
+FIRST_AT_0 = Published({"allOf": [{"prefixItems": [{"properties": {"from_s": {"const": 0}}}]}]})
+"""What `check_times` checks, as far as JSON Schema can say it. Beside `items`, `prefixItems` would take its place."""
 
 Prompts = Annotated[
     list[PromptFrom],

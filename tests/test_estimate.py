@@ -86,6 +86,8 @@ def test_a_video_costs_its_parts_and_further_speakers_more() -> None:
     assert two - one == pytest.approx(chunk_seconds(H100, chunk, 4, encodes_reference=False))
     of_video = video_seconds(H100, VideoWork(chunk, 2, references=2, speech_s=60.0))
     assert of_video > two
+    of_prompts = video_seconds(H100, VideoWork(chunk, 2, 1, 60.0, prompts=3))
+    assert of_prompts - two == pytest.approx(2 * H100.prompt)
     speakers = [evaluation_seconds(H100, work_of("quality", speakers=count)) for count in (1, 2, 3)]
     # Two of three branches have audio.
     assert speakers[1] - speakers[0] == pytest.approx(speakers[2] - speakers[1])

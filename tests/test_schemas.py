@@ -35,7 +35,41 @@ USERS_JOB = {
 }
 
 
+def prompts(*times: float) -> list[dict[str, Any]]:
+    """A list of prompts that are in force from these times on."""
+    return [{"from_s": time, "prompt": f"from {time}"} for time in times]
+
+
+def turns(*turns: tuple[str, float, float | None]) -> dict[str, Any]:
+    """A script of turns: speaker, begin and end."""
+    script = [{"speaker": speaker, "from_s": begin, "to_s": end} for speaker, begin, end in turns]
+    return {"audio_type": "script", "script": script}
+
+
 REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": prompts(2, 5)}, "prompt must say what is in force from the start: its first entry needs from_s 0"),
+    ({"prompt": [{"from_s": 0, "promt": "x"}]}, 'prompt.0 has an unknown field "promt"; the nearest known one'),
+    ({"prompt": [{"from_s": 0, "prompt": ""}]}, "prompt.0.prompt must have at least 1 character"),
+    ({"prompt": prompts(0, 5, 3)}, "prompt must be in the order of time: from_s 3 comes after 5"),
+    ({"prompt": prompts(0, 5, 5)}, "prompt has two entries with from_s 5; give each its own time"),
+    ({"prompt": prompts(0, 0.02)}, "prompt needs 0.04 s, a video frame, between entries: from_s 0 and 0.02"),
+    ({"prompt": prompts(*range(33))}, "prompt must have at most 32 items"),
+    ({"cond_video": [{"from_s": 0, "url": "a"}]}, 'cond_video.0 has an unknown field "url"; the nearest known one is '),
+    ({"cond_audio": {"person1": {"media": "a", "from_s": -1}}}, "cond_audio.person1.from_s must be greater than or eq"),
+    ({"audio_type": "script"}, 'needs a script with audio_type "script"'),
+    ({"script": [{"speaker": "person1", "from_s": 0}]}, "and takes none with another audio_type"),
+    (turns(("person2", 0, None)), "has a turn of person2 in script.0; those with sound are person1"),
+    (turns(("person1", 3, 4), ("person1", 1, 2)), "script must be in the order of time: script.1 begins at 1"),
+    (turns(("person1", 3, 2)), "script needs turns that last: script.0 begins at 3 and ends at 2"),
+    (turns(("person1", 0, 5), ("person1", 3, None)), "script needs one turn of a speaker at a time: script.1"),
+    (
+        {"cond_audio": {"person1": {"media": "a", "from_s": 1}}, "audio_type": "add"},
+        'takes from_s of cond_audio.person1 with audio_type "para" only',
+    ),
+    (
+        {"scene_seg": True, "cond_video": [{"from_s": 0, "media": "a"}, {"from_s": 1, "media": "b"}]},
+        "takes scene_seg with one cond_video only",
+    ),
     ({"frame_num": 80}, "frame_num must be 4n+1, e.g. 77 or 81, not 80"),
     ({"frame_nums": 81}, 'the input has an unknown field "frame_nums"; the nearest known one is "frame_num"'),
     ({"output_config": {"stor": "s3"}}, 'output_config has an unknown field "stor"; the nearest known one'),
@@ -144,6 +178,15 @@ BEYOND_SCHEMAS = (
     "sample_shift must be a finite",
     "prompt must be a valid string",
     "size has 4,194,304 pixels",
+    "prompt must be in the order of time",
+    "prompt has two entries",
+    "prompt needs 0.04 s",
+    "has a turn of person2",
+    "script must be in the order",
+    "script needs turns that last",
+    "script needs one turn",
+    "takes from_s of cond_audio",
+    "takes scene_seg with one",
 )
 """Refusals that JSON Schema, or JSON, has no words for."""
 
@@ -163,6 +206,14 @@ TAKEN: list[dict[str, Any]] = [
     {"recipe": "flashtalk", "loras": [{"name": "a"}] * 8},
     {"speech": {"gate": "auto"}},
     {"speech": {}},
+    {"prompt": prompts(0)},
+    {"prompt": prompts(0, 2.5, 3600)},
+    {"cond_video": [{"from_s": 0, "media": "a"}, {"from_s": 1, "media": "b"}]},
+    {"cond_audio": {"person1": {"media": "a"}, "person2": {"media": "b", "from_s": 2.5}, "person3": "c"}},
+    {"script": None, "audio_type": "para"},
+    turns(("person1", 0, 1), ("person1", 1, None)),
+    {"cond_audio": {"person1": "a", "person2": "b"}}
+    | turns(("person1", 0, 3), ("person2", 0, 2), ("person2", 2, None)),
     {"output_config": {"store": "volume", "preview": True}},
     {"output_config": {"preview": True}},
     {"output_config": {"store": "put", "video_url": "https://a.com/v", "thumbnail_url": "https://a.com/t"}},
@@ -191,6 +242,11 @@ MORE_REFUSALS: list[dict[str, Any]] = [
     {"speech": "auto"},
     {"speech": {"gate": True}},
     {"speech": {"gate": "on"}},
+    {"prompt": []},
+    {"cond_video": [{"from_s": 0, "media": "a"}] * 17},
+    {"cond_audio": {"person1": {"from_s": 1}}},
+    {"script": [], "audio_type": "script"},
+    {"script": [{"speaker": "anna", "from_s": 1}], "audio_type": "script"},
     {"loras": [{"name": "a", "scale": 4.5}]},
     {"output_config": {"store": "inline", "preview": True}},
     {"output_config": {"store": "put", "video_url": "https://a.com/v", "thumbnail_url": None}},

@@ -1,4 +1,7 @@
-"""Prompts and pictures that change along a video, speech that begins later, and speakers who take turns by a script."""
+"""Prompts and pictures that change along a video, speech that begins later, and speakers who take turns by a script.
+
+In `test_worker_resume.py` a worker is killed within a change.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,9 @@ from infinitetalk.worker.engine import Scene
 from infinitetalk.worker.engine.timeline import first_frame, open_stretches, plan_stretches
 from infinitetalk.worker.job.resume import request_fingerprint
 from infinitetalk.worker.traffic.fetch import Media
-from schemas import Stage, Success, parse_input
+from schemas import Stage, parse_input
 from tests.job_inputs import data_uri, picture_bytes, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tools.queue_server import LocalQueue
-from tools.worker_process import JOB_TIMEOUT_S, worker_of
 
 NUM_FRAMES = 17
 CHANGE = 8
@@ -188,25 +189,6 @@ def test_times_are_those_of_the_video_in_each_of_its_scenes() -> None:
 @pytest.mark.parametrize(("seconds", "frame"), [(0, 0), (0.04, 1), (0.3, 8), (0.32, 8), (0.33, 9), (2.88, 72)])
 def test_a_time_is_the_first_frame_that_is_not_before_it(seconds: float, frame: int) -> None:
     assert first_frame(seconds) == frame
-
-
-def test_a_job_that_loses_its_worker_within_a_change_goes_on_with_the_same_frames(tmp_path: Path) -> None:
-    job = streaming_job(
-        prompt=prompts((0.1, "A man sings in the rain")),
-        cond_video=pictures((0.1, OTHER_PICTURE)),
-        sample_steps=12,
-    )
-    with LocalQueue() as queue:
-        with worker_of(queue, tmp_path) as worker:
-            job_id = queue.post(job)
-            worker.wait_for_event("resume.stored", job_id=job_id, details={"chunks": 2})
-            worker.kill()
-        with worker_of(queue, tmp_path) as worker:
-            resumed = worker.wait_for_event("job.resumed", job_id=job_id)
-            killed = Success.model_validate(queue.wait(job_id, JOB_TIMEOUT_S).output, strict=False)
-            _, whole = worker.success(job)
-            assert resumed["details"]["chunks"] >= 2, "the change is in the second chunk"
-            assert np.array_equal(worker.frames(killed), worker.frames(whole))
 
 
 def test_a_job_that_is_stopped_before_a_change_goes_on_with_it(local_worker: LocalWorker) -> None:

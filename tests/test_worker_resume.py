@@ -39,7 +39,7 @@ from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
 from infinitetalk.worker.stores.volume import VolumeObjects
 from schemas import SingleJob, Stage, Success
-from tests.job_inputs import picture_bytes, scenes_bytes, small_job, speech_uri
+from tests.job_inputs import picture_bytes, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker, ready
 from tests.s3_server import S3Server
 from tools.queue_server import LocalQueue
@@ -53,6 +53,16 @@ def streaming_job(**changes: object) -> dict:
     """A job of four chunks, or of as many as its speech has."""
     job = {"mode": "streaming", "cond_audio": {"person1": speech_uri(0.68)}, "sample_steps": 12}
     return small_job(**job | changes)
+
+
+def changing_job(**changes: object) -> dict:
+    """A job of four chunks whose prompt and picture change in the second one."""
+    pictures = [picture_uri(), picture_uri(white=slice(20, 50))]
+    times = {
+        field: [{"from_s": time, name: value} for time, value in zip((0, 0.1), values, strict=True)]
+        for field, name, values in (("prompt", "prompt", ["She talks", "She sings"]), ("cond_video", "media", pictures))
+    }
+    return streaming_job(**times | changes)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,7 @@ def leftovers(worker: Worker) -> list[str]:
 def test_a_killed_worker_costs_one_chunk_and_a_drained_one_none(queue, folder):
     seed = -1  # the next worker must know which one it was
     with worker_of(queue, folder) as worker:
-        killed_id = queue.post(streaming_job(base_seed=seed))
+        killed_id = queue.post(changing_job(base_seed=seed))
         worker.wait_for_event("resume.stored", job_id=killed_id, details={"chunks": 2})
         worker.kill()
     with worker_of(queue, folder, SHUTDOWN_GRACE_S="0") as worker:
@@ -95,7 +105,7 @@ def test_a_killed_worker_costs_one_chunk_and_a_drained_one_none(queue, folder):
         resumed = worker.events("job.resumed", job_id=drained_id)[0]["details"]["chunks"]
         assert [line["details"]["chunks"] for line in stored] == list(range(resumed + 1, NUM_CHUNKS + 1))
 
-        _, never_killed = worker.success(streaming_job(base_seed=killed.params["base_seed"]))
+        _, never_killed = worker.success(changing_job(base_seed=killed.params["base_seed"]))
         _, never_drained = worker.success(streaming_job())
         assert np.array_equal(worker.frames(killed), worker.frames(never_killed))
         assert np.array_equal(worker.frames(drained), worker.frames(never_drained))

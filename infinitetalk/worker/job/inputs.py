@@ -141,7 +141,7 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
         sound = [normalise_loudness(track) for track in spoken]
         tracks = Tracks(sound, sound)
     else:
-        check_begins(job, max_seconds)
+        check_begins(job, max_seconds - 1 / VIDEO_FPS)
         voices = read_voices(job, media, max_seconds, should_stop)
         media.warnings.extend(script_losses(job, media.speech))
 
@@ -188,7 +188,7 @@ def count_rows(tracks: Sequence[np.ndarray]) -> int:
 def read_voices(
     job: SingleJob, media: JobMedia, max_seconds: float, should_stop: Callable[[], bool]
 ) -> list[Voice | None]:
-    """The voice of each speaker; None for a silent speaker, and for one who begins after `max_seconds`.
+    """The voice of each speaker; None for a silent speaker, and for one who begins in the last frame or later.
 
     Appends to `media.warnings`.
 
@@ -199,7 +199,7 @@ def read_voices(
     voices: list[Voice | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
         begin = job.voices[speaker]
-        if medium is None or begin is None or begin.from_s >= max_seconds:
+        if medium is None or begin is None or begin.from_s >= max_seconds - 1 / VIDEO_FPS:
             voices.append(None)
             continue
         with naming(f"cond_audio.{speaker}"):

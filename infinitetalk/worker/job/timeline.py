@@ -46,14 +46,14 @@ def arrange_voices(job: SingleJob, waveforms: Sequence[np.ndarray | None]) -> li
     return arrange_tracks(waveforms, job.audio_type, delays if job.audio_type == "para" else None)
 
 
-def check_begins(job: SingleJob, max_seconds: float) -> None:
-    """Checks that somebody speaks before a video's end, `max_seconds` at the latest.
+def check_begins(job: SingleJob, latest_s: float) -> None:
+    """Checks that somebody begins to speak before a time.
 
     Raises:
         WorkerError: nobody does.
     """
     begins = [turn.from_s for turn in job.turns] or [voice.from_s for voice in job.voices.values() if voice is not None]
-    if begins and min(begins) >= max_seconds:
+    if begins and min(begins) >= latest_s:
         field = "script" if job.script is not None else "cond_audio"
         raise WorkerError(
             ErrorCode.INPUT_VALIDATION,
