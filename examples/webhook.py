@@ -12,6 +12,7 @@ prints the address that a job names as its `webhook`, beside `input`. Without RU
 from __future__ import annotations
 
 import argparse
+import errno
 import hmac
 import json
 import os
@@ -128,7 +129,13 @@ def main() -> None:
     url = options.url or (f"{RUNPOD_URL}/{endpoint}" if endpoint else LOCAL_URL)
     client = InfiniteTalkClient(url, os.environ.get("RUNPOD_API_KEY", LOCAL_KEY))
     options.folder.mkdir(parents=True, exist_ok=True)
-    with Receiver(("127.0.0.1", options.port), client, options.folder, secret) as receiver:
+    try:
+        receiver = Receiver(("127.0.0.1", options.port), client, options.folder, secret)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        sys.exit(f"port {options.port} is taken: choose another one with --port")
+    with receiver:
         # From outside, by way of a server or tunnel with https.
         print(f"webhook: http://127.0.0.1:{receiver.server_port}/infinitetalk/$WEBHOOK_SECRET", flush=True)
         try:

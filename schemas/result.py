@@ -201,6 +201,9 @@ class Plan(StrictModel):
     recipes: list[RecipeCost] = Field(default_factory=list)
     """Every recipe by which this worker could run the job, with its cost."""
 
+    voices: list[str] = Field(default_factory=list)
+    """Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak."""
+
     params: dict[str, Any]
     """The parameters as they would be used; a random seed is still -1."""
 

@@ -236,6 +236,8 @@ export interface ItemPlan {
   estimate_usd?: number | null;
   /** Every recipe by which this worker could run the job, with its cost. */
   recipes: RecipeCost[];
+  /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
+  voices: string[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -344,6 +346,8 @@ export interface Plan {
   estimate_usd?: number | null;
   /** Every recipe by which this worker could run the job, with its cost. */
   recipes: RecipeCost[];
+  /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
+  voices: string[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */

@@ -344,6 +344,7 @@ class VideoJob:
             worker=release_of(self.context.resources.settings),
             warnings=warnings + left_out,
             recipes=recipes,
+            voices=engine.voices,
             **plan_facts(video, self.context.resources.settings),
         )
         self.clock.enter(Stage.COMPLETED)
