@@ -43,12 +43,13 @@ class Receiver(ThreadingHTTPServer):
     """
 
     def __init__(self, address: tuple[str, int], client: InfiniteTalkClient, folder: Path, secret: str) -> None:
-        super().__init__(address, Post)
+        # Before the port is taken: where it cannot be, `server_close` is called.
         self.secret = secret
         self._client, self._folder = client, folder
         self._fetching: set[str] = set()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=4)
+        super().__init__(address, Post)
 
     @property
     def path(self) -> str:
