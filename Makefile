@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAGE_VENV := .venv-page
 
-.PHONY: demo serve page bench rehearse profile test test-long fuzz kills soak quality lint types format schemas lock pins clean
+.PHONY: demo serve page voices bench rehearse profile test test-long fuzz kills soak quality lint types format schemas lock pins clean
 
 demo: $(VENV)/.requirements
 	$(BIN)/python handler.py --test_input "$$(cat examples/single_image.json)"
@@ -21,7 +21,12 @@ serve: $(VENV)/.requirements
 page: $(PAGE_VENV)/.requirements
 	$(PAGE_VENV)/bin/python examples/app.py
 
+# Samples of the voices, for the page; with words where Kokoro's weights are.
+voices: $(VENV)/.requirements
+	$(BIN)/python -m tools.voice_samples
+
 test: lint types
+	@echo "The tests take about half an hour on two cores; make demo takes half a minute."
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m "not long"
 
 # Minutes: long tests; short forms of them are part of `make test`.

@@ -8,9 +8,16 @@ import multiprocessing
 import sys
 from contextlib import nullcontext, redirect_stdout
 
+PYTHONS = ((3, 11), (3, 12))
+"""Versions of Python that the pinned packages are for."""
+
 
 def main() -> None:
     """Starts to take jobs at once, while a thread loads the libraries and the model."""
+    if sys.version_info[:2] not in PYTHONS:
+        sys.exit(
+            f"Python 3.11 or 3.12 is needed, and this is {sys.version.split()[0]}: run handler.py with one of them"
+        )
     # Imported here, because the SDK's ping process imports this file too and must stay small.
     from infinitetalk.worker.logs import configure_logs
     from infinitetalk.worker.settings import Settings, default_environment

@@ -8,14 +8,16 @@ import mimetypes
 import shlex
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
-from infinitetalk_client import InfiniteTalkClient, InfiniteTalkError, plan_lines
+import requests
+from infinitetalk_client import RECIPES, InfiniteTalkClient, InfiniteTalkError, plan_lines
 from PIL import Image, ImageDraw
 
 SCHEMA = Path(__file__).parents[1] / "schemas/single_job.schema.json"
@@ -37,6 +39,18 @@ SMALL_JOB = {
     "dry_run": True,
 }
 """A job that `make serve` only plans, to tell its model."""
+
+USUAL_VOICES = ("am_adam", "af_heart")
+"""Voices of Kokoro's to choose from as long as the endpoint's own are unknown; any other may be typed."""
+
+SAMPLES_INDEX = "voices.json"
+NO_SAMPLES = "There are no samples of voices here: <code>make voices</code> makes them."
+
+PREVIEWS = Path(tempfile.gettempdir()) / "infinitetalk-page-previews"
+GROWS_FROM = 3
+"""Segments from which Chromium plays a playlist that grows; a shorter one it plays only as a complete one."""
+
+PREVIEW_TIMEOUT_S = 5.0
 
 Point = list[int]
 Box = list[int]
@@ -130,14 +144,48 @@ def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, A
     return job | {name: fields[name] for name in same} | {"output_config": output_config}
 
 
-def prices(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> tuple[str, str]:
-    """The cost of a job by each recipe of the endpoint, and the endpoint's model, as HTML; makes no video.
+def plan_of(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> dict[str, Any]:
+    """The plan of a job; makes no video.
 
     Raises:
         InfiniteTalkError: the endpoint refuses the job or does not answer.
     """
-    plan = client.run(job | {"dry_run": True}, poll_s=poll_s)
-    return "<br>".join(html.escape(line) for line in plan_lines(plan)), model_banner(plan)
+    return client.run(job | {"dry_run": True}, poll_s=poll_s)
+
+
+def prices(plan: dict[str, Any]) -> str:
+    """What a plan's job costs, by each recipe of the endpoint, and the plan's warnings, as HTML."""
+    told = [*plan_lines(plan), *plan["warnings"], "Seconds and dollars are estimated."]
+    return "<br>".join(html.escape(line) for line in told)
+
+
+def recipe_choices(plan: dict[str, Any] | None, is_of_this_job: bool) -> list[tuple[str, str]]:
+    """The recipes to choose from: what is shown, and its value.
+
+    Args:
+        plan: of a job at the endpoint; None: the endpoint was not asked.
+        is_of_this_job: whether the plan is of the job on the page, so that its costs are shown.
+    """
+    if plan is None:
+        return [("as set below", ""), *((name, name) for name in RECIPES)]
+    costs = {cost["recipe"]: cost for cost in plan["recipes"]}
+    own = _cost(plan) if is_of_this_job else ""
+    choices = [(f"as set below{own}", "")]
+    for name in RECIPES:
+        if name not in costs:
+            choices.append((f"{name}: not at this endpoint", name))
+        else:
+            choices.append((f"{name}{_cost(costs[name]) if is_of_this_job else ''}", name))
+    return choices
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    """Seconds and dollars of a plan or of a recipe in it, as they stand behind its name; evaluations if neither is
+    known."""
+    if "estimate_s" not in cost:
+        return f": {cost['evaluations']} evaluations"
+    dollars = f", ${cost['estimate_usd']:.2f}" if "estimate_usd" in cost else ""
+    return f": about {cost['estimate_s']:.0f} s{dollars}, estimated"
 
 
 def model_banner(plan: dict[str, Any]) -> str:
@@ -149,28 +197,70 @@ def model_banner(plan: dict[str, Any]) -> str:
     return f'<div class="model {kind}" role="note">Model <b>{html.escape(name)}</b>: {told}.{by_recipes}</div>'
 
 
+def voice_note(plan: dict[str, Any]) -> str:
+    """What is to know about an endpoint's voices, as HTML."""
+    if not plan["voices"]:
+        return "This endpoint cannot speak a text: it has no weights of Kokoro."
+    if plan["model"] in EMBEDDED:
+        return "This endpoint speaks with random weights: its speech is as long as the text, but has no words."
+    return ""
+
+
 class EndpointModel:
     """The model of the page's endpoint: asked for once, for all who open the page.
 
-    An endpoint on Runpod is not asked, because a worker would start for it; `prices` tells its model.
+    An endpoint on Runpod is not asked, because a worker would start for it; a plan of a job tells its model.
     """
 
     def __init__(self, client: InfiniteTalkClient, poll_s: float) -> None:
         self._client, self._poll_s = client, poll_s
-        self._banner: str | None = None
+        self._plan: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
-    def banner(self) -> str:
-        """The model as HTML, or why it is unknown."""
+    def ask(self) -> tuple[str, dict[str, Any] | None]:
+        """The model as HTML, or why it is unknown; and the plan of a small job, None if there is none."""
         if not self._client.is_local:
-            return '<div class="model" role="note">Prices tells which model this endpoint has, and its recipes.</div>'
+            unasked = "Prices tells which model this endpoint has, and its recipes."
+            return f'<div class="model" role="note">{unasked}</div>', None
         with self._lock:
-            if self._banner is None:
+            if self._plan is None:
                 try:
-                    self._banner = model_banner(self._client.run(SMALL_JOB, poll_s=self._poll_s))
+                    self._plan = plan_of(self._client, SMALL_JOB, self._poll_s)
                 except InfiniteTalkError as error:
-                    return f'<div class="model" role="note">The model is unknown: {html.escape(str(error))}.</div>'
-            return self._banner
+                    unknown = f"The model is unknown: {html.escape(str(error))}."
+                    return f'<div class="model" role="note">{unknown}</div>', None
+            return model_banner(self._plan), self._plan
+
+
+@dataclass(frozen=True)
+class VoiceSamples:
+    """Samples of voices, which `python -m tools.voice_samples` made on the machine of the page.
+
+    Attributes:
+        files: the sample of each voice.
+        warnings: what is wrong with all of them.
+    """
+
+    files: Mapping[str, Path]
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> VoiceSamples:
+        """The samples in a folder; none if it has no index."""
+        try:
+            index = json.loads((folder / SAMPLES_INDEX).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls({})
+        files = {voice: folder / name for voice, name in index["samples"].items()}
+        return cls(files, tuple(index["warnings"]))
+
+    def of(self, voice: str) -> tuple[str | None, str]:
+        """A voice's sample, and what is to know about it as HTML."""
+        if not self.files:
+            return None, NO_SAMPLES
+        if voice not in self.files:
+            return None, f"There is no sample of {html.escape(voice)}." if voice else ""
+        return str(self.files[voice]), "<br>".join(f"The sample: {html.escape(line)}." for line in self.warnings)
 
 
 @cache
@@ -200,16 +290,52 @@ def bar(progress: dict[str, Any]) -> str:
     """Progress as a line of HTML."""
     left = f", {progress['eta_s']:.0f} s left" if progress.get("eta_s") else ""
     pct = progress["pct"]
-    return f'<progress value="{pct}" max="100" style="width:100%"></progress> {progress["stage"]} {pct:.0f} %{left}'
+    shown = f'<progress value="{pct}" max="100" aria-label="Progress" style="width:100%"></progress>'
+    return f"{shown} {progress['stage']} {pct:.0f} %{left}"
 
 
 def player(address: str) -> str:
-    """A player of a growing playlist, as HTML; browsers that support HLS play it while the job runs.
+    """A player of a playlist, as HTML; browsers that support HLS play it while the job runs.
 
-    Chromium gives up on a growing playlist of fewer than three segments, so it is made to try again.
+    If it cannot be played yet, the player tries again.
     """
     again = "setTimeout(() => { this.src = this.src }, 1000)"
-    return f'<video src="{html.escape(address)}" onerror="{again}" controls autoplay style="width:100%"></video>'
+    source = html.escape(address)
+    return f'<video src="{source}" onerror="{again}" controls autoplay aria-label="Preview" style="width:100%"></video>'
+
+
+class ShortPreview:
+    """What the player gets of a playlist that grows: while it is short, a copy that ends after the segments so far."""
+
+    def __init__(self) -> None:
+        PREVIEWS.mkdir(exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(dir=PREVIEWS))
+        self._grows = False
+
+    def playable(self, address: str) -> str:
+        """Address of the playlist to play now: a copy, served by the page, or `address` itself.
+
+        Args:
+            address: of the playlist that grows.
+        """
+        if self._grows:
+            return address
+        try:
+            answer = requests.get(address, timeout=PREVIEW_TIMEOUT_S)
+            answer.raise_for_status()
+        except requests.RequestException:
+            # The browser may reach what the page does not.
+            return address
+        lines = answer.text.splitlines()
+        num_segments = sum(line.startswith("#EXTINF") for line in lines)
+        self._grows = num_segments >= GROWS_FROM
+        if self._grows or num_segments == 0:
+            return address
+        copy = self._folder / f"{num_segments}.m3u8"
+        if not copy.exists():
+            ended = [line if line.startswith("#") else urljoin(address, line) for line in lines]
+            copy.write_text("\n".join([*ended, "#EXT-X-ENDLIST", ""]), encoding="utf-8")
+        return f"/gradio_api/file={copy}"
 
 
 @dataclass(frozen=True)
@@ -220,7 +346,7 @@ class Shown:
         status: a line of HTML.
         video: file of the finished video.
         job_id: the job's id, once it has one.
-        preview: address of the playlist of the finished chunks.
+        preview: address of a playlist of the finished chunks.
     """
 
     status: str
@@ -299,6 +425,7 @@ def attach(client: InfiniteTalkClient, job_id: str, poll_s: float, tabs: Tabs, t
 
 def follow(client: InfiniteTalkClient, job_id: str, poll_s: float) -> Iterator[Shown]:
     """Yields a job's state until it ends; if nobody looks any longer, the job goes on."""
+    short = ShortPreview()
     try:
         progress = client.watch(job_id, poll_s)
         while True:
@@ -307,15 +434,24 @@ def follow(client: InfiniteTalkClient, job_id: str, poll_s: float) -> Iterator[S
             except StopIteration as end:
                 result = end.value
                 break
-            yield Shown(bar(message), job_id=job_id, preview=client.preview_address(message))
+            address = client.preview_address(message)
+            yield Shown(bar(message), job_id=job_id, preview=address and short.playable(address))
         folder = tempfile.mkdtemp(prefix="infinitetalk-page-")
         file = client.download(result, Path(folder) / "talk.mp4")
     except InfiniteTalkError as error:
         yield Shown(f"<b>{html.escape(str(error))}</b>", job_id=job_id)
         return
-    warnings = "".join(f"<br>{html.escape(warning)}" for warning in result["warnings"])
     done = bar({"stage": "completed", "pct": 100})
-    yield Shown(f"{done} by {html.escape(result['model'])}{warnings}", video=str(file), job_id=job_id)
+    told = f"{done} by {html.escape(result['model'])}{warning_list(result['warnings'])}"
+    yield Shown(told, video=str(file), job_id=job_id)
+
+
+def warning_list(warnings: list[str]) -> str:
+    """A result's warnings as HTML."""
+    if not warnings:
+        return ""
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
+    return f'<div class="warnings"><b>Warnings</b><ul>{items}</ul></div>'
 
 
 def cancel(client: InfiniteTalkClient, tabs: Tabs, tab: str) -> None:

@@ -12,6 +12,7 @@ prints the address that a job names as its `webhook`, beside `input`. Without RU
 from __future__ import annotations
 
 import argparse
+import errno
 import hmac
 import json
 import os
@@ -42,12 +43,13 @@ class Receiver(ThreadingHTTPServer):
     """
 
     def __init__(self, address: tuple[str, int], client: InfiniteTalkClient, folder: Path, secret: str) -> None:
-        super().__init__(address, Post)
+        # Before the port is taken: where it cannot be, `server_close` is called.
         self.secret = secret
         self._client, self._folder = client, folder
         self._fetching: set[str] = set()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=4)
+        super().__init__(address, Post)
 
     @property
     def path(self) -> str:
@@ -128,7 +130,13 @@ def main() -> None:
     url = options.url or (f"{RUNPOD_URL}/{endpoint}" if endpoint else LOCAL_URL)
     client = InfiniteTalkClient(url, os.environ.get("RUNPOD_API_KEY", LOCAL_KEY))
     options.folder.mkdir(parents=True, exist_ok=True)
-    with Receiver(("127.0.0.1", options.port), client, options.folder, secret) as receiver:
+    try:
+        receiver = Receiver(("127.0.0.1", options.port), client, options.folder, secret)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        sys.exit(f"port {options.port} is taken: choose another one with --port")
+    with receiver:
         # From outside, by way of a server or tunnel with https.
         print(f"webhook: http://127.0.0.1:{receiver.server_port}/infinitetalk/$WEBHOOK_SECRET", flush=True)
         try:

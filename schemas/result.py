@@ -241,6 +241,8 @@ class Plan(StrictModel):
     """Each speaker's place in the source, person1 first."""
     timeline: list[Stretch] | None = None
     """Which chunks take which prompt and picture; null if the job has only one of each."""
+    voices: list[str] = Field(default_factory=list)
+    """Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak."""
 
     params: dict[str, Any]
     """The parameters as they would be used; a random seed is still -1."""

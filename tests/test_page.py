@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 START_TIMEOUT_S = 90
 VIDEO_TIMEOUT_MS = 120_000
 POLL_S = 0.1
+AXE = "axe-core@4.14.1"
+AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 FIELDS: dict[str, Any] = {
     "source": str(MEDIA / "portrait.jpg"),
@@ -183,27 +187,96 @@ def test_a_recipe_takes_the_place_of_the_parameters_that_it_sets(page, client):
 
 def test_prices_are_those_of_the_endpoints_recipes(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE | {"frame_num": 81})
+    plan = page.plan_of(client, job, POLL_S)
     # Seconds are told once the endpoint has made a chunk, which an earlier test may have asked for.
-    told, banner = page.prices(client, job, POLL_S)
-    first, *lines = re.sub(r", about \d+ s", "", told).split("<br>")
+    first, *lines = re.sub(r", about \d+ s", "", page.prices(plan)).split("<br>")
     assert first.startswith("81 frames of 64x64, 3.24 s; 1 chunks, 1 evaluations by tiny-random")
     assert lines[0] == "  recipe quality: 1 evaluations"
-    assert "Model <b>tiny-random</b>: the embedded model with random weights" in banner
-    assert "quality" in banner
+    assert lines[-1] == "Seconds and dollars are estimated."
+    assert "Model <b>tiny-random</b>: the embedded model with random weights" in page.model_banner(plan)
 
 
-def test_the_endpoints_model_is_told_and_asked_for_once(page, client, endpoint):
+def test_recipes_are_listed_with_what_the_job_would_cost_by_each(page):
+    costs = [
+        {"recipe": "quality", "evaluations": 120, "estimate_s": 91.6, "estimate_usd": 0.254},
+        {"recipe": "flashtalk", "evaluations": 20},
+    ]
+    plan = {"evaluations": 32, "estimate_s": 20.2, "recipes": costs}
+    shown = {value: label for label, value in page.recipe_choices(plan, is_of_this_job=True)}
+    assert list(shown) == ["", *RECIPES]
+    assert shown[""] == "as set below: about 20 s, estimated"
+    assert shown["quality"] == "quality: about 92 s, $0.25, estimated"
+    assert shown["flashtalk"] == "flashtalk: 20 evaluations"
+    assert shown["lora-8"] == "lora-8: not at this endpoint"
+    # Another job's costs say nothing of this one.
+    assert dict(page.recipe_choices(plan, is_of_this_job=False)).keys() >= {"as set below", "quality"}
+    assert [label for label, _ in page.recipe_choices(None, is_of_this_job=False)][1:] == list(RECIPES)
+
+
+def test_the_endpoints_model_and_voices_are_told_and_asked_for_once(page, client, endpoint):
     model = page.EndpointModel(client, POLL_S)
-    banners = {model.banner() for _ in range(3)}
+    banners = {model.ask()[0] for _ in range(3)}
     assert len(banners) == 1
     assert 'class="model embedded"' in banners.pop()
+    _, plan = model.ask()
+    assert "am_adam" in plan["voices"]
+    assert "has no words" in page.voice_note(plan)
+    assert "cannot speak a text" in page.voice_note(plan | {"voices": []})
+    assert page.voice_note(plan | {"model": "InfiniteTalk"}) == ""
     nowhere = page.EndpointModel(page.InfiniteTalkClient("http://127.0.0.1:9/v2/local"), POLL_S)
-    assert "The model is unknown: http://127.0.0.1:9/v2/local does not answer" in nowhere.banner()
+    banner, plan = nowhere.ask()
+    assert plan is None and "The model is unknown: http://127.0.0.1:9/v2/local does not answer" in banner
 
 
 def test_a_deployed_endpoint_is_not_asked_for_its_model_which_would_start_a_worker(page):
     deployed = page.InfiniteTalkClient("https://api.example.com/v2/endpoint")
-    assert "Prices tells which model" in page.EndpointModel(deployed, POLL_S).banner()
+    banner, plan = page.EndpointModel(deployed, POLL_S).ask()
+    assert plan is None and "Prices tells which model" in banner
+
+
+def test_a_sample_of_a_voice_says_what_is_wrong_with_it(page, tmp_path):
+    assert page.VoiceSamples.read(tmp_path).of("am_adam") == (None, page.NO_SAMPLES)
+    index = {"samples": {"am_adam": "am_adam.wav"}, "warnings": ["spoken by random weights"]}
+    (tmp_path / page.SAMPLES_INDEX).write_text(json.dumps(index))
+    samples = page.VoiceSamples.read(tmp_path)
+    assert samples.of("am_adam") == (str(tmp_path / "am_adam.wav"), "The sample: spoken by random weights.")
+    assert samples.of("<b>") == (None, "There is no sample of &lt;b&gt;.")
+    assert samples.of("") == (None, "")
+
+
+class Playlist(BaseHTTPRequestHandler):
+    """A playlist that has one segment more each time."""
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        segments = "".join(f"#EXTINF:1.000,\n{number}.ts\n" for number in range(self.server.asked))
+        body = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n{segments}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Logs nothing."""
+
+
+def test_a_short_preview_is_played_as_a_complete_one_and_a_longer_one_as_it_grows(page):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Playlist) as server:
+        server.asked = 0
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        address, short = f"{root}/talk.preview/index.m3u8", page.ShortPreview()
+        for number in (1, 2):
+            copy = Path(short.playable(address).removeprefix("/gradio_api/file="))
+            assert copy.is_relative_to(page.PREVIEWS)
+            lines = copy.read_text().splitlines()
+            assert [line for line in lines if line[0] != "#"] == [f"{root}/talk.preview/{i}.ts" for i in range(number)]
+            assert lines[-1] == "#EXT-X-ENDLIST"
+        assert short.playable(address) == short.playable(address) == address
+        assert server.asked == 3
+        server.shutdown()
+    # The browser may reach what the page does not.
+    assert page.ShortPreview().playable(address) == address
 
 
 def test_an_embedded_model_has_a_banner_and_a_published_one_its_name(page):
@@ -379,9 +452,10 @@ def test_the_preview_shows_boxes_and_the_corner_that_waits(page):
 class OnPage:
     """The page in a browser, with a picture and a voice chosen."""
 
-    def __init__(self, browser: Browser, address: str) -> None:
-        self.page = browser.new_page(viewport={"width": 1280, "height": 1100})
+    def __init__(self, browser: Browser, address: str, width: int = 1280) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 1100})
         self.page.goto(address)
+        self.page.click("#parameters button")
         self.page.set_input_files("#source input[type=file]", MEDIA / "portrait.jpg")
         self.page.wait_for_selector("#preview img")
         self.page.set_input_files("#voice1 input[type=file]", MEDIA / "speech.wav")
@@ -432,7 +506,10 @@ def test_what_has_been_made_plays_while_the_job_goes_on(address, browser):
     page.fill("#frame_num input[type=number]", "17")
     page.fill("#sample_steps input[type=number]", "40")
     page.click("#generate")
-    page.wait_for_selector("#growing video", timeout=VIDEO_TIMEOUT_MS)
+    # The first chunk plays alone, as a playlist that is complete.
+    page.wait_for_selector("#growing video[src*='/1.m3u8']", timeout=VIDEO_TIMEOUT_MS)
+    page.wait_for_function("document.querySelector('#growing video').currentTime > 0.1")
+    page.wait_for_selector("#growing video:not([src*='gradio_api'])", timeout=VIDEO_TIMEOUT_MS)
     page.wait_for_function("document.querySelector('#growing video').currentTime > 0.1")
     assert "completed" not in page.inner_text("#status")
     page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
@@ -500,6 +577,94 @@ def test_the_page_tells_its_model_and_has_help_at_every_parameter(address, brows
     page.goto(address)
     page.wait_for_selector("#model .embedded", timeout=VIDEO_TIMEOUT_MS)
     assert "tiny-random" in page.inner_text("#model")
+    page.click("#parameters button")
+    page.wait_for_selector("#sample_steps")
     text = page.inner_text("body")
     for name in ("sample_steps", "motion_frame", "use_apg", "base_seed"):
         assert " ".join(str(SingleJob.model_fields[name].description).split()) in text
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core's program, which npm fetches once into .cache/."""
+    folder = CHECKOUT / ".cache/axe"
+    program = folder / "node_modules/axe-core/axe.min.js"
+    if not program.exists():
+        if (npm := shutil.which("npm")) is None:
+            pytest.skip("there is no npm on the PATH, which fetches axe-core")
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), AXE]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            pytest.skip(f"npm cannot fetch axe-core: {done.stderr.strip().splitlines()[-1]}")
+    return program.read_text(encoding="utf-8")
+
+
+def faults_of(page: Page, axe: str) -> list[str]:
+    """What axe-core finds on the page against WCAG 2.2 AA and its own best practices."""
+    page.evaluate(axe)
+    found = page.evaluate("tags => axe.run(document, {runOnly: tags})", AXE_TAGS)
+    assert len(found["passes"]) > 20
+    return [f"{fault['id']}: {node['html']}" for fault in found["violations"] for node in fault["nodes"]]
+
+
+@needs_chromium
+@needs_packages
+def test_the_page_is_accessible_at_the_width_of_desktops_and_of_phones(address, browser, axe):
+    for width in (1280, 390):
+        on_page = OnPage(browser, address, width)
+        page = on_page.page
+        page.fill("#frames input", "17")
+        page.click("#generate")
+        page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
+        status_has(page, "Warnings")
+        assert faults_of(page, axe) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.get_by_role("tab", name="Text").click()
+        page.wait_for_selector("#speaker1 input")
+        assert faults_of(page, axe) == []
+        page.emulate_media(color_scheme="dark")
+        page.reload()
+        page.wait_for_selector("#model .embedded")
+        assert page.evaluate("document.body.classList.contains('dark')")
+        assert faults_of(page, axe) == []
+        page.close()
+
+
+@needs_chromium
+@needs_packages
+def test_the_keyboard_alone_makes_a_video(address, browser):
+    page = OnPage(browser, address).page
+    page.fill("#frames input", "17")
+    page.focus("#prompt textarea, #prompt input")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "generate":
+            break
+    assert page.evaluate("document.activeElement.id") == "generate"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
+
+
+@needs_chromium
+@needs_packages
+def test_prices_stand_in_the_list_of_recipes(address, browser):
+    page = OnPage(browser, address).page
+    page.click("#prices")
+    status_has(page, "estimated")
+    page.click("#recipe input")
+    page.wait_for_function("document.body.innerText.includes('lora-8: not at this endpoint')")
+
+
+@needs_packages
+def test_a_port_that_is_taken_is_a_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [str(PAGE_PYTHON), "examples/app.py", "--port", str(port)]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"port {port} is taken")
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """The example receiver fetches the videos of the jobs that it is told of, and is fooled by nobody."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,17 @@ WAIT_S = 30.0
 def queue(tmp_path: Path) -> Iterator[LocalQueue]:
     with queue_with_video(tmp_path) as queue:
         yield queue
+
+
+def test_a_port_that_is_taken_is_a_sentence(queue: LocalQueue, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "examples/webhook.py", "--url", queue.endpoint.url, "--port", port]
+        environment = os.environ | {"WEBHOOK_SECRET": SECRET}
+        done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"port {port} is taken: choose another one with --port\n")
 
 
 @pytest.fixture

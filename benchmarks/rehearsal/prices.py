@@ -58,6 +58,7 @@ JOB = {
 }
 MINUTE = 60 * VIDEO_FPS
 SIZES = {"480": "infinitetalk-480", "720": "infinitetalk-720"}
+README_CARDS = ("H100", "H200")
 DOCUMENTS = (CHECKOUT / "README.md", CHECKOUT / "docs/deploy.md")
 
 
@@ -173,26 +174,20 @@ def speakers_line() -> str:
     return f"A second speaker adds {' and '.join(added)} (H100, 640×640)."
 
 
-def readme_lines() -> str:
-    """The cheapest minute at 480, and the published quality."""
-    known = [offer for card in PRICES if card not in ASSUMED_PRICES for offer in offers(SIZES["480"], card)]
-    cheapest = min(known, key=lambda offer: offer.usd)
-    quality = min((offer for offer in known if offer.recipe == "quality"), key=lambda offer: offer.usd)
-    fast = next(offer for offer in known if (offer.recipe, offer.card) == (cheapest.recipe, "H200"))
-    return (
-        f"- **A minute at 640×640 costs about ${cheapest.usd:.2f}** (estimate): recipe `{cheapest.recipe}` on an "
-        f"{cheapest.card}, in {clock(cheapest.seconds)} minutes; on an H200 ${fast.usd:.2f} in {clock(fast.seconds)}.\n"
-        f"- **In the published quality it costs about ${quality.usd:.2f}** (estimate): recipe `quality` on an "
-        f"{quality.card}, in {clock(quality.seconds)} hours. All recipes and cards: "
-        "[docs/deploy.md](docs/deploy.md#what-a-minute-of-video-costs)."
-    )
+def readme_table() -> str:
+    """A minute at 480 by each recipe on the two fastest cards: dollars and time."""
+    by_card = [offers(SIZES["480"], card) for card in README_CARDS]
+    rows = []
+    for name, *found in zip(RECIPES, *by_card, strict=True):
+        rows.append([f"`{name}`", *(f"${offer.usd:.2f}, {clock(offer.seconds)}" for offer in found)])
+    return table(("a minute of video at 640×640 by recipe", *README_CARDS), rows)
 
 
 def tables() -> dict[Path, dict[str, Callable[[], str]]]:
     """The documents with these tables."""
     readme, deploy = DOCUMENTS
     return {
-        readme: {"prices": readme_lines},
+        readme: {"prices": readme_table},
         deploy: {f"prices: {name}": partial(price_table, size) for name, size in SIZES.items()}
         | {"prices: speakers": speakers_line, "prices: GPUs": gpus_table},
     }

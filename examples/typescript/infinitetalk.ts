@@ -268,6 +268,8 @@ export interface ItemPlan {
   speakers: SpeakerPlace[];
   /** Which chunks take which prompt and picture; null if the job has only one of each. */
   timeline?: Stretch[] | null;
+  /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
+  voices: string[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
@@ -400,6 +402,8 @@ export interface Plan {
   speakers: SpeakerPlace[];
   /** Which chunks take which prompt and picture; null if the job has only one of each. */
   timeline?: Stretch[] | null;
+  /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
+  voices: string[];
   /** The parameters as they would be used; a random seed is still -1. */
   params: Record<string, unknown>;
   /** The model that would make the video. */

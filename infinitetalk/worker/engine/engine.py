@@ -193,6 +193,14 @@ class Engine:
             self._synthesiser = SpeechSynthesiser(self.checkpoint.find_kokoro(), self.devices.first)
         return self._synthesiser
 
+    @property
+    def voices(self) -> list[str]:
+        """Names of the voices that `synthesiser` has; none if there is no Kokoro, or a broken one."""
+        try:
+            return self.synthesiser.voices
+        except CheckpointError:
+            return []
+
     def check_weights(self) -> None:
         """Reads the headers of every file that videos need. If a checkpoint that is not loaded at the start is unfit,
         this is only logged: its jobs will fail.

@@ -372,6 +372,7 @@ class VideoJob:
             warnings=warnings + left_out,
             recipes=recipes,
             timeline=told_stretches(job, stretches),
+            voices=engine.voices,
             **plan_facts(video, self.context.resources.settings),
         )
         self.clock.enter(Stage.COMPLETED)
