@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.rehearsal.first_hours import MARK, hours_table, measured, origin_lines
 from benchmarks.rehearsal.rates import CARDS
 from benchmarks.rehearsal.recorder import CHECKOUT
 from benchmarks.rehearsal.report import table
@@ -58,7 +59,7 @@ JOB = {
 }
 MINUTE = 60 * VIDEO_FPS
 SIZES = {"480": "infinitetalk-480", "720": "infinitetalk-720"}
-DOCUMENTS = (CHECKOUT / "README.md", CHECKOUT / "docs/deploy.md")
+DOCUMENTS = (CHECKOUT / "README.md", CHECKOUT / "docs/deploy.md", CHECKOUT / "docs/performance.md")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Offer:
         seconds: of the job, with the networks loaded.
         first_s: seconds until the first chunk can be played.
         usd: dollars.
+        origin: "estimate", or where and when it was measured.
     """
 
     recipe: str
@@ -79,6 +81,12 @@ class Offer:
     seconds: float
     first_s: float
     usd: float
+    origin: str = "estimate"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the figures were corrected by a measurement."""
+        return self.origin != "estimate"
 
 
 def settings_of(recipe: Recipe, size: str, num_frames: int) -> GenerationSettings:
@@ -116,8 +124,23 @@ def minute(recipe: Recipe, size: str, card: str, speakers: int = 1, gpus: int = 
 
 
 def offers(size: str, card: str) -> list[Offer]:
-    """A minute by every recipe on a card."""
-    return [minute(recipe, size, card) for recipe in RECIPES.values()]
+    """A minute by every recipe on a card; measured where a first hour has measured it."""
+    return [as_measured(minute(recipe, size, card), size) for recipe in RECIPES.values()]
+
+
+def as_measured(offer: Offer, size: str) -> Offer:
+    """An offer, corrected by what a first hour has measured of its recipe on its card; first hours compare recipes at
+    640×640."""
+    found = measured(offer.card, offer.recipe) if size == SIZES["480"] else None
+    if found is None:
+        return offer
+    return replace(
+        offer,
+        seconds=offer.seconds * found.ratio,
+        first_s=offer.first_s * found.ratio,
+        usd=offer.usd * found.ratio,
+        origin=f"measured on an {found.gpu}, {found.date}",
+    )
 
 
 def marked(card: str) -> str:
@@ -134,7 +157,7 @@ def clock(seconds: float) -> str:
 
 def cell(offer: Offer) -> str:
     """Time, dollars, and seconds to the first playable chunk."""
-    return f"{clock(offer.seconds)}, ${offer.usd:.2f}, {offer.first_s:.0f} s"
+    return f"{clock(offer.seconds)}, ${offer.usd:.2f}, {offer.first_s:.0f} s{MARK if offer.is_measured else ''}"
 
 
 def short_mode(mode: MemoryMode) -> str:
@@ -180,9 +203,10 @@ def readme_lines() -> str:
     quality = min((offer for offer in known if offer.recipe == "quality"), key=lambda offer: offer.usd)
     fast = next(offer for offer in known if (offer.recipe, offer.card) == (cheapest.recipe, "H200"))
     return (
-        f"- **A minute at 640×640 costs about ${cheapest.usd:.2f}** (estimate): recipe `{cheapest.recipe}` on an "
-        f"{cheapest.card}, in {clock(cheapest.seconds)} minutes; on an H200 ${fast.usd:.2f} in {clock(fast.seconds)}.\n"
-        f"- **In the published quality it costs about ${quality.usd:.2f}** (estimate): recipe `quality` on an "
+        f"- **A minute at 640×640 costs about ${cheapest.usd:.2f}** ({cheapest.origin}): recipe `{cheapest.recipe}` on "
+        f"an {cheapest.card}, in {clock(cheapest.seconds)} minutes; on an H200 ${fast.usd:.2f} in "
+        f"{clock(fast.seconds)}.\n"
+        f"- **In the published quality it costs about ${quality.usd:.2f}** ({quality.origin}): recipe `quality` on an "
         f"{quality.card}, in {clock(quality.seconds)} hours. All recipes and cards: "
         "[docs/deploy.md](docs/deploy.md#what-a-minute-of-video-costs)."
     )
@@ -190,11 +214,12 @@ def readme_lines() -> str:
 
 def tables() -> dict[Path, dict[str, Callable[[], str]]]:
     """The documents with these tables."""
-    readme, deploy = DOCUMENTS
+    readme, deploy, performance = DOCUMENTS
     return {
         readme: {"prices": readme_lines},
         deploy: {f"prices: {name}": partial(price_table, size) for name, size in SIZES.items()}
-        | {"prices: speakers": speakers_line, "prices: GPUs": gpus_table},
+        | {"prices: speakers": speakers_line, "prices: GPUs": gpus_table, "prices: origin": origin_lines},
+        performance: {"first hour": hours_table},
     }
 
 
