@@ -129,6 +129,9 @@ class Figures(html.parser.HTMLParser):
         if "data-field" in given:
             self.found.append((given["data-field"] or "", given.get("value") or ""))
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+
     def handle_endtag(self, tag: str) -> None:
         while self._open and self._open.pop()[0] != tag:
             pass
@@ -188,7 +191,7 @@ def test_an_hour_with_a_lost_endpoint_a_failed_job_and_no_budget_goes_on_where_i
     assert page.loose == []
     text = (folder / "report.html").read_text() + file.read_text()
     assert KEY not in text and str(port) not in file.read_text()
-    assert "http://" not in text.replace("http://127.0.0.1", "")
+    assert "http://" not in text
 
 
 def spent_seconds(report: Report) -> list[float]:

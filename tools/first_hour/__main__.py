@@ -101,7 +101,7 @@ def _run(hour: Hour) -> tuple[int, str]:
     try:
         is_whole = hour.run()
     except LostError as error:
-        return PARTLY, f"the endpoint was lost ({error}); {again}"
+        return PARTLY, f"the endpoint was lost: {error}; {again}"
     except KeyboardInterrupt:
         return INTERRUPTED, f"interrupted; {again}"
     report = hour.report

@@ -53,9 +53,12 @@ class Follower:
         try:
             return self.client.submit(given, **envelope)
         except EndpointError as error:
-            if error.status is None:
-                raise LostError(str(error)) from error
-            raise
+            raise self._told(error, error.status is None) from error
+
+    def _told(self, error: EndpointError, is_lost: bool) -> LostError | EndpointError:
+        """The error without the endpoint's address, which is nobody's business in a report."""
+        text = str(error).replace(self.client.url, "the endpoint")
+        return LostError(text) if is_lost else EndpointError(text, error.status)
 
     def knows(self, job_id: str) -> bool:
         """Whether the endpoint still has a job of this id, in whatever state but a cancelled one."""
@@ -105,7 +108,7 @@ class Follower:
         try:
             return self.client.cancel(job_id)
         except EndpointError as error:
-            raise LostError(str(error)) from error
+            raise self._told(error, True) from error
 
     def _status(self, job_id: str) -> dict[str, Any]:
         deadline = time.monotonic() + self._patience_s
@@ -113,9 +116,8 @@ class Follower:
             try:
                 return self.client.status(job_id)
             except EndpointError as error:
-                if error.status is not None and error.status < 500:
-                    raise
-                if time.monotonic() > deadline:
-                    raise LostError(str(error)) from error
+                is_answer = error.status is not None and error.status < 500
+                if is_answer or time.monotonic() > deadline:
+                    raise self._told(error, not is_answer) from error
             self._tend()
             time.sleep(POLL_S)

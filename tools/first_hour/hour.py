@@ -29,6 +29,9 @@ from tools.measures.quality import measure
 LIMITS = "the limits: "
 """How the reason of a job begins that was left out for them; it is looked at again with greater limits."""
 
+LEAST_START_S = 5.0
+"""An endpoint's first job that waits longer than this has waited for the start of a worker."""
+
 PICTURE_WIDTH = 240
 LATENT_STRIDE, TOKEN_PIXELS = 4, 16
 """Frames of a latent frame, and pixels of a token's side, of the published model."""
@@ -78,6 +81,8 @@ class Hour:
         self._began = time.monotonic()
         self._paid_s = 0.0
         self._pays_from: float | None = self._began if pays_always else None
+        #: Seconds for which the last dry run waited in the queue.
+        self.waited_s: float | None = None
         self._media: Media | None = None
         self._named: dict[Path, str] = {}
         (folder / "videos").mkdir(parents=True, exist_ok=True)
@@ -249,6 +254,7 @@ class Hour:
         answer = self.following.follow(self.following.send(given), self.left_s)
         if answer["status"] != "COMPLETED":
             raise StepError(f"{job.name}: {error_text(answer)}")
+        self.waited_s = _seconds(answer.get("delayTime"))
         output = answer["output"]
         return [plan for plan in output.get("items", [output]) if plan["status"] == "planned"]
 
@@ -293,7 +299,7 @@ class Hour:
         video, frames = first["video"], first["params"]["frame_num"]
         picture = (video["width"] // TOKEN_PIXELS) * (video["height"] // TOKEN_PIXELS)
         tokens = (1 + (frames - 1) // LATENT_STRIDE) * picture
-        speakers = len(first["params"].get("cond_audio") or {"person1": None})
+        speakers = len(spoken_by(job, self.media)[0] or [None])
         job.evaluation_estimate_s = evaluation_estimate(self.report, job, tokens, speakers)
 
     def _video(self, job: Job, item: dict[str, Any], spoken: Sequence[Path] | None) -> Video:
@@ -342,6 +348,8 @@ def planning(hour: Hour, step: Step) -> None:
     report = hour.report
     (plan,) = hour.plan(next(jobs_for([])))
     report.machine.model, report.machine.worker = plan["model"], plan["worker"]
+    if report.machine.form == "endpoint" and (waited_s := hour.waited_s or 0.0) > LEAST_START_S:
+        step.figures["start_s"] = waited_s
     step.figures["estimate_from"] = plan.get("estimate_from")
     costs = sorted(plan["recipes"], key=lambda cost: (cost.get("estimate_s") or 0.0, cost["evaluations"]))
     step.figures["recipes"] = [cost["recipe"] for cost in costs]

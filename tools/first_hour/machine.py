@@ -20,6 +20,7 @@ from infinitetalk.runtime.check import report as check_report
 from infinitetalk.weights.locate import locate_all
 from infinitetalk.weights.settings import WeightsSettings
 from infinitetalk.worker.settings import Settings
+from tools.first_hour.endpoint import ENDED
 from tools.first_hour.hour import Hour, LeftOutError, StepError, Work, cancelling, error_text, planning
 from tools.first_hour.jobs import COMPARED, jobs_for
 from tools.first_hour.record import Job, Step
@@ -172,12 +173,14 @@ def works_of(own: OwnWorker) -> dict[str, Work]:
         recipe = hour.report.step("plan").figures["recipes"][0]
         job = Job(name="killed", group="recipes", kind=COMPARED, recipe=recipe)
         job_id = hour.following.send(hour.input_of(job))
-        hour.following.follow(
+        before = hour.following.follow(
             job_id,
             hour.left_s,
             lambda stage, pct: hour.show(f"to be killed: {stage}", pct),
             lambda answer: bool(own.worker.events("resume.stored", job_id=job_id)),
         )
+        if before["status"] in ENDED:
+            raise StepError(f"the job ended before its worker was killed: {error_text(before)}")
         stored = len(own.worker.events("resume.stored", job_id=job_id))
         began = time.monotonic()
         own.kill()

@@ -21,7 +21,7 @@ p{margin:6px 0}.soft{color:#5b6675}
 section.card,article{background:#fff;border:1px solid #dfe3e8;border-radius:10px;padding:16px 18px;margin:12px 0}
 table{border-collapse:collapse;width:100%;background:#fff;border:1px solid #dfe3e8;border-radius:10px;overflow:hidden}
 th,td{padding:7px 10px;text-align:left;border-top:1px solid #edf0f3;vertical-align:top;font-size:14px}
-th{background:#eef1f5;font-weight:600;border-top:0}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+th{background:#eef1f5;font-weight:600;border-top:0}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}
 .tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:12px;margin:18px 0}
 .tile{background:#fff;border:1px solid #dfe3e8;border-radius:10px;padding:12px 16px}
 .tile b{display:block;font-size:22px;font-weight:650}.good{color:#12703c}.bad{color:#b3261e;font-weight:600}
@@ -351,7 +351,7 @@ def _places(number: int) -> Callable[[float], str]:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} s"
 
 
 def _gib(value: float) -> str:
