@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.rehearsal.first_hours import MARK, hours_table, measured, origin_lines
 from benchmarks.rehearsal.rates import CARDS
 from benchmarks.rehearsal.recorder import CHECKOUT
 from benchmarks.rehearsal.report import table
@@ -59,7 +60,7 @@ JOB = {
 MINUTE = 60 * VIDEO_FPS
 SIZES = {"480": "infinitetalk-480", "720": "infinitetalk-720"}
 README_CARDS = ("H100", "H200")
-DOCUMENTS = (CHECKOUT / "README.md", CHECKOUT / "docs/deploy.md")
+DOCUMENTS = (CHECKOUT / "README.md", CHECKOUT / "docs/deploy.md", CHECKOUT / "docs/performance.md")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Offer:
         seconds: of the job, with the networks loaded.
         first_s: seconds until the first chunk can be played.
         usd: dollars.
+        origin: "estimate", or where and when it was measured.
     """
 
     recipe: str
@@ -80,6 +82,12 @@ class Offer:
     seconds: float
     first_s: float
     usd: float
+    origin: str = "estimate"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the figures were corrected by a measurement."""
+        return self.origin != "estimate"
 
 
 def settings_of(recipe: Recipe, size: str, num_frames: int) -> GenerationSettings:
@@ -117,8 +125,23 @@ def minute(recipe: Recipe, size: str, card: str, speakers: int = 1, gpus: int = 
 
 
 def offers(size: str, card: str) -> list[Offer]:
-    """A minute by every recipe on a card."""
-    return [minute(recipe, size, card) for recipe in RECIPES.values()]
+    """A minute by every recipe on a card; measured where a first hour has measured it."""
+    return [as_measured(minute(recipe, size, card), size) for recipe in RECIPES.values()]
+
+
+def as_measured(offer: Offer, size: str) -> Offer:
+    """An offer, corrected by what a first hour has measured of its recipe on its card; first hours compare recipes at
+    640×640."""
+    found = measured(offer.card, offer.recipe) if size == SIZES["480"] else None
+    if found is None:
+        return offer
+    return replace(
+        offer,
+        seconds=offer.seconds * found.ratio,
+        first_s=offer.first_s * found.ratio,
+        usd=offer.usd * found.ratio,
+        origin=f"measured on an {found.gpu}, {found.date}",
+    )
 
 
 def marked(card: str) -> str:
@@ -135,7 +158,7 @@ def clock(seconds: float) -> str:
 
 def cell(offer: Offer) -> str:
     """Time, dollars, and seconds to the first playable chunk."""
-    return f"{clock(offer.seconds)}, ${offer.usd:.2f}, {offer.first_s:.0f} s"
+    return f"{clock(offer.seconds)}, ${offer.usd:.2f}, {offer.first_s:.0f} s{MARK if offer.is_measured else ''}"
 
 
 def short_mode(mode: MemoryMode) -> str:
@@ -175,21 +198,26 @@ def speakers_line() -> str:
 
 
 def readme_table() -> str:
-    """A minute at 480 by each recipe on the two fastest cards: dollars and time."""
+    """A minute at 480 by each recipe on the two fastest cards: dollars, time, and whether this was measured."""
     by_card = [offers(SIZES["480"], card) for card in README_CARDS]
     rows = []
     for name, *found in zip(RECIPES, *by_card, strict=True):
-        rows.append([f"`{name}`", *(f"${offer.usd:.2f}, {clock(offer.seconds)}" for offer in found)])
+        rows.append([f"`{name}`", *(_in_readme(offer) for offer in found)])
     return table(("a minute of video at 640×640 by recipe", *README_CARDS), rows)
+
+
+def _in_readme(offer: Offer) -> str:
+    return f"${offer.usd:.2f}, {clock(offer.seconds)}" + (" (measured)" if offer.is_measured else "")
 
 
 def tables() -> dict[Path, dict[str, Callable[[], str]]]:
     """The documents with these tables."""
-    readme, deploy = DOCUMENTS
+    readme, deploy, performance = DOCUMENTS
     return {
         readme: {"prices": readme_table},
         deploy: {f"prices: {name}": partial(price_table, size) for name, size in SIZES.items()}
-        | {"prices: speakers": speakers_line, "prices: GPUs": gpus_table},
+        | {"prices: speakers": speakers_line, "prices: GPUs": gpus_table, "prices: origin": origin_lines},
+        performance: {"first hour": hours_table},
     }
 
 

@@ -1,0 +1,268 @@
+"""What the hour does on the GPU machine itself: a worker of its own, and the steps that need one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from infinitetalk_client import InfiniteTalkClient
+
+from infinitetalk.runtime.check import report as check_report
+from infinitetalk.weights.locate import locate_all
+from infinitetalk.weights.settings import WeightsSettings
+from infinitetalk.worker.settings import Settings
+from tools.first_hour.endpoint import ENDED
+from tools.first_hour.hour import Hour, LeftOutError, StepError, Work, cancelling, error_text, planning
+from tools.first_hour.jobs import COMPARED, jobs_for
+from tools.first_hour.record import Job, Step
+from tools.queue_server import API_KEY, LocalQueue
+from tools.worker_process import CHECKOUT, HANDLER, Worker
+
+LIFETIME_S = 24 * 3600
+MOST_STARTS = 6
+"""Workers that one hour starts; with more, something is wrong with the machine."""
+
+TRIAL_S = 300.0
+"""Longest trial of kernels that is waited for."""
+
+BENCHMARKS_S = 600.0
+"""Time for benchmarks.gpu."""
+
+#: Settings that decide how videos are made, and have no secret.
+TOLD = (
+    "INFINITETALK_MODEL",
+    "KERNELS",
+    "DEFAULT_RECIPE",
+    "GPUS_PER_JOB",
+    "DEVICE",
+    "CKPT_DIR",
+    "INFINITETALK_DIR",
+    "FLASHTALK_DIR",
+    "QUANT_DIR",
+    "TRANSFORMER_FILE",
+    "LORA_DIR",
+    "KOKORO_DIR",
+)
+
+
+class OwnWorker:
+    """A worker of this command behind an endpoint of its own, inside a `with` block; it starts when it is first needed.
+
+    Args:
+        folder: for its volume, its temporary files and its logs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._queue = LocalQueue(files=folder / "volume", lifetime_s=LIFETIME_S)
+        self._worker: Worker | None = None
+        self._starts = 0
+
+    def __enter__(self) -> Self:
+        self._queue.__enter__()
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+        self._queue.__exit__(None, None, None)
+
+    @property
+    def client(self) -> InfiniteTalkClient:
+        """A client of its endpoint."""
+        return InfiniteTalkClient(self._queue.endpoint.url, API_KEY)
+
+    @property
+    def worker(self) -> Worker:
+        """The running worker."""
+        if self._worker is None:
+            self._start()
+        assert self._worker is not None
+        return self._worker
+
+    def tend(self) -> None:
+        """Starts another worker where there is none, or where it has ended.
+
+        Raises:
+            StepError: too many have ended.
+        """
+        if self._worker is None or self._worker.process.poll() is not None:
+            if self._worker is not None:
+                self._queue.lose_worker()
+            self._start()
+
+    def kill(self) -> None:
+        """Kills the worker like the loss of its machine, and starts another one."""
+        self.worker.kill()
+        self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
+        if self._starts > MOST_STARTS:
+            raise StepError(f"{MOST_STARTS} workers have ended: see the logs in {self._folder}")
+        threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+        # An empty value is none: the worker chooses its model as it would anywhere.
+        own = {"INFINITETALK_MODEL": os.environ.get("INFINITETALK_MODEL", ""), "OMP_NUM_THREADS": threads}
+        self._worker = Worker(self._queue, self._folder, HANDLER, own | {"PROGRESS_INTERVAL_S": "1"})
+
+
+def settings_told() -> dict[str, str]:
+    """The environment's settings that decide how videos are made."""
+    return {name: os.environ[name] for name in TOLD if os.environ.get(name)}
+
+
+def works_of(own: OwnWorker) -> dict[str, Work]:
+    """The steps on a GPU machine, in their order."""
+
+    def checks(hour: Hour, step: Step) -> None:
+        settings = Settings()
+        step.figures["model"] = settings.model
+        if settings.model != "published":
+            step.figures["weights"] = "embedded"
+            return
+        text, is_complete = check_report(locate_all(WeightsSettings()))
+        step.figures["weights"] = text.splitlines()
+        if not is_complete:
+            raise StepError("weights are missing: python -m infinitetalk.weights check says which")
+
+    def benchmarks(hour: Hour, step: Step) -> None:
+        # It needs the GPU's memory, so it runs before the worker starts.
+        file = hour.folder / "benchmarks.json"
+        limit_s = min(BENCHMARKS_S, hour.left_s() / 3)
+        command = [sys.executable, "-m", "benchmarks.gpu", "--output", str(file), "--limit-s", f"{limit_s:.0f}"]
+        with (hour.folder / "benchmarks.log").open("wb") as log:
+            status = subprocess.run(command, cwd=CHECKOUT, stdout=log, stderr=log).returncode
+        if not file.exists():
+            raise StepError(f"benchmarks.gpu ended with {status}: see benchmarks.log")
+        found = json.loads(file.read_text(encoding="utf-8"))
+        step.figures["measured"] = sum(figure["value"] is not None for figure in found["figures"])
+        step.figures["unmeasured"] = [figure["name"] for figure in found["figures"] if figure["value"] is None]
+        step.figures["figures"] = [{**figure, "table": []} for figure in found["figures"]]
+        step.figures["versions"] = found["versions"]
+
+    def start(hour: Hour, step: Step) -> None:
+        began = time.monotonic()
+        own.worker.wait_until_ready()
+        step.figures["start_s"] = time.monotonic() - began
+
+    def kernels(hour: Hour, step: Step) -> None:
+        setting = Settings().kernels or ("auto" if torch.cuda.is_available() else "published")
+        if setting != "auto":
+            raise LeftOutError(f"KERNELS is {setting} here: nothing is tried")
+        deadline = time.monotonic() + min(TRIAL_S, hour.left_s())
+        while not (lines := own.worker.events("kernels.chosen")):
+            if time.monotonic() > deadline:
+                raise StepError("the trial of kernels has not ended: see the worker's log")
+            time.sleep(0.2)
+        step.figures["chosen"] = lines[0]["details"]["kernels"]
+        step.figures["tried"] = lines[0]["details"]["tried"]
+
+    def kill(hour: Hour, step: Step) -> None:
+        recipe = hour.report.step("plan").figures["recipes"][0]
+        job = Job(name="killed", group="recipes", kind=COMPARED, recipe=recipe)
+        job_id = hour.following.send(hour.input_of(job))
+        before = hour.following.follow(
+            job_id,
+            hour.left_s,
+            lambda stage, pct: hour.show(f"to be killed: {stage}", pct),
+            lambda answer: bool(own.worker.events("resume.stored", job_id=job_id)),
+        )
+        if before["status"] in ENDED:
+            raise StepError(f"the job ended before its worker was killed: {error_text(before)}")
+        stored = len(own.worker.events("resume.stored", job_id=job_id))
+        began = time.monotonic()
+        own.kill()
+        answer = hour.following.follow(
+            job_id, hour.left_s, lambda stage, pct: hour.show(f"after the kill: {stage}", pct)
+        )
+        if answer["status"] != "COMPLETED":
+            raise StepError(f"the job whose worker was killed: {error_text(answer)}")
+        resumed = own.worker.events("job.resumed", job_id=job_id)
+        step.figures["chunks_stored"] = stored
+        step.figures["chunks_found"] = resumed[0]["details"]["chunks"] if resumed else 0
+        step.figures["from_kill_to_result_s"] = time.monotonic() - began
+        if not resumed:
+            raise StepError("the job ended well, but from its beginning: nothing of it was found")
+
+    def memory(hour: Hour, step: Step) -> None:
+        if not torch.cuda.is_available():
+            raise LeftOutError("no GPU here")
+        job = next(jobs_for([]))
+        with memory_taken() as held:
+            step.figures["taken_bytes"] = held
+            short = hour.following.follow(hour.following.send(hour.input_of(job)), hour.left_s)
+        step.figures["short_of_memory"] = error_text(short) if short["status"] == "FAILED" else short["status"]
+        again = hour.following.follow(hour.following.send(hour.input_of(job)), hour.left_s)
+        if again["status"] != "COMPLETED":
+            raise StepError(f"the job after the one that lacked memory: {error_text(again)}")
+        if short["status"] == "COMPLETED":
+            raise LeftOutError("the worker had kept enough memory, and the job ended well")
+        if (short.get("error") or {}).get("code") != "E_OOM":
+            raise StepError(f"a job that lacks memory must end with E_OOM: {error_text(short)}")
+
+    return {
+        "checks": checks,
+        "benchmarks": benchmarks,
+        "start": start,
+        "kernels": kernels,
+        "plan": planning,
+        "kill": kill,
+        "memory": memory,
+    }
+
+
+def works_at_endpoint() -> dict[str, Work]:
+    """The steps at a deployed endpoint, in their order."""
+    return {"plan": planning, "cancel": cancelling}
+
+
+TITLES = {
+    "checks": "Weights and settings",
+    "benchmarks": "benchmarks.gpu: parts of the published sizes",
+    "start": "Start of a worker",
+    "kernels": "Trial of kernels",
+    "plan": "Plan of every job",
+    "kill": "A worker is killed, and its job goes on",
+    "memory": "A job lacks memory, and the next one runs",
+    "cancel": "A job is cancelled, and sent again",
+}
+
+
+def steps_of(works: dict[str, Work], without: Sequence[str]) -> list[Step]:
+    """The report's steps; those that are not wanted are left out."""
+    return [
+        Step(name=name, title=TITLES[name])
+        if name not in without
+        else Step(name=name, title=TITLES[name], status="left out", reason="by --without")
+        for name in works
+    ]
+
+
+@contextmanager
+def memory_taken() -> Iterator[int]:
+    """Holds almost all of the GPU's free memory meanwhile; yields its bytes."""
+    hog = subprocess.Popen(
+        [sys.executable, "-m", "tools.first_hour.hog"],
+        cwd=CHECKOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert hog.stdout is not None
+        yield int(hog.stdout.readline().split()[1])
+    finally:
+        hog.kill()
+        hog.wait()
