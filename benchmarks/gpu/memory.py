@@ -1,22 +1,22 @@
 """Streamed blocks and loading from disk, on a part of the network."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.cold_start import drop_pages
 from benchmarks.gpu.networks import Shape, inputs, make_transformer, shape_of, working_dtype
 from benchmarks.gpu.rows import Figure, Group, Row, device, memory_figure, release, seconds, timed
+from benchmarks.readers import READERS, TENSORS, pack_for_flashpack
 from infinitetalk.network.quantised import quantise_linear
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.memory import stop_streaming, stream_blocks
-from infinitetalk.weights.files import open_file
-from infinitetalk.weights.loading import load_parameters, quantised
-from infinitetalk.weights.sources import TensorSource
+from infinitetalk.weights.loading import quantised
 
 #: Number of blocks, of the published 40.
 NUM_LAYERS = 8
@@ -57,33 +57,31 @@ def streamed(state: Part) -> Iterator[Figure]:
 
 
 def from_disk(state: Part) -> Iterator[Figure]:
-    """Loads a file of the blocks: our loader with a cold and a warm page cache, safetensors' own with a warm one."""
+    """Loads a file of the blocks to the device with every reader that is installed, page cache cold and warm."""
     tensors = {
         name: parameter.detach().to("cpu", working_dtype())
         for name, parameter in make_transformer(state.shape, len(state.transformer.blocks)).named_parameters()
     }
     size = sum(tensor.nbytes for tensor in tensors.values())
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "blocks.safetensors"
-        save_file(tensors, path)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file(tensors, folder / TENSORS)
         del tensors
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        empty = make_transformer(state.shape, len(state.transformer.blocks))
-
-        def ours() -> None:
-            opened = open_file(path)
-            sources = {name: TensorSource(opened, name, header.shape) for name, header in opened.headers.items()}
-            load_parameters(empty, sources, device(), working_dtype(), empty._keep_in_fp32_modules)
-
-        for what, load in (
-            ("ours, page cache cold", ours),
-            ("ours, page cache warm", ours),
-            ("safetensors' own, page cache warm", lambda: load_file(path, device=str(device()))),
-        ):
-            took = seconds(load)
-            yield Figure(f"loading a file of {size / 1e9:.1f} GB, {what}", size / took / 1e9, "GB/s", f"{took:.2f} s")
+        for name, reader in READERS.items():
+            figure = f"loading a file of {size / 1e9:.1f} GB, {name}, page cache"
+            if (obstacle := reader.obstacle()) is not None:
+                yield Figure(f"{figure} cold and warm", None, "GB/s", obstacle)
+                continue
+            path = folder / reader.file
+            if not path.exists():
+                pack_for_flashpack(folder)
+            drop_pages(path)
+            for cache in ("cold", "warm"):
+                empty = make_transformer(state.shape, len(state.transformer.blocks))
+                took = seconds(partial(reader.fill, empty, path, device()))
+                yield Figure(f"{figure} {cache}", size / took / 1e9, "GB/s", f"{took:.2f} s")
+                del empty
+                release()
 
 
 GROUP = Group("memory", prepare, (Row("streamed", streamed), Row("from disk", from_disk)))

@@ -80,7 +80,7 @@ def decode_in_groups(vae: Vae, latents: Tensor, on_frames: Callable[[Tensor], No
         on_frames(decode_latents(vae, latents))
         return
 
-    extremes = []
+    extremes: list[Tensor] = []
 
     def give_out(module: nn.Module, given: object, frames: Tensor) -> None:
         extremes.extend(torch.aminmax(frames))

@@ -86,8 +86,11 @@ class TensorFile(Protocol):
 _MAX_HEADER_BYTES = 100_000_000
 #: Longest name of a tensor, in characters: names appear in messages.
 _LONGEST_NAME = 256
-#: Bytes per read from the disk.
-_READ_BYTES = 8 << 20
+#: Bytes of a piece that is read unless its first byte is in the page cache already.
+_PIECE_BYTES = 8 << 20
+#: Bytes per read from the disk. They are thrown away: a buffer of this size stays in the processor's cache, and a
+#: larger one would be memory that the kernel has to find and clear for each tensor.
+_READ_BYTES = 1 << 20
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:
@@ -109,11 +112,12 @@ def read_ahead(path: Path, begin: int, end: int) -> None:
     Reading pages through a mapping happens in small pieces and is several times slower.
     """
     with path.open("rb", buffering=0) as file:
-        pieces = range(begin, end, _READ_BYTES)
+        pieces = range(begin, end, _PIECE_BYTES)
         if missing := [offset for offset in pieces if not _is_cached(file.fileno(), offset)]:
             scratch = bytearray(_READ_BYTES)
-            for offset in missing:
-                os.preadv(file.fileno(), [scratch], offset)
+            for piece in missing:
+                for offset in range(piece, min(piece + _PIECE_BYTES, end), _READ_BYTES):
+                    os.preadv(file.fileno(), [scratch], offset)
 
 
 def mapped(path: Path, begin: int, end: int) -> Tensor:
