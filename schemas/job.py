@@ -325,11 +325,6 @@ class TtsAudio(StrictModel):
     """Voice of person2; null with one speaker."""
 
     @property
-    def changes(self) -> bool:
-        """Whether the prompt or the picture changes."""
-        return len(self.prompts) > 1 or len(self.pictures) > 1
-
-    @property
     def voices(self) -> list[str]:
         """The voice of each speaker."""
         return [self.human1_voice] if self.human2_voice is None else [self.human1_voice, self.human2_voice]

@@ -137,8 +137,8 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
     max_seconds = usable_seconds(job)
     if job.tts_audio is not None:
         with naming("tts_audio"), engine.reading_weights():
-            spoken = engine.synthesiser.speak(job.tts_audio.text, job.tts_audio.voices, max_seconds, should_stop)
-        sound = [normalise_loudness(track) for track in spoken]
+            speech = engine.synthesiser.speak(job.tts_audio.text, job.tts_audio.voices, max_seconds, should_stop)
+        sound = [normalise_loudness(track) for track in speech]
         tracks = Tracks(sound, sound)
     else:
         check_begins(job, max_seconds - 1 / VIDEO_FPS)
@@ -149,8 +149,9 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
             tracks = arrange_voices(job, waveforms)
             return [track[: round(max_seconds * SAMPLING_RATE)] for track in tracks]
 
-        sound = arranged([voice and voice.sound for voice in voices])
-        tracks = Tracks(sound, arranged([voice and voice.spoken for voice in voices]) if job.gates_speech else sound)
+        sound = arranged([None if voice is None else voice.sound for voice in voices])
+        spoken = arranged([None if voice is None else voice.spoken for voice in voices]) if job.gates_speech else sound
+        tracks = Tracks(sound, spoken)
     if len(tracks.sound[0]) * VIDEO_FPS < MIN_SPEECH_FRAMES * SAMPLING_RATE:
         field = "cond_audio" if job.tts_audio is None else "tts_audio"
         raise WorkerError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -132,17 +133,16 @@ def unused_entries(job: SingleJob, stretches: Sequence[Stretch], num_frames: int
         "cond_video": {stretch.picture for stretch in stretches},
     }
     warnings = []
-    for field, entries in (("prompt", job.prompts), ("cond_video", job.pictures)):
-        for index, entry in enumerate(entries):
+    begins = {"prompt": [entry.from_s for entry in job.prompts], "cond_video": [entry.from_s for entry in job.pictures]}
+    seconds = num_frames / VIDEO_FPS
+    for field, times in begins.items():
+        for index, (begin, end) in enumerate(itertools.pairwise([*times, seconds])):
             if index in used[field]:
                 continue
-            seconds = num_frames / VIDEO_FPS
-            if entry.from_s >= seconds:
+            why = f"no chunk begins from then to {min(end, seconds):g} s; a dry run says when chunks begin"
+            if begin >= seconds:
                 why = f"the video ends at {seconds:g} s"
-            else:
-                end = entries[index + 1].from_s if index + 1 < len(entries) else seconds
-                why = f"no chunk begins from then to {end:g} s; a dry run says when chunks begin"
-            warnings.append(f"{field}.{index}, from {entry.from_s:g} s on, has no effect: {why}")
+            warnings.append(f"{field}.{index}, from {begin:g} s on, has no effect: {why}")
     return warnings
 
 
