@@ -15,8 +15,9 @@ WIDEST_FEATHER = 512
 class Dub(StrictModel):
     """Dubs cond_video: what is not a speaker's stays as it is."""
 
-    strength: Annotated[float, Field(ge=1, le=1)] = 1.0
-    """How much is made anew: 1, all of it."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """How much is made anew: 1, all of it. Below 1, sampling starts from the film's own frames with the noise of a
+    later step, so that its motion, camera and light stay, and makes only this share of the steps. For videos only."""
 
     keep: Literal["none", "face", "all"] = "none"
     """"face": the film is kept, but for the speakers' faces. "all": all of it is kept, but for the speakers' regions

@@ -531,6 +531,11 @@ class SingleJob(StrictModel):
         return self.frame_num if self.mode == "clip" else self.max_frame_num
 
     @property
+    def strength(self) -> float:
+        """How much of a source video is made anew, above 0 to 1."""
+        return 1.0 if self.dub is None else self.dub.strength
+
+    @property
     def resolution(self) -> tuple[int, int] | None:
         """(height, width) in pixels that the job names itself; None: a table's."""
         return (self.size.height, self.size.width) if isinstance(self.size, FrameSize) else None

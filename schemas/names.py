@@ -70,6 +70,8 @@ MEANINGS: dict[str, str] = {
     "human2_voice": "voice2 speaker2",
     "name": "path file filename file_name lora id url",
     "scale": "strength weight multiplier alpha model_strength strength_model nag_scale guidance_scale",
+    "dub": "dubbing lip_sync lipsync video_to_video vid2vid v2v",
+    "strength": "denoise denoising_strength denoise_strength noise_strength",
     "tau": "nag_tau threshold limit",
     "alpha": "nag_alpha blend blending mix",
 }

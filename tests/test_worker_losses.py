@@ -346,6 +346,10 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"negative_prompt": "ugly", "sample_text_guide_scale": 1.0},
         "negative_prompt has no effect with sample_text_guide_scale 1 without nag",
     ),
+    "dub": (
+        {"dub": {"strength": 0.9}, "sample_steps": 4},
+        "dub.strength 0.9 has no effect with sample_steps 4: it leaves out less than half a step",
+    ),
     "nag": ({"nag": {}}, "nag has no effect with sample_text_guide_scale 5: guidance uses the negative prompt"),
     "nag, scale 1": ({"nag": {"scale": 1}, "sample_text_guide_scale": 1.0}, "nag has no effect with scale 1"),
     "use_teacache": ({"use_teacache": True, "sample_steps": 5}, "use_teacache has no effect with 5 steps or fewer"),

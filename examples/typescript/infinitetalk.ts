@@ -137,7 +137,7 @@ export interface Completed {
 
 /** Dubs cond_video: what is not a speaker's stays as it is. */
 export interface Dub {
-  /** How much is made anew: 1, all of it. ≥ 1, ≤ 1. Default: 1.0. */
+  /** How much is made anew: 1, all of it. Below 1, sampling starts from the film's own frames with the noise of a later step, so that its motion, camera and light stay, and makes only this share of the steps. For videos only. > 0, ≤ 1. Default: 1.0. */
   strength?: number;
   /** "face": the film is kept, but for the speakers' faces. "all": all of it is kept, but for the speakers' regions (bbox or mask). "none": nothing; the frames are generated whole. Default: "none". */
   keep?: "none" | "face" | "all";

@@ -411,8 +411,9 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     Time zero is `start`/25 seconds into the video, by default its first frame. The frame shown at a time is the last
     one with a timestamp that is not later, at any frame rate, constant or not. Frames are upright, deinterlaced, 8-bit
     RGB in square pixels, with transparency over white. HDR is tone-mapped, wide gamuts become BT.709, untagged colours
-    are taken as BT.601 (ffmpeg's default). Frames with another aspect ratio than the first get black bars. Nothing is
-    decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
+    are taken as BT.601 (ffmpeg's default). Frames with another aspect ratio than the first get black bars. If the video
+    ends before `start`, its last frame stands for all. Nothing is decoded beyond `max_frames`/25 seconds from time
+    zero. Raises `MediaError`.
     """
     contents = _contents_of(path)
     if contents.video is None or contents.is_picture:
@@ -699,12 +700,13 @@ def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_fram
     """ffmpeg with the filters of `extract_frames`; it writes PNG files one after another to its standard output."""
     # Each frame's time is rounded up to the grid, so position n shows the last frame that is not later than n ms;
     # rounding up to 1 ms does not change the frames shown at 40 ms steps. The grid is finer than any frame is long, so
-    # even a last frame between two 40 ms steps is on it; repeated for one more stride, it is also the last selected.
+    # even a last frame between two 40 ms steps is on it; repeated for one more stride, it is also the last selected. It
+    # is repeated up to `start` as well, where the video ends before.
     frames = (
         _whole_frames(contents, first_frame)
         .filter("setpts", "PTS-STARTPTS")
         .filter("fps", fps=GRID_FPS, round="up")
-        .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * stride)
+        .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * (start + stride))
         .filter("trim", start_frame=GRID_STEPS_PER_FRAME * start)
         .filter("select", f"not(mod(n,{GRID_STEPS_PER_FRAME * stride}))")
     )

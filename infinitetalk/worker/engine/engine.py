@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -41,7 +41,14 @@ from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
 from infinitetalk.worker.engine.rehearsed import likeness_of
-from infinitetalk.worker.engine.scenes import Scene, generation_settings, open_source, plan_scenes, stretch_of
+from infinitetalk.worker.engine.scenes import (
+    Scene,
+    generation_settings,
+    open_source,
+    plan_scenes,
+    read_footage,
+    stretch_of,
+)
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
@@ -419,6 +426,7 @@ class Engine:
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
                 regions=request.regions,
+                footage=partial(read_footage, request.source, request.folder, scene),
             )
             state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
             work = chunk_work(settings, workload, memory, len(job.speakers))

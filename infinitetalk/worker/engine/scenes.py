@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
-from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
+from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
@@ -59,6 +63,7 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
         motion_frame=job.motion_frame,
         crossfade_frame=job.crossfade_frame,
         num_inference_steps=job.sample_steps,
+        strength=job.strength,
         shift=job.shift,
         text_guide_scale=job.sample_text_guide_scale,
         audio_guide_scale=job.sample_audio_guide_scale,
@@ -89,6 +94,24 @@ def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> S
         frames.mkdir()
         stride = grid.reference_stride(scene.num_frames)
         return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
+
+
+def read_footage(source: Media, folder: Path, scene: Scene, plan: ChunkPlan) -> Iterator[Tensor]:
+    """All frames of a source video in a chunk of a scene: uint8 (3, height, width) each, the last one repeated where
+    the video has ended.
+
+    Each chunk decodes the video from its begin, and keeps its frames as files only while they are read.
+
+    Args:
+        folder: folder for temporary files.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+    """
+    with naming("cond_video"), TemporaryDirectory(prefix="footage-", dir=folder) as frames:
+        footage = extract_frames(source.path, Path(frames), 1, plan.num_frames, scene.start + plan.start)
+        for index in range(plan.num_frames):
+            yield footage.frame_at(index / VIDEO_FPS)
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:

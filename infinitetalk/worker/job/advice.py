@@ -122,7 +122,7 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         ("negative_prompt", not uses_negative_prompt(job), negative_prompt_reason(job)),
         ("nag", job.nag is not None and job.nag.scale == 1, "with scale 1"),
         ("nag", settings.guides_text, f"with {text_scale}: guidance uses the negative prompt"),
-        ("use_teacache", job.sample_steps <= WARM_UP_STEPS, f"with {WARM_UP_STEPS} steps or fewer"),
+        ("use_teacache", settings.num_steps <= WARM_UP_STEPS, f"with {WARM_UP_STEPS} steps or fewer"),
         ("teacache_thresh", not job.use_teacache, "without use_teacache"),
         ("use_apg", not differences, "with both guidance scales 1"),
         ("apg_momentum", not job.use_apg, "without use_apg"),
@@ -135,6 +135,11 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         found.append(
             f"crossfade_frame {job.crossfade_frame} is {fade} here: a fade is no longer than motion_frame "
             f"{job.motion_frame} rounded down to 4n+1"
+        )
+    if job.strength < 1 and not settings.starts_from_source:
+        found.append(
+            f"dub.strength {job.strength:g} has no effect with sample_steps {job.sample_steps}: it leaves out less "
+            "than half a step"
         )
     found += [f"LoRA {lora.name} has no effect with scale 0" for lora in job.loras if lora.scale == 0]
     return found + _unused_voices(job) + _unused_places(job.output_config or OutputConfig(), s3_config)

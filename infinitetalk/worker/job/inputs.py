@@ -62,6 +62,12 @@ def download(
     for speaker, source in (job.mask or {}).items():
         wanted[f"mask.{speaker}"] = Wanted(source, ("image",))
     media = fetch_all(wanted, folder, settings, on_bytes, should_stop)
+    if job.strength < 1 and media["cond_video"].info.kind == "image":
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"dub.strength {job.strength:g} needs a video as cond_video: an image has no motion to keep; leave it out, "
+            "or send a video",
+        )
     return JobMedia(
         source=media["cond_video"],
         speech=[media.get(f"cond_audio.{speaker}") for speaker in speech],
