@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from infinitetalk.dubbing.view import View, ViewedFilm
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
+from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
 
@@ -86,6 +89,36 @@ def open_source(source: Media, folder: Path, scene: Scene, grid: ChunkGrid) -> S
         frames.mkdir()
         stride = grid.reference_stride(scene.num_frames)
         return extract_frames(source.path, frames, stride, scene.num_frames, scene.start)
+
+
+@dataclass(frozen=True)
+class FilmView:
+    """The part of a film that is generated.
+
+    Attributes:
+        view: the part.
+        times: seconds at which the film's frames begin.
+    """
+
+    view: View
+    times: Sequence[float]
+
+
+def view_of(source: Source, film: FilmView | None, scene: Scene) -> Source:
+    """The part of a scene's reference frames that is generated."""
+    if film is None:
+        return source
+    return ViewedFilm(source, film.view, film.times, scene.start / VIDEO_FPS)
+
+
+def chunk_ends(job: SingleJob, num_frames: int) -> list[int]:
+    """For each chunk of a video of one scene, the number of frames that are shown until its end."""
+    plans = chunk_grid(job).plans(num_frames)
+    held = [plan.num_held_frames for plan in plans[1:]] + [0]
+    return [
+        plan.start + plan.num_motion_frames + plan.num_new_frames - num_held
+        for plan, num_held in zip(plans, held, strict=True)
+    ]
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:

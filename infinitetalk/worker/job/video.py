@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +20,7 @@ from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.pipeline import Chunk, DecodedChunk, Step
 from infinitetalk.media.decode import MediaInfo
-from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.media.encode import EVEN, PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.recipes import RECIPES
@@ -59,6 +60,15 @@ from infinitetalk.worker.job.bill import Bill
 from infinitetalk.worker.job.clock import StageClock
 from infinitetalk.worker.job.context import JobContext
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
+from infinitetalk.worker.job.film import (
+    Film,
+    FilmReader,
+    Frame,
+    add_film_sound,
+    frame_speakers,
+    frame_warnings,
+    open_film,
+)
 from infinitetalk.worker.job.inputs import (
     MIN_SPEECH_FRAMES,
     SPOKEN_CHARACTERS_PER_S,
@@ -70,7 +80,14 @@ from infinitetalk.worker.job.inputs import (
 )
 from infinitetalk.worker.job.preview import HlsPreview, Preview
 from infinitetalk.worker.job.recipe import ChosenRecipe, choose_recipe
-from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts, weights_hash
+from infinitetalk.worker.job.result import (
+    kept_size,
+    plan_facts,
+    resolved_parameters,
+    versions,
+    video_facts,
+    weights_hash,
+)
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
     Part,
@@ -158,6 +175,8 @@ class Inputs:
     Attributes:
         media: the job's media as local files.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
+        frame: the part of a film that is generated; None: all of the source is, and nothing of it is kept.
+        film: the film whose frames, or whose times, the video has; None: the model's alone.
         tracks: each speaker's track, float32 (samples,) at 16 kHz.
         sound: the video's sound, float32 (samples,) at 16 kHz.
         count_sound_bytes: returns the size of the encoded sound.
@@ -167,6 +186,8 @@ class Inputs:
 
     media: JobMedia
     regions: Tensor | None
+    frame: Frame | None
+    film: Film | None
     tracks: list[np.ndarray]
     sound: np.ndarray
     count_sound_bytes: Callable[[], int]
@@ -321,7 +342,8 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
-        media, regions = self._download()
+        media, regions, frame = self._download()
+        seen = media.source if frame is None else frame.seen_of(media.source)
         if job.tts_audio is None:
             tracks = make_tracks(job, media, engine, stop)
             num_rows, speech_s = count_rows(tracks), speech_seconds(job, media, tracks)
@@ -331,12 +353,12 @@ class VideoJob:
             speech_s = num_rows / VIDEO_FPS
         self.clock.enter(Stage.LOAD)
         scenes = plan_scenes(job, media.source, num_rows)
-        video = engine.plan(job, media.source.info, scenes, stop)
+        video = engine.plan(job, seen.info, scenes, stop)
         warnings = warnings + media.warnings
         warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
-        recipes, left_out = self._recipe_costs(media.source.info, scenes)
+        recipes, left_out = self._recipe_costs(seen.info, scenes)
         self.bill.model = engine.model_name_for(job)
         plan = Plan(
             job_id=self.context.job_id,
@@ -346,7 +368,7 @@ class VideoJob:
             worker=release_of(self.context.resources.settings),
             warnings=warnings + left_out,
             recipes=recipes,
-            **plan_facts(video, self.context.resources.settings),
+            **plan_facts(video, self.context.resources.settings) | kept_size(frame, media.source.info),
         )
         self.clock.enter(Stage.COMPLETED)
         self.bill.log("planned", self.logger)
@@ -398,14 +420,20 @@ class VideoJob:
         warnings += mixed_arithmetic([part.arithmetic for part in rendering.parts])
         return self._finish(inputs, rendering, warnings)
 
-    def _download(self) -> tuple[JobMedia, Tensor | None]:
-        """Downloads the job's media; returns them and the speakers' regions, bool (speakers, height, width) of the
-        source."""
+    def _download(self) -> tuple[JobMedia, Tensor | None, Frame | None]:
+        """Downloads the job's media; returns them, the speakers' regions, bool (speakers, height, width) of the source,
+        and the part of a film that is generated."""
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
         faces = find_faces(media.source, self.folder) if needs_faces(job) else None
-        return media, speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
+        regions = speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
+        if not job.keeps_film:
+            return media, regions, None
+        assert regions is not None and faces is not None
+        frame = frame_speakers(job, media.source, regions, faces, self.engine, self.context.stop)
+        media.warnings.extend(frame_warnings(job, frame, media.source))
+        return media, regions, frame
 
     def _prepare(self) -> Inputs:
         """Downloads the media, embeds the speech and prepares the networks for the job.
@@ -418,17 +446,20 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
-        media, regions = self._download()
+        media, regions, frame = self._download()
         self.clock.enter(Stage.EMBEDDING)
         tracks = make_tracks(job, media, engine, stop)
-        sound = mix_tracks(tracks)
-        count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
+        num_frames = min(job.frame_limit, count_rows(tracks))
+        film = open_film(job, media.source, frame, num_frames, media.warnings, stop)
+        sound = add_film_sound(job, media.source, mix_tracks(tracks), media.warnings)
+        count_sound_bytes = cache(partial(sound_bytes, sound, num_frames))
         self.store.check_size(count_sound_bytes)
         speech = engine.embed(job, tracks, stop)
         self.bill.model = engine.model_name_for(job)
         self.clock.enter(Stage.LOAD)
-        networks = engine.prepare(job, media.source.info, stop)
-        return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
+        seen = media.source if frame is None else frame.seen_of(media.source)
+        networks = engine.prepare(job, seen.info, stop)
+        return Inputs(media, regions, frame, film, tracks, sound, count_sound_bytes, speech, networks)
 
     def _restore(self, state: TaskState, fingerprint: str) -> Rendering:
         """The unfinished video of another worker, or a new rendering if there is none. Enters sampling."""
@@ -457,8 +488,11 @@ class VideoJob:
             WorkerError: `keep` raised it.
         """
         stop, clock = self.context.stop, self.clock
-        source, speech, regions, networks = inputs.media.source, inputs.speech, inputs.regions, inputs.networks
-        request = Request(self.job, rendering.seed, source, speech, regions, self.folder, networks)
+        source, regions, networks, film = inputs.media.source, inputs.regions, inputs.networks, inputs.film
+        part = None if film is None else film.part
+        if inputs.frame is not None and part is not None and regions is not None:
+            source, regions = inputs.frame.seen_of(source), part.view.cut_regions(regions)
+        request = Request(self.job, rendering.seed, source, inputs.speech, regions, self.folder, networks, part)
         arithmetic = str(self.engine.arithmetic(networks.choice))
         num_done, chunk_state = len(rendering.parts), rendering.chunk_state
 
@@ -472,30 +506,42 @@ class VideoJob:
                 yield chunk
 
         preview.publish(rendering.parts)
-        with closing(run_ahead(generate, self.engine.thread, stop)) as chunks:
+        with (
+            nullcontext() if film is None or num_done == len(film.ends) else film.reader(num_done) as reader,
+            closing(run_ahead(generate, self.engine.thread, stop)) as chunks,
+        ):
             for decoded in chunks:
                 self.bill.references_encoded += decoded.has_encoded_reference
-                self._add(rendering, decoded.finish(is_beside=True), arithmetic)
+                self._add(rendering, decoded.finish(is_beside=True), arithmetic, film, reader)
                 preview.publish(rendering.parts)
                 if keep() and not stop.leaves_time_for(clock.eta_s):
                     raise GenerationStopped
         preview.publish(rendering.parts, is_complete=True)
 
-    def _add(self, rendering: Rendering, chunk: Chunk, arithmetic: str) -> None:
+    def _add(
+        self, rendering: Rendering, chunk: Chunk, arithmetic: str, film: Film | None, reader: FilmReader | None
+    ) -> None:
         """Encodes a chunk and adds it to the rendering; the thumbnail is the first chunk's first frame.
 
         Args:
             arithmetic: how this worker computed the chunk.
+            film: the film whose frames, or whose times, the video has.
+            reader: reads its own frames.
         """
-        frames = chunk.frames
+        frames: Iterable[np.ndarray] = chunk.frames
+        if film is not None and reader is not None:
+            frames = film.frames(len(rendering.parts), chunk.frames, reader)
+        remaining = iter(frames)
+        first = next(remaining)
         file = self.folder / part_file(len(rendering.parts))
-        encoder = PartEncoder(file, *frames.shape[1:3])
-        encoder.write(frames)
+        encoder = PartEncoder(file, *first.shape[:2], (EVEN if film is None else film.clock.timing).rate)
+        for frame in chain([first], remaining):
+            encoder.write(frame[None])
         num_frames = encoder.close()
-        self.bill.video_s += num_frames / VIDEO_FPS
+        self.bill.video_s += len(chunk.frames) / VIDEO_FPS
         if not rendering.parts:
-            write_thumbnail(frames[0], rendering.thumbnail, self.mark)
-            rendering.height, rendering.width = frames.shape[1:3]
+            write_thumbnail(first, rendering.thumbnail, self.mark)
+            rendering.height, rendering.width = first.shape[:2]
         part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
         rendering.parts.append(part)
         rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
@@ -514,8 +560,9 @@ class VideoJob:
         clock, folder = self.clock, self.folder
         clock.enter(Stage.MUX)
         artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
-        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark)
-        facts = video_facts(artifacts.video, rendering)
+        timing = EVEN if inputs.film is None else inputs.film.clock.timing
+        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark, timing)
+        facts = video_facts(artifacts.video, rendering, timing)
         source = inputs.media.source.info
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
