@@ -24,7 +24,7 @@ from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import Published, StrictModel, choice
-from schemas.dub import Dub
+from schemas.dub import AudioMix, Dub, Output
 
 DEFAULT_PREFIX = "infinitetalk/jobs"
 _DEFAULTS = INFINITETALK.defaults
@@ -399,7 +399,13 @@ class SingleJob(StrictModel):
     """Split a source video into its scenes and generate each of them with its own part of the speech."""
 
     dub: Dub | None = None
-    """How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks."""
+    """What stays of cond_video; null: nothing, and the frames are generated whole."""
+
+    output: Output | None = None
+    """Frame times and size of the result; null: the model's, or cond_video's where dub keeps something."""
+
+    audio_mix: AudioMix | None = None
+    """What is heard beside the speech; null: nothing."""
 
     dry_run: bool = False
     """Return only a plan of the job."""
@@ -515,7 +521,40 @@ class SingleJob(StrictModel):
                 f"needs motion_frame smaller than frame_num in streaming mode, "
                 f"not {self.motion_frame} of {self.frame_num}"
             )
+        self._check_dub()
         return self
+
+    def _check_dub(self) -> None:
+        """Checks what is to be kept of the film.
+
+        Raises:
+            ValueError: a combination of fields cannot be served.
+        """
+        size = None if self.output is None else self.output.size
+        if self.keeps_film and size == "model":
+            raise ValueError(
+                'takes output.size "model" with dub.keep "none" only: what is kept has the film\'s own size'
+            )
+        if not self.keeps_film and size == "source":
+            raise ValueError('takes output.size "source" with dub.keep "face" or "all" only')
+        if self.keeps_film and self.scene_seg:
+            raise ValueError("takes dub.keep or scene_seg, not both: send each scene of the film as a job of its own")
+        if self.shows_film_times and self.output_config is not None and self.output_config.preview:
+            raise ValueError(
+                'takes output_config.preview with 25 frames a second only: set output {"fps": "model"}, or leave '
+                "preview out"
+            )
+
+    @property
+    def keeps_film(self) -> bool:
+        """Whether something of the source's own frames is shown."""
+        return self.dub is not None and self.dub.keep != "none"
+
+    @property
+    def shows_film_times(self) -> bool:
+        """Whether the result's frames have the times of a source video's frames."""
+        fps = None if self.output is None else self.output.fps
+        return fps == "source" or (fps is None and self.keeps_film)
 
     @property
     def speakers(self) -> list[str]:

@@ -121,7 +121,8 @@ def test_footage_goes_on_with_the_last_frame_where_the_film_has_ended(tmp_path: 
     source = Media(tmp_path / "film.mp4", MediaInfo("video", 64, 64, 0.4, False))
     plan = ChunkPlan(0, start, 5, 0, 5, 0, 0)
     assert [
-        read_number(frame.permute(1, 2, 0).numpy()) for frame in read_footage(source, tmp_path, Scene(0, 30), plan)
+        read_number(frame.permute(1, 2, 0).numpy())
+        for frame in read_footage(source, tmp_path, None, Scene(0, 30), plan)
     ] == numbers
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 

@@ -8,16 +8,28 @@
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
 from infinitetalk.worker.engine.estimate import VideoCost
-from infinitetalk.worker.engine.people import find_faces, needs_faces, speaker_places
-from infinitetalk.worker.engine.scenes import Scene, chunk_grid, generation_settings, plan_scenes
+from infinitetalk.worker.engine.people import (
+    bounding_box,
+    face_detector,
+    face_of,
+    find_faces,
+    needs_faces,
+    speaker_places,
+)
+from infinitetalk.worker.engine.scenes import FilmView, Scene, chunk_ends, chunk_grid, generation_settings, plan_scenes
 
 __all__ = [
     "Engine",
+    "FilmView",
     "Overlap",
     "Request",
     "Scene",
     "VideoCost",
+    "bounding_box",
+    "chunk_ends",
     "chunk_grid",
+    "face_detector",
+    "face_of",
     "find_faces",
     "generation_settings",
     "needs_faces",

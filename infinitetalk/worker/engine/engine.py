@@ -23,6 +23,7 @@ from infinitetalk.family import FAMILIES, INFINITETALK
 from infinitetalk.generation.pipeline import ChunkState, DecodedChunk, InfiniteTalkPipeline, Step
 from infinitetalk.generation.references import EncodedReferences
 from infinitetalk.media.decode import MediaInfo
+from infinitetalk.media.sizes import bucket_of_part, scale_resolution
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
@@ -42,12 +43,14 @@ from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
 from infinitetalk.worker.engine.rehearsed import likeness_of
 from infinitetalk.worker.engine.scenes import (
+    FilmView,
     Scene,
     generation_settings,
     open_source,
     plan_scenes,
     read_footage,
     stretch_of,
+    view_of,
 )
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
@@ -68,6 +71,8 @@ class Request:
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
         folder: folder for temporary files.
         networks: the networks, prepared for the job.
+        film: the part of the source that is generated; None: all of it. If it is given, `source.info` says its size,
+            and `regions` are of its pixels.
     """
 
     job: SingleJob
@@ -77,6 +82,7 @@ class Request:
     regions: Tensor | None
     folder: Path
     networks: Networks
+    film: FilmView | None = None
 
 
 class Engine:
@@ -336,6 +342,18 @@ class Engine:
         chunk = chunk_work(settings[0], workload, memory, len(job.speakers))
         return video_cost(settings, chunk, source.kind == "video", memory.describe(self.devices.dtype), self._speed)
 
+    def frame_size(self, job: SingleJob, height: int, width: int, should_stop: Callable[[], bool]) -> tuple[int, int]:
+        """Height and width that a job's model generates for a part of a source of about this height and width.
+
+        Raises:
+            CheckpointError: the model could not be found.
+            GenerationStopped: `should_stop` returned true.
+        """
+        models = self._loading.found(job.family, should_stop).models
+        if job.resolution is not None:
+            return scale_resolution(models.family, job.resolution, models.size_scale)
+        return bucket_of_part(models.family, job.size_table, height, width, models.size_scale)
+
     def _workload(self, job: SingleJob, source: MediaInfo, networks: Models | Networks) -> Workload:
         """The work of one chunk of a job's video by these networks."""
         return workload_of(job, source, networks.family, networks.size_scale, self.devices.count)
@@ -420,13 +438,15 @@ class Engine:
                 on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
 
             conditions = pipeline.embed_prompts(
-                source=open_source(request.source, request.folder, scene, settings.grid(family)),
+                source=view_of(
+                    open_source(request.source, request.folder, scene, settings.grid(family)), request.film, scene.start
+                ),
                 speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
                 prompt=job.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
                 regions=request.regions,
-                footage=partial(read_footage, request.source, request.folder, scene),
+                footage=partial(read_footage, request.source, request.folder, request.film, scene),
             )
             state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
             work = chunk_work(settings, workload, memory, len(job.speakers))

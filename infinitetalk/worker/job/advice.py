@@ -59,7 +59,7 @@ def own_size(job: SingleJob, source: MediaInfo, resolution: tuple[int, int]) -> 
     cropped to it.
 
     Args:
-        resolution: (height, width) in pixels of the video.
+        resolution: (height, width) in pixels that the model generates.
     """
     if job.resolution is None:
         return []
@@ -70,7 +70,7 @@ def own_size(job: SingleJob, source: MediaInfo, resolution: tuple[int, int]) -> 
             f"size {own_width}x{own_height} is {width}x{height} here: this worker's small model scales all sizes"
         )
     cropped = cropped_share(source.height, source.width, own_height, own_width)
-    if cropped > CROPPED_SHARE:
+    if cropped > CROPPED_SHARE and not job.keeps_film:
         found.append(
             f"size {own_width}x{own_height} cuts off {cropped:.0%} of the source's {source.width}x{source.height} "
             "pixels: the video shows its centre; a size of the source's shape shows all of it"
@@ -109,9 +109,15 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
     rules = [
         ("audio_type", job.tts_audio is not None, "with tts_audio: its speakers take turns"),
         ("audio_type", job.cond_audio is not None and voices == 1, "with one voice"),
-        ("bbox", one_speaker, "with one speaker"),
-        ("mask", one_speaker, "with one speaker"),
-        ("bbox_order", job.bbox is None or one_speaker, "without a bbox of several speakers"),
+        ("bbox", one_speaker and not job.keeps_film, "with one speaker"),
+        ("mask", one_speaker and not job.keeps_film, "with one speaker"),
+        (
+            "bbox_order",
+            job.bbox is None or (one_speaker and not job.keeps_film),
+            "without a bbox of several speakers",
+        ),
+        ("dub", _dubs_nothing(job), 'with keep "none" and strength 1'),
+        ("output", is_picture and job.output is not None and job.output.fps == "source", "on an image's frame times"),
         ("regions", one_speaker, "with one speaker"),
         ("regions", job.bbox is not None or job.mask is not None, "with bbox or mask"),
         ("scene_seg", is_picture, "with an image"),
@@ -143,6 +149,11 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         )
     found += [f"LoRA {lora.name} has no effect with scale 0" for lora in job.loras if lora.scale == 0]
     return found + _unused_voices(job) + _unused_places(job.output_config or OutputConfig(), s3_config)
+
+
+def _dubs_nothing(job: SingleJob) -> bool:
+    """Whether the job's dubbing keeps nothing and makes everything anew, which is what happens without it."""
+    return job.dub is not None and job.dub.keep == "none" and job.dub.strength == 1
 
 
 def uses_negative_prompt(job: SingleJob) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +20,7 @@ from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.pipeline import Chunk, DecodedChunk, Step
 from infinitetalk.media.decode import MediaInfo
-from infinitetalk.media.encode import PartEncoder, join_parts, sound_bytes, write_thumbnail
+from infinitetalk.media.encode import EVEN, PartEncoder, join_parts, sound_bytes, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.recipes import RECIPES
@@ -60,6 +61,15 @@ from infinitetalk.worker.job.bill import Bill
 from infinitetalk.worker.job.clock import StageClock
 from infinitetalk.worker.job.context import JobContext
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
+from infinitetalk.worker.job.film import (
+    Film,
+    FilmReader,
+    Frame,
+    add_film_sound,
+    frame_speakers,
+    frame_warnings,
+    open_film,
+)
 from infinitetalk.worker.job.inputs import (
     MIN_SPEECH_FRAMES,
     SPOKEN_CHARACTERS_PER_S,
@@ -71,7 +81,14 @@ from infinitetalk.worker.job.inputs import (
 )
 from infinitetalk.worker.job.preview import HlsPreview, Preview
 from infinitetalk.worker.job.recipe import ChosenRecipe, choose_recipe
-from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts, weights_hash
+from infinitetalk.worker.job.result import (
+    kept_size,
+    plan_facts,
+    resolved_parameters,
+    versions,
+    video_facts,
+    weights_hash,
+)
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
     Part,
@@ -159,6 +176,8 @@ class Inputs:
     Attributes:
         media: the job's media as local files.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
+        frame: the part of a film that is generated; None: all of the source is, and nothing of it is kept.
+        film: the film whose frames, or whose times, the video has; None: the model's alone.
         tracks: each speaker's track, float32 (samples,) at 16 kHz.
         sound: the video's sound, float32 (samples,) at 16 kHz.
         count_sound_bytes: returns the size of the encoded sound.
@@ -168,6 +187,8 @@ class Inputs:
 
     media: JobMedia
     regions: Tensor | None
+    frame: Frame | None
+    film: Film | None
     tracks: list[np.ndarray]
     sound: np.ndarray
     count_sound_bytes: Callable[[], int]
@@ -322,7 +343,8 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
-        media, regions = self._download()
+        media, regions, frame = self._download()
+        seen = media.source if frame is None else frame.seen_of(media.source)
         if job.tts_audio is None:
             tracks = make_tracks(job, media, engine, stop)
             num_rows, speech_s = count_rows(tracks), speech_seconds(job, media, tracks)
@@ -332,14 +354,12 @@ class VideoJob:
             speech_s = num_rows / VIDEO_FPS
         self.clock.enter(Stage.LOAD)
         scenes = plan_scenes(job, media.source, num_rows)
-        video = engine.plan(job, media.source.info, scenes, stop)
+        video = engine.plan(job, seen.info, scenes, stop)
         warnings = warnings + media.warnings
-        warnings += self._losses(
-            media, region_overlaps(job, regions), speech_s, video.num_chunks, (video.height, video.width)
-        )
+        warnings += self._losses(media, region_overlaps(job, regions), speech_s, video.num_chunks)
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
-        recipes, left_out = self._recipe_costs(media.source.info, scenes)
+        recipes, left_out = self._recipe_costs(seen.info, scenes)
         self.bill.model = engine.model_name_for(job)
         plan = Plan(
             job_id=self.context.job_id,
@@ -349,7 +369,7 @@ class VideoJob:
             worker=release_of(self.context.resources.settings),
             warnings=warnings + left_out,
             recipes=recipes,
-            **plan_facts(video, self.context.resources.settings),
+            **plan_facts(video, self.context.resources.settings) | kept_size(frame, media.source.info),
         )
         self.clock.enter(Stage.COMPLETED)
         self.bill.log("planned", self.logger)
@@ -396,20 +416,25 @@ class VideoJob:
         self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
         speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
-        resolution = rendering.height, rendering.width
-        warnings += self._losses(inputs.media, overlaps, speech_s, len(rendering.parts), resolution)
+        warnings += self._losses(inputs.media, overlaps, speech_s, len(rendering.parts))
         warnings += flat_chunks([part.is_flat for part in rendering.parts])
         warnings += mixed_arithmetic([part.arithmetic for part in rendering.parts])
         return self._finish(inputs, rendering, warnings)
 
-    def _download(self) -> tuple[JobMedia, Tensor | None]:
-        """Downloads the job's media; returns them and the speakers' regions, bool (speakers, height, width) of the
-        source."""
+    def _download(self) -> tuple[JobMedia, Tensor | None, Frame | None]:
+        """Downloads the job's media; returns them, the speakers' regions, bool (speakers, height, width) of the source,
+        and the part of a film that is generated."""
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
         faces = find_faces(media.source, self.folder) if needs_faces(job) else None
-        return media, speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
+        regions = speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
+        if not job.keeps_film:
+            return media, regions, None
+        assert regions is not None and faces is not None
+        frame = frame_speakers(job, media.source, regions, faces, self.engine, self.context.stop)
+        media.warnings.extend(frame_warnings(job, frame, media.source))
+        return media, regions, frame
 
     def _prepare(self) -> Inputs:
         """Downloads the media, embeds the speech and prepares the networks for the job.
@@ -422,17 +447,20 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
-        media, regions = self._download()
+        media, regions, frame = self._download()
         self.clock.enter(Stage.EMBEDDING)
         tracks = make_tracks(job, media, engine, stop)
-        sound = mix_tracks(tracks)
-        count_sound_bytes = cache(partial(sound_bytes, sound, min(job.frame_limit, count_rows(tracks))))
+        num_frames = min(job.frame_limit, count_rows(tracks))
+        film = open_film(job, media.source, frame, num_frames, media.warnings, stop)
+        sound = add_film_sound(job, media.source, mix_tracks(tracks), media.warnings)
+        count_sound_bytes = cache(partial(sound_bytes, sound, num_frames))
         self.store.check_size(count_sound_bytes)
         speech = engine.embed(job, tracks, stop)
         self.bill.model = engine.model_name_for(job)
         self.clock.enter(Stage.LOAD)
-        networks = engine.prepare(job, media.source.info, stop)
-        return Inputs(media, regions, tracks, sound, count_sound_bytes, speech, networks)
+        seen = media.source if frame is None else frame.seen_of(media.source)
+        networks = engine.prepare(job, seen.info, stop)
+        return Inputs(media, regions, frame, film, tracks, sound, count_sound_bytes, speech, networks)
 
     def _restore(self, state: TaskState, fingerprint: str) -> Rendering:
         """The unfinished video of another worker, or a new rendering if there is none. Enters sampling."""
@@ -461,8 +489,11 @@ class VideoJob:
             WorkerError: `keep` raised it.
         """
         stop, clock = self.context.stop, self.clock
-        source, speech, regions, networks = inputs.media.source, inputs.speech, inputs.regions, inputs.networks
-        request = Request(self.job, rendering.seed, source, speech, regions, self.folder, networks)
+        source, regions, networks, film = inputs.media.source, inputs.regions, inputs.networks, inputs.film
+        part = None if film is None else film.part
+        if inputs.frame is not None and part is not None and regions is not None:
+            source, regions = inputs.frame.seen_of(source), part.view.cut_regions(regions)
+        request = Request(self.job, rendering.seed, source, inputs.speech, regions, self.folder, networks, part)
         arithmetic = str(self.engine.arithmetic(networks.choice))
         num_done, chunk_state = len(rendering.parts), rendering.chunk_state
 
@@ -476,30 +507,42 @@ class VideoJob:
                 yield chunk
 
         preview.publish(rendering.parts)
-        with closing(run_ahead(generate, self.engine.thread, stop)) as chunks:
+        with (
+            nullcontext() if film is None or num_done == len(film.ends) else film.reader(num_done) as reader,
+            closing(run_ahead(generate, self.engine.thread, stop)) as chunks,
+        ):
             for decoded in chunks:
                 self.bill.references_encoded += decoded.has_encoded_reference
-                self._add(rendering, decoded.finish(is_beside=True), arithmetic)
+                self._add(rendering, decoded.finish(is_beside=True), arithmetic, film, reader)
                 preview.publish(rendering.parts)
                 if keep() and not stop.leaves_time_for(clock.eta_s):
                     raise GenerationStopped
         preview.publish(rendering.parts, is_complete=True)
 
-    def _add(self, rendering: Rendering, chunk: Chunk, arithmetic: str) -> None:
+    def _add(
+        self, rendering: Rendering, chunk: Chunk, arithmetic: str, film: Film | None, reader: FilmReader | None
+    ) -> None:
         """Encodes a chunk and adds it to the rendering; the thumbnail is the first chunk's first frame.
 
         Args:
             arithmetic: how this worker computed the chunk.
+            film: the film whose frames, or whose times, the video has.
+            reader: reads its own frames.
         """
-        frames = chunk.frames
+        frames: Iterable[np.ndarray] = chunk.frames
+        if film is not None and reader is not None:
+            frames = film.frames(len(rendering.parts), chunk.frames, reader)
+        remaining = iter(frames)
+        first = next(remaining)
         file = self.folder / part_file(len(rendering.parts))
-        encoder = PartEncoder(file, *frames.shape[1:3])
-        encoder.write(frames)
+        encoder = PartEncoder(file, *first.shape[:2], (EVEN if film is None else film.clock.timing).rate)
+        for frame in chain([first], remaining):
+            encoder.write(frame[None])
         num_frames = encoder.close()
-        self.bill.video_s += num_frames / VIDEO_FPS
+        self.bill.video_s += len(chunk.frames) / VIDEO_FPS
         if not rendering.parts:
-            write_thumbnail(frames[0], rendering.thumbnail, self.mark)
-            rendering.height, rendering.width = frames.shape[1:3]
+            write_thumbnail(first, rendering.thumbnail, self.mark)
+            rendering.height, rendering.width = first.shape[:2]
         part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
         rendering.parts.append(part)
         rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
@@ -518,8 +561,9 @@ class VideoJob:
         clock, folder = self.clock, self.folder
         clock.enter(Stage.MUX)
         artifacts = Artifacts(folder / "video.mp4", rendering.thumbnail, folder / "metadata.json", self.request)
-        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark)
-        facts = video_facts(artifacts.video, rendering)
+        timing = EVEN if inputs.film is None else inputs.film.clock.timing
+        join_parts([part.path for part in rendering.parts], inputs.sound, artifacts.video, self.mark, timing)
+        facts = video_facts(artifacts.video, rendering, timing)
         source = inputs.media.source.info
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
@@ -553,25 +597,17 @@ class VideoJob:
         video = Video.model_validate(facts | places)
         return Success(job_id=self.context.job_id, video=video, timings=self.bill.job_spent.timings, **about)
 
-    def _losses(
-        self,
-        media: JobMedia,
-        overlaps: Sequence[Overlap],
-        speech_s: float,
-        num_chunks: int,
-        resolution: tuple[int, int],
-    ) -> list[str]:
+    def _losses(self, media: JobMedia, overlaps: Sequence[Overlap], speech_s: float, num_chunks: int) -> list[str]:
         """Warnings about the input that the video does not use.
 
         Args:
             overlaps: the overlap of every two speakers' regions.
             speech_s: length of all of the speech in seconds.
             num_chunks: number of chunks of the video.
-            resolution: its (height, width) in pixels.
         """
-        job, engine, stop = self.job, self.engine, self.context.stop
+        job, engine, stop, info = self.job, self.engine, self.context.stop, media.source.info
         return [
-            *own_size(job, media.source.info, resolution),
+            *own_size(job, info, engine.frame_size(job, info.height, info.width, stop)),
             *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),
             *cut_prompts(job, lambda prompt: engine.count_tokens(job, prompt, stop)),
             *shared_regions(overlaps),
