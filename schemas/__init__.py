@@ -2,7 +2,7 @@
 
 from schemas.addresses import check_address
 from schemas.base import explain, sendable
-from schemas.dub import Dub
+from schemas.dub import AudioMix, Dub, Output
 from schemas.envelope import JobState, JobStatus, Request
 from schemas.job import (
     DEFAULT_PREFIX,
@@ -43,6 +43,7 @@ __all__ = [
     "DEFAULT_PREFIX",
     "LONGEST_VIDEO",
     "STORES",
+    "AudioMix",
     "BatchItem",
     "BatchJob",
     "BatchResult",
@@ -58,6 +59,7 @@ __all__ = [
     "JobStatus",
     "Lora",
     "Nag",
+    "Output",
     "OutputConfig",
     "Plan",
     "Progress",

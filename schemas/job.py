@@ -24,7 +24,7 @@ from infinitetalk.family import INFINITETALK, Family
 from infinitetalk.recipes import RECIPES, Recipe
 from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import Published, StrictModel, choice
-from schemas.dub import Dub
+from schemas.dub import AudioMix, Dub, Output
 from schemas.timeline import (
     Heard,
     Media,
@@ -433,7 +433,13 @@ class SingleJob(StrictModel):
     """Split a source video into its scenes and generate each of them with its own part of the speech."""
 
     dub: Dub | None = None
-    """How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks."""
+    """What stays of cond_video; null: nothing, and the frames are generated whole."""
+
+    output: Output | None = None
+    """Frame times and size of the result; null: the model's, or cond_video's where dub keeps something."""
+
+    audio_mix: AudioMix | None = None
+    """What is heard beside the speech; null: nothing."""
 
     dry_run: bool = False
     """Return only a plan of the job."""
@@ -549,6 +555,7 @@ class SingleJob(StrictModel):
                 f"needs motion_frame smaller than frame_num in streaming mode, "
                 f"not {self.motion_frame} of {self.frame_num}"
             )
+        self._check_dub()
         return self
 
     @model_validator(mode="after")
@@ -617,6 +624,43 @@ class SingleJob(StrictModel):
         """The turns of the script; none without one."""
         return turns_of(self.script or [])
 
+    def _check_dub(self) -> None:
+        """Checks what is to be kept of the film.
+
+        Raises:
+            ValueError: a combination of fields cannot be served.
+        """
+        if len(self.pictures) > 1 and (self.dub is not None or self.audio_mix is not None or self.shows_film_times):
+            raise ValueError(
+                'takes dub, audio_mix and output.fps "source" with one cond_video only: send each film of the list as a '
+                "job of its own"
+            )
+        size = None if self.output is None else self.output.size
+        if self.keeps_film and size == "model":
+            raise ValueError(
+                'takes output.size "model" with dub.keep "none" only: what is kept has the film\'s own size'
+            )
+        if not self.keeps_film and size == "source":
+            raise ValueError('takes output.size "source" with dub.keep "face" or "all" only')
+        if self.keeps_film and self.scene_seg:
+            raise ValueError("takes dub.keep or scene_seg, not both: send each scene of the film as a job of its own")
+        if self.shows_film_times and self.output_config is not None and self.output_config.preview:
+            raise ValueError(
+                'takes output_config.preview with 25 frames a second only: set output {"fps": "model"}, or leave '
+                "preview out"
+            )
+
+    @property
+    def keeps_film(self) -> bool:
+        """Whether something of the source's own frames is shown."""
+        return self.dub is not None and self.dub.keep != "none"
+
+    @property
+    def shows_film_times(self) -> bool:
+        """Whether the result's frames have the times of a source video's frames."""
+        fps = None if self.output is None else self.output.fps
+        return fps == "source" or (fps is None and self.keeps_film)
+
     @property
     def speakers(self) -> list[str]:
         """Names of the speakers, person1 first."""
@@ -634,6 +678,11 @@ class SingleJob(StrictModel):
     def frame_limit(self) -> int:
         """The largest number of video frames that the mode allows."""
         return self.frame_num if self.mode == "clip" else self.max_frame_num
+
+    @property
+    def strength(self) -> float:
+        """How much of a source video is made anew, above 0 to 1."""
+        return 1.0 if self.dub is None else self.dub.strength
 
     @property
     def resolution(self) -> tuple[int, int] | None:

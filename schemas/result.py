@@ -79,13 +79,13 @@ class Video(StrictModel):
     """Height in pixels."""
 
     fps: Annotated[float, Field(gt=0)]
-    """Frames per second."""
+    """Frames per second; of a film with frames of different lengths, the usual."""
 
     num_frames: Annotated[int, Field(ge=1)]
     """Number of frames in the video."""
 
     duration_s: Annotated[float, Field(gt=0)]
-    """Length in seconds: num_frames / fps."""
+    """Length in seconds."""
 
     @model_validator(mode="after")
     def check_places(self) -> Video:
@@ -210,7 +210,7 @@ class Plan(StrictModel):
     """Height in pixels."""
 
     num_frames: Annotated[int, Field(ge=1)]
-    """Number of frames of the video, at 25 per second."""
+    """Number of generated frames, at 25 per second; with a film's own frame times, the video has others."""
 
     duration_s: Annotated[float, Field(gt=0)]
     """Length of the video in seconds."""

@@ -220,6 +220,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "sample_text_guide_scale": st.floats(0, 50),
         "sample_audio_guide_scale": st.floats(0, 50),
         "negative_prompt": st.none() | st.text(max_size=40),
+        "dub": st.none() | st.fixed_dictionaries({"strength": st.floats(0, 1, exclude_min=True)}),
         "nag": st.none()
         | st.fixed_dictionaries(
             {},

@@ -668,6 +668,12 @@ BAD_VALUES: dict[str, list[Any]] = {
     "motion_frame": [0, -1, 401, "9", 9.5, None, math.nan],
     "crossfade_frame": [-1, 26, "4", 4.5, None, math.nan],
     "negative_prompt": [5, ["x"], "\udfff", "x" * 1_000_000],
+    "dub": [
+        *["", "face", True, 0.5, []],
+        *[{"strength": value} for value in (0, -0.5, 1.01, 1e308, math.nan, math.inf, "0.5", None, True, [0.5])],
+        {"strength": 0.5},
+        {"denoise": 0.5},
+    ],
     "nag": [
         *["", "on", True, 5, [], [11]],
         {"scale": 0.5},

@@ -35,6 +35,7 @@ EXAMPLES = {
     "single_image",
     "single_video",
     "own_size",
+    "dub_strength",
     "negative_prompt",
     "two_speakers",
     "two_speakers_add",

@@ -30,6 +30,7 @@ SUCCESS = {
     "memory_mode": "float32",
     "evaluations": 1,
     "evaluations_skipped": 0,
+    "speakers": [{"speaker": "person1", "box": [0, 0, 8, 8], "told_by": "whole"}],
     "worker": "0.1.0",
     "warnings": [],
 }

@@ -341,6 +341,13 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bbox": ({"bbox": {"person1": [0, 0, 9, 9]}}, "bbox has no effect with one speaker"),
     "mask": ({"mask": {"person1": "m"}}, "mask has no effect with one speaker"),
     "bbox_order": ({"bbox_order": "yx"}, "bbox_order has no effect without a bbox"),
+    "regions": ({"regions": "faces"}, "regions has no effect with one speaker"),
+    "regions, boxes": (
+        {"regions": "faces", "cond_audio": TWO, "bbox": {"person1": [0, 0, 9, 9], "person2": [9, 0, 18, 9]}},
+        "regions has no effect with bbox or mask",
+    ),
+    "dub": ({"dub": {"keep": "none"}}, 'dub has no effect with keep "none" and strength 1'),
+    "output": ({"output": {"fps": "source"}}, "output has no effect on an image's frame times"),
     "scene_seg": ({"scene_seg": True}, "scene_seg has no effect with an image"),
     "max_frame_num": ({"max_frame_num": 500}, 'max_frame_num has no effect in mode "clip"'),
     "motion_frame": ({"motion_frame": 5}, "motion_frame has no effect in a video of one chunk"),
@@ -349,6 +356,10 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
     "negative_prompt": (
         {"negative_prompt": "ugly", "sample_text_guide_scale": 1.0},
         "negative_prompt has no effect with sample_text_guide_scale 1 without nag",
+    ),
+    "dub, strength": (
+        {"dub": {"strength": 0.9}, "sample_steps": 4},
+        "dub.strength 0.9 has no effect with sample_steps 4: it leaves out less than half a step",
     ),
     "nag": ({"nag": {}}, "nag has no effect with sample_text_guide_scale 5: guidance uses the negative prompt"),
     "nag, scale 1": ({"nag": {"scale": 1}, "sample_text_guide_scale": 1.0}, "nag has no effect with scale 1"),
@@ -370,7 +381,7 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
 USED = {
     "prompt", "cond_video", "cond_audio", "dry_run", "size", "mode", "frame_num", "sample_steps", "id",
     "sample_text_guide_scale", "sample_audio_guide_scale", "color_correction_strength", "base_seed",
-    "num_persistent_param_in_dit", "offload_model", "quant", "recipe", "script",
+    "num_persistent_param_in_dit", "offload_model", "quant", "recipe", "script", "audio_mix",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from infinitetalk.worker.job.bill import JobEnd
 from infinitetalk.worker.settings import Settings
-from schemas.dub import Dub
+from schemas.dub import AudioMix, Dub, Output
 from schemas.job import BatchJob, Nag, OutputConfig, S3Config, SingleJob, TtsAudio
 from schemas.progress import Progress
 from schemas.result import BatchResult, Failure, Plan, Success
@@ -42,6 +42,8 @@ README_TABLES: dict[str, type[BaseModel]] = {
     "nag": Nag,
     "tts_audio": TtsAudio,
     "dub": Dub,
+    "output": Output,
+    "audio_mix": AudioMix,
     "s3Config": S3Config,
 }
 

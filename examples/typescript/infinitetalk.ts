@@ -1,6 +1,12 @@
 // Types of InfiniteTalk's requests and answers on Runpod Serverless, generated from schemas/openapi.json: make schemas.
 // A type says less than the schema: ranges, 4n+1 frames and patterns are checked by the worker, or by the schema.
 
+/** What is heard beside the speech. */
+export interface AudioMix {
+  /** Gain in dB of cond_video's own sound, which is mixed under the speech. ≥ -60, ≤ 12. */
+  source: number;
+}
+
 /** One job of a batch. */
 export interface BatchItem {
   /** Description of the video; only its first 512 tokens count. Or several: [{"from_s": 0, "prompt": …}, {"from_s": 8, "prompt": …}]; each chunk takes the one that is in force at its first frame. */
@@ -29,8 +35,12 @@ export interface BatchItem {
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
   scene_seg?: boolean;
-  /** How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks. */
+  /** What stays of cond_video; null: nothing, and the frames are generated whole. */
   dub?: Dub | null;
+  /** Frame times and size of the result; null: the model's, or cond_video's where dub keeps something. */
+  output?: Output | null;
+  /** What is heard beside the speech; null: nothing. */
+  audio_mix?: AudioMix | null;
   /** Return only a plan of the job. Default: false. */
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
@@ -141,12 +151,14 @@ export interface Completed {
 
 /** Dubs cond_video: what is not a speaker's stays as it is. */
 export interface Dub {
-  /** How much is made anew: 1, all of it. ≥ 1, ≤ 1. Default: 1.0. */
+  /** How much is made anew: 1, all of it. Below 1, sampling starts from the film's own frames with the noise of a later step, so that its motion, camera and light stay, and makes only this share of the steps. For videos only. > 0, ≤ 1. Default: 1.0. */
   strength?: number;
-  /** "face": the film is kept, but for the speakers' faces. "all": all of it is kept, but for the speakers' regions (bbox or mask). "none": nothing; the frames are generated whole. Default: "none". */
+  /** What stays of the film: "all", everything but the speakers' regions (bbox, mask, or the heads that are found). "face", also what is in these regions but not in the face. "none": nothing, the frames are generated whole. Default: "face". */
   keep?: "none" | "face" | "all";
-  /** Width in pixels of the source of the soft edge between what is generated and what is kept; null: an eighth of the region. ≥ 0, ≤ 512. */
+  /** Width of the soft edge within a region, in pixels of cond_video; null: an eighth of the region. ≥ 0, ≤ 512. */
   feather?: number | null;
+  /** What the model sees around the speakers' regions, on each side, as a share of their size: a small face in a large film gets the model's whole resolution. Null: the largest part of the frame that fits the model's shape. ≥ 0, ≤ 4. Default: 0.5. */
+  margin?: number | null;
 }
 
 /** The kinds of errors; `infinitetalk.worker.errors` says what to do about each. */
@@ -246,7 +258,7 @@ export interface ItemPlan {
   width: number;
   /** Height in pixels. ≥ 1. */
   height: number;
-  /** Number of frames of the video, at 25 per second. ≥ 1. */
+  /** Number of generated frames, at 25 per second; with a film's own frame times, the video has others. ≥ 1. */
   num_frames: number;
   /** Length of the video in seconds. > 0. */
   duration_s: number;
@@ -348,6 +360,14 @@ export interface Nag {
   alpha?: number;
 }
 
+/** The frames of the result. */
+export interface Output {
+  /** "source": the frame times of cond_video. "model": 25 a second. Null: "source" where dub keeps something. */
+  fps?: "model" | "source" | null;
+  /** "source": the size of cond_video, where dub keeps something. "model": the size that is generated. Null: as dub needs it. */
+  size?: "model" | "source" | null;
+}
+
 /** The destination of the video and its thumbnail. */
 export interface OutputConfig {
   /** "s3": an S3-compatible store (the job's s3Config, else the worker's settings). "volume": the worker's output folder, on Runpod the network volume. "inline": base64 in the result, for small videos only. "put": the addresses video_url and thumbnail_url. Default: "s3". */
@@ -380,7 +400,7 @@ export interface Plan {
   width: number;
   /** Height in pixels. ≥ 1. */
   height: number;
-  /** Number of frames of the video, at 25 per second. ≥ 1. */
+  /** Number of generated frames, at 25 per second; with a film's own frame times, the video has others. ≥ 1. */
   num_frames: number;
   /** Length of the video in seconds. > 0. */
   duration_s: number;
@@ -530,8 +550,12 @@ export interface SingleJob {
   loras?: Lora[];
   /** Split a source video into its scenes and generate each of them with its own part of the speech. Default: false. */
   scene_seg?: boolean;
-  /** How much of cond_video stays when it is dubbed; null: it is only where the frames come from that begin chunks. */
+  /** What stays of cond_video; null: nothing, and the frames are generated whole. */
   dub?: Dub | null;
+  /** Frame times and size of the result; null: the model's, or cond_video's where dub keeps something. */
+  output?: Output | null;
+  /** What is heard beside the speech; null: nothing. */
+  audio_mix?: AudioMix | null;
   /** Return only a plan of the job. Default: false. */
   dry_run?: boolean;
   /** Named way to make the video: it sets the fields that the job leaves out, and needs its own weights. A dry run lists those that the worker can run, with their cost. Null: the worker's DEFAULT_RECIPE. */
@@ -715,11 +739,11 @@ export interface Video {
   width: number;
   /** Height in pixels. ≥ 1. */
   height: number;
-  /** Frames per second. > 0. */
+  /** Frames per second; of a film with frames of different lengths, the usual. > 0. */
   fps: number;
   /** Number of frames in the video. ≥ 1. */
   num_frames: number;
-  /** Length in seconds: num_frames / fps. > 0. */
+  /** Length in seconds. > 0. */
   duration_s: number;
 }
 

@@ -35,8 +35,8 @@ class GenerationSettings:
         crossfade_frame: largest number of these in which the video fades from one chunk to the next; 0 cuts, as the
             published code does.
         num_inference_steps: sampling steps, from noise alone.
-        strength: how much of a source video is made anew, above 0 to 1. Below 1, sampling starts from the video's own
-            latents, with the noise of a later step, and the steps before it are left out.
+        strength: how much of a source video is made anew, above 0 to 1: this share of the steps is made. They start
+            from the video's own latents with the noise of the first of them.
         shift: shift of the noise schedule; a larger one spends more steps at high noise.
         text_guide_scale, audio_guide_scale: guidance; 1 leaves a condition unamplified.
         use_apg, apg_momentum, apg_norm_threshold: adaptive projected guidance.
@@ -72,8 +72,8 @@ class GenerationSettings:
 
     @property
     def starts_from_source(self) -> bool:
-        """Whether sampling starts from the source's own latents."""
-        return self.strength < 1.0
+        """Whether sampling starts from the source's own latents: not where the strength leaves out no step."""
+        return self.num_steps < self.num_inference_steps
 
     @property
     def guides_text(self) -> bool:

@@ -22,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -411,8 +411,9 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     Time zero is `start`/25 seconds into the video, by default its first frame. The frame shown at a time is the last
     one with a timestamp that is not later, at any frame rate, constant or not. Frames are upright, deinterlaced, 8-bit
     RGB in square pixels, with transparency over white. HDR is tone-mapped, wide gamuts become BT.709, untagged colours
-    are taken as BT.601 (ffmpeg's default). Frames with another aspect ratio than the first get black bars. Nothing is
-    decoded beyond `max_frames`/25 seconds from time zero. Raises `MediaError`.
+    are taken as BT.601 (ffmpeg's default). Frames with another aspect ratio than the first get black bars. If the video
+    ends before `start`, its last frame stands for all. Nothing is decoded beyond `max_frames`/25 seconds from time
+    zero. Raises `MediaError`.
     """
     contents = _contents_of(path)
     if contents.video is None or contents.is_picture:
@@ -427,6 +428,86 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     if not paths:
         raise MediaError("The video has no frame that can be decoded: export it again as H.264 MP4")
     return VideoFrames(paths, stride, max_frames, first_frame.height, first_frame.width)
+
+
+def film_times(path: Path, max_seconds: float) -> list[float]:
+    """When each frame of a video is shown, in seconds from the first one, ascending; those before `max_seconds`.
+
+    Every frame is decoded, with the filters of `film_frames`. Raises `MediaError`.
+    """
+    contents, first_frame = _film(path)
+    frames = _film_node(contents, first_frame).filter("trim", end=max_seconds)
+    with _child(path, frames.output("pipe:", format="framecrc", fps_mode="passthrough"), DECODE_TIMEOUT_S) as child:
+        time_base, starts = Fraction(1), []
+        for line in child.stdout:
+            text = line.decode("ascii", "replace")
+            if text.startswith("#tb 0: "):
+                time_base = Fraction(text.removeprefix("#tb 0: ").strip())
+            elif not text.startswith("#"):
+                starts.append(int(text.split(",")[2]))
+    if not starts:
+        raise MediaError("The video has no frame that can be decoded: export it again as H.264 MP4")
+    return [float((start - starts[0]) * time_base) for start in starts]
+
+
+@contextmanager
+def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndarray]]:
+    """A video's own frames, from frame `first` on, each as it is shown: uint8 (height, width, 3), RGB.
+
+    They have the size, the shape and the colours of `extract_frames`. The child decodes as they are taken, and waits
+    meanwhile; only while one is waited for does its time run. Raises `MediaError`, also if there are fewer than
+    `count`.
+    """
+    contents, first_frame = _film(path)
+    has_alpha = first_frame.colours.pixel_format in (
+        "pal8",
+        "unknown",
+    ) or "a" in first_frame.colours.pixel_format.replace("gray", "")
+    channels = 4 if has_alpha else 3
+    shape = (first_frame.height, first_frame.width, channels)
+    frames = (
+        _film_node(contents, first_frame)
+        .filter("trim", start_frame=first)
+        .output(
+            "pipe:",
+            format="rawvideo",
+            pix_fmt="rgba" if has_alpha else "rgb24",
+            fps_mode="passthrough",
+            **{"frames:v": count},
+        )
+    )
+    num_bytes = math.prod(shape)
+    with _child(path, frames, None) as child:
+
+        def taken() -> Iterator[np.ndarray]:
+            for _ in range(count):
+                with child.watched(DECODE_TIMEOUT_S):
+                    data = child.stdout.read(num_bytes)
+                if len(data) < num_bytes:
+                    return
+                pixels = np.frombuffer(data, np.uint8).reshape(shape)
+                yield _over_white(pixels).permute(1, 2, 0).numpy() if has_alpha else pixels
+
+        yield taken()
+
+
+def sound_delay(path: Path) -> float:
+    """Seconds from a video's first frame to the first sample of its sound; negative if the sound is first.
+
+    Raises `MediaError` if the file has no sound.
+    """
+    contents = _contents_of(path)
+    if contents.audio is None or contents.video is None:
+        raise MediaError("The file is not a video with sound")
+    return contents.audio.start_s - contents.video.start_s
+
+
+def _film(path: Path) -> tuple["_Contents", "_FirstFrame"]:
+    """A video's contents and its first frame."""
+    contents = _contents_of(path)
+    if contents.video is None or contents.is_picture:
+        raise MediaError("The file is not a video: send an MP4, MOV, WebM, MKV or AVI video")
+    return contents, _first_frame_of(path)
 
 
 def detect_scenes(path: Path, max_frames: int) -> list[int]:
@@ -472,6 +553,7 @@ class _Stream:
     sample_aspect_ratio: Fraction
     num_packets: int
     duration_s: float
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -664,6 +746,7 @@ def _parse_packets(lines: IO[bytes]) -> dict[tuple[str, int], _Stream]:
             sample_aspect_ratio=Fraction(int(numerator) or 1, int(denominator)),
             num_packets=num_packets[stream],
             duration_s=float((ends[stream] - start) * Fraction(facts["tb", stream])),
+            start_s=float(start * Fraction(facts["tb", stream])),
         )
     return result
 
@@ -699,31 +782,20 @@ def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_fram
     """ffmpeg with the filters of `extract_frames`; it writes PNG files one after another to its standard output."""
     # Each frame's time is rounded up to the grid, so position n shows the last frame that is not later than n ms;
     # rounding up to 1 ms does not change the frames shown at 40 ms steps. The grid is finer than any frame is long, so
-    # even a last frame between two 40 ms steps is on it; repeated for one more stride, it is also the last selected.
+    # even a last frame between two 40 ms steps is on it; repeated for one more stride, it is also the last selected. It
+    # is repeated up to `start` as well, where the video ends before.
     frames = (
         _whole_frames(contents, first_frame)
         .filter("setpts", "PTS-STARTPTS")
         .filter("fps", fps=GRID_FPS, round="up")
-        .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * stride)
+        .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * (start + stride))
         .filter("trim", start_frame=GRID_STEPS_PER_FRAME * start)
         .filter("select", f"not(mod(n,{GRID_STEPS_PER_FRAME * stride}))")
     )
-    for name, arguments in _colour_filters(first_frame.colours):
-        frames = frames.filter(name, **arguments)
-    height, width = first_frame.height, first_frame.width
-    # A frame with another aspect ratio than the first is fitted into it; stretching by one pixel does no harm.
-    fitted = f"iw*sar*{height}/ih"
-    fits = f"lte(abs({fitted}-{width}),1)"
     return (
-        frames.filter(
-            "scale",
-            f"if({fits},{width},clip(round({fitted}),1,{width}))",
-            f"if({fits},{height},clip(round({height}*{width}/({fitted})),1,{height}))",
-            eval="frame",
-            flags=SWSCALE_FLAGS,
-        )
+        _shown(frames, first_frame)
         .filter("format", "rgba")
-        .filter("pad", width, height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame")
+        .filter("pad", first_frame.width, first_frame.height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame")
         .output(
             "pipe:",
             format="image2pipe",
@@ -733,6 +805,32 @@ def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_fram
             fps_mode="passthrough",
             **{"frames:v": -(-max_frames // stride)},
         )
+    )
+
+
+def _film_node(contents: _Contents, first_frame: _FirstFrame) -> Any:
+    """A video's own frames, as `extract_frames` shows them."""
+    frames = _whole_frames(contents, first_frame).filter("setpts", "PTS-STARTPTS")
+    height, width = first_frame.height, first_frame.width
+    return _shown(frames, first_frame).filter(
+        "pad", width, height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame"
+    )
+
+
+def _shown(frames: Any, first_frame: _FirstFrame) -> Any:
+    """Frames in the colours of BT.709 and, where their shape allows it, the size of the first one."""
+    for name, arguments in _colour_filters(first_frame.colours):
+        frames = frames.filter(name, **arguments)
+    height, width = first_frame.height, first_frame.width
+    # A frame with another aspect ratio than the first is fitted into it; stretching by one pixel does no harm.
+    fitted = f"iw*sar*{height}/ih"
+    fits = f"lte(abs({fitted}-{width}),1)"
+    return frames.filter(
+        "scale",
+        f"if({fits},{width},clip(round({fitted}),1,{width}))",
+        f"if({fits},{height},clip(round({height}*{width}/({fitted})),1,{height}))",
+        eval="frame",
+        flags=SWSCALE_FLAGS,
     )
 
 
@@ -932,15 +1030,26 @@ def _over_white(rgba: np.ndarray) -> Tensor:
 
 @dataclass
 class _Child:
-    """A running ffmpeg: its standard output, and its log once it has ended."""
+    """A running ffmpeg: its standard output, and its log once it has ended. `stop` ends it as too slow."""
 
     stdout: IO[bytes]
     log: bytes = b""
+    stop: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def watched(self, timeout_s: float) -> Iterator[None]:
+        """Ends the child if the code within takes longer."""
+        watchdog = threading.Timer(timeout_s, self.stop)
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
 
 
 @contextmanager
 def _child(
-    path: Path, output: Any, timeout_s: float, loglevel: str = "error", stdout: IO[bytes] | None = None
+    path: Path, output: Any, timeout_s: float | None, loglevel: str = "error", stdout: IO[bytes] | None = None
 ) -> Iterator[_Child]:
     """Runs ffmpeg on a file, see `_running`."""
     threads = ["-filter_threads", str(DECODER_THREADS)]
@@ -978,10 +1087,13 @@ def _handed_over(path: Path, program: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _running(path: Path, command: list[str], timeout_s: float, stdout: IO[bytes] | None = None) -> Iterator[_Child]:
+def _running(
+    path: Path, command: list[str], timeout_s: float | None, stdout: IO[bytes] | None = None
+) -> Iterator[_Child]:
     """Runs a child on a file, in a sandbox. Without `stdout`, the caller must read its standard output to the end.
 
-    The child is killed after `timeout_s`. Raises `MediaError` if the child refuses the file, crashes, or takes too long
+    The child is killed after `timeout_s`; None: the caller watches it. Raises `MediaError` if the child refuses the
+    file, crashes, or takes too long
     or too much memory; `DecoderError` if another process kills it.
     """
     if shutil.which(command[0]) is None:
@@ -1001,20 +1113,20 @@ def _running(path: Path, command: list[str], timeout_s: float, stdout: IO[bytes]
                 timed_out.set()
                 process.kill()
 
-            watchdog = threading.Timer(timeout_s, stop)
-            watchdog.start()
+            child = _Child(process.stdout or io.BytesIO(), stop=stop)
             try:
-                child = _Child(process.stdout or io.BytesIO())
-                yield child
-                process.wait()
+                with nullcontext() if timeout_s is None else child.watched(timeout_s):
+                    yield child
+                    with child.watched(PROBE_TIMEOUT_S) if timeout_s is None else nullcontext():
+                        process.wait()
             finally:
-                watchdog.cancel()
                 process.kill()
         log.seek(0)
         child.log = _read_log(log)
     complaints = b"\n".join(COMPLAINT.findall(child.log))
     if timed_out.is_set():
-        raise MediaError(f"The file could not be decoded within {timeout_s:g} s: send a shorter or simpler one")
+        allowed_s = DECODE_TIMEOUT_S if timeout_s is None else timeout_s
+        raise MediaError(f"The file could not be decoded within {allowed_s:g} s: send a shorter or simpler one")
     if any(complaint in complaints for complaint in CUT_SHORT_COMPLAINTS):
         raise MediaError("The file is cut short: upload it again")
     if any(complaint in complaints for complaint in CHANGE_COMPLAINTS):

@@ -10,7 +10,9 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -41,9 +43,45 @@ SOUND_RATE = 48_000
 
 SOUND_BIT_RATE = 128_000
 
-SAMPLES_PER_FRAME = SAMPLING_RATE // VIDEO_FPS
-
 THUMBNAIL_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When each frame of a joined video is shown.
+
+    Attributes:
+        time_base: seconds of a tick.
+        starts: ticks of each frame's start, ascending, and of the last one's end; None: 25 frames a second.
+    """
+
+    time_base: Fraction = VIDEO_TIME_BASE
+    starts: tuple[int, ...] | None = None
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second: of the frame of median length."""
+        if self.starts is None:
+            return Fraction(VIDEO_FPS)
+        lengths = sorted(after - start for start, after in pairwise(self.starts))
+        return 1 / (lengths[len(lengths) // 2] * self.time_base)
+
+    def start(self, frame: int) -> int:
+        """Ticks of a frame's start; before the first one, and after the last, at the rate there."""
+        if self.starts is None:
+            return frame * TICKS_PER_FRAME
+        last = len(self.starts) - 1
+        if frame < 0:
+            return self.starts[0] + frame * (self.starts[1] - self.starts[0])
+        return self.starts[frame] if frame <= last else self.starts[last] + frame - last
+
+    def samples(self, frame: int) -> slice:
+        """The samples at 16 kHz during a frame."""
+        return slice(*(round(self.start(number) * self.time_base * SAMPLING_RATE) for number in (frame, frame + 1)))
+
+
+EVEN = Timing()
+"""25 frames a second."""
 
 
 def because(error: BaseException) -> str:
@@ -52,18 +90,19 @@ def because(error: BaseException) -> str:
 
 
 class PartEncoder:
-    """Encodes one part of a video: an MP4 file with H.264 at 25 fps, yuv420p, BT.709 colours in limited range."""
+    """Encodes one part of a video: an MP4 file with H.264, yuv420p, BT.709 colours in limited range."""
 
-    def __init__(self, path: Path, height: int, width: int) -> None:
-        """Opens a part of `width`×`height` pixels, both even. Raises `EncodeError`."""
+    def __init__(self, path: Path, height: int, width: int, rate: Fraction = EVEN.rate) -> None:
+        """Opens a part of `width`×`height` pixels, both even, and `rate` frames a second. Raises `EncodeError`."""
         if height % 2 or width % 2:
             raise EncodeError(f"A video of {width}×{height} pixels cannot be encoded: both sides must be even")
         self._num_frames = 0
+        self._rate = rate
         self._reformatter = VideoReformatter()
         try:
             self._container = av.open(str(path), "w", format="mp4")
             options = SMALL_H264_OPTIONS if height * width < SMALL_PICTURE else H264_OPTIONS
-            self._stream = self._container.add_stream("libx264", rate=VIDEO_FPS, options=options)
+            self._stream = self._container.add_stream("libx264", rate=rate, options=options)
             self._stream.height, self._stream.width = height, width
             self._stream.pix_fmt = "yuv420p"
             codec_context = self._stream.codec_context
@@ -93,7 +132,7 @@ class PartEncoder:
                 dst_color_primaries=ColorPrimaries.BT709,
                 interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP,
             )
-            frame.pts, frame.time_base = self._num_frames, Fraction(1, VIDEO_FPS)
+            frame.pts, frame.time_base = self._num_frames, 1 / self._rate
             self._encode(frame)
             self._num_frames += 1
 
@@ -122,9 +161,14 @@ class EncodedSound:
     Args:
         waveform: float32 (samples,) at 16 kHz; clipped to [-1, 1] (a mix of loud voices may exceed it), and followed by
             silence.
+        timing: when the video's frames are shown.
+
+    Attributes:
+        timing: the same.
     """
 
-    def __init__(self, waveform: np.ndarray) -> None:
+    def __init__(self, waveform: np.ndarray, timing: Timing = EVEN) -> None:
+        self.timing = timing
         self._waveform = waveform
         self._container = av.open(os.devnull, "w", format="null")
         self._stream = _add_sound(self._container)
@@ -136,7 +180,7 @@ class EncodedSound:
         """The packets that follow a video frame; there may be none."""
         with self._lock:
             while len(self._packets) <= frame:
-                sound = sound_of_frame(self._waveform, len(self._packets))
+                sound = sound_of_frame(self._waveform, len(self._packets), self.timing)
                 self._packets.append(list(self._stream.encode(sound)))
             return self._packets[frame]
 
@@ -185,12 +229,14 @@ def join_parts(parts: list[Path], sound: EncodedSound, output: Path, mark: Mark 
     """Joins parts and sound into one MP4 that can play before it is fully loaded (moov first).
 
     `mark` is written into the file, as XMP for machines and as its comment for people; None: the file is not marked.
+    The frames are shown by the sound's timing; the parts must have been encoded at its rate.
 
     The packets of parts and sound are copied; the sound is cut or padded with silence to the video's duration. Of the
     pictures, memory holds one packet; of the sound, all of them, less than its waveform takes. Raises `EncodeError`.
     """
     if not parts:
         raise EncodeError("There is no part of a video to join")
+    timing = sound.timing
     try:
         with (
             av.open(str(parts[0]), format="mp4") as first,
@@ -199,7 +245,7 @@ def join_parts(parts: list[Path], sound: EncodedSound, output: Path, mark: Mark 
             if mark is not None:
                 container.metadata["comment"] = mark.sentence
             video = container.add_stream_from_template(first.streams.video[0])
-            video.time_base = VIDEO_TIME_BASE
+            video.time_base = timing.time_base
             audio = _add_sound(container)
             container.start_encoding()
 
@@ -209,7 +255,7 @@ def join_parts(parts: list[Path], sound: EncodedSound, output: Path, mark: Mark 
                     container.mux(packet)
 
             num_frames = 0
-            for packet in joined_packets(parts):
+            for packet in joined_packets(parts, timing=timing):
                 packet.stream = video
                 container.mux(packet)
                 add_sound(sound.packets(num_frames))
@@ -246,14 +292,14 @@ def write_thumbnail(frame: np.ndarray, path: Path, mark: Mark | None = None) -> 
         raise EncodeError(f"The thumbnail could not be written{because(error)}") from error
 
 
-def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet]:
+def joined_packets(parts: list[Path], num_before: int = 0, timing: Timing = EVEN) -> Iterator[av.Packet]:
     """The parts' video packets in decoding order, timed as one video after `num_before` earlier frames.
 
-    A packet's decoding time is its index in decoding order minus the encoder's reordering depth. The parts' own
-    decoding times cannot be used: parts too short for a B-frame start at another time than long parts, so that times
-    would run backwards.
+    A packet's decoding time is that of the frame of its index in decoding order minus the encoder's reordering depth.
+    The parts' own decoding times cannot be used: parts too short for a B-frame start at another time than long parts,
+    so that times would run backwards.
     """
-    num_decoded = num_before
+    num_decoded, rate = num_before, timing.rate
     parameters: bytes | None = None
     for part in parts:
         first_frame = num_decoded
@@ -266,11 +312,11 @@ def joined_packets(parts: list[Path], num_before: int = 0) -> Iterator[av.Packet
             for packet in container.demux(stream):
                 if packet.pts is None:  # PyAV's mark of the end
                     continue
-                frame = first_frame + round(packet.pts * packet.time_base * VIDEO_FPS)
-                packet.time_base = VIDEO_TIME_BASE
-                packet.pts = frame * TICKS_PER_FRAME
-                packet.dts = (num_decoded - codec_context.reorder_depth) * TICKS_PER_FRAME
-                packet.duration = TICKS_PER_FRAME
+                frame = first_frame + round(packet.pts * packet.time_base * rate)
+                packet.time_base = timing.time_base
+                packet.pts = timing.start(frame)
+                packet.dts = timing.start(num_decoded - codec_context.reorder_depth)
+                packet.duration = timing.start(frame + 1) - timing.start(frame)
                 num_decoded += 1
                 yield packet
 
@@ -279,12 +325,13 @@ def _add_sound(container: av.container.OutputContainer) -> av.AudioStream:
     return container.add_stream("aac", rate=SOUND_RATE, layout="mono", bit_rate=SOUND_BIT_RATE)
 
 
-def sound_of_frame(waveform: np.ndarray, index: int) -> av.AudioFrame:
+def sound_of_frame(waveform: np.ndarray, index: int, timing: Timing = EVEN) -> av.AudioFrame:
     """The samples during a video frame; silence after the waveform's end."""
-    samples = np.zeros((1, SAMPLES_PER_FRAME), np.float32)
-    heard = waveform[index * SAMPLES_PER_FRAME : (index + 1) * SAMPLES_PER_FRAME]
+    during = timing.samples(index)
+    samples = np.zeros((1, during.stop - during.start), np.float32)
+    heard = waveform[during]
     samples[0, : len(heard)] = np.clip(heard, -1, 1)
     frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
     frame.sample_rate = SAMPLING_RATE
-    frame.pts, frame.time_base = index * SAMPLES_PER_FRAME, Fraction(1, SAMPLING_RATE)
+    frame.pts, frame.time_base = during.start, Fraction(1, SAMPLING_RATE)
     return frame

@@ -84,13 +84,16 @@ class FaceTracker:
 
     Args:
         detector: finds them.
+        search_every: frames from one search of the whole frame to the next; None: only the faces of the first frame are
+            followed.
 
     Attributes:
         tracks: all faces so far, in the order of their appearance, from left to right within a frame.
         num_frames: frames so far.
     """
 
-    def __init__(self, detector: FaceDetector) -> None:
+    def __init__(self, detector: FaceDetector, search_every: int | None = SEARCH_EVERY) -> None:
+        self._search_every = search_every
         self.tracks: list[FaceTrack] = []
         self.num_frames = 0
         self._detector = detector
@@ -101,7 +104,8 @@ class FaceTracker:
         self.num_frames += 1
         known = [track for track in self.tracks if number - track.last[0] <= PATIENCE]
         is_lost = any(track.last[0] < number - 1 for track in known)
-        if number % (SEARCH_EVERY_WHILE_LOST if is_lost or not known else SEARCH_EVERY) == 0:
+        every = SEARCH_EVERY_WHILE_LOST if is_lost else self._search_every
+        if number == 0 or (every is not None and number % every == 0):
             self._match(number, known, self._detector.find(picture))
             return
         for track in known:
@@ -126,7 +130,7 @@ class FaceTracker:
                 track.faces[number] = face
                 given.add(order)
         for order, face in enumerate(found):
-            if order not in given:
+            if order not in given and (number == 0 or self._search_every is not None):
                 self.tracks.append(FaceTrack(len(self.tracks), {number: face}))
 
     def _is_taken(self, face: Face, number: int) -> bool:

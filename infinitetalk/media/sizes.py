@@ -56,6 +56,18 @@ def cropped_share(source_height: int, source_width: int, height: int, width: int
     return 1 - height * width / (covering_height * covering_width)
 
 
+def bucket_of_part(family: Family, size: str, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+    """The bucket for a part of a source of about `height` x `width` pixels; the part is then cut out in the bucket's
+    own shape, and gets this bucket by `choose_bucket`.
+
+    A small model's buckets are rounded, so that the one of a bucket's own shape may be the next one.
+    """
+    bucket = choose_bucket(family, size, height, width, scale)
+    while (own := choose_bucket(family, size, *bucket, scale)) != bucket:
+        bucket = own
+    return bucket
+
+
 def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:
     """Scale an image to cover `height` x `width` pixels and cut out the centre.
 

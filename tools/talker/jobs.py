@@ -138,11 +138,17 @@ class TalkerWorker:
         Raises:
             RuntimeError: the job failed.
         """
+        result = self.run(job_input(example, self.folder, **parameters))
+        return read_frames(self.folder / result["video"]["path"])
+
+    def run(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The result of a job with this input.
+
+        Raises:
+            RuntimeError: the job failed.
+        """
         self._num_jobs += 1
-        job: dict[str, Any] = {
-            "id": f"quality-{self._num_jobs}",
-            "input": job_input(example, self.folder, **parameters),
-        }
+        job = {"id": f"quality-{self._num_jobs}", "input": parameters}
         resources = Resources(self.settings, self.engine, JobStates(self.settings))
         try:
             result = run_job(job, self.settings, lambda: resources, lambda event: None, Stop())
@@ -150,7 +156,7 @@ class TalkerWorker:
             resources.states.close(job["id"], keep=False)
         if result.get("status") != "success":
             raise RuntimeError(f"the worker refused: {result}")
-        return read_frames(self.folder / result["video"]["path"])
+        return result
 
 
 #: Boxes for a portrait of two, in the opposite order to the default: person1 on the right.

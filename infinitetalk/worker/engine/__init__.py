@@ -8,10 +8,19 @@ fields, and `engine` generates videos.
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
 from infinitetalk.worker.engine.estimate import VideoCost
-from infinitetalk.worker.engine.people import find_faces, needs_faces, speaker_places
+from infinitetalk.worker.engine.people import (
+    bounding_box,
+    face_detector,
+    face_of,
+    find_faces,
+    needs_faces,
+    speaker_places,
+)
 from infinitetalk.worker.engine.scenes import (
+    FilmView,
     Scene,
     as_image,
+    chunk_ends,
     chunk_grid,
     first_frame,
     generation_settings,
@@ -22,13 +31,18 @@ from infinitetalk.worker.engine.timeline import Stretch, plan_stretches
 
 __all__ = [
     "Engine",
+    "FilmView",
     "Overlap",
     "Request",
     "Scene",
     "Stretch",
     "VideoCost",
     "as_image",
+    "bounding_box",
+    "chunk_ends",
     "chunk_grid",
+    "face_detector",
+    "face_of",
     "find_faces",
     "first_frame",
     "generation_settings",

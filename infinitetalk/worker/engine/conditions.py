@@ -69,13 +69,16 @@ def speaker_regions(
         )
     elif faces is not None:
         heads = speakers_faces(faces, len(job.speakers))
+        if len(heads) < len(job.speakers) and job.keeps_film:
+            found = f"{len(heads)} face{'' if len(heads) == 1 else 's'} found in cond_video for {len(job.speakers)}"
+            raise RegionError(f"{found} speakers: dub.keep needs a place for each; give bbox or mask")
         if len(heads) < len(job.speakers):
             warnings.append(too_few_faces(job, heads))
             return None
         regions = head_regions(heads, source.height, source.width)
         if (others := len(foreground(faces)) - len(heads)) > 0:
             warnings.append(
-                f'regions "faces": {len(heads) + others} faces found for {len(heads)} speakers; the largest were '
+                f"cond_video: {len(heads) + others} faces found for {len(heads)} speakers; the largest were "
                 "taken, left to right. If these are not the speakers, give bbox"
             )
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from infinitetalk.family import FAMILIES, INFINITETALK
 from infinitetalk.generation.pipeline import Chunk, ChunkState, Control, DecodedChunk, InfiniteTalkPipeline, Step
 from infinitetalk.generation.references import EncodedReferences
 from infinitetalk.media.decode import MediaInfo, Picture
+from infinitetalk.media.sizes import bucket_of_part, scale_resolution
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
 from infinitetalk.runtime.choice import Arithmetic, NetworkChoice, arithmetic_of
@@ -42,7 +43,15 @@ from infinitetalk.worker.engine.kernels import KernelSelection
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
 from infinitetalk.worker.engine.rehearsed import likeness_of
-from infinitetalk.worker.engine.scenes import Scene, generation_settings, plan_scenes, stretch_of
+from infinitetalk.worker.engine.scenes import (
+    FilmView,
+    Scene,
+    generation_settings,
+    plan_scenes,
+    read_footage,
+    stretch_of,
+    view_of,
+)
 from infinitetalk.worker.engine.timeline import num_references, open_stretches, plan_stretches
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
@@ -65,6 +74,8 @@ class Request:
         networks: the networks, prepared for the job.
         later_sources: the images and videos that take the source's place, in the job's order.
         picture: the source, if it is an image that has been read already.
+        film: the part of the source that is generated; None: all of it. If it is given, `source.info` says its size,
+            and `regions` are of its pixels.
     """
 
     job: SingleJob
@@ -76,6 +87,7 @@ class Request:
     networks: Networks
     later_sources: Sequence[Media] = ()
     picture: Picture | None = None
+    film: FilmView | None = None
 
 
 class Engine:
@@ -348,6 +360,18 @@ class Engine:
         prompts = len({job.prompts[stretch.prompt].prompt for stretch in stretches})
         return video_cost(settings, chunk, references, prompts, memory.describe(self.devices.dtype), self._speed)
 
+    def frame_size(self, job: SingleJob, height: int, width: int, should_stop: Callable[[], bool]) -> tuple[int, int]:
+        """Height and width that a job's model generates for a part of a source of about this height and width.
+
+        Raises:
+            CheckpointError: the model could not be found.
+            GenerationStopped: `should_stop` returned true.
+        """
+        models = self._loading.found(job.family, should_stop).models
+        if job.resolution is not None:
+            return scale_resolution(models.family, job.resolution, models.size_scale)
+        return bucket_of_part(models.family, job.size_table, height, width, models.size_scale)
+
     def _workload(self, job: SingleJob, source: MediaInfo, networks: Models | Networks) -> Workload:
         """The work of one chunk of a job's video by these networks."""
         return workload_of(job, source, networks.family, networks.size_scale, self.devices.count)
@@ -455,13 +479,14 @@ class Engine:
             sources = [request.source, *request.later_sources]
             first, *changes = open_stretches(job, sources, request.picture, request.folder, scene)
             conditions = pipeline.embed_prompts(
-                source=first.source,
+                source=view_of(first.source, request.film, scene.start),
                 speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
                 prompt=first.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),
                 regions=request.regions,
                 changes=changes,
+                footage=partial(read_footage, request.source, request.folder, request.film, scene),
             )
             state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
             work = chunk_work(settings, workload, memory, len(job.speakers))

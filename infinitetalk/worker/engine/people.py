@@ -27,7 +27,9 @@ def face_detector() -> FaceDetector:
 
 
 def needs_faces(job: SingleJob) -> bool:
-    """Whether the faces in a job's source set its speakers' regions."""
+    """Whether a job needs to know the faces in its source: they set its speakers' regions, or are what is dubbed."""
+    if job.keeps_film:
+        return True
     return job.regions == "faces" and len(job.speakers) > 1 and job.bbox is None and job.mask is None
 
 
@@ -73,6 +75,17 @@ def bounding_box(region: Tensor) -> list[int]:
     """x_min, y_min, x_max, y_max of a region, bool (height, width), which is not empty."""
     rows, columns = region.any(dim=1).nonzero(), region.any(dim=0).nonzero()
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+def face_of(region: Tensor, faces: Sequence[Face]) -> Face | None:
+    """The largest face whose centre lies in a region, bool (height, width); None if there is none."""
+    height, width = region.shape
+
+    def lies_within(face: Face) -> bool:
+        x, y = (int(coordinate) for coordinate in face.centre)
+        return 0 <= x < width and 0 <= y < height and bool(region[y, x])
+
+    return max((face for face in faces if lies_within(face)), key=lambda face: face.side, default=None)
 
 
 def too_few_faces(job: SingleJob, faces: Sequence[Face]) -> str:

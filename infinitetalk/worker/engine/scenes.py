@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from infinitetalk.dubbing.view import View, ViewedFilm
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
-from infinitetalk.generation.chunks import ChunkGrid
+from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
+from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import SingleJob
@@ -61,6 +65,7 @@ def generation_settings(job: SingleJob, seed: int, scene: Scene) -> GenerationSe
         motion_frame=job.motion_frame,
         crossfade_frame=job.crossfade_frame,
         num_inference_steps=job.sample_steps,
+        strength=job.strength,
         shift=job.shift,
         text_guide_scale=job.sample_text_guide_scale,
         audio_guide_scale=job.sample_audio_guide_scale,
@@ -126,6 +131,55 @@ def open_picture(source: Media) -> Picture:
     """
     with naming("cond_video"):
         return Picture.open(source.path)
+
+
+@dataclass(frozen=True)
+class FilmView:
+    """The part of a film that is generated.
+
+    Attributes:
+        view: the part.
+        times: seconds at which the film's frames begin.
+    """
+
+    view: View
+    times: Sequence[float]
+
+
+def view_of(source: Source, film: FilmView | None, start: int) -> Source:
+    """The part that is generated of frames that begin at frame `start` of the source, counted at 25 fps."""
+    if film is None:
+        return source
+    return ViewedFilm(source, film.view, film.times, start / VIDEO_FPS)
+
+
+def read_footage(source: Media, folder: Path, film: FilmView | None, scene: Scene, plan: ChunkPlan) -> Iterator[Tensor]:
+    """All frames of a source video in a chunk of a scene, or what is generated of them: uint8 (3, height, width) each,
+    the last one repeated where the video has ended.
+
+    Each chunk decodes the video from its begin, and keeps its frames as files only while they are read.
+
+    Args:
+        folder: folder for temporary files.
+
+    Raises:
+        WorkerError: the source cannot be decoded.
+    """
+    with naming("cond_video"), TemporaryDirectory(prefix="footage-", dir=folder) as frames:
+        start = scene.start + plan.start
+        footage = view_of(extract_frames(source.path, Path(frames), 1, plan.num_frames, start), film, start)
+        for index in range(plan.num_frames):
+            yield footage.frame_at(index / VIDEO_FPS)
+
+
+def chunk_ends(job: SingleJob, num_frames: int) -> list[int]:
+    """For each chunk of a video of one scene, the number of frames that are shown until its end."""
+    plans = chunk_grid(job).plans(num_frames)
+    held = [plan.num_held_frames for plan in plans[1:]] + [0]
+    return [
+        plan.start + plan.num_motion_frames + plan.num_new_frames - num_held
+        for plan, num_held in zip(plans, held, strict=True)
+    ]
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:

@@ -67,7 +67,7 @@ def own_size(job: SingleJob, source: MediaInfo, resolution: tuple[int, int]) -> 
     cropped to it.
 
     Args:
-        resolution: (height, width) in pixels of the video.
+        resolution: (height, width) in pixels that the model generates.
     """
     if job.resolution is None:
         return []
@@ -78,7 +78,7 @@ def own_size(job: SingleJob, source: MediaInfo, resolution: tuple[int, int]) -> 
             f"size {own_width}x{own_height} is {width}x{height} here: this worker's small model scales all sizes"
         )
     cropped = cropped_share(source.height, source.width, own_height, own_width)
-    if cropped > CROPPED_SHARE:
+    if cropped > CROPPED_SHARE and not job.keeps_film:
         found.append(
             f"size {own_width}x{own_height} cuts off {cropped:.0%} of the source's {source.width}x{source.height} "
             "pixels: the video shows its centre; a size of the source's shape shows all of it"
@@ -121,9 +121,15 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         ("audio_type", job.tts_audio is not None, "with tts_audio: its speakers take turns"),
         ("audio_type", job.audio_type == "add" and job.cond_audio is not None and voices == 1, "with one voice"),
         ("speech", job.gates_speech and job.tts_audio is not None, "with tts_audio: all of it is speech"),
-        ("bbox", one_speaker, "with one speaker"),
-        ("mask", one_speaker, "with one speaker"),
-        ("bbox_order", job.bbox is None or one_speaker, "without a bbox of several speakers"),
+        ("bbox", one_speaker and not job.keeps_film, "with one speaker"),
+        ("mask", one_speaker and not job.keeps_film, "with one speaker"),
+        (
+            "bbox_order",
+            job.bbox is None or (one_speaker and not job.keeps_film),
+            "without a bbox of several speakers",
+        ),
+        ("dub", _dubs_nothing(job), 'with keep "none" and strength 1'),
+        ("output", is_picture and job.output is not None and job.output.fps == "source", "on an image's frame times"),
         ("regions", one_speaker, "with one speaker"),
         ("regions", job.bbox is not None or job.mask is not None, "with bbox or mask"),
         ("scene_seg", is_picture, "with an image"),
@@ -134,7 +140,7 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         ("negative_prompt", not uses_negative_prompt(job), negative_prompt_reason(job)),
         ("nag", job.nag is not None and job.nag.scale == 1, "with scale 1"),
         ("nag", settings.guides_text, f"with {text_scale}: guidance uses the negative prompt"),
-        ("use_teacache", job.sample_steps <= WARM_UP_STEPS, f"with {WARM_UP_STEPS} steps or fewer"),
+        ("use_teacache", settings.num_steps <= WARM_UP_STEPS, f"with {WARM_UP_STEPS} steps or fewer"),
         ("teacache_thresh", not job.use_teacache, "without use_teacache"),
         ("use_apg", not differences, "with both guidance scales 1"),
         ("apg_momentum", not job.use_apg, "without use_apg"),
@@ -147,6 +153,11 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         found.append(
             f"crossfade_frame {job.crossfade_frame} is {fade} here: a fade is no longer than motion_frame "
             f"{job.motion_frame} rounded down to 4n+1"
+        )
+    if job.strength < 1 and not settings.starts_from_source:
+        found.append(
+            f"dub.strength {job.strength:g} has no effect with sample_steps {job.sample_steps}: it leaves out less "
+            "than half a step"
         )
     found += [f"LoRA {lora.name} has no effect with scale 0" for lora in job.loras if lora.scale == 0]
     return found + _unused_voices(job) + _unused_places(job.output_config or OutputConfig(), s3_config)
@@ -164,6 +175,11 @@ def not_drawn(first_frame: np.ndarray) -> list[str]:
         "cond_video looks like a photograph, and this worker has only its embedded model, the tiny talker: it animates "
         "drawn faces and distorts photographs; for these, the worker needs the weights of InfiniteTalk"
     ]
+
+
+def _dubs_nothing(job: SingleJob) -> bool:
+    """Whether the job's dubbing keeps nothing and makes everything anew, which is what happens without it."""
+    return job.dub is not None and job.dub.keep == "none" and job.dub.strength == 1
 
 
 def uses_negative_prompt(job: SingleJob) -> bool:

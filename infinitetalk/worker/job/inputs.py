@@ -80,6 +80,12 @@ def download(
         wanted[f"mask.{speaker}"] = Wanted(mask, ("image",))
     media = fetch_all(wanted, folder, settings, on_bytes, should_stop)
     first, *later = [media[pictures[picture.media]] for picture in job.pictures]
+    if job.strength < 1 and first.info.kind == "image":
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"dub.strength {job.strength:g} needs a video as cond_video: an image has no motion to keep; leave it out, "
+            "or send a video",
+        )
     return JobMedia(
         source=first,
         speech=[media.get(f"cond_audio.{speaker}") for speaker in speech],

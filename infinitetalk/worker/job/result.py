@@ -9,8 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from infinitetalk.media.decode import MediaInfo
+from infinitetalk.media.encode import Timing
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.worker.engine import VideoCost, chunk_grid, negative_prompt_of
+from infinitetalk.worker.job.film import Frame
 from infinitetalk.worker.job.resume import Rendering
 from infinitetalk.worker.release import SHOWN_CHARACTERS, code_hash
 from infinitetalk.worker.settings import Settings
@@ -52,16 +55,25 @@ def weights_hash(fingerprint: str) -> str:
     return hashlib.sha256(fingerprint.encode()).hexdigest()[:SHOWN_CHARACTERS]
 
 
-def video_facts(video: Path, rendering: Rendering) -> dict[str, Any]:
-    """The fields of `schemas.Video` for a finished video, without its addresses."""
+def video_facts(video: Path, rendering: Rendering, timing: Timing) -> dict[str, Any]:
+    """The fields of `schemas.Video` for a finished video, without its addresses.
+
+    Args:
+        timing: when its frames are shown.
+    """
     return {
         "bytes": video.stat().st_size,
         "width": rendering.width,
         "height": rendering.height,
-        "fps": float(VIDEO_FPS),
+        "fps": round(float(timing.rate), 3),
         "num_frames": rendering.num_frames,
-        "duration_s": rendering.num_frames / VIDEO_FPS,
+        "duration_s": float(timing.start(rendering.num_frames) * timing.time_base),
     }
+
+
+def kept_size(frame: Frame | None, source: MediaInfo) -> dict[str, Any]:
+    """The fields of `schemas.Plan` that differ where a film is kept: the result has its size."""
+    return {} if frame is None else {"height": source.height // 2 * 2, "width": source.width // 2 * 2}
 
 
 def plan_facts(video: VideoCost, settings: Settings) -> dict[str, Any]:

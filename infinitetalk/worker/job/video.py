@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +21,8 @@ from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.arriving import DecodingEndedError
 from infinitetalk.generation.pipeline import DecodedChunk, Step
-from infinitetalk.media.decode import Picture
-from infinitetalk.media.encode import EncodedSound, PartEncoder, join_parts, write_thumbnail
+from infinitetalk.media.decode import MediaInfo, Picture
+from infinitetalk.media.encode import EVEN, EncodedSound, PartEncoder, join_parts, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.recipes import RECIPES
@@ -68,6 +69,15 @@ from infinitetalk.worker.job.bill import Bill
 from infinitetalk.worker.job.clock import StageClock
 from infinitetalk.worker.job.context import JobContext
 from infinitetalk.worker.job.failure import log_failure, log_stop, timeout_error
+from infinitetalk.worker.job.film import (
+    Film,
+    FilmReader,
+    Frame,
+    add_film_sound,
+    frame_speakers,
+    frame_warnings,
+    open_film,
+)
 from infinitetalk.worker.job.inputs import (
     MIN_SPEECH_FRAMES,
     SPOKEN_CHARACTERS_PER_S,
@@ -79,7 +89,14 @@ from infinitetalk.worker.job.inputs import (
 )
 from infinitetalk.worker.job.preview import HlsPreview, Preview
 from infinitetalk.worker.job.recipe import ChosenRecipe, choose_recipe
-from infinitetalk.worker.job.result import plan_facts, resolved_parameters, versions, video_facts, weights_hash
+from infinitetalk.worker.job.result import (
+    kept_size,
+    plan_facts,
+    resolved_parameters,
+    versions,
+    video_facts,
+    weights_hash,
+)
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
     Part,
@@ -169,10 +186,13 @@ class Inputs:
         media: the job's media as local files.
         picture: the image of the speakers; None: it is a video.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
+        frame: the part of a film that is generated; None: all of the source is, and nothing of it is kept.
+        film: the film whose frames, or whose times, the video has; None: the model's alone.
         tracks: each speaker's track of the sound, float32 (samples,) at 16 kHz.
         sound: the video's sound, float32 (samples,) at 16 kHz.
         encoded_sound: the same, encoded.
-        num_frames: number of frames of the video.
+        num_generated: number of frames that are generated.
+        num_shown: number of frames of the video.
         speech: each speaker's embeddings.
         networks: the networks, prepared for the job.
     """
@@ -180,10 +200,13 @@ class Inputs:
     media: JobMedia
     picture: Picture | None
     regions: Tensor | None
+    frame: Frame | None
+    film: Film | None
     tracks: list[np.ndarray]
     sound: np.ndarray
     encoded_sound: EncodedSound
-    num_frames: int
+    num_generated: int
+    num_shown: int
     speech: list[SpeechEmbeddings]
     networks: Networks
 
@@ -335,7 +358,8 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
-        media, regions = self._download()
+        media, regions, frame = self._download()
+        seen = media.source if frame is None else frame.seen_of(media.source)
         media.warnings.extend(self._photographs(media, None))
         if job.tts_audio is None:
             tracks = make_tracks(job, media, engine, stop)
@@ -348,20 +372,15 @@ class VideoJob:
         self.clock.enter(Stage.LOAD)
         scenes = plan_scenes(job, media.source, num_rows)
         stretches = plan_stretches(job, scenes)
-        video = engine.plan(job, media.source.info, scenes, stop, [later.info for later in media.later_sources])
+        later_sources = [later.info for later in media.later_sources]
+        video = engine.plan(job, seen.info, scenes, stop, later_sources)
         warnings = warnings + media.warnings
         warnings += self._losses(
-            media,
-            region_overlaps(job, regions),
-            speech_s,
-            video.num_chunks,
-            video.num_frames,
-            (video.height, video.width),
-            stretches,
+            media, region_overlaps(job, regions), speech_s, video.num_chunks, video.num_frames, stretches
         )
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
-        recipes, left_out = self._recipe_costs(media, scenes)
+        recipes, left_out = self._recipe_costs(seen.info, later_sources, scenes)
         self.bill.model = engine.model_name_for(job)
         plan = Plan(
             job_id=self.context.job_id,
@@ -373,13 +392,15 @@ class VideoJob:
             recipes=recipes,
             timeline=told_stretches(job, stretches),
             voices=engine.voices,
-            **plan_facts(video, self.context.resources.settings),
+            **plan_facts(video, self.context.resources.settings) | kept_size(frame, media.source.info),
         )
         self.clock.enter(Stage.COMPLETED)
         self.bill.log("planned", self.logger)
         return plan
 
-    def _recipe_costs(self, media: JobMedia, scenes: Sequence[Scene]) -> tuple[list[RecipeCost], list[str]]:
+    def _recipe_costs(
+        self, source: MediaInfo, later_sources: Sequence[MediaInfo], scenes: Sequence[Scene]
+    ) -> tuple[list[RecipeCost], list[str]]:
         """The cost of the video by each recipe that this worker can run the job with; the other recipes that it has
         the weights for, each with the reason, as warnings.
 
@@ -387,7 +408,6 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         sent, engine = self.chosen.sent, self.engine
-        source, later_sources = media.source.info, [later.info for later in media.later_sources]
         costs, left_out = [], []
         for recipe in RECIPES.values():
             if not recipe.serves(len(sent.speakers)) or engine.lacks(recipe) is not None:
@@ -414,12 +434,12 @@ class VideoJob:
         rendering = self._restore(state, fingerprint)
 
         def keep() -> bool:
-            self.store.check_size(lambda: inputs.encoded_sound.num_bytes(inputs.num_frames) + rendering.picture_bytes)
+            self.store.check_size(lambda: inputs.encoded_sound.num_bytes(inputs.num_shown) + rendering.picture_bytes)
             return state.save_rendering(rendering, fingerprint, self.bill.job_spent)
 
         preview.begin(inputs.sound, self.mark)
         warnings = warnings + inputs.media.warnings
-        with inputs.encoded_sound.ahead(inputs.num_frames):
+        with inputs.encoded_sound.ahead(inputs.num_shown):
             self._render(inputs, rendering, preview, keep)
         overlaps = region_overlaps(self.job, inputs.regions)
         speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
@@ -427,27 +447,26 @@ class VideoJob:
         if self.job.changes:
             scenes = plan_scenes(self.job, inputs.media.source, count_rows(inputs.tracks))
             stretches = plan_stretches(self.job, scenes)
-        warnings += self._losses(
-            inputs.media,
-            overlaps,
-            speech_s,
-            len(rendering.parts),
-            rendering.num_frames,
-            (rendering.height, rendering.width),
-            stretches,
-        )
+        num_chunks, num_frames = len(rendering.parts), inputs.num_generated
+        warnings += self._losses(inputs.media, overlaps, speech_s, num_chunks, num_frames, stretches)
         warnings += flat_chunks([part.is_flat for part in rendering.parts])
         warnings += mixed_arithmetic([part.arithmetic for part in rendering.parts])
         return self._finish(inputs, rendering, warnings)
 
-    def _download(self) -> tuple[JobMedia, Tensor | None]:
-        """Downloads the job's media; returns them and the speakers' regions, bool (speakers, height, width) of the
-        source."""
+    def _download(self) -> tuple[JobMedia, Tensor | None, Frame | None]:
+        """Downloads the job's media; returns them, the speakers' regions, bool (speakers, height, width) of the source,
+        and the part of a film that is generated."""
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
         faces = find_faces(media.source, self.folder) if needs_faces(job) else None
-        return media, speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
+        regions = speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
+        if not job.keeps_film:
+            return media, regions, None
+        assert regions is not None and faces is not None
+        frame = frame_speakers(job, media.source, regions, faces, self.engine, self.context.stop)
+        media.warnings.extend(frame_warnings(job, frame, media.source))
+        return media, regions, frame
 
     def _photographs(self, media: JobMedia, picture: Picture | None) -> list[str]:
         """A warning if the embedded talker is to animate a photograph; `picture` is the source, if it has been read."""
@@ -466,23 +485,39 @@ class VideoJob:
             GenerationStopped: the job was cancelled.
         """
         job, engine, stop = self.job, self.engine, self.context.stop
-        media, regions = self._download()
+        media, regions, frame = self._download()
         self.clock.enter(Stage.EMBEDDING)
         # The picture is read beside the speech: most of either is the start of a decoder.
         with ThreadPoolExecutor(1, thread_name_prefix="picture") as beside:
             is_picture = media.source.info.kind == "image"
             reading = beside.submit(open_picture, media.source) if is_picture else None
             tracks = make_tracks(job, media, engine, stop)
-            sound = mix_tracks(tracks.sound)
-            encoded_sound, num_frames = EncodedSound(sound), min(job.frame_limit, count_rows(tracks.sound))
-            self.store.check_size(lambda: encoded_sound.num_bytes(num_frames))
+            num_frames = min(job.frame_limit, count_rows(tracks.sound))
+            film = open_film(job, media.source, frame, num_frames, media.warnings, stop)
+            sound = add_film_sound(job, media.source, mix_tracks(tracks.sound), media.warnings)
+            encoded_sound = EncodedSound(sound, EVEN if film is None else film.clock.timing)
+            num_shown = num_frames if film is None else len(film.clock.generated)
+            self.store.check_size(lambda: encoded_sound.num_bytes(num_shown))
             speech = engine.embed(job, tracks.voices, stop)
             self.bill.model = engine.model_name_for(job)
             picture = None if reading is None else reading.result()
             media.warnings.extend(self._photographs(media, picture))
         self.clock.enter(Stage.LOAD)
-        networks = engine.prepare(job, media.source.info, stop)
-        return Inputs(media, picture, regions, tracks.sound, sound, encoded_sound, num_frames, speech, networks)
+        seen = media.source if frame is None else frame.seen_of(media.source)
+        return Inputs(
+            media=media,
+            picture=picture,
+            regions=regions,
+            frame=frame,
+            film=film,
+            tracks=tracks.sound,
+            sound=sound,
+            encoded_sound=encoded_sound,
+            num_generated=num_frames,
+            num_shown=num_shown,
+            speech=speech,
+            networks=engine.prepare(job, seen.info, stop),
+        )
 
     def _restore(self, state: TaskState, fingerprint: str) -> Rendering:
         """The unfinished video of another worker, or a new rendering if there is none. Enters sampling."""
@@ -511,17 +546,21 @@ class VideoJob:
             WorkerError: `keep` raised it.
         """
         stop, clock = self.context.stop, self.clock
-        source, speech, regions, networks = inputs.media.source, inputs.speech, inputs.regions, inputs.networks
+        source, regions, networks, film = inputs.media.source, inputs.regions, inputs.networks, inputs.film
+        part = None if film is None else film.part
+        if inputs.frame is not None and part is not None and regions is not None:
+            source, regions = inputs.frame.seen_of(source), part.view.cut_regions(regions)
         request = Request(
             self.job,
             rendering.seed,
             source,
-            speech,
+            inputs.speech,
             regions,
             self.folder,
             networks,
             inputs.media.later_sources,
             inputs.picture,
+            part,
         )
         arithmetic = str(self.engine.arithmetic(networks.choice))
         num_done, chunk_state = len(rendering.parts), rendering.chunk_state
@@ -536,11 +575,14 @@ class VideoJob:
                 yield chunk
 
         preview.publish(rendering.parts)
-        with closing(run_ahead(generate, self.engine.thread, stop)) as chunks:
+        with (
+            nullcontext() if film is None or num_done == len(film.ends) else film.reader(num_done) as reader,
+            closing(run_ahead(generate, self.engine.thread, stop)) as chunks,
+        ):
             for decoded in chunks:
                 self.bill.references_encoded += decoded.has_encoded_reference
                 try:
-                    self._add(rendering, request, decoded, arithmetic)
+                    self._add(rendering, request, decoded, arithmetic, film, reader)
                 except DecodingEndedError:
                     # The next item, of which there is none, raises the reason.
                     continue
@@ -549,26 +591,45 @@ class VideoJob:
                     raise GenerationStopped
         preview.publish(rendering.parts, is_complete=True)
 
-    def _add(self, rendering: Rendering, request: Request, decoded: DecodedChunk, arithmetic: str) -> None:
+    def _add(
+        self,
+        rendering: Rendering,
+        request: Request,
+        decoded: DecodedChunk,
+        arithmetic: str,
+        film: Film | None,
+        reader: FilmReader | None,
+    ) -> None:
         """Finishes a chunk, encodes its frames as they come, and adds it to the rendering; the thumbnail is the first
-        chunk's first frame.
+        chunk's first frame. A film's frames come only when the chunk is finished.
 
         Args:
             request: of which the chunk is.
             arithmetic: how this worker computed the chunk.
+            film: the film whose frames, or whose times, the video has.
+            reader: reads its own frames.
 
         Raises:
             DecodingEndedError: its frames could not be decoded.
             EncodeError: they could not be encoded.
         """
         file = self.folder / part_file(len(rendering.parts))
-        encoder = PartEncoder(file, *decoded.resolution)
-        chunk = self.engine.finish(request, decoded, encoder.write)
+        if film is None or reader is None:
+            encoder = PartEncoder(file, *decoded.resolution)
+            chunk = self.engine.finish(request, decoded, encoder.write)
+            first = chunk.frames[0]
+        else:
+            chunk = self.engine.finish(request, decoded, lambda frames: None)
+            remaining = film.frames(len(rendering.parts), chunk.frames, reader)
+            first = next(remaining)
+            encoder = PartEncoder(file, *first.shape[:2], film.clock.timing.rate)
+            for frame in chain([first], remaining):
+                encoder.write(frame[None])
         num_frames = encoder.close()
         if not rendering.parts:
-            write_thumbnail(chunk.frames[0], rendering.thumbnail, self.mark)
-            rendering.height, rendering.width = decoded.resolution
-        self.bill.video_s += num_frames / VIDEO_FPS
+            write_thumbnail(first, rendering.thumbnail, self.mark)
+            rendering.height, rendering.width = first.shape[:2]
+        self.bill.video_s += len(chunk.frames) / VIDEO_FPS
         part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
         rendering.parts.append(part)
         rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
@@ -592,7 +653,7 @@ class VideoJob:
         if credentials is not None and self.mark is not None:
             credentials.sign(artifacts.video, "video/mp4", self.mark)
             credentials.sign(artifacts.thumbnail, "image/jpeg", self.mark)
-        facts = video_facts(artifacts.video, rendering)
+        facts = video_facts(artifacts.video, rendering, inputs.encoded_sound.timing)
         source = inputs.media.source.info
         about: dict[str, Any] = {
             "params": resolved_parameters(self.job, rendering.seed),
@@ -634,7 +695,6 @@ class VideoJob:
         speech_s: float,
         num_chunks: int,
         num_frames: int,
-        resolution: tuple[int, int],
         stretches: Sequence[Stretch],
     ) -> list[str]:
         """Warnings about the input that the video does not use.
@@ -642,13 +702,12 @@ class VideoJob:
         Args:
             overlaps: the overlap of every two speakers' regions.
             speech_s: length of all of the speech in seconds.
-            num_chunks, num_frames: length of the video.
-            resolution: its (height, width) in pixels.
+            num_chunks, num_frames: length of the video, in generated frames.
             stretches: which chunks take which prompt and picture, if these change.
         """
-        job, engine, stop = self.job, self.engine, self.context.stop
+        job, engine, stop, info = self.job, self.engine, self.context.stop, media.source.info
         return [
-            *own_size(job, media.source.info, resolution),
+            *own_size(job, info, engine.frame_size(job, info.height, info.width, stop)),
             *unused_entries(job, stretches, num_frames),
             *late_begins(job, num_frames),
             *cut_speech(job, speech_s, is_estimate=job.tts_audio is not None),

@@ -1,0 +1,330 @@
+"""A job's source as a film that is dubbed: what is generated of it, and its own frames around that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+from infinitetalk.dubbing.clock import FilmClock, even_times, own_times
+from infinitetalk.dubbing.composite import Region, face_mask, lay_over, soft_region
+from infinitetalk.dubbing.motion import Motion
+from infinitetalk.dubbing.view import View, Window, window_around
+from infinitetalk.errors import GenerationStopped, MediaError
+from infinitetalk.media.decode import film_frames, film_times, read_picture, read_sound, sound_delay
+from infinitetalk.media.encode import EVEN
+from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
+from infinitetalk.media.faces import Face, overlap
+from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
+from infinitetalk.worker.engine import Engine, FilmView, bounding_box, chunk_ends, face_detector, face_of
+from infinitetalk.worker.errors import WorkerError
+from infinitetalk.worker.traffic.fetch import Media, naming
+from schemas import ErrorCode, SingleJob
+
+MOST_KEPT_PIXELS = 4096 * 2304
+"""Largest frame of a film that is kept: the largest that players of H.264 take."""
+
+SAME_PLACE = 0.5
+"""Share of the union of the boxes of a face that was found and of the one that was followed."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part of a film's first frame that is generated.
+
+    Attributes:
+        window: the part.
+        height, width: of what is generated.
+        regions: each speaker's region, bool (speakers, film's height, width).
+        faces: each speaker's face; None where none was found in the region.
+    """
+
+    window: Window
+    height: int
+    width: int
+    regions: Tensor
+    faces: Sequence[Face | None]
+
+    def seen_of(self, source: Media) -> Media:
+        """The source as the model sees it: its file, and the size of the part that is generated."""
+        return replace(source, info=replace(source.info, height=self.height, width=self.width))
+
+
+def frame_speakers(
+    job: SingleJob,
+    source: Media,
+    regions: Tensor,
+    faces: Sequence[Face],
+    engine: Engine,
+    should_stop: Callable[[], bool],
+) -> Frame:
+    """Chooses the part of a film that is generated.
+
+    Args:
+        regions: each speaker's region, bool (speakers, height, width) of the source.
+        faces: those in its first frame.
+
+    Raises:
+        WorkerError: the source is too large.
+        CheckpointError: the model could not be found.
+        GenerationStopped: `should_stop` returned true.
+    """
+    assert job.dub is not None
+    height, width = source.info.height, source.info.width
+    if height * width > MOST_KEPT_PIXELS:
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"cond_video is {width}x{height}: with dub.keep at most {MOST_KEPT_PIXELS} pixels, e.g. 4096x2304; make it "
+            'smaller, or set dub.keep "none"',
+        )
+    boxes = [bounding_box(region) for region in regions]
+    lengths = np.array(boxes).T
+    high, wide = lengths[3].max() - lengths[1].min(), lengths[2].max() - lengths[0].min()
+    shape = (height, width) if job.dub.margin is None else (int(high), int(wide))
+    bucket = engine.frame_size(job, *shape, should_stop)
+    window = window_around(boxes, job.dub.margin, (height, width), bucket)
+    return Frame(window, *bucket, regions, [face_of(region, faces) for region in regions])
+
+
+def frame_warnings(job: SingleJob, frame: Frame | None, source: Media) -> list[str]:
+    """Warnings about what a dubbed film will not be."""
+    found = []
+    height, width = source.info.height, source.info.width
+    if frame is not None and (height % 2 or width % 2):
+        kept = f"{width // 2 * 2}x{height // 2 * 2}"
+        found.append(f"cond_video: it has {width}x{height} pixels and H.264 needs even sides: the result has {kept}")
+    if frame is not None:
+        for speaker, face in zip(job.speakers, frame.faces, strict=True):
+            if face is None:
+                stays = "" if source.info.kind == "image" else ": the region stays where it is in the first frame"
+                whole = ", and all of it is generated" if job.dub is not None and job.dub.keep == "face" else ""
+                found.append(f"no face was found in the region of {speaker}{stays or whole}{whole if stays else ''}")
+    return found
+
+
+@dataclass(frozen=True)
+class Film:
+    """The frames of a video that shows a film's own frames, or their times.
+
+    Attributes:
+        clock: which frames are shown when.
+        ends: for each chunk, the number of generated frames until its end.
+        source: the film.
+        view: the part of it that is generated; None: nothing of it is kept.
+        regions: where what is generated is shown.
+        times: seconds at which the film's frames begin.
+    """
+
+    clock: FilmClock
+    ends: Sequence[int]
+    source: Media
+    times: Sequence[float]
+    view: View | None = None
+    regions: Sequence[Region] = ()
+
+    @property
+    def part(self) -> FilmView | None:
+        """The part of it that is generated; None: all of it."""
+        return None if self.view is None else FilmView(self.view, self.times)
+
+    def reader(self, chunk: int) -> FilmReader:
+        """Its own frames, from those of a chunk on."""
+        first = self.clock.shown_during(0 if chunk == 0 else self.ends[chunk - 1], self.ends[chunk]).start
+        return FilmReader(self, self.clock.film[first])
+
+    def frames(self, chunk: int, generated: np.ndarray, reader: FilmReader) -> Iterator[np.ndarray]:
+        """The frames to show of a chunk, each uint8 (height, width, 3).
+
+        Args:
+            generated: uint8 (T, h, w, 3), the chunk's.
+
+        Raises:
+            WorkerError: the film cannot be decoded to its end.
+        """
+        first = 0 if chunk == 0 else self.ends[chunk - 1]
+        for shown in self.clock.shown_during(first, self.ends[chunk]):
+            pixels = generated[self.clock.generated[shown] - first]
+            if self.view is None:
+                yield pixels
+                continue
+            number = self.clock.film[shown]
+            frame = reader.frame(number)
+            lay_over(frame, pixels, self.view.placement(number), self.regions, number)
+            yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+
+
+class FilmReader:
+    """Reads a film's own frames in order.
+
+    Args:
+        film: the film; of a picture, every frame is the same.
+        first: number of the first frame.
+    """
+
+    def __init__(self, film: Film, first: int) -> None:
+        self._film = film
+        self._stack = ExitStack()
+        self._number = first - 1
+        self._last = np.empty(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @cached_property
+    def _frames(self) -> Iterator[np.ndarray]:
+        source, first = self._film.source, self._number + 1
+        return self._stack.enter_context(film_frames(source.path, first, self._film.clock.film[-1] + 1 - first))
+
+    @cached_property
+    def _picture(self) -> np.ndarray:
+        return read_picture(self._film.source.path).permute(1, 2, 0).numpy()
+
+    def frame(self, number: int) -> np.ndarray:
+        """A copy of a frame, uint8 (height, width, 3); its number is not below the last one's.
+
+        Raises:
+            WorkerError: the film cannot be decoded.
+        """
+        with naming("cond_video"):
+            if self._film.source.info.kind == "image":
+                return self._picture.copy()
+            while self._number < number:
+                frame = next(self._frames, None)
+                if frame is None:
+                    raise MediaError("The video ends before its own description says: export it again as H.264 MP4")
+                self._last, self._number = frame, self._number + 1
+            return self._last.copy()
+
+
+def open_film(
+    job: SingleJob,
+    source: Media,
+    frame: Frame | None,
+    num_frames: int,
+    warnings: list[str],
+    should_stop: Callable[[], bool],
+) -> Film | None:
+    """Looks at a film to dub: its frames' times, and the movement of its speakers; None if only the model's frames are
+    shown, at 25 a second.
+
+    Args:
+        frame: the part that is generated; None: nothing of the film is kept.
+        num_frames: number of generated frames.
+        warnings: warnings for the client are added to this list.
+
+    Raises:
+        WorkerError: the film cannot be decoded.
+        GenerationStopped: `should_stop` returned true.
+    """
+    is_video = source.info.kind == "video"
+    if frame is None and not (is_video and job.shows_film_times):
+        return None
+    length = num_frames / VIDEO_FPS
+    ends = chunk_ends(job, num_frames)
+    with naming("cond_video"):
+        times = film_times(source.path, length) if is_video else [0.0]
+    if is_video and source.info.duration_s < length - 1 / VIDEO_FPS:
+        warnings.append(
+            f"cond_video: the film ends after {source.info.duration_s:.2f} s, the speech after {length:.2f} s: its "
+            "last frame stays"
+        )
+    elif is_video and source.info.duration_s > length + 1 / VIDEO_FPS:
+        warnings.append(f"cond_video: {source.info.duration_s:.2f} s are cut to {length:.2f} s, where the speech ends")
+    clock = own_times(times, num_frames, ends) if is_video and job.shows_film_times else even_times(times, num_frames)
+    if frame is None:
+        return Film(clock, ends, source, times)
+    motions = follow(source, frame, times, should_stop) if is_video else stay(frame, 1)
+    for speaker, motion in zip(job.speakers, motions, strict=True):
+        if (hidden := float((motion.presence < 0.5).mean())) > 0:
+            warnings.append(
+                f"the face of {speaker} was lost in {hidden:.0%} of the film's frames, which stay as they are"
+            )
+    view = View(frame.window, frame.height, frame.width, motions)
+    assert job.dub is not None
+    regions = []
+    for face, region, motion in zip(frame.faces, frame.regions, motions, strict=True):
+        mask = region.numpy()
+        if job.dub.keep == "face" and face is not None:
+            mask = mask & face_mask(face, *mask.shape)
+        regions.append(soft_region(mask, job.dub.feather, motion))
+    return Film(clock, ends, source, times, view, regions)
+
+
+def stay(frame: Frame, num_frames: int) -> list[Motion]:
+    """Speakers who do not move."""
+    motions = []
+    for face, region in zip(frame.faces, frame.regions, strict=True):
+        x_min, y_min, x_max, y_max = bounding_box(region) if face is None else face.box
+        motions.append(Motion.still(((x_min + x_max) / 2, (y_min + y_max) / 2), num_frames))
+    return motions
+
+
+def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Callable[[], bool]) -> list[Motion]:
+    """Follows the speakers' faces through a film; a speaker without a face stays in place.
+
+    Raises:
+        WorkerError: the film cannot be decoded.
+        GenerationStopped: `should_stop` returned true.
+    """
+    still = stay(frame, len(times))
+    if all(face is None for face in frame.faces):
+        return still
+    tracker = FaceTracker(face_detector(), search_every=None)
+    with naming("cond_video"), film_frames(source.path, 0, len(times)) as frames:
+        for pixels in frames:
+            if should_stop():
+                raise GenerationStopped
+            tracker.add(pixels)
+    fps = (len(times) - 1) / times[-1] if len(times) > 1 else VIDEO_FPS
+
+    def motion_of(face: Face | None, otherwise: Motion) -> Motion:
+        track = None if face is None else track_of(face, tracker.tracks)
+        return otherwise if track is None else Motion.of_track(track, len(times), fps)
+
+    return [motion_of(face, motion) for face, motion in zip(frame.faces, still, strict=True)]
+
+
+def track_of(face: Face, tracks: Sequence[FaceTrack]) -> FaceTrack | None:
+    """The track of a face of the first frame."""
+    known = [track for track in tracks if 0 in track.faces and overlap(track.faces[0].box, face.box) > SAME_PLACE]
+    return max(known, key=lambda track: overlap(track.faces[0].box, face.box), default=None)
+
+
+def add_film_sound(job: SingleJob, source: Media, speech: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """The speech with the film's own sound under it, as the job asks; float32 (samples,) at 16 kHz, as long as the
+    speech.
+
+    Raises:
+        WorkerError: the film has no sound, or it cannot be decoded.
+    """
+    if job.audio_mix is None:
+        return speech
+    if source.info.kind != "video" or not source.info.has_audio:
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION, "audio_mix.source needs a cond_video with sound: leave audio_mix out"
+        )
+    with naming("cond_video"):
+        delay = round(sound_delay(source.path) * SAMPLING_RATE)
+        sound = read_sound(source.path, (len(speech) - min(delay, 0)) / SAMPLING_RATE)
+    warnings += [f"cond_video: {warning}" for warning in sound.warnings]
+    mixed = speech.copy()
+    heard = sound.waveform[max(-delay, 0) :][: max(len(mixed) - max(delay, 0), 0)]
+    begin = max(delay, 0)
+    mixed[begin : begin + len(heard)] += 10 ** (job.audio_mix.source / 20) * heard
+    return mixed
+
+
+def shown_fps(film: Film | None) -> float:
+    """The result's frames a second."""
+    return round(float((EVEN if film is None else film.clock.timing).rate), 3)

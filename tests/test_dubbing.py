@@ -1,0 +1,134 @@
+"""What is generated is laid over the film where its speakers are, at the film's times, and nothing else changes."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from infinitetalk.dubbing.clock import even_times, frame_at, own_times
+from infinitetalk.dubbing.composite import Placement, drawn_from, lay_over, soft_region
+from infinitetalk.dubbing.motion import Motion
+from infinitetalk.dubbing.view import View, window_around
+from infinitetalk.family import FAMILIES
+from infinitetalk.media.sizes import bucket_of_part, choose_bucket
+
+NTSC = [number * 1001 / 30_000 for number in range(300)]
+
+
+def pattern(height: int, width: int) -> np.ndarray:
+    """A smooth picture, each of whose pixels is another."""
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin(x / 23 + y / 31), 128 + 100 * np.cos(x / 37 - y / 19), 128 + 90 * np.sin(y / 41)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+def test_film_frames_keep_their_times_and_show_the_nearest_generated_frame() -> None:
+    clock = own_times(NTSC, 250, [81, 153, 225, 250])
+    assert clock.film == tuple(range(300)) and clock.timing.rate == Fraction(30_000, 1001)
+    shown = np.array(clock.timing.starts[:-1]) / 90_000
+    assert np.abs(shown - NTSC).max() < 1e-5
+    assert np.abs(shown - np.array(clock.generated) / 25)[:-1].max() <= 0.02 + 1e-9
+    assert clock.timing.starts[-1] == 10 * 90_000
+    ranges = [clock.shown_during(*ends) for ends in ((0, 81), (81, 153), (153, 225), (225, 250))]
+    assert [number for shown in ranges for number in shown] == list(range(300))
+
+
+def test_at_25_a_second_the_film_shows_what_it_shows_then() -> None:
+    clock = even_times(NTSC, 250)
+    assert clock.generated == tuple(range(250))
+    assert all(NTSC[number] <= index / 25 + 1e-3 for index, number in enumerate(clock.film))
+    assert clock.film[5] == 5 and clock.film[249] == 298
+
+
+def test_a_frame_that_stands_still_is_repeated_and_every_chunk_gets_a_frame() -> None:
+    clock = own_times([0.0, 0.5, 3.0], 101, [81, 100, 101])
+    starts = np.array(clock.timing.starts) / 90_000
+    assert np.diff(starts).max() <= 0.1
+    assert [bool(clock.shown_during(*ends)) for ends in ((0, 81), (81, 100), (100, 101))] == [True, True, True]
+    assert all(frame_at([0.0, 0.5, 3.0], start) == shown for start, shown in zip(starts, clock.film, strict=False))
+    sparse = own_times([0.0, 0.09, 0.18], 6, [2, 3, 6])
+    assert [len(sparse.shown_during(*ends)) > 0 for ends in ((0, 2), (2, 3), (3, 6))] == [True, True, True]
+    assert list(sparse.timing.starts) == sorted(set(sparse.timing.starts))
+
+
+def test_a_film_that_ends_first_holds_its_last_frame() -> None:
+    clock = own_times(NTSC[:30], 50, [50])
+    assert clock.film[-1] == 29 and clock.generated[-1] == 49
+    assert clock.timing.starts[-1] == 2 * 90_000
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (7.3, -4.6)])
+def test_nothing_outside_the_region_changes_and_inside_the_generated_frame_shows(shift: tuple[float, float]) -> None:
+    film, mask = pattern(200, 300), np.zeros((200, 300), bool)
+    mask[60:140, 100:200] = True
+    centres = np.array([[150.0, 100.0], [150.0 + shift[0], 100.0 + shift[1]]])
+    motion = Motion(centres, np.ones(2), np.ones(2))
+    view = View(window_around([[100, 60, 200, 140]], 0.2, (200, 300), (128, 128)), 128, 128, [motion])
+    generated = np.full((128, 128, 3), (250, 10, 30), np.uint8)
+    shown = film.copy()
+    lay_over(shown, generated, view.placement(1), [soft_region(mask, 12, motion)], 1)
+    moved = np.zeros_like(mask)
+    x, y = (int(np.floor(part)) for part in shift)
+    moved[60 + y : 141 + y, 100 + x : 201 + x] = True
+    assert np.array_equal(shown[~moved], film[~moved])
+    # The edge's colours are the film's there, on average; the middle differs from the film as the picture does.
+    middle = shown[90 + y : 110 + y, 130 + x : 170 + x].reshape(-1, 3)
+    assert np.ptp(middle, axis=0).max() <= 1
+
+
+def test_a_cut_laid_back_is_the_film_itself() -> None:
+    film = pattern(240, 320)
+    motion = Motion(np.array([[160.0, 120.0], [170.5, 111.25]]), np.array([1.0, 1.1]), np.ones(2))
+    view = View(window_around([[100, 60, 220, 180]], 0.1, (240, 320), (128, 128)), 128, 128, [motion])
+    mask = np.zeros((240, 320), bool)
+    mask[60:180, 100:220] = True
+    for frame in (0, 1):
+        shown = film.copy()
+        lay_over(shown, view.cut(film, frame), view.placement(frame), [soft_region(mask, None, motion)], frame)
+        assert np.abs(shown.astype(int) - film).max() <= 3
+
+
+def test_a_lost_face_leaves_the_film_as_it_is() -> None:
+    film = pattern(100, 100)
+    motion = Motion(np.full((1, 2), 50.0), np.ones(1), np.zeros(1))
+    shown = film.copy()
+    lay_over(shown, 255 - film, Placement(50, 50, 1, 50, 50), [soft_region(np.ones((100, 100), bool), 5, motion)], 0)
+    assert np.array_equal(shown, film)
+
+
+def test_a_window_holds_the_regions_and_stays_within_the_film() -> None:
+    for boxes in ([[10, 10, 60, 90]], [[1200, 600, 1280, 720]], [[0, 0, 1280, 720]], [[500, 300, 560, 380]]):
+        for bucket in ((128, 128), (96, 192), (160, 96)):
+            window = window_around(boxes, 0.5, (720, 1280), bucket)
+            assert window.width / window.height == pytest.approx(bucket[1] / bucket[0])
+            assert window.x - window.width / 2 >= -1e-9 and window.x + window.width / 2 <= 1280 + 1e-9
+            assert window.y - window.height / 2 >= -1e-9 and window.y + window.height / 2 <= 720 + 1e-9
+    (box,) = boxes
+    assert window.x - window.width / 2 <= box[0] and window.x + window.width / 2 >= box[2]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_part_of_a_buckets_shape_gets_that_bucket(family, scale: float) -> None:
+    """What is cut out of a film has the size that is generated, so that nothing is scaled or cropped again."""
+    for size in ("infinitetalk-480", "infinitetalk-720"):
+        for height, width in family.size(size).buckets.values():
+            bucket = bucket_of_part(family, size, height, width, scale)
+            assert choose_bucket(family, size, *bucket, scale) == bucket
+
+
+def test_regions_are_cut_as_the_film_is() -> None:
+    motion = Motion.still((60, 50), 1)
+    view = View(window_around([[20, 10, 100, 90]], 0, (100, 200), (64, 64)), 64, 64, [motion])
+    region = torch.zeros(1, 100, 200, dtype=torch.bool)
+    region[0, 10:90, 20:60] = True
+    cut = view.cut_regions(region)[0]
+    assert cut[:, :31].all() and not cut[:, 33:].any()
+
+
+def test_a_picture_made_smaller_is_averaged() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = drawn_from(stripes, Placement(8, 8, 0.25, 32, 32), 16, 16)
+    assert np.abs(small[2:-2, 2:-2].astype(int) - 127).max() <= 2

@@ -1,0 +1,224 @@
+"""Jobs that dub a film: its frames, their times and its sound stay, and its speakers' faces are generated.
+
+Short form of `python -m benchmarks.dub`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from benchmarks import dub as bench
+from infinitetalk.media.encode import PartEncoder
+from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
+from tests.local_jobs import LocalWorker
+from tools.talker.jobs import TalkerWorker
+
+CHECKOUT = Path(__file__).parents[1]
+FILM = "examples/media/drawn_video.mp4"
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's film for 1 s at 29.97 frames a second, with a tone of 440 Hz that begins 0.2 s late."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    frames = [frame for _, frame in zip(range(30), bench.read(CHECKOUT / FILM), strict=False)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=bench.FILM_RATE, width=256, height=256, pix_fmt="yuv420p")
+        stream.options = {"crf": "12"}
+        sound = container.add_stream("aac", rate=48_000, layout="mono")
+        for _, frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+        times = np.arange(48_000 * 8 // 10) / 48_000
+        tone = av.AudioFrame.from_ndarray(
+            (0.2 * np.sin(2 * np.pi * 440 * times))[None].astype(np.float32), "fltp", "mono"
+        )
+        tone.sample_rate, tone.pts = 48_000, 9_600
+        container.mux(sound.encode(tone))
+        container.mux(sound.encode(None))
+    return path
+
+
+def film_uri(film: Path) -> str:
+    return data_uri(film.read_bytes(), "video/mp4")
+
+
+def dub_job(film: Path, **changes: Any) -> dict[str, Any]:
+    """A job that dubs 0.8 s of the film, in chunks of 9 frames."""
+    job = {
+        "cond_video": film_uri(film),
+        "cond_audio": {"person1": speech_uri(0.8)},
+        "mode": "streaming",
+        "frame_num": 9,
+        "dub": {"keep": "face", "margin": 0},
+    }
+    return small_job(**job | changes)
+
+
+def run(worker: LocalWorker, job: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return worker.run({"id": "job", "input": job}, **options)
+
+
+def shown(worker: LocalWorker, result: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """A result's frames and their times."""
+    assert result.get("status") == "success", result
+    frames = list(bench.read(worker.volume / result["video"]["path"]))
+    return np.stack([frame for _, frame in frames]), np.array([time for time, _ in frames])
+
+
+def again(film: Path, folder: Path, num_frames: int) -> np.ndarray:
+    """The film's frames, encoded as the worker encodes them."""
+    encoder = PartEncoder(folder / "again.mp4", 256, 256, bench.FILM_RATE)
+    for _, (_, frame) in zip(range(num_frames), bench.read(film), strict=False):
+        encoder.write(frame[None])
+    encoder.close()
+    return np.stack([frame for _, frame in bench.read(folder / "again.mp4")])
+
+
+def test_a_dubbed_film_keeps_its_size_its_times_and_all_but_the_face(
+    local_worker: LocalWorker, film: Path, tmp_path: Path
+) -> None:
+    result = run(local_worker, dub_job(film))
+    frames, times = shown(local_worker, result)
+    assert [result["video"][name] for name in ("width", "height", "fps", "num_frames")] == [256, 256, 29.97, 24]
+    assert np.abs(times - np.arange(24) * 1001 / 30_000).max() < 1e-4
+    assert result["video"]["duration_s"] == pytest.approx(0.8)
+    assert [(place["speaker"], place["told_by"]) for place in result["speakers"]] == [("person1", "faces")]
+    assert ["cut to 0.80 s, where the speech ends" in warning for warning in result["warnings"]] == [True]
+    source = np.stack([frame for _, frame in bench.read(film)])[:24].astype(float)
+    change = np.abs(frames - source).mean(axis=(0, 3))
+    encoded = np.abs(again(film, tmp_path, 24) - source).mean(axis=(0, 3))
+    border = np.ones((256, 256), bool)
+    border[16:, 24:-24] = False
+    assert change[border].mean() < 1.3 * encoded[border].mean()
+    # The tiny model makes noise.
+    assert change[100:180, 90:160].mean() > 5 * encoded[100:180, 90:160].mean()
+
+
+def test_a_dubbed_film_may_have_25_frames_a_second(local_worker: LocalWorker, film: Path) -> None:
+    frames, times = shown(local_worker, run(local_worker, dub_job(film, output={"fps": "model"})))
+    assert np.allclose(times, np.arange(20) / 25) and frames.shape == (20, 256, 256, 3)
+
+
+def test_a_plain_video_may_have_the_films_times(local_worker: LocalWorker, film: Path) -> None:
+    result = run(local_worker, dub_job(film, dub=None, output={"fps": "source"}))
+    frames, times = shown(local_worker, result)
+    assert np.abs(times - np.arange(24) * 1001 / 30_000).max() < 1e-4 and frames.shape == (24, 64, 64, 3)
+
+
+def test_a_dubbed_picture_keeps_its_size(local_worker: LocalWorker) -> None:
+    job = small_job(cond_video=str(CHECKOUT / "examples/media/portrait.jpg"), dub={"keep": "face"})
+    job["cond_video"] = data_uri((CHECKOUT / "examples/media/portrait.jpg").read_bytes(), "image/jpeg")
+    frames, _ = shown(local_worker, run(local_worker, job))
+    assert frames.shape == (5, 416, 416, 3)
+    assert np.abs(frames[0, :60].astype(int) - frames[-1, :60]).mean() < 1
+
+
+@pytest.mark.parametrize("chunks_before", [1, 2])
+def test_a_dubbed_film_goes_on_in_another_worker_with_the_same_frames(
+    chunks_before: int, local_worker: LocalWorker, film: Path
+) -> None:
+    whole, whole_times = shown(local_worker, run(local_worker, dub_job(film)))
+    finished = 0
+
+    def should_stop() -> bool:
+        return sum(event.details.get("chunk", 0) > chunks_before for event in local_worker.events) > 0
+
+    stopped = local_worker.run({"id": "other", "input": dub_job(film)}, should_stop, keep=True)
+    assert stopped.get("status") != "success" and finished == 0
+    result = local_worker.run({"id": "other", "input": dub_job(film)})
+    frames, times = shown(local_worker, result)
+    assert np.array_equal(frames, whole) and np.array_equal(times, whole_times)
+
+
+def test_the_films_own_sound_is_mixed_under_the_speech_at_its_place(
+    local_worker: LocalWorker, film: Path, tmp_path: Path
+) -> None:
+    def level(**changes: Any) -> tuple[float, float]:
+        """Of 440 Hz, before the tone begins and while it lasts."""
+        result = run(local_worker, dub_job(film, **changes))
+        with av.open(str(local_worker.volume / result["video"]["path"])) as container:
+            sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        times = np.arange(len(sound)) / 48_000
+        wave = np.exp(2j * np.pi * 440 * times)
+        parts = [(times > 0.02) & (times < 0.17), (times > 0.25) & (times < 0.7)]
+        before, during = (2 * abs((sound[part] * wave[part]).mean()) for part in parts)
+        return before, during
+
+    _, alone = level()
+    before, during = level(audio_mix={"source": -6.0})
+    assert during - alone == pytest.approx(0.2 * 10 ** (-6 / 20), rel=0.15)
+    assert before < 0.25 * during
+
+
+def test_a_dry_run_says_what_is_generated_and_what_comes_out(local_worker: LocalWorker, film: Path) -> None:
+    plan = run(local_worker, dub_job(film, dry_run=True))
+    assert plan["status"] == "planned", plan
+    assert (plan["width"], plan["height"]) == (256, 256)
+    assert plan["speakers"][0]["told_by"] == "faces"
+    result = run(local_worker, dub_job(film))
+    assert result["evaluations"] == plan["evaluations"]
+
+
+REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "no face": (
+        lambda film: small_job(cond_video=picture_uri(), dub={"keep": "face"}),
+        "0 faces found in cond_video for 1 speakers: dub.keep needs a place for each; give bbox or mask",
+    ),
+    "no sound": (
+        lambda film: small_job(audio_mix={"source": -3.0}),
+        "audio_mix.source needs a cond_video with sound",
+    ),
+    "model's size": (
+        lambda film: dub_job(film, output={"size": "model"}),
+        'output.size "model" with dub.keep "none" only',
+    ),
+    "film's size": (
+        lambda film: small_job(output={"size": "source"}),
+        'output.size "source" with dub.keep "face" or "all" only',
+    ),
+    "scenes": (lambda film: dub_job(film, scene_seg=True), "takes dub.keep or scene_seg, not both"),
+    "preview": (
+        lambda film: dub_job(film, output_config={"store": "volume", "preview": True}),
+        "takes output_config.preview with 25 frames a second only",
+    ),
+    "unknown": (lambda film: dub_job(film, dub={"keep": "mouth"}), "dub.keep"),
+    "feather": (lambda film: dub_job(film, dub={"feather": -1}), "dub.feather"),
+    "gain": (lambda film: dub_job(film, audio_mix={"source": 40}), "audio_mix.source"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_dubbed_is_refused_with_what_to_change(name: str, local_worker: LocalWorker, film: Path) -> None:
+    make, words = REFUSED[name]
+    result = run(local_worker, make(film))
+    assert result["error"]["code"] == "E_INPUT_VALIDATION" and words in result["error"]["message"]
+
+
+def test_a_region_without_a_face_stays_in_place_with_a_warning(local_worker: LocalWorker) -> None:
+    cond_video = data_uri(scenes_bytes([5]), "video/mp4")
+    job = small_job(cond_video=cond_video, bbox={"person1": [8, 8, 56, 56]}, dub={"keep": "face"})
+    result = run(local_worker, job)
+    assert [warning for warning in result["warnings"] if "no face was found in the region of person1" in warning]
+    assert shown(local_worker, result)[0].shape == (5, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_on_the_talker_dubbed_mouths_follow_their_voices_and_the_film_stays(tmp_path: Path) -> None:
+    film = bench.make_film(tmp_path, 2.0, bench.SMALL)
+    worker = TalkerWorker(tmp_path)
+    feather = bench.SMALL[2] / 8
+    changes = {"dub": {"keep": "face", "margin": 0, "feather": feather}, "bbox": film.bbox()}
+    result = worker.run(bench.job_input(film, tmp_path, **changes))
+    found = bench.measure(film, tmp_path / result["video"]["path"], tmp_path, feather)
+    assert np.abs(found.times - found.film_times[: len(found.times)]).max() < 1e-3
+    assert found.psnr > found.psnr_encoded - 1
+    assert min(found.mouths) > 0.7 and max(found.others) < min(found.mouths) - 0.3
+    assert found.seam < 1.2
+    assert abs(found.end_s) < 0.02
+    assert soundfile.info(film.voices[0]).duration == pytest.approx(result["video"]["duration_s"], abs=0.04)
