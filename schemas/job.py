@@ -632,8 +632,8 @@ class SingleJob(StrictModel):
         """
         if len(self.pictures) > 1 and (self.dub is not None or self.audio_mix is not None or self.shows_film_times):
             raise ValueError(
-                'takes dub, audio_mix and output.fps "source" with one cond_video only: send each film of the list as a '
-                "job of its own"
+                'takes dub, audio_mix and output.fps "source" with one cond_video only: send each film of the list as '
+                "a job of its own"
             )
         size = None if self.output is None else self.output.size
         if self.keeps_film and size == "model":
