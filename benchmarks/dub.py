@@ -26,7 +26,7 @@ from infinitetalk.media.encode import PartEncoder
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 from tools.talker.faces import Place, Pose, poses, random_background, random_face
 from tools.talker.jobs import PARAMETERS, TalkerWorker
-from tools.talker.measure import correlation, read_openings
+from tools.talker.measure import correlation, read_openings, read_openings_as_shown
 from tools.talker.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
 from tools.talker.scenes import Scene
 from tools.talker.voices import HELD_OUT_VOICES, random_speech
@@ -182,7 +182,7 @@ def measure(film: MadeFilm, dubbed: Path, folder: Path, feather: float) -> Measu
         gradients.append(_gradient(result)[edge].mean())
         film_gradients.append(_gradient(source)[edge].mean())
     shown = np.array(times)
-    openings = [read_openings(np.stack(found))[0, 1:] for found in squares]
+    openings = [read_openings_as_shown(np.stack(found))[1:] for found in squares]
     rules = [np.interp(shown[1:], np.arange(len(rule.opening)) / VIDEO_FPS, rule.opening) for rule in film.rules]
     return Measured(
         times=shown,

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
-from infinitetalk.media.face_tracks import FaceTrack
+from infinitetalk.media.face_tracks import FaceTrack, smoothed
 
 SIZE_SMOOTHING_S = 0.6
 """Standard deviation of the smoothing of a face's size over time: boxes change their size more than faces do."""
@@ -37,7 +36,7 @@ class Motion:
     def of_track(cls, track: FaceTrack, num_frames: int, fps: float) -> Motion:
         """A face that was followed; `fps` are the film's frames a second, on average."""
         boxes = track.boxes(num_frames, fps)
-        sides = gaussian_filter1d((boxes[:, 2:] - boxes[:, :2]).max(axis=1), SIZE_SMOOTHING_S * fps, mode="nearest")
+        sides = smoothed((boxes[:, 2:] - boxes[:, :2]).max(axis=1), SIZE_SMOOTHING_S * fps)
         return cls((boxes[:, :2] + boxes[:, 2:]) / 2, sides / sides[0], track.presence(num_frames, fps))
 
 
