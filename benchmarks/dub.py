@@ -9,8 +9,9 @@ the two with `dub.keep` "face" and "all", and measures the MP4s that the worker 
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -194,6 +195,19 @@ def measure(film: MadeFilm, dubbed: Path, folder: Path, feather: float) -> Measu
         seam=float(np.mean(gradients) / np.mean(film_gradients)),
         end_s=_end_of_sound(dubbed),
     )
+
+
+def video_bytes(frames: Sequence[np.ndarray], rate: Fraction = Fraction(VIDEO_FPS)) -> bytes:
+    """An MP4 of frames, uint8 (height, width, 3) each."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        height, width = frames[0].shape[:2]
+        stream = container.add_stream("libx264", rate=rate, width=width, height=height, pix_fmt="yuv420p")
+        stream.options = {"crf": "10"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def read(path: Path) -> Iterator[tuple[float, np.ndarray]]:

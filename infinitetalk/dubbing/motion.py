@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,25 @@ class Motion:
     def still(cls, centre: tuple[float, float], num_frames: int) -> Motion:
         """A place that stays where it is."""
         return cls(np.tile(np.array(centre, float), (num_frames, 1)), np.ones(num_frames), np.ones(num_frames))
+
+    @classmethod
+    def of_masks(cls, masks: Iterable[np.ndarray]) -> Motion:
+        """What is white in each frame of a mask, bool (height, width) each: its centre and its size. Where nothing is
+        white, the speaker is not to be seen.
+
+        Args:
+            masks: one for each frame of the film; the first is not empty.
+        """
+        found = []
+        for mask in masks:
+            rows, columns = mask.nonzero()
+            area = len(rows)
+            found.append((columns.mean() + 0.5, rows.mean() + 0.5, area**0.5) if area else (0.0, 0.0, 0.0))
+        places = np.array(found)
+        seen = places[:, 2] > 0
+        frames = np.arange(len(places))
+        x, y, sides = (np.interp(frames, frames[seen], column[seen]) for column in places.T)
+        return cls(np.stack([x, y], axis=1), sides / sides[0], seen.astype(float))
 
     @classmethod
     def of_track(cls, track: FaceTrack, num_frames: int, fps: float) -> Motion:

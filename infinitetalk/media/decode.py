@@ -313,8 +313,12 @@ def read_region(path: Path) -> tuple[Tensor, tuple[str, ...]]:
     """Reads a mask, an image that is white in one region: bool (height, width), and warnings for the user.
 
     Transparent pixels are outside the region. If the mask is a cut-out (a coloured image on transparency), the region
-    is every opaque pixel. Raises `MediaError`.
+    is every opaque pixel. Of a mask video, it is that of the first frame. Raises `MediaError`.
     """
+    contents = _contents_of(path)
+    if contents.video is not None and not (contents.is_picture or contents.animated):
+        with film_frames(path, 0, 1) as frames:
+            return torch.from_numpy(white_in(next(frames))), ()
     rgba = _read_rgba(path)
     levels = rgba[..., :3].astype(np.int16)
     is_opaque = rgba[..., 3] >= WHITE_FROM
@@ -488,6 +492,11 @@ def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndar
                 yield _over_white(pixels).permute(1, 2, 0).numpy() if has_alpha else pixels
 
         yield taken()
+
+
+def white_in(frame: np.ndarray) -> np.ndarray:
+    """Where a frame of a mask video, uint8 (height, width, 3), is white: bool (height, width)."""
+    return frame.mean(axis=2) >= WHITE_FROM
 
 
 def sound_delay(path: Path) -> float:

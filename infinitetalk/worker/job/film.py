@@ -12,12 +12,12 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from infinitetalk.dubbing.clock import FilmClock, even_times, own_times
+from infinitetalk.dubbing.clock import FilmClock, even_times, frame_at, own_times
 from infinitetalk.dubbing.composite import Region, face_mask, lay_over, soft_region
 from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, Window, window_around
 from infinitetalk.errors import GenerationStopped, MediaError
-from infinitetalk.media.decode import film_frames, film_times, read_picture, read_sound, sound_delay
+from infinitetalk.media.decode import film_frames, film_times, read_picture, read_sound, sound_delay, white_in
 from infinitetalk.media.encode import EVEN
 from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
 from infinitetalk.media.faces import Face, overlap
@@ -92,19 +92,24 @@ def frame_speakers(
     return Frame(window, *bucket, regions, [face_of(region, faces) for region in regions])
 
 
-def frame_warnings(job: SingleJob, frame: Frame | None, source: Media) -> list[str]:
-    """Warnings about what a dubbed film will not be."""
+def frame_warnings(job: SingleJob, frame: Frame, source: Media, masks: Sequence[Media] | None) -> list[str]:
+    """Warnings about what a dubbed film will not be.
+
+    Args:
+        masks: each speaker's mask, if the job has masks.
+    """
+    assert job.dub is not None
     found = []
     height, width = source.info.height, source.info.width
-    if frame is not None and (height % 2 or width % 2):
+    if height % 2 or width % 2:
         kept = f"{width // 2 * 2}x{height // 2 * 2}"
         found.append(f"cond_video: it has {width}x{height} pixels and H.264 needs even sides: the result has {kept}")
-    if frame is not None:
-        for speaker, face in zip(job.speakers, frame.faces, strict=True):
-            if face is None:
-                stays = "" if source.info.kind == "image" else ": the region stays where it is in the first frame"
-                whole = ", and all of it is generated" if job.dub is not None and job.dub.keep == "face" else ""
-                found.append(f"no face was found in the region of {speaker}{stays or whole}{whole if stays else ''}")
+    for index, (speaker, face) in enumerate(zip(job.speakers, frame.faces, strict=True)):
+        moves = source.info.kind == "image" or (masks is not None and masks[index].info.kind == "video")
+        parts = [] if moves else ["it stays where it is in the first frame"]
+        parts += ["all of it is generated"] if job.dub.keep == "face" else []
+        if face is None and parts:
+            found.append(f"no face was found in the region of {speaker}: {', and '.join(parts)}")
     return found
 
 
@@ -210,6 +215,7 @@ class FilmReader:
 def open_film(
     job: SingleJob,
     source: Media,
+    masks: Sequence[Media] | None,
     frame: Frame | None,
     num_frames: int,
     warnings: list[str],
@@ -219,6 +225,7 @@ def open_film(
     shown, at 25 a second.
 
     Args:
+        masks: each speaker's mask, if the job has masks; a video says where the speaker is in each frame.
         frame: the part that is generated; None: nothing of the film is kept.
         num_frames: number of generated frames.
         warnings: warnings for the client are added to this list.
@@ -245,11 +252,14 @@ def open_film(
     if frame is None:
         return Film(clock, ends, source, times)
     motions = follow(source, frame, times, should_stop) if is_video else stay(frame, 1)
+    if is_video:
+        for index, (speaker, mask) in enumerate(zip(job.speakers, masks or [], strict=False)):
+            if mask.info.kind == "video":
+                with naming(f"mask.{speaker}"):
+                    motions[index] = follow_mask(mask, times, should_stop)
     for speaker, motion in zip(job.speakers, motions, strict=True):
         if (hidden := float((motion.presence < 0.5).mean())) > 0:
-            warnings.append(
-                f"the face of {speaker} was lost in {hidden:.0%} of the film's frames, which stay as they are"
-            )
+            warnings.append(f"{speaker} was lost in {hidden:.0%} of the film's frames, which stay as they are")
     view = View(frame.window, frame.height, frame.width, motions)
     assert job.dub is not None
     regions = []
@@ -293,6 +303,32 @@ def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Cal
         return otherwise if track is None else Motion.of_track(track, len(times), fps)
 
     return [motion_of(face, motion) for face, motion in zip(frame.faces, still, strict=True)]
+
+
+def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], bool]) -> Motion:
+    """A speaker's movement as a mask video shows it.
+
+    Args:
+        times: seconds at which the film's frames begin; after the mask's end, its last frame holds.
+
+    Raises:
+        MediaError: it cannot be decoded.
+        GenerationStopped: `should_stop` returned true.
+    """
+    mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS)
+    wanted = [frame_at(mask_times, time) for time in times]
+
+    def shown(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        number, white = -1, np.empty(0, bool)
+        for other in wanted:
+            if should_stop():
+                raise GenerationStopped
+            while number < other:
+                white, number = white_in(next(frames)), number + 1
+            yield white
+
+    with film_frames(mask.path, 0, wanted[-1] + 1) as frames:
+        return Motion.of_masks(shown(frames))
 
 
 def track_of(face: Face, tracks: Sequence[FaceTrack]) -> FaceTrack | None:

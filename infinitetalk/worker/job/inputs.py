@@ -60,7 +60,8 @@ def download(
         if source is not None:
             wanted[f"cond_audio.{speaker}"] = Wanted(source, ("audio",))
     for speaker, source in (job.mask or {}).items():
-        wanted[f"mask.{speaker}"] = Wanted(source, ("image",))
+        # In a film that is kept, a mask may move.
+        wanted[f"mask.{speaker}"] = Wanted(source, ("image", "video") if job.keeps_film else ("image",))
     media = fetch_all(wanted, folder, settings, on_bytes, should_stop)
     return JobMedia(
         source=media["cond_video"],

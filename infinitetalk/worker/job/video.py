@@ -432,7 +432,7 @@ class VideoJob:
             return media, regions, None
         assert regions is not None and faces is not None
         frame = frame_speakers(job, media.source, regions, faces, self.engine, self.context.stop)
-        media.warnings.extend(frame_warnings(job, frame, media.source))
+        media.warnings.extend(frame_warnings(job, frame, media.source, media.masks))
         return media, regions, frame
 
     def _prepare(self) -> Inputs:
@@ -450,7 +450,7 @@ class VideoJob:
         self.clock.enter(Stage.EMBEDDING)
         tracks = make_tracks(job, media, engine, stop)
         num_frames = min(job.frame_limit, count_rows(tracks))
-        film = open_film(job, media.source, frame, num_frames, media.warnings, stop)
+        film = open_film(job, media.source, media.masks, frame, num_frames, media.warnings, stop)
         sound = add_film_sound(job, media.source, mix_tracks(tracks), media.warnings)
         count_sound_bytes = cache(partial(sound_bytes, sound, num_frames))
         self.store.check_size(count_sound_bytes)
