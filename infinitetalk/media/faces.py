@@ -243,12 +243,12 @@ def merge_faces(faces: Sequence[Face]) -> list[Face]:
         waiting = [face for face in waiting if not any(face is other for other in same)]
         weights = np.array([face.score for face in same])
         weights /= weights.sum()
-        box = np.tensordot(weights, np.array([face.box for face in same]), 1)
+        x_min, y_min, x_max, y_max = map(float, np.tensordot(weights, np.array([face.box for face in same]), 1))
+        box = (x_min, y_min, x_max, y_max)
         if any(_shared_area(box, other.box) > INSIDE_FACE * min(_area(box), _area(other.box)) for other in merged):
             continue
         keypoints = np.tensordot(weights, np.array([face.keypoints for face in same]), 1).astype(np.float32)
-        x_min, y_min, x_max, y_max = map(float, box)
-        merged.append(replace(best, box=(x_min, y_min, x_max, y_max), keypoints=keypoints))
+        merged.append(replace(best, box=box, keypoints=keypoints))
     return merged
 
 

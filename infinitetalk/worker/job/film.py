@@ -184,7 +184,8 @@ class FilmReader:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        # With an error the child is ended; without one, it has written all that was asked for.
+        self._stack.__exit__(error_type, error, traceback)
 
     @cached_property
     def _frames(self) -> Iterator[np.ndarray]:
