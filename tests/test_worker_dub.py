@@ -240,7 +240,7 @@ def test_on_the_talker_dubbed_mouths_follow_their_voices_and_the_film_stays(tmp_
     feather = bench.SMALL[2] / 8
     changes = {"dub": {"keep": "face", "margin": 0, "feather": feather}, "bbox": film.bbox()}
     result = worker.run(bench.job_input(film, tmp_path, **changes))
-    found = bench.measure(film, tmp_path / result["video"]["path"], tmp_path, feather)
+    found = bench.measure(film, tmp_path / result["video"]["path"], tmp_path, "face", feather)
     assert np.abs(found.times - found.film_times[: len(found.times)]).max() < 1e-3
     assert found.psnr > found.psnr_encoded - 1
     assert min(found.mouths) > 0.7 and max(found.others) < min(found.mouths) - 0.3

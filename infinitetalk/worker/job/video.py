@@ -534,7 +534,8 @@ class VideoJob:
         remaining = iter(frames)
         first = next(remaining)
         file = self.folder / part_file(len(rendering.parts))
-        encoder = PartEncoder(file, *first.shape[:2], (EVEN if film is None else film.clock.timing).rate)
+        timing = EVEN if film is None else film.clock.timing
+        encoder = PartEncoder(file, *first.shape[:2], rate=timing.rate)
         for frame in chain([first], remaining):
             encoder.write(frame[None])
         num_frames = encoder.close()
