@@ -462,22 +462,13 @@ def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndar
     `count`.
     """
     contents, first_frame = _film(path)
-    has_alpha = first_frame.colours.pixel_format in (
-        "pal8",
-        "unknown",
-    ) or "a" in first_frame.colours.pixel_format.replace("gray", "")
-    channels = 4 if has_alpha else 3
-    shape = (first_frame.height, first_frame.width, channels)
+    pixel_format = _film_format(first_frame)
+    has_alpha = pixel_format == "rgba"
+    shape = (first_frame.height, first_frame.width, len(pixel_format.removesuffix("24")))
     frames = (
         _film_node(contents, first_frame)
         .filter("trim", start_frame=first)
-        .output(
-            "pipe:",
-            format="rawvideo",
-            pix_fmt="rgba" if has_alpha else "rgb24",
-            fps_mode="passthrough",
-            **{"frames:v": count},
-        )
+        .output("pipe:", format="rawvideo", pix_fmt=pixel_format, fps_mode="passthrough", **{"frames:v": count})
     )
     num_bytes = math.prod(shape)
     with _child(path, frames, None) as child:
@@ -815,12 +806,19 @@ def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_fram
     )
 
 
+def _film_format(first_frame: _FirstFrame) -> str:
+    """The pixels in which a film's frames are read: with alpha if they have it."""
+    name = first_frame.colours.pixel_format
+    return "rgba" if name in ("pal8", "unknown") or "a" in name.replace("gray", "") else "rgb24"
+
+
 def _film_node(contents: _Contents, first_frame: _FirstFrame) -> Any:
     """A video's own frames, as `extract_frames` shows them."""
     frames = _whole_frames(contents, first_frame).filter("setpts", "PTS-STARTPTS")
-    height, width = first_frame.height, first_frame.width
-    return _shown(frames, first_frame).filter(
-        "pad", width, height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame"
+    return (
+        _shown(frames, first_frame)
+        .filter("format", _film_format(first_frame))
+        .filter("pad", first_frame.width, first_frame.height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame")
     )
 
 
