@@ -27,6 +27,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -450,7 +451,8 @@ def film_times(path: Path, max_seconds: float) -> list[float]:
                 starts.append(int(text.split(",")[2]))
     if not starts:
         raise MediaError("The video has no frame that can be decoded: export it again as H.264 MP4")
-    return [float((start - starts[0]) * time_base) for start in starts]
+    # Timestamps of a damaged file may run backwards.
+    return [float((start - starts[0]) * time_base) for start in accumulate(starts, max)]
 
 
 @contextmanager
@@ -464,7 +466,7 @@ def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndar
     contents, first_frame = _film(path)
     pixel_format = _film_format(first_frame)
     has_alpha = pixel_format == "rgba"
-    shape = (first_frame.height, first_frame.width, len(pixel_format.removesuffix("24")))
+    shape = (first_frame.height, first_frame.width, 4 if has_alpha else 3)
     frames = (
         _film_node(contents, first_frame)
         .filter("trim", start_frame=first)

@@ -22,13 +22,16 @@ from infinitetalk.media.encode import EVEN
 from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
 from infinitetalk.media.faces import Face, overlap
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
-from infinitetalk.worker.engine import Engine, FilmView, bounding_box, chunk_ends, face_detector, face_of
+from infinitetalk.worker.engine import Engine, FilmView, bounding_box, chunk_ends, face_detector, face_of, plan_scenes
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import ErrorCode, SingleJob
 
 MOST_KEPT_PIXELS = 4096 * 2304
 """Largest frame of a film that is kept: the largest that players of H.264 take."""
+
+MOST_FRAMES_A_SECOND = 120
+"""Of a film that is dubbed."""
 
 SAME_PLACE = 0.5
 """Share of the union of the boxes of a face that was found and of the one that was followed."""
@@ -218,7 +221,7 @@ def open_film(
     source: Media,
     masks: Sequence[Media] | None,
     frame: Frame | None,
-    num_frames: int,
+    num_rows: int,
     warnings: list[str],
     should_stop: Callable[[], bool],
 ) -> Film | None:
@@ -228,20 +231,27 @@ def open_film(
     Args:
         masks: each speaker's mask, if the job has masks; a video says where the speaker is in each frame.
         frame: the part that is generated; None: nothing of the film is kept.
-        num_frames: number of generated frames.
+        num_rows: number of rows of the speech, one per generated frame.
         warnings: warnings for the client are added to this list.
 
     Raises:
-        WorkerError: the film cannot be decoded.
+        WorkerError: the film cannot be decoded, or has too many frames a second.
         GenerationStopped: `should_stop` returned true.
     """
     is_video = source.info.kind == "video"
     if frame is None and not (is_video and job.shows_film_times):
         return None
+    scenes = plan_scenes(job, source, num_rows)
+    ends = chunk_ends(job, scenes)
+    num_frames = ends[-1]
     length = num_frames / VIDEO_FPS
-    ends = chunk_ends(job, num_frames)
     with naming("cond_video"):
         times = film_times(source.path, length) if is_video else [0.0]
+    if len(times) > MOST_FRAMES_A_SECOND * (length + 1):
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"cond_video has more than {MOST_FRAMES_A_SECOND} frames a second: convert it to fewer to dub it",
+        )
     if is_video and source.info.duration_s < length - 1 / VIDEO_FPS:
         warnings.append(
             f"cond_video: the film ends after {source.info.duration_s:.2f} s, the speech after {length:.2f} s: its "

@@ -450,7 +450,7 @@ class VideoJob:
         self.clock.enter(Stage.EMBEDDING)
         tracks = make_tracks(job, media, engine, stop)
         num_frames = min(job.frame_limit, count_rows(tracks))
-        film = open_film(job, media.source, media.masks, frame, num_frames, media.warnings, stop)
+        film = open_film(job, media.source, media.masks, frame, count_rows(tracks), media.warnings, stop)
         sound = add_film_sound(job, media.source, mix_tracks(tracks), media.warnings)
         count_sound_bytes = cache(partial(sound_bytes, sound, num_frames))
         self.store.check_size(count_sound_bytes)
