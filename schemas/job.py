@@ -420,7 +420,8 @@ class SingleJob(StrictModel):
     """"xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code."""
 
     mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
-    """Each speaker's mask: an image that is white where the speaker is. Give this or bbox."""
+    """Each speaker's mask: an image that is white where the speaker is; where dub keeps a film, also a video that says
+    it of each frame. Give this or bbox."""
 
     regions: Literal["halves", "faces"] = "halves"
     """Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video

@@ -240,6 +240,14 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "scene_seg": st.booleans(),
         "audio_type": st.sampled_from(["para", "add"]),
         "speech": st.sampled_from([None, {"gate": "off"}, {"gate": "auto"}]),
+        "regions": st.sampled_from(["halves", "faces"]),
+        "dub": st.none()
+        | st.fixed_dictionaries(
+            {"keep": st.sampled_from(["none", "face", "all"])},
+            optional={"feather": st.none() | st.floats(0, 512), "margin": st.none() | st.floats(0, 4)},
+        ),
+        "output": st.none() | st.fixed_dictionaries({}, optional={"fps": st.sampled_from(["model", "source"])}),
+        "audio_mix": st.none() | st.fixed_dictionaries({"source": st.floats(-60, 12)}),
         "bbox": st.none() | st.just({"person1": [0, 0, 20, 20]}),
         "output_config": st.sampled_from([{"store": "volume"}, {"store": "inline"}]),
     }

@@ -1,6 +1,7 @@
 """What is generated is laid over the film where its speakers are, at the film's times, and nothing else changes."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,25 @@ from infinitetalk.dubbing.composite import Placement, drawn_from, lay_over, soft
 from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, window_around
 from infinitetalk.family import FAMILIES
+from infinitetalk.media.decode import extract_frames, film_frames, film_times
 from infinitetalk.media.sizes import bucket_of_part, choose_bucket
 
+CHECKOUT = Path(__file__).parents[1]
 NTSC = [number * 1001 / 30_000 for number in range(300)]
+
+
+def test_a_films_own_frames_are_those_that_references_are_made_of(tmp_path: Path) -> None:
+    """The model sees what is kept around what it makes, to the level."""
+    path = CHECKOUT / "examples/media/drawn_video.mp4"
+    assert film_times(path, 0.2) == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+    references = extract_frames(path, tmp_path, 1, 5)
+    with film_frames(path, 0, 5) as frames:
+        own = [frame.copy() for frame in frames]
+    with film_frames(path, 3, 2) as frames:
+        later = [frame.copy() for frame in frames]
+    assert np.array_equal(own[3:], later)
+    for number, frame in enumerate(own):
+        assert np.array_equal(references.frame_at(number / 25).permute(1, 2, 0).numpy(), frame)
 
 
 def pattern(height: int, width: int) -> np.ndarray:
@@ -50,6 +67,11 @@ def test_a_frame_that_stands_still_is_repeated_and_every_chunk_gets_a_frame() ->
     sparse = own_times([0.0, 0.09, 0.18], 6, [2, 3, 6])
     assert [len(sparse.shown_during(*ends)) > 0 for ends in ((0, 2), (2, 3), (3, 6))] == [True, True, True]
     assert list(sparse.timing.starts) == sorted(set(sparse.timing.starts))
+
+
+def test_frames_at_the_same_time_are_one() -> None:
+    clock = own_times([0.0, 0.04, 0.04, 0.08], 4, [4])
+    assert clock.film[:3] == (0, 2, 3) and list(clock.timing.starts) == sorted(set(clock.timing.starts))
 
 
 def test_a_film_that_ends_first_holds_its_last_frame() -> None:

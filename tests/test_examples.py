@@ -46,6 +46,7 @@ EXAMPLES = {
     "tts_two",
     "long_streaming",
     "batch",
+    "dub",
 }
 START_TIMEOUT_S = 60
 

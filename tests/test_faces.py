@@ -2,26 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.faces import MEDIA, SET_BY_HAND
 from infinitetalk.errors import FacesSetupError
 from infinitetalk.media import faces
 from infinitetalk.media.face_tracks import FaceTracker
 from infinitetalk.media.faces import FaceDetector, overlap
-
-MEDIA = Path(__file__).parents[1] / "examples/media"
-
-SET_BY_HAND = {
-    "portrait.jpg": [(168, 82, 262, 178)],
-    "two_speakers.jpg": [(134, 62, 208, 138), (432, 62, 506, 138)],
-    "drawn_portrait.png": [(85, 120, 435, 480)],
-    "drawn_pair.png": [(45, 85, 275, 298), (367, 85, 592, 298)],
-}
-"""From the brows to the chin and from cheek to cheek, before anything was found."""
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.faces import MEDIA, SET_BY_HAND
 from infinitetalk.media.faces import overlap
 from tests.job_inputs import data_uri, picture_uri, small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tests.test_faces import SET_BY_HAND
 from tools.talker.jobs import ExampleMaker, TalkerWorker
 from tools.talker.measure import correlation, read_openings
 
-MEDIA = Path(__file__).parents[1] / "examples/media"
 TWO = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
 
 

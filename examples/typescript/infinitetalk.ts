@@ -27,7 +27,7 @@ export interface BatchItem {
   bbox?: Record<string, [number, number, number, number]> | null;
   /** "xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code. Default: "xy". */
   bbox_order?: "xy" | "yx";
-  /** Each speaker's mask: an image that is white where the speaker is. Give this or bbox. */
+  /** Each speaker's mask: an image that is white where the speaker is; where dub keeps a film, also a video that says it of each frame. Give this or bbox. */
   mask?: Record<string, string> | null;
   /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
   regions?: "halves" | "faces";
@@ -542,7 +542,7 @@ export interface SingleJob {
   bbox?: Record<string, [number, number, number, number]> | null;
   /** "xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code. Default: "xy". */
   bbox_order?: "xy" | "yx";
-  /** Each speaker's mask: an image that is white where the speaker is. Give this or bbox. */
+  /** Each speaker's mask: an image that is white where the speaker is; where dub keeps a film, also a video that says it of each frame. Give this or bbox. */
   mask?: Record<string, string> | null;
   /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
   regions?: "halves" | "faces";

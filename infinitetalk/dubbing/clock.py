@@ -44,17 +44,18 @@ def own_times(film_times: Sequence[float], num_generated: int, ends: Sequence[in
     from its time. The film's last frame stays if the film ends first.
 
     Args:
-        film_times: seconds at which the film's frames begin, from 0.
+        film_times: seconds at which the film's frames begin, from 0, not descending; of frames at the same time the last
+            is shown.
         num_generated: number of generated frames, 25 a second.
         ends: for each chunk, the number of generated frames until its end; each has a frame of its own.
     """
     length = Fraction(num_generated, VIDEO_FPS)
-    starts = [round(time / FILM_TIME_BASE) for time in film_times if time < length]
-    end = round(length / FILM_TIME_BASE)
+    shown = {round(time / FILM_TIME_BASE): index for index, time in enumerate(film_times) if time < length}
+    starts, end = list(shown), round(length / FILM_TIME_BASE)
     step = round(Fraction(1, VIDEO_FPS) / FILM_TIME_BASE)
     longest = round(LONGEST_STILL_S / FILM_TIME_BASE)
     filled: list[tuple[int, int]] = []
-    for index, (start, after) in enumerate(zip(starts, [*starts[1:], end], strict=True)):
+    for (start, index), after in zip(shown.items(), [*starts[1:], end], strict=True):
         filled.append((start, index))
         if after - start > longest:
             filled += [(start + tick, index) for tick in range(step, after - start - step // 2, step)]

@@ -95,7 +95,7 @@ class View:
 
     def cut(self, picture: np.ndarray, frame: int) -> np.ndarray:
         """The window of a frame of the film, uint8 (height, width, 3); beyond the film, its edge goes on."""
-        return drawn_from(picture, self.placement(frame).inverse(), self.height, self.width)
+        return drawn_from(picture, self.placement(frame).inverse(), self.height, self.width).copy()
 
     def cut_regions(self, regions: Tensor) -> Tensor:
         """Regions of the film's first frame, bool (speakers, film's height, width), in the generated video's pixels."""

@@ -27,6 +27,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -313,8 +314,12 @@ def read_region(path: Path) -> tuple[Tensor, tuple[str, ...]]:
     """Reads a mask, an image that is white in one region: bool (height, width), and warnings for the user.
 
     Transparent pixels are outside the region. If the mask is a cut-out (a coloured image on transparency), the region
-    is every opaque pixel. Raises `MediaError`.
+    is every opaque pixel. Of a mask video, it is that of the first frame. Raises `MediaError`.
     """
+    contents = _contents_of(path)
+    if contents.video is not None and not (contents.is_picture or contents.animated):
+        with film_frames(path, 0, 1) as frames:
+            return torch.from_numpy(white_in(next(frames))), ()
     rgba = _read_rgba(path)
     levels = rgba[..., :3].astype(np.int16)
     is_opaque = rgba[..., 3] >= WHITE_FROM
@@ -447,7 +452,8 @@ def film_times(path: Path, max_seconds: float) -> list[float]:
                 starts.append(int(text.split(",")[2]))
     if not starts:
         raise MediaError("The video has no frame that can be decoded: export it again as H.264 MP4")
-    return [float((start - starts[0]) * time_base) for start in starts]
+    # Timestamps of a damaged file may run backwards.
+    return [float((start - starts[0]) * time_base) for start in accumulate(starts, max)]
 
 
 @contextmanager
@@ -459,22 +465,13 @@ def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndar
     `count`.
     """
     contents, first_frame = _film(path)
-    has_alpha = first_frame.colours.pixel_format in (
-        "pal8",
-        "unknown",
-    ) or "a" in first_frame.colours.pixel_format.replace("gray", "")
-    channels = 4 if has_alpha else 3
-    shape = (first_frame.height, first_frame.width, channels)
+    pixel_format = _film_format(first_frame)
+    has_alpha = pixel_format == "rgba"
+    shape = (first_frame.height, first_frame.width, 4 if has_alpha else 3)
     frames = (
         _film_node(contents, first_frame)
         .filter("trim", start_frame=first)
-        .output(
-            "pipe:",
-            format="rawvideo",
-            pix_fmt="rgba" if has_alpha else "rgb24",
-            fps_mode="passthrough",
-            **{"frames:v": count},
-        )
+        .output("pipe:", format="rawvideo", pix_fmt=pixel_format, fps_mode="passthrough", **{"frames:v": count})
     )
     num_bytes = math.prod(shape)
     with _child(path, frames, None) as child:
@@ -489,6 +486,11 @@ def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndar
                 yield _over_white(pixels).permute(1, 2, 0).numpy() if has_alpha else pixels
 
         yield taken()
+
+
+def white_in(frame: np.ndarray) -> np.ndarray:
+    """Where a frame of a mask video, uint8 (height, width, 3), is white: bool (height, width)."""
+    return frame.mean(axis=2) >= WHITE_FROM
 
 
 def sound_delay(path: Path) -> float:
@@ -808,12 +810,19 @@ def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_fram
     )
 
 
+def _film_format(first_frame: _FirstFrame) -> str:
+    """The pixels in which a film's frames are read: with alpha if they have it."""
+    name = first_frame.colours.pixel_format
+    return "rgba" if name in ("pal8", "unknown") or "a" in name.replace("gray", "") else "rgb24"
+
+
 def _film_node(contents: _Contents, first_frame: _FirstFrame) -> Any:
     """A video's own frames, as `extract_frames` shows them."""
     frames = _whole_frames(contents, first_frame).filter("setpts", "PTS-STARTPTS")
-    height, width = first_frame.height, first_frame.width
-    return _shown(frames, first_frame).filter(
-        "pad", width, height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame"
+    return (
+        _shown(frames, first_frame)
+        .filter("format", _film_format(first_frame))
+        .filter("pad", first_frame.width, first_frame.height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame")
     )
 
 

@@ -60,7 +60,7 @@ class FaceTrack:
         boxes = np.array([face.box for face in self.faces.values()])
         frames = np.arange(num_frames)
         filled = np.stack([np.interp(frames, seen, column) for column in boxes.T], axis=1)
-        return gaussian_filter1d(filled, SMOOTHING_S * fps, axis=0, mode="nearest")
+        return smoothed(filled, SMOOTHING_S * fps)
 
     def presence(self, num_frames: int, fps: float) -> np.ndarray:
         """How much of it there is in every frame, float64 (num_frames,), 0 to 1: gaps of up to `PATIENCE` frames count
@@ -77,6 +77,20 @@ class FaceTrack:
         if numbers and num_frames - numbers[-1] <= longest:
             seen[numbers[-1] :] = 1
         return np.clip(uniform_filter1d(seen, max(round(FADE_S * fps), 1), mode="nearest"), 0, 1)
+
+
+def smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
+    """Values over time, float64 (frames,) or (frames, n), smoothed without delay; a steady movement stays as it is.
+
+    Args:
+        deviation: standard deviation of the filter, in frames.
+    """
+    reach = int(np.ceil(3 * deviation))
+    beyond = [(reach, reach)] + [(0, 0)] * (values.ndim - 1)
+    padded = (
+        np.pad(values, beyond, "reflect", reflect_type="odd") if len(values) > 1 else np.pad(values, beyond, "edge")
+    )
+    return gaussian_filter1d(padded, deviation, axis=0)[reach : reach + len(values)]
 
 
 class FaceTracker:

@@ -69,6 +69,9 @@ LARGEST_IN_TILE = 0.75
 NEAR_SIZE = 2.0
 """Side of the square in which a known face is looked for again, in sides of its box."""
 
+SETTLING_LOOKS = 3
+"""Looks near a face after which its box hardly changes any more."""
+
 LANDMARK_SIZE = 1.5
 """Side of the square that the landmark network sees, in sides of the face's box."""
 
@@ -164,7 +167,8 @@ class FaceDetector:
             for tile in _tiles(height, width, side):
                 found += [face for face in self._far.faces(picture, tile) if _is_whole(face, tile, height, width)]
             side /= 2
-        return sorted(merge_faces(found), key=lambda face: face.centre[0])
+        settled = [self._settle(picture, face) for face in merge_faces(found)]
+        return sorted(settled, key=lambda face: face.centre[0])
 
     def find_near(self, picture: np.ndarray, face: Face) -> Face | None:
         """A face that was at about the same place in the picture before; None if none is there."""
@@ -172,6 +176,16 @@ class FaceDetector:
         square = Square(x, y, NEAR_SIZE * face.side)
         found = merge_faces(self._near.faces(picture, square)) or merge_faces(self._far.faces(picture, square))
         return max(found, key=lambda other: overlap(face.box, other.box), default=None)
+
+    def _settle(self, picture: np.ndarray, face: Face) -> Face:
+        """The same face as `find_near` sees it when the face was followed to this place: the boxes of a network depend
+        on how large a face is in what it sees, and must not change when following begins."""
+        for _ in range(SETTLING_LOOKS):
+            near = self.find_near(picture, face)
+            if near is None or overlap(near.box, face.box) < SAME_FACE:
+                return face
+            face = near
+        return face
 
     def landmarks(self, picture: np.ndarray, face: Face) -> Landmarks | None:
         """The mesh of a face of the picture; None if the network sees no face there."""
@@ -229,12 +243,12 @@ def merge_faces(faces: Sequence[Face]) -> list[Face]:
         waiting = [face for face in waiting if not any(face is other for other in same)]
         weights = np.array([face.score for face in same])
         weights /= weights.sum()
-        box = np.tensordot(weights, np.array([face.box for face in same]), 1)
+        x_min, y_min, x_max, y_max = map(float, np.tensordot(weights, np.array([face.box for face in same]), 1))
+        box = (x_min, y_min, x_max, y_max)
         if any(_shared_area(box, other.box) > INSIDE_FACE * min(_area(box), _area(other.box)) for other in merged):
             continue
         keypoints = np.tensordot(weights, np.array([face.keypoints for face in same]), 1).astype(np.float32)
-        x_min, y_min, x_max, y_max = map(float, box)
-        merged.append(replace(best, box=(x_min, y_min, x_max, y_max), keypoints=keypoints))
+        merged.append(replace(best, box=box, keypoints=keypoints))
     return merged
 
 

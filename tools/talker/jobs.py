@@ -148,7 +148,7 @@ class TalkerWorker:
             RuntimeError: the job failed.
         """
         self._num_jobs += 1
-        job = {"id": f"quality-{self._num_jobs}", "input": parameters}
+        job: dict[str, Any] = {"id": f"quality-{self._num_jobs}", "input": parameters}
         resources = Resources(self.settings, self.engine, JobStates(self.settings))
         try:
             result = run_job(job, self.settings, lambda: resources, lambda event: None, Stop())

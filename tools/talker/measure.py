@@ -34,6 +34,14 @@ def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
     )
 
 
+def read_openings_as_shown(frames: np.ndarray) -> np.ndarray:
+    """Like `read_openings` of one person, by the tones of each frame itself: of frames whose colours are a film's."""
+    luma = frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    darkness = ((OUTSIDE_LUMA - luma) / (OUTSIDE_LUMA - INSIDE_LUMA)).clip(0.0, 1.0)
+    ((left, top, right, bottom),) = mouth_boxes([Place()], *frames.shape[1:3])
+    return darkness[:, top:bottom, left:right].sum(axis=1).mean(axis=1)
+
+
 def read_lips(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
     """The darkest tone of each person's mouth, which lies between the lips if it is closed: luma (people, T)."""
     luma = _luma_as_in_first(frames, num_people)

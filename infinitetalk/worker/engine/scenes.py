@@ -172,14 +172,17 @@ def read_footage(source: Media, folder: Path, film: FilmView | None, scene: Scen
             yield footage.frame_at(index / VIDEO_FPS)
 
 
-def chunk_ends(job: SingleJob, num_frames: int) -> list[int]:
-    """For each chunk of a video of one scene, the number of frames that are shown until its end."""
-    plans = chunk_grid(job).plans(num_frames)
-    held = [plan.num_held_frames for plan in plans[1:]] + [0]
-    return [
-        plan.start + plan.num_motion_frames + plan.num_new_frames - num_held
-        for plan, num_held in zip(plans, held, strict=True)
-    ]
+def chunk_ends(job: SingleJob, scenes: Sequence[Scene]) -> list[int]:
+    """For each chunk of a video, the number of frames that are shown until its end."""
+    ends = []
+    for scene in scenes:
+        plans = chunk_grid(job).plans(scene.num_frames)
+        held = [plan.num_held_frames for plan in plans[1:]] + [0]
+        ends += [
+            scene.start + plan.start + plan.num_motion_frames + plan.num_new_frames - num_held
+            for plan, num_held in zip(plans, held, strict=True)
+        ]
+    return ends
 
 
 def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:

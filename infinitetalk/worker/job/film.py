@@ -12,23 +12,26 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from infinitetalk.dubbing.clock import FilmClock, even_times, own_times
+from infinitetalk.dubbing.clock import FilmClock, even_times, frame_at, own_times
 from infinitetalk.dubbing.composite import Region, face_mask, lay_over, soft_region
 from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, Window, window_around
 from infinitetalk.errors import GenerationStopped, MediaError
-from infinitetalk.media.decode import film_frames, film_times, read_picture, read_sound, sound_delay
+from infinitetalk.media.decode import film_frames, film_times, read_picture, read_sound, sound_delay, white_in
 from infinitetalk.media.encode import EVEN
 from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
 from infinitetalk.media.faces import Face, overlap
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
-from infinitetalk.worker.engine import Engine, FilmView, bounding_box, chunk_ends, face_detector, face_of
+from infinitetalk.worker.engine import Engine, FilmView, bounding_box, chunk_ends, face_detector, face_of, plan_scenes
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import ErrorCode, SingleJob
 
 MOST_KEPT_PIXELS = 4096 * 2304
 """Largest frame of a film that is kept: the largest that players of H.264 take."""
+
+MOST_FRAMES_A_SECOND = 120
+"""Of a film that is dubbed."""
 
 SAME_PLACE = 0.5
 """Share of the union of the boxes of a face that was found and of the one that was followed."""
@@ -92,19 +95,24 @@ def frame_speakers(
     return Frame(window, *bucket, regions, [face_of(region, faces) for region in regions])
 
 
-def frame_warnings(job: SingleJob, frame: Frame | None, source: Media) -> list[str]:
-    """Warnings about what a dubbed film will not be."""
+def frame_warnings(job: SingleJob, frame: Frame, source: Media, masks: Sequence[Media] | None) -> list[str]:
+    """Warnings about what a dubbed film will not be.
+
+    Args:
+        masks: each speaker's mask, if the job has masks.
+    """
+    assert job.dub is not None
     found = []
     height, width = source.info.height, source.info.width
-    if frame is not None and (height % 2 or width % 2):
+    if height % 2 or width % 2:
         kept = f"{width // 2 * 2}x{height // 2 * 2}"
         found.append(f"cond_video: it has {width}x{height} pixels and H.264 needs even sides: the result has {kept}")
-    if frame is not None:
-        for speaker, face in zip(job.speakers, frame.faces, strict=True):
-            if face is None:
-                stays = "" if source.info.kind == "image" else ": the region stays where it is in the first frame"
-                whole = ", and all of it is generated" if job.dub is not None and job.dub.keep == "face" else ""
-                found.append(f"no face was found in the region of {speaker}{stays or whole}{whole if stays else ''}")
+    for index, (speaker, face) in enumerate(zip(job.speakers, frame.faces, strict=True)):
+        moves = source.info.kind == "image" or (masks is not None and masks[index].info.kind == "video")
+        parts = [] if moves else ["it stays where it is in the first frame"]
+        parts += ["all of it is generated"] if job.dub.keep == "face" else []
+        if face is None and parts:
+            found.append(f"no face was found in the region of {speaker}: {', and '.join(parts)}")
     return found
 
 
@@ -179,7 +187,8 @@ class FilmReader:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        # With an error the child is ended; without one, it has written all that was asked for.
+        self._stack.__exit__(error_type, error, traceback)
 
     @cached_property
     def _frames(self) -> Iterator[np.ndarray]:
@@ -210,8 +219,9 @@ class FilmReader:
 def open_film(
     job: SingleJob,
     source: Media,
+    masks: Sequence[Media] | None,
     frame: Frame | None,
-    num_frames: int,
+    num_rows: int,
     warnings: list[str],
     should_stop: Callable[[], bool],
 ) -> Film | None:
@@ -219,21 +229,29 @@ def open_film(
     shown, at 25 a second.
 
     Args:
+        masks: each speaker's mask, if the job has masks; a video says where the speaker is in each frame.
         frame: the part that is generated; None: nothing of the film is kept.
-        num_frames: number of generated frames.
+        num_rows: number of rows of the speech, one per generated frame.
         warnings: warnings for the client are added to this list.
 
     Raises:
-        WorkerError: the film cannot be decoded.
+        WorkerError: the film cannot be decoded, or has too many frames a second.
         GenerationStopped: `should_stop` returned true.
     """
     is_video = source.info.kind == "video"
     if frame is None and not (is_video and job.shows_film_times):
         return None
+    scenes = plan_scenes(job, source, num_rows)
+    ends = chunk_ends(job, scenes)
+    num_frames = ends[-1]
     length = num_frames / VIDEO_FPS
-    ends = chunk_ends(job, num_frames)
     with naming("cond_video"):
         times = film_times(source.path, length) if is_video else [0.0]
+    if len(times) > MOST_FRAMES_A_SECOND * (length + 1):
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"cond_video has more than {MOST_FRAMES_A_SECOND} frames a second: convert it to fewer to dub it",
+        )
     if is_video and source.info.duration_s < length - 1 / VIDEO_FPS:
         warnings.append(
             f"cond_video: the film ends after {source.info.duration_s:.2f} s, the speech after {length:.2f} s: its "
@@ -245,11 +263,14 @@ def open_film(
     if frame is None:
         return Film(clock, ends, source, times)
     motions = follow(source, frame, times, should_stop) if is_video else stay(frame, 1)
+    if is_video:
+        for index, (speaker, mask) in enumerate(zip(job.speakers, masks or [], strict=False)):
+            if mask.info.kind == "video":
+                with naming(f"mask.{speaker}"):
+                    motions[index] = follow_mask(mask, times, should_stop)
     for speaker, motion in zip(job.speakers, motions, strict=True):
         if (hidden := float((motion.presence < 0.5).mean())) > 0:
-            warnings.append(
-                f"the face of {speaker} was lost in {hidden:.0%} of the film's frames, which stay as they are"
-            )
+            warnings.append(f"{speaker} was lost in {hidden:.0%} of the film's frames, which stay as they are")
     view = View(frame.window, frame.height, frame.width, motions)
     assert job.dub is not None
     regions = []
@@ -293,6 +314,32 @@ def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Cal
         return otherwise if track is None else Motion.of_track(track, len(times), fps)
 
     return [motion_of(face, motion) for face, motion in zip(frame.faces, still, strict=True)]
+
+
+def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], bool]) -> Motion:
+    """A speaker's movement as a mask video shows it.
+
+    Args:
+        times: seconds at which the film's frames begin; after the mask's end, its last frame holds.
+
+    Raises:
+        MediaError: it cannot be decoded.
+        GenerationStopped: `should_stop` returned true.
+    """
+    mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS)
+    wanted = [frame_at(mask_times, time) for time in times]
+
+    def shown(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        number, white = -1, np.empty(0, bool)
+        for other in wanted:
+            if should_stop():
+                raise GenerationStopped
+            while number < other:
+                white, number = white_in(next(frames)), number + 1
+            yield white
+
+    with film_frames(mask.path, 0, wanted[-1] + 1) as frames:
+        return Motion.of_masks(shown(frames))
 
 
 def track_of(face: Face, tracks: Sequence[FaceTrack]) -> FaceTrack | None:

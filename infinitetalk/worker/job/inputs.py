@@ -77,7 +77,8 @@ def download(
         if voice is not None:
             wanted[f"cond_audio.{speaker}"] = Wanted(voice.media, ("audio",))
     for speaker, mask in (job.mask or {}).items():
-        wanted[f"mask.{speaker}"] = Wanted(mask, ("image",))
+        # In a film that is kept, a mask may move.
+        wanted[f"mask.{speaker}"] = Wanted(mask, ("image", "video") if job.keeps_film else ("image",))
     media = fetch_all(wanted, folder, settings, on_bytes, should_stop)
     first, *later = [media[pictures[picture.media]] for picture in job.pictures]
     if job.strength < 1 and first.info.kind == "image":

@@ -465,7 +465,7 @@ class VideoJob:
             return media, regions, None
         assert regions is not None and faces is not None
         frame = frame_speakers(job, media.source, regions, faces, self.engine, self.context.stop)
-        media.warnings.extend(frame_warnings(job, frame, media.source))
+        media.warnings.extend(frame_warnings(job, frame, media.source, media.masks))
         return media, regions, frame
 
     def _photographs(self, media: JobMedia, picture: Picture | None) -> list[str]:
@@ -492,8 +492,9 @@ class VideoJob:
             is_picture = media.source.info.kind == "image"
             reading = beside.submit(open_picture, media.source) if is_picture else None
             tracks = make_tracks(job, media, engine, stop)
-            num_frames = min(job.frame_limit, count_rows(tracks.sound))
-            film = open_film(job, media.source, frame, num_frames, media.warnings, stop)
+            num_rows = count_rows(tracks.sound)
+            num_frames = min(job.frame_limit, num_rows)
+            film = open_film(job, media.source, media.masks, frame, num_rows, media.warnings, stop)
             sound = add_film_sound(job, media.source, mix_tracks(tracks.sound), media.warnings)
             encoded_sound = EncodedSound(sound, EVEN if film is None else film.clock.timing)
             num_shown = num_frames if film is None else len(film.clock.generated)
