@@ -220,7 +220,6 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "sample_text_guide_scale": st.floats(0, 50),
         "sample_audio_guide_scale": st.floats(0, 50),
         "negative_prompt": st.none() | st.text(max_size=40),
-        "dub": st.none() | st.fixed_dictionaries({"strength": st.floats(0, 1, exclude_min=True)}),
         "nag": st.none()
         | st.fixed_dictionaries(
             {},
@@ -243,8 +242,13 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         "regions": st.sampled_from(["halves", "faces"]),
         "dub": st.none()
         | st.fixed_dictionaries(
-            {"keep": st.sampled_from(["none", "face", "all"])},
-            optional={"feather": st.none() | st.floats(0, 512), "margin": st.none() | st.floats(0, 4)},
+            {},
+            optional={
+                "strength": st.floats(0, 1, exclude_min=True),
+                "keep": st.sampled_from(["none", "face", "all"]),
+                "feather": st.none() | st.floats(0, 512),
+                "margin": st.none() | st.floats(0, 4),
+            },
         ),
         "output": st.none() | st.fixed_dictionaries({}, optional={"fps": st.sampled_from(["model", "source"])}),
         "audio_mix": st.none() | st.fixed_dictionaries({"source": st.floats(-60, 12)}),

@@ -672,7 +672,9 @@ BAD_VALUES: dict[str, list[Any]] = {
         *["", "face", True, 0.5, []],
         *[{"strength": value} for value in (0, -0.5, 1.01, 1e308, math.nan, math.inf, "0.5", None, True, [0.5])],
         {"strength": 0.5},
-        {"denoise": 0.5},
+        *[{"denoise": 0.5}, {"keep": "mouth"}, {"keep": None}, {"blend": 1}],
+        *[{"feather": value} for value in ("8", -1, math.nan, math.inf, 1e9, [8])],
+        *[{"margin": value} for value in ("1", -0.1, math.nan, 1e9, {})],
     ],
     "nag": [
         *["", "on", True, 5, [], [11]],
@@ -751,12 +753,6 @@ BAD_VALUES: dict[str, list[Any]] = {
     "num_persistent_param_in_dit": [-1, 1.5, "0", math.nan],
     "scene_seg": ["yes", 1, None],
     "regions": ["", "FACES", None, 1, ["faces"]],
-    "dub": [
-        *["face", 1, [], {"keep": "mouth"}, {"keep": None}, {"blend": 1}],
-        *[{"strength": value} for value in ("1", math.nan, math.inf, -1, 1.01, None)],
-        *[{"feather": value} for value in ("8", -1, math.nan, math.inf, 1e9, [8])],
-        *[{"margin": value} for value in ("1", -0.1, math.nan, 1e9, {})],
-    ],
     "output": ["source", 30, {"fps": 30}, {"fps": "film"}, {"size": [64, 64]}, {"codec": "h265"}],
     "audio_mix": [-12, "x", {}, {"source": None}, {"source": math.nan}, {"source": 1e9}, {"music": -3}],
     "dry_run": ["yes", 1, None],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def places() -> tuple[Place, Place]:
     """The project's line that asked for the operation, and the innermost line that is not torch's."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     own_folder = str(CHECKOUT / "infinitetalk")
     library: Place | None = None
     while frame is not None:

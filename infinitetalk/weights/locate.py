@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK, Family, how_to_get
@@ -148,7 +149,8 @@ def settings_of_pack(pack: Path) -> WeightsSettings:
     """Settings that name the folders of one pack and no others."""
     folders = {setting.lower(): folder for setting, name in PACKED_FOLDERS.items() if (folder := pack / name).is_dir()}
     # Arguments count, environment variables do not.
-    return WeightsSettings(**(dict.fromkeys(WeightsSettings.model_fields) | folders | {"volume_dir": pack}))
+    values: dict[str, Any] = dict.fromkeys(WeightsSettings.model_fields) | folders | {"volume_dir": pack}
+    return WeightsSettings(**values)
 
 
 def _places_of_packs(settings: WeightsSettings) -> Iterator[Path]:
