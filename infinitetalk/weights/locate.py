@@ -133,7 +133,7 @@ def settings_of_pack(pack: Path) -> WeightsSettings:
     """Settings that name the folders of one pack and no others."""
     folders = {setting.lower(): folder for setting, name in PACKED_FOLDERS.items() if (folder := pack / name).is_dir()}
     # Arguments count, environment variables do not.
-    return WeightsSettings(**(dict.fromkeys(WeightsSettings.model_fields) | folders | {"volume_dir": pack}))
+    return WeightsSettings.model_validate(dict.fromkeys(WeightsSettings.model_fields) | folders | {"volume_dir": pack})
 
 
 def _places_of_packs(settings: WeightsSettings) -> Iterator[Path]:
