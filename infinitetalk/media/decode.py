@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -655,12 +656,31 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
     demuxer = _picture_demuxer(head)
     if demuxer == "webp_pipe" and head[12:16] == b"VP8X" and head.ljust(21)[20] & WEBP_ANIMATION_FLAG:
         raise MediaError(ANIMATED)
-    looked: dict[str, Any] = {"reader": "ffmpeg", "orientation": 1, "notes": []}
-    if demuxer in LOOKED_AT:
+    if demuxer not in LOOKED_AT:
+        return _read_packets(path, demuxer)
+    if demuxer in ("tiff_pipe", "heif"):
         looked, _ = _ask_pillow(path, "look")
-    if looked["reader"] == "pillow" and demuxer in ("tiff_pipe", "heif"):
-        still = _Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0)
-        return _Contents({}, True, False, 1, still, None, reader="pillow", notes=tuple(looked["notes"]))
+        if looked["reader"] == "pillow":
+            still = _Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0)
+            return _Contents({}, True, False, 1, still, None, reader="pillow", notes=tuple(looked["notes"]))
+        contents = _read_packets(path, demuxer)
+    else:
+        # Beside each other: both children take most of their time to start.
+        with ThreadPoolExecutor(1, thread_name_prefix="look") as beside:
+            looking = beside.submit(_ask_pillow, path, "look")
+            try:
+                contents = _read_packets(path, demuxer)
+            except MediaError:
+                # If Pillow refuses the file too, it knows better why.
+                looking.result()
+                raise
+            looked, _ = looking.result()
+    orientation, notes = looked["orientation"], tuple(looked["notes"])
+    return replace(contents, orientation=orientation, reader=looked["reader"], notes=notes)
+
+
+def _read_packets(path: Path, demuxer: str | None) -> _Contents:
+    """The contents of a file as ffmpeg describes them; `demuxer` is that of a picture."""
     options: dict[str, Any] = {
         "protocol_whitelist": "file",
         "max_pixels": MAX_PIXELS,
@@ -687,13 +707,11 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         input_options=options,
         is_picture=demuxer is not None and not animated,
         animated=animated,
-        orientation=looked["orientation"],
+        orientation=1,
         video=video,
         audio=_chosen(sounds, defaults),
         num_sounds=len(sounds),
         is_timed=re.search(rb"^\[info\] Input #0, (?:%s)\b" % b"|".join(TIMED_CONTAINERS), child.log, re.M) is not None,
-        reader=looked["reader"],
-        notes=tuple(looked["notes"]),
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK, Family, how_to_get
@@ -149,8 +148,7 @@ def settings_of_pack(pack: Path) -> WeightsSettings:
     """Settings that name the folders of one pack and no others."""
     folders = {setting.lower(): folder for setting, name in PACKED_FOLDERS.items() if (folder := pack / name).is_dir()}
     # Arguments count, environment variables do not.
-    values: dict[str, Any] = dict.fromkeys(WeightsSettings.model_fields) | folders | {"volume_dir": pack}
-    return WeightsSettings(**values)
+    return WeightsSettings.model_validate(dict.fromkeys(WeightsSettings.model_fields) | folders | {"volume_dir": pack})
 
 
 def _places_of_packs(settings: WeightsSettings) -> Iterator[Path]:
