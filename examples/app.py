@@ -56,6 +56,7 @@ STYLE = """
 .warnings {margin-top: 0.5em; padding: 0.5em 0.8em; border-left: 4px solid #b45309; background: #fef3c7; color: #451a03}
 .warnings b {color: inherit}
 .warnings ul {margin: 0.2em 0 0 1.2em; list-style: disc}
+button:focus-visible, a:focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
 .icon-button, .download-link {min-width: 24px; min-height: 24px}
 #time, #duration, .playback {color: var(--body-text-color-subdued) !important}
 """
