@@ -44,8 +44,8 @@ def own_times(film_times: Sequence[float], num_generated: int, ends: Sequence[in
     from its time. The film's last frame stays if the film ends first.
 
     Args:
-        film_times: seconds at which the film's frames begin, from 0, not descending; of frames at the same time the last
-            is shown.
+        film_times: seconds at which the film's frames begin, from 0, not descending; of frames at the same time the
+            last is shown.
         num_generated: number of generated frames, 25 a second.
         ends: for each chunk, the number of generated frames until its end; each has a frame of its own.
     """
