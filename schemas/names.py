@@ -35,7 +35,7 @@ MEANINGS: dict[str, str] = {
     "loras": "lora lora_path lora_paths lora_dir lora_name lora_url lora_weights",
     "recipe": "preset profile preset_name quality_preset speed_preset workflow acceleration",
     "dub": "dubbing keep inpaint paste_back lip_sync lipsync video_to_video vid2vid v2v",
-    "output": "fps frame_rate output_size",
+    "output": "frame_rate output_fps output_size",
     "audio_mix": "mix background_audio keep_audio original_audio",
     "scene_seg": "scenes scene_detection scene_segmentation",
     "dry_run": "dryrun plan validate_only",
