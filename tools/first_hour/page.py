@@ -159,7 +159,8 @@ class Page:
         for index, summary in enumerate(self.report.recipes):
             y, width = 22 * index, 640 * summary.minute_s / most if most else 0
             lines.append(
-                f'<text x="110" y="{y + 15}" text-anchor="end" font-size="13">{html.escape(summary.recipe)}</text>'
+                f'<text x="110" y="{y + 15}" text-anchor="end" font-size="13" '
+                f'data-field="recipes.{index}.recipe">{html.escape(summary.recipe)}</text>'
                 f'<rect x="118" y="{y + 3}" width="{max(width, 2):.0f}" height="16" rx="3" fill="#3d6fd6" '
                 f'data-field="recipes.{index}.minute_s"/>'
                 f'<text x="{124 + max(width, 2):.0f}" y="{y + 15}" font-size="13" fill="#5b6675" '
