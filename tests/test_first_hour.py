@@ -78,7 +78,7 @@ class ThreadWorker:
 
         def show(event: ProgressEvent) -> None:
             if job_id in self.queue.take_stops():
-                stop.set()
+                stop.cancel()
             progress = {"stage": str(event.stage), "pct": 100 * event.fraction}
             self.queue.report(job_id, {"status": "IN_PROGRESS", "output": progress})
 

@@ -70,7 +70,7 @@ class Media:
         spoken = [
             Medium(
                 name=path.name,
-                content=f"“{SENTENCES[speaker]}”",
+                content=f"“{SENTENCES[speaker]}”, its beginning if the video is shorter",
                 origin=f"spoken by espeak-ng, voice {VOICES[speaker].voice}; {OWN}",
             )
             for speaker, path in self.voices.items()

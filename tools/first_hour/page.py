@@ -177,7 +177,7 @@ class Page:
         for index, step in enumerate(self.report.steps):
             place = f"steps.{index}"
             found = [
-                f"{html.escape(name.replace('_', ' '))}: {self.figure(f'{place}.figures.{name}', _short)}"
+                self._found(f"{place}.figures.{name}", name)
                 for name, value in step.figures.items()
                 if not isinstance(value, (list, dict)) or len(_short(value)) < 400
             ]
@@ -190,6 +190,12 @@ class Page:
                 ]
             )
         return f"<h2>Steps</h2>{_table(('step', 'how it ended', 'time', 'found'), rows, numbers=[2])}"
+
+    def _found(self, field: str, name: str) -> str:
+        """A step's figure in words; names that end with _s are of seconds."""
+        is_time = name.endswith("_s")
+        label = name.removesuffix("_s").replace("_", " ")
+        return f"{html.escape(label)}: {self.figure(field, _seconds if is_time else _short)}"
 
     def _status(self, place: str) -> str:
         word = WORDS.get(self.value(f"{place}.status"), "open")
