@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.first_hour.compare import tell, ten_lines
+from benchmarks.first_hour.page import Page
+from benchmarks.first_hour_record import Job, Limits, Machine, Report, Step, Video, load
 from benchmarks.rehearsal import first_hours, prices
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.worker.engine import Engine
@@ -22,12 +25,9 @@ from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.progress import ProgressEvent
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
-from tools import report as merging
 from tools.first_hour import __main__ as command
-from tools.first_hour.compare import tell, ten_lines
-from tools.first_hour.page import Page
-from tools.first_hour.record import Job, Limits, Machine, Report, Step, Video, load
 from tools.local_endpoint import JobQueue, LocalEndpoint
+from tools.report import __main__ as merging
 
 KEY = "a-key"
 

@@ -6,8 +6,8 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.first_hour_record import Medium
 from tools.espeak import SAMPLING_RATE, Utterance, say
-from tools.first_hour.record import Medium
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "media"
 SEED = 23

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
+from benchmarks.first_hour_record import Advice, Job, Part, Report, Summary
 from benchmarks.rehearsal.prices import ASSUMED_PRICES, PRICES, SIZES, clock, minute
 from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.engine.rehearsed import Card, card_named
-from tools.first_hour.record import Advice, Job, Part, Report, Summary
 
 #: Tokens, and latent frames and pixels, of the figures of benchmarks.gpu.
 LONG, SHORT, SQUARE = 33_600, 14_400, 75_600

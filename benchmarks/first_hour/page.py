@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.first_hour_record import Job, Report, Video
 from benchmarks.rehearsal.prices import clock
-from tools.first_hour.record import Job, Report, Video
 from tools.measures.quality import BOUNDS
 
 FILE = "report.html"
