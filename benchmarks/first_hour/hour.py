@@ -95,7 +95,8 @@ class Hour:
             KeyboardInterrupt: likewise.
         """
         for step in self.report.steps:
-            if step.status in OPEN:
+            # Without a plan there are no jobs: a step that failed is tried again.
+            if step.status in (*OPEN, "failed"):
                 self._do(step)
         for job in self.report.jobs:
             if job.status in OPEN or (job.status == "left out" and (job.reason or "").startswith(LIMITS)):

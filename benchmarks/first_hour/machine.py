@@ -170,6 +170,8 @@ def works_of(own: OwnWorker) -> dict[str, Work]:
         step.figures["tried"] = lines[0]["details"]["tried"]
 
     def kill(hour: Hour, step: Step) -> None:
+        if hour.report.step("plan").status != "done":
+            raise LeftOutError("there is no plan, which names the recipes")
         recipe = hour.report.step("plan").figures["recipes"][0]
         job = Job(name="killed", group="recipes", kind=COMPARED, recipe=recipe)
         job_id = hour.following.send(hour.input_of(job))
