@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from benchmarks.first_hour_record import Report, load
 from benchmarks.rehearsal.recorder import CHECKOUT
 from benchmarks.rehearsal.report import table
-from tools.first_hour.record import Report, load
 
 FOLDER = CHECKOUT / "docs/measurements/first_hour"
 MARK = " ✓"

@@ -11,22 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from infinitetalk_client import InfiniteTalkClient
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from benchmarks.first_hour.compare import ten_lines
+from benchmarks.first_hour.endpoint import Follower, LostError, client_of
+from benchmarks.first_hour.hour import Hour
+from benchmarks.first_hour.machine import TITLES, OwnWorker, settings_told, steps_of, works_at_endpoint, works_of
+from benchmarks.first_hour.page import FILE as PAGE
+from benchmarks.first_hour_record import FILE, OPEN, Limits, Machine, Report, load
 from benchmarks.measure import machine as machine_in_words
 from benchmarks.rehearsal.prices import PRICES, clock
 from infinitetalk import __version__
 from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.engine.placement import gpu_of
 from infinitetalk.worker.engine.rehearsed import likeness_of
-from tools.first_hour.compare import ten_lines
-from tools.first_hour.endpoint import Follower, LostError
-from tools.first_hour.hour import Hour
-from tools.first_hour.machine import TITLES, OwnWorker, settings_told, steps_of, works_at_endpoint, works_of
-from tools.first_hour.page import FILE as PAGE
-from tools.first_hour.record import FILE, OPEN, Limits, Machine, Report, load
 
 WHOLE, PARTLY, WRONG, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: all was done; something failed or was not done; the options are wrong; Ctrl-C."""
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             key = options.key or os.environ.get("RUNPOD_API_KEY")
             if not key:
                 parser.error("the endpoint's key is needed: --key, or RUNPOD_API_KEY in the environment")
-            works, client, tend = works_at_endpoint(), InfiniteTalkClient(options.endpoint, key), _nothing
+            works, client, tend = works_at_endpoint(), client_of(options.endpoint, key), _nothing
         if unknown := set(options.without) - works.keys():
             parser.error(f"--without: there is no step {', '.join(sorted(unknown))}; there are {', '.join(works)}")
         machine = _machine(parser, options)

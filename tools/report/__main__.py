@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from benchmarks.first_hour_record import Report, load
 from benchmarks.rehearsal import first_hours, prices
-from tools.first_hour.record import Report, load
 
 #: Settings without a path.
 KEPT_SETTINGS = ("INFINITETALK_MODEL", "KERNELS", "DEFAULT_RECIPE", "GPUS_PER_JOB")

@@ -6,13 +6,14 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.first_hour_record import Medium
 from tools.espeak import SAMPLING_RATE, Utterance, say
-from tools.first_hour.record import Medium
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "media"
 SEED = 23
 OWN = "made by this repository; Apache-2.0"
 NASA = "NASA photograph of the astronaut Eileen Collins, NASA Great Images database; public domain"
+NAVY = "photograph of the computer scientist Grace Hopper by the U.S. Navy, NH 96919; public domain"
 
 #: Sentences with pauses, of known text: the first is long enough for every figure of docs/measures.md.
 SENTENCES = {
@@ -33,14 +34,14 @@ VOICES = {
 
 #: For the embedded model, which knows drawn faces only; for all others.
 DRAWN = {"single": "drawn_portrait.png", "pair": "drawn_pair.png", "video": "drawn_video.mp4"}
-PHOTOGRAPHED = {"single": "portrait.jpg", "pair": "two_speakers.jpg", "video": "talk.mp4"}
+PHOTOGRAPHED = {"single": "portrait.jpg", "pair": "two_people.jpg", "video": "talk.mp4"}
 
 ORIGINS = {
     "drawn_portrait.png": ("one drawn person", OWN),
     "drawn_pair.png": ("two drawn people", OWN),
     "drawn_video.mp4": ("a drawn person, while the camera moves", OWN),
     "portrait.jpg": ("head and shoulders", NASA),
-    "two_speakers.jpg": ("the portrait and its mirror image", NASA),
+    "two_people.jpg": ("the portrait, and that of Grace Hopper", f"{NASA}; {NAVY}"),
     "talk.mp4": ("a camera that moves over the portrait", NASA),
 }
 
@@ -69,7 +70,7 @@ class Media:
         spoken = [
             Medium(
                 name=path.name,
-                content=f"“{SENTENCES[speaker]}”",
+                content=f"“{SENTENCES[speaker]}”, its beginning if the video is shorter",
                 origin=f"spoken by espeak-ng, voice {VOICES[speaker].voice}; {OWN}",
             )
             for speaker, path in self.voices.items()

@@ -16,14 +16,14 @@ from typing import Self
 import torch
 from infinitetalk_client import InfiniteTalkClient
 
+from benchmarks.first_hour.endpoint import ENDED
+from benchmarks.first_hour.hour import Hour, LeftOutError, StepError, Work, cancelling, error_text, planning
+from benchmarks.first_hour.jobs import COMPARED, jobs_for
+from benchmarks.first_hour_record import Job, Step
 from infinitetalk.runtime.check import report as check_report
 from infinitetalk.weights.locate import locate_all
 from infinitetalk.weights.settings import WeightsSettings
 from infinitetalk.worker.settings import Settings
-from tools.first_hour.endpoint import ENDED
-from tools.first_hour.hour import Hour, LeftOutError, StepError, Work, cancelling, error_text, planning
-from tools.first_hour.jobs import COMPARED, jobs_for
-from tools.first_hour.record import Job, Step
 from tools.queue_server import API_KEY, LocalQueue
 from tools.worker_process import CHECKOUT, HANDLER, Worker
 
@@ -170,6 +170,8 @@ def works_of(own: OwnWorker) -> dict[str, Work]:
         step.figures["tried"] = lines[0]["details"]["tried"]
 
     def kill(hour: Hour, step: Step) -> None:
+        if hour.report.step("plan").status != "done":
+            raise LeftOutError("there is no plan, which names the recipes")
         recipe = hour.report.step("plan").figures["recipes"][0]
         job = Job(name="killed", group="recipes", kind=COMPARED, recipe=recipe)
         job_id = hour.following.send(hour.input_of(job))
@@ -254,7 +256,7 @@ def steps_of(works: dict[str, Work], without: Sequence[str]) -> list[Step]:
 def memory_taken() -> Iterator[int]:
     """Holds almost all of the GPU's free memory meanwhile; yields its bytes."""
     hog = subprocess.Popen(
-        [sys.executable, "-m", "tools.first_hour.hog"],
+        [sys.executable, "-m", "benchmarks.first_hour.hog"],
         cwd=CHECKOUT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
+from benchmarks.first_hour_record import Advice, Job, Part, Report, Summary
 from benchmarks.rehearsal.prices import ASSUMED_PRICES, PRICES, SIZES, clock, minute
 from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.engine.rehearsed import Card, card_named
-from tools.first_hour.record import Advice, Job, Part, Report, Summary
 
 #: Tokens, and latent frames and pixels, of the figures of benchmarks.gpu.
 LONG, SHORT, SQUARE = 33_600, 14_400, 75_600
@@ -137,13 +137,13 @@ def _recipe(report: Report) -> Iterator[Advice]:
         yield Advice(setting="DEFAULT_RECIPE", value="look first", reason=f"no recipe is within all bounds ({missed})")
         return
     cheapest = min(good, key=lambda summary: summary.minute_usd or summary.minute_s)
+    within = "within all bounds" + ("" if best is None else f" and within {LOSS:g} of the best in following speech")
     reason = (
-        f"of the {len(found)} recipes that were measured, {len(good)} are within all bounds and within {LOSS:g} of the "
-        f"best in following speech; this one is the cheapest of them: {clock(cheapest.minute_s)} and "
-        f"${cheapest.minute_usd:.2f} for a minute. It is for one speaker if its model is; look at the videos too"
+        f"{len(good)} of {len(found)} measured recipes are {within}; this is the cheapest of them: "
+        f"{clock(cheapest.minute_s)} and ${cheapest.minute_usd:.2f} for a minute. Look at the videos too"
     )
     if not report.is_published:
-        reason += ". The videos are an embedded model's: this says nothing of the published weights"
+        reason += ". They are an embedded model's: this says nothing of the published weights"
     yield Advice(setting="DEFAULT_RECIPE", value=cheapest.recipe, reason=reason)
 
 

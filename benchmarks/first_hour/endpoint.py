@@ -24,6 +24,11 @@ class LostError(Exception):
     """The endpoint has not answered for some time; the job may go on."""
 
 
+def client_of(url: str, key: str) -> InfiniteTalkClient:
+    """A client of the endpoint at this address."""
+    return InfiniteTalkClient(url, key)
+
+
 class Follower:
     """Sends jobs and follows them.
 

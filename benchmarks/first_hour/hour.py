@@ -14,16 +14,16 @@ import numpy as np
 from infinitetalk_client import EndpointError, InfiniteTalkError
 from PIL import Image
 
+from benchmarks.first_hour.compare import evaluation_estimate, tell, usual_ratio
+from benchmarks.first_hour.endpoint import Follower, LostError, OverLimitError
+from benchmarks.first_hour.jobs import inputs_of, jobs_for, spoken_by
+from benchmarks.first_hour.media import Media, prepare
+from benchmarks.first_hour.page import write_page
+from benchmarks.first_hour_record import OPEN, Job, Report, Series, Step, Video, save
 from infinitetalk.errors import FacesSetupError
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.media.decode import read_waveform
 from infinitetalk.recipes import RECIPES
-from tools.first_hour.compare import evaluation_estimate, tell, usual_ratio
-from tools.first_hour.endpoint import Follower, LostError, OverLimitError
-from tools.first_hour.jobs import inputs_of, jobs_for, spoken_by
-from tools.first_hour.media import Media, prepare
-from tools.first_hour.page import write_page
-from tools.first_hour.record import OPEN, Job, Report, Series, Step, Video, save
 from tools.measures.quality import measure
 
 LIMITS = "the limits: "
@@ -95,7 +95,8 @@ class Hour:
             KeyboardInterrupt: likewise.
         """
         for step in self.report.steps:
-            if step.status in OPEN:
+            # Without a plan there are no jobs: a step that failed is tried again.
+            if step.status in (*OPEN, "failed"):
                 self._do(step)
         for job in self.report.jobs:
             if job.status in OPEN or (job.status == "left out" and (job.reason or "").startswith(LIMITS)):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.first_hour_record import Job, Report, Video
 from benchmarks.rehearsal.prices import clock
-from tools.first_hour.record import Job, Report, Video
 from tools.measures.quality import BOUNDS
 
 FILE = "report.html"
@@ -159,7 +159,8 @@ class Page:
         for index, summary in enumerate(self.report.recipes):
             y, width = 22 * index, 640 * summary.minute_s / most if most else 0
             lines.append(
-                f'<text x="110" y="{y + 15}" text-anchor="end" font-size="13">{html.escape(summary.recipe)}</text>'
+                f'<text x="110" y="{y + 15}" text-anchor="end" font-size="13" '
+                f'data-field="recipes.{index}.recipe">{html.escape(summary.recipe)}</text>'
                 f'<rect x="118" y="{y + 3}" width="{max(width, 2):.0f}" height="16" rx="3" fill="#3d6fd6" '
                 f'data-field="recipes.{index}.minute_s"/>'
                 f'<text x="{124 + max(width, 2):.0f}" y="{y + 15}" font-size="13" fill="#5b6675" '
@@ -176,7 +177,7 @@ class Page:
         for index, step in enumerate(self.report.steps):
             place = f"steps.{index}"
             found = [
-                f"{html.escape(name.replace('_', ' '))}: {self.figure(f'{place}.figures.{name}', _short)}"
+                self._found(f"{place}.figures.{name}", name)
                 for name, value in step.figures.items()
                 if not isinstance(value, (list, dict)) or len(_short(value)) < 400
             ]
@@ -189,6 +190,12 @@ class Page:
                 ]
             )
         return f"<h2>Steps</h2>{_table(('step', 'how it ended', 'time', 'found'), rows, numbers=[2])}"
+
+    def _found(self, field: str, name: str) -> str:
+        """A step's figure in words; names that end with _s are of seconds."""
+        is_time = name.endswith("_s")
+        label = name.removesuffix("_s").replace("_", " ")
+        return f"{html.escape(label)}: {self.figure(field, _seconds if is_time else _short)}"
 
     def _status(self, place: str) -> str:
         word = WORDS.get(self.value(f"{place}.status"), "open")

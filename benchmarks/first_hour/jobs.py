@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.first_hour.media import Media
+from benchmarks.first_hour_record import Job
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.recipes import RECIPES
-from tools.first_hour.media import Media
-from tools.first_hour.record import Job
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
