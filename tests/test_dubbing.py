@@ -78,6 +78,14 @@ def test_a_film_that_ends_first_holds_its_last_frame() -> None:
     clock = own_times(NTSC[:30], 50, [50])
     assert clock.film[-1] == 29 and clock.generated[-1] == 49
     assert clock.timing.starts[-1] == 2 * 90_000
+    assert set(np.diff(clock.timing.starts[:-1])) == {3003}
+
+
+@pytest.mark.parametrize("num_generated", range(40, 60))
+def test_the_last_frame_ends_with_the_sound_to_half_a_frame(num_generated: int) -> None:
+    for times in (NTSC, NTSC[:31]):
+        *_, last, end = own_times(times, num_generated, [num_generated]).timing.starts
+        assert abs(end - last - 3003) <= 3003 / 2 + 1
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (7.3, -4.6)])

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+from statistics import median_low
 
 from infinitetalk.media.encode import EVEN, Timing
 from infinitetalk.media.speech import VIDEO_FPS
@@ -54,11 +56,16 @@ def own_times(film_times: Sequence[float], num_generated: int, ends: Sequence[in
     starts, end = list(shown), round(length / FILM_TIME_BASE)
     step = round(Fraction(1, VIDEO_FPS) / FILM_TIME_BASE)
     longest = round(LONGEST_STILL_S / FILM_TIME_BASE)
+    usual = min(median_low([after - start for start, after in pairwise(starts)] or [step]), step)
     filled: list[tuple[int, int]] = []
     for (start, index), after in zip(shown.items(), [*starts[1:], end], strict=True):
         filled.append((start, index))
-        if after - start > longest:
-            filled += [(start + tick, index) for tick in range(step, after - start - step // 2, step)]
+        # Players take the last frame to be as long as the others: it must end with the sound, to half a frame.
+        every = usual if after == end else step
+        if after - start > (1.5 * usual if after == end else longest):
+            filled += [(start + tick, index) for tick in range(every, after - start - every // 2, every)]
+    if len(filled) > 1 and end - filled[-1][0] < usual / 2:
+        filled.pop()
     generated = [min((start + step // 2) // step, num_generated - 1) for start, _ in filled]
     for before, after in zip([0, *ends], ends, strict=False):
         if not any(before <= shown < after for shown in generated):
