@@ -171,8 +171,8 @@ def main(strengths: tuple[float, ...] = STRENGTHS) -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for each in found:
         print(
-            f"| {each.shift:g} | {each.strength:g} | {each.correlation:.2f} | {each.gain:.2f} | {each.planned} | {each.evaluations} | "
-            f"{each.seconds:.1f} |"
+            f"| {each.shift:g} | {each.strength:g} | {each.correlation:.2f} | {each.gain:.2f} | {each.planned} | "
+            f"{each.evaluations} | {each.seconds:.1f} |"
         )
 
 
