@@ -29,6 +29,8 @@ from tools.talker.faces import Place, Pose, draw, random_face
 from tools.talker.measure import read_frames
 
 STRENGTHS = (0.3, 0.6, 1.0)
+#: The default, that of recipes of few steps, and none.
+SHIFTS = (7.0, 2.0, 1.0)
 SIDE, NUM_FRAMES = 256, 81
 #: The camera sways by so many pixels, across and up, in so many frames.
 SWAY, PERIODS = (12.0, 6.0), (32.0, 23.0)
@@ -53,7 +55,7 @@ JOB: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Dubbed:
-    """One strength.
+    """One strength at one shift of the noise schedule.
 
     Attributes:
         correlation: of the background's mean flow, frame by frame, with the film's.
@@ -62,6 +64,7 @@ class Dubbed:
         seconds: of the job.
     """
 
+    shift: float
     strength: float
     correlation: float
     gain: float
@@ -101,7 +104,7 @@ def background_flow(frames: np.ndarray, background: np.ndarray) -> np.ndarray:
     inner = cv2.erode(background.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     flows = []
     for one, other in pairwise(greys):
-        flow = cv2.calcOpticalFlowFarneback(one, other, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+        flow = cv2.calcOpticalFlowFarneback(one, other, np.zeros((*one.shape, 2), np.float32), 0.5, 3, 15, 3, 5, 1.2, 0)
         flows.append(flow[inner].mean(axis=0))
     return np.array(flows)
 
@@ -117,16 +120,18 @@ def compare(frames: np.ndarray, film: np.ndarray, background: np.ndarray) -> tup
     return float(np.corrcoef(found, own)[0, 1]), float(found @ own / (own @ own))
 
 
-def dub(engine: Engine, settings: Settings, strength: float, film: np.ndarray, background: np.ndarray) -> Dubbed:
-    """Plans and makes the film at a strength.
+def dub(
+    engine: Engine, settings: Settings, shift: float, strength: float, film: np.ndarray, background: np.ndarray
+) -> Dubbed:
+    """Plans and makes the film at a shift and a strength.
 
     Raises:
         RuntimeError: the job failed.
     """
-    job = JOB | {"max_frame_num": len(film), "dub": {"strength": strength, "keep": "none"}}
+    job = JOB | {"max_frame_num": len(film), "sample_shift": shift, "dub": {"strength": strength, "keep": "none"}}
     resources = Resources(settings, engine, JobStates(settings))
     results = []
-    for name, more in (("plan", {"dry_run": True}), (f"strength-{strength:g}", {})):
+    for name, more in (("plan", {"dry_run": True}), (f"film-{shift:g}-{strength:g}", {})):
         begin = time.perf_counter()
         payload = {"id": name, "input": job | more}
         result = run_job(payload, settings, lambda: resources, lambda event: None, Stop())
@@ -137,11 +142,16 @@ def dub(engine: Engine, settings: Settings, strength: float, film: np.ndarray, b
     plan, made = results
     frames = read_frames(settings.output_dir / made["video"]["path"])
     correlation, gain = compare(frames, film, background)
-    return Dubbed(strength, correlation, gain, plan["evaluations"], made["evaluations"], seconds)
+    return Dubbed(shift, strength, correlation, gain, plan["evaluations"], made["evaluations"], seconds)
 
 
-def measure(folder: Path, strengths: tuple[float, ...] = STRENGTHS, num_frames: int = NUM_FRAMES) -> list[Dubbed]:
-    """The film at each strength; `folder` takes the film and the results."""
+def measure(
+    folder: Path,
+    strengths: tuple[float, ...] = STRENGTHS,
+    shifts: tuple[float, ...] = SHIFTS,
+    num_frames: int = NUM_FRAMES,
+) -> list[Dubbed]:
+    """The film at each shift and strength; `folder` takes the film and the results."""
     film, background = make_film(num_frames)
     encoder = PartEncoder(folder / "film.mp4", *film.shape[1:3])
     encoder.write(film)
@@ -150,18 +160,19 @@ def measure(folder: Path, strengths: tuple[float, ...] = STRENGTHS, num_frames: 
     settings = Settings(output_dir=folder, volume_dir=folder, infinitetalk_model="talker")
     engine = Engine(settings)
     engine.start()
-    return [dub(engine, settings, strength, film, background) for strength in strengths]
+    return [dub(engine, settings, shift, strength, film, background) for shift in shifts for strength in strengths]
 
 
 def main(strengths: tuple[float, ...] = STRENGTHS) -> None:
     """Prints a table."""
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), strengths)
-    print("| strength | correlation | gain | evaluations planned | made | seconds |\n|---|---|---|---|---|---|")
+    columns = ("shift", "strength", "correlation", "gain", "evaluations planned", "made", "seconds")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for each in found:
         print(
-            f"| {each.strength:g} | {each.correlation:.2f} | {each.gain:.2f} | {each.planned} | {each.evaluations} | "
-            f"{each.seconds:.1f} |"
+            f"| {each.shift:g} | {each.strength:g} | {each.correlation:.2f} | {each.gain:.2f} | {each.planned} | "
+            f"{each.evaluations} | {each.seconds:.1f} |"
         )
 
 

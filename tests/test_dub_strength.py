@@ -153,7 +153,7 @@ def test_a_picture_is_refused(local_worker: LocalWorker) -> None:
 
 def test_the_films_motion_stays_the_more_the_lower_the_strength(tmp_path: Path) -> None:
     """A short form of `python -m benchmarks.dub_strength`."""
-    low, high = measure(tmp_path, (0.2, 1.0), num_frames=21)
-    assert low.correlation > 0.8
+    low, high = measure(tmp_path, (0.2, 1.0), (1.0,), num_frames=21)
+    assert low.correlation > 0.6
     assert low.correlation > high.correlation + 0.3
     assert (low.planned, low.evaluations) == (4, 4)

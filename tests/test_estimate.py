@@ -48,6 +48,15 @@ def test_nag_adds_a_small_share_to_an_evaluation_and_one_prompt() -> None:
     assert [work.uses_negative_prompt for work in (plain, with_nag, work_of("quality"))] == [False, True, True]
 
 
+def test_a_films_own_frames_take_as_long_as_a_reference_and_fewer_steps_save_theirs() -> None:
+    plain = work_of("lora-8")
+    half = replace(plain, encodes_source=True, steps=plain.steps // 2)
+    encoding = vae_seconds(H100, plain, "encode", plain.workload.num_frames)
+    saved = (plain.evaluations - half.evaluations) * evaluation_seconds(H100, plain)
+    seconds = [chunk_seconds(H100, work, work.evaluations, False) for work in (plain, half)]
+    assert seconds[0] - seconds[1] == pytest.approx(saved - encoding)
+
+
 def measured(name: str) -> float:
     """A figure of the first run on an H200."""
     figures = json.loads((CHECKOUT / "docs" / "measurements" / "h200.json").read_text(encoding="utf-8"))["figures"]
