@@ -366,9 +366,9 @@ def planning(hour: Hour, step: Step) -> None:
         except (StepError, EndpointError) as error:
             refused[job.name] = str(error)
             continue
-        seconds = [found.get("estimate_s") for found in plans]
-        if seconds and all(value is not None for value in seconds):
-            job.estimate_s = sum(seconds)
+        known_s = [found["estimate_s"] for found in plans if found.get("estimate_s") is not None]
+        if plans and len(known_s) == len(plans):
+            job.estimate_s = float(sum(known_s))
             job.estimate_usd = job.estimate_s * report.machine.price_per_s
             job.estimate_from = plans[0]["estimate_from"]
     step.figures["refused"] = refused

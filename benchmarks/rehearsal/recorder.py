@@ -6,6 +6,7 @@ import math
 import sys
 import weakref
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -166,7 +167,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def places() -> tuple[Place, Place]:
     """The project's line that asked for the operation, and the innermost line that is not torch's."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     own_folder = str(CHECKOUT / "infinitetalk")
     library: Place | None = None
     while frame is not None:
