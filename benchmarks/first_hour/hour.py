@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.first_hour.compare import evaluation_estimate, tell, usual_ratio
 from benchmarks.first_hour.endpoint import Follower, LostError, OverLimitError
-from benchmarks.first_hour.jobs import inputs_of, jobs_for, spoken_by
+from benchmarks.first_hour.jobs import COMPARED, inputs_of, jobs_for, spoken_by
 from benchmarks.first_hour.media import Media, prepare
 from benchmarks.first_hour.page import write_page
 from benchmarks.first_hour_record import OPEN, Job, Report, Series, Step, Video, save
@@ -347,7 +347,8 @@ def error_text(answer: dict[str, Any]) -> str:
 def planning(hour: Hour, step: Step) -> None:
     """Plans every job by a dry run: the model, the recipes, estimates."""
     report = hour.report
-    (plan,) = hour.plan(next(jobs_for([])))
+    # Parameters of its own would be those of every recipe.
+    (plan,) = hour.plan(Job(name="the recipes", group="recipes", kind=COMPARED))
     report.machine.model, report.machine.worker = plan["model"], plan["worker"]
     if report.machine.form == "endpoint" and (waited_s := hour.waited_s or 0.0) > LEAST_START_S:
         step.figures["start_s"] = waited_s
@@ -365,9 +366,9 @@ def planning(hour: Hour, step: Step) -> None:
         except (StepError, EndpointError) as error:
             refused[job.name] = str(error)
             continue
-        seconds = [found.get("estimate_s") for found in plans]
-        if seconds and all(value is not None for value in seconds):
-            job.estimate_s = sum(seconds)
+        known_s = [found["estimate_s"] for found in plans if found.get("estimate_s") is not None]
+        if plans and len(known_s) == len(plans):
+            job.estimate_s = float(sum(known_s))
             job.estimate_usd = job.estimate_s * report.machine.price_per_s
             job.estimate_from = plans[0]["estimate_from"]
     step.figures["refused"] = refused

@@ -58,8 +58,9 @@ def _input_of(item: Mapping[str, Any], job: Job, media: Media, named: Upload, in
     found = dict(item) | {"cond_video": named[shown]}
     if "cond_audio" in item:
         found["cond_audio"] = {speaker: named[voice_of(speaker, media, index)] for speaker in item["cond_audio"]}
-    if job.recipe is not None:
+    if job.group != "as sent":
         found = {name: value for name, value in found.items() if name not in OF_RECIPES}
+    if job.recipe is not None:
         found["recipe"] = job.recipe
     found["prompt"] = found["prompt"].replace("drawn ", "") if "drawn" not in media.single.name else found["prompt"]
     return found

@@ -95,4 +95,5 @@ def prepare(folder: Path, is_drawn: bool, video_s: float) -> Media:
             file.setsampwidth(2)
             file.setframerate(SAMPLING_RATE)
             file.writeframes(samples[: 2 * round(video_s * SAMPLING_RATE)])
-    return Media(*(EXAMPLES / chosen[what] for what in ("single", "pair", "video")), voices=voices)
+    single, pair, video = (EXAMPLES / chosen[what] for what in ("single", "pair", "video"))
+    return Media(single, pair, video, voices)

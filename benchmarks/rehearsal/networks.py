@@ -138,7 +138,7 @@ def make_image_encoder(mode: FakeTensorMode) -> ImageEncoder:
 
 def make_audio_encoder(mode: FakeTensorMode) -> SpeechEncoder:
     """wav2vec2 in float32."""
-    config = Wav2Vec2Config(attn_implementation="sdpa")
+    config = Wav2Vec2Config(attn_implementation="sdpa")  # type: ignore[call-arg]
     model = placed(partial(Wav2Vec2Model, config), mode, torch.float32)
     return SpeechEncoder(model, Wav2Vec2FeatureExtractor())
 

@@ -161,7 +161,7 @@ def _face_figures(
         left_out |= dict.fromkeys(("seen", *names), NOT_FOR_DRAWINGS)
         return {}
     shares = [float(np.isfinite(landmarks[:, 0, 0]).mean()) for landmarks in watched.landmarks]
-    seen = {"seen": min(shares) if len(shares) == num_faces else 0.0}
+    seen: dict[str, float | None] = {"seen": min(shares) if len(shares) == num_faces else 0.0}
     try:
         found = [identity(patches) for patches in watched.patches]
     except ValueError as error:
