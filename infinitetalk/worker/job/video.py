@@ -623,7 +623,8 @@ class VideoJob:
             chunk = self.engine.finish(request, decoded, lambda frames: None)
             remaining = film.frames(len(rendering.parts), chunk.frames, reader)
             first = next(remaining)
-            encoder = PartEncoder(file, *first.shape[:2], rate=film.clock.timing.rate)
+            height, width, _ = first.shape
+            encoder = PartEncoder(file, height, width, film.clock.timing.rate)
             for frame in chain([first], remaining):
                 encoder.write(frame[None])
         num_frames = encoder.close()
