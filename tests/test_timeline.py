@@ -16,7 +16,7 @@ from torch import Tensor
 
 from infinitetalk.encoders.text import PromptEncoder
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.media.decode import probe, read_waveform
+from infinitetalk.media.decode import Picture, probe, read_waveform
 from infinitetalk.media.speech import SAMPLING_RATE, arrange_tracks
 from infinitetalk.media.turns import Turn, arrange_turns
 from infinitetalk.worker.engine import Scene
@@ -167,7 +167,8 @@ def test_a_bad_later_picture_is_refused_before_anything_is_made(local_worker: Lo
 def test_a_video_starts_at_its_time_and_an_image_before_it_is_still_used(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(picture_bytes())
     (tmp_path / "film.mp4").write_bytes(scenes_bytes([3, 3, 8]))
-    sources = [Media(tmp_path / name, probe(tmp_path / name)) for name in ("picture.png", "film.mp4")]
+    picture, film = tmp_path / "picture.png", tmp_path / "film.mp4"
+    sources = [Media(picture, probe(picture), Picture.open(picture)), Media(film, probe(film))]
     job = parse_input(
         streaming_job(cond_video=[{"from_s": 0, "media": "picture.png"}, {"from_s": 0.2, "media": "film.mp4"}])
     )

@@ -19,7 +19,7 @@ import torch
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FLASHTALK, INFINITETALK, Family
 from infinitetalk.generation.pipeline import Finisher
-from infinitetalk.media.decode import probe
+from infinitetalk.media.decode import Picture, probe
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.memory import GIB, DoesNotFitError, MemoryMode, Workload
 from infinitetalk.weights.convert import convert
@@ -64,7 +64,7 @@ class Worker:
         self._folder = folder
         picture = folder / "picture.png"
         picture.write_bytes(picture_bytes())
-        self._source = Media(picture, probe(picture))
+        self._source = Media(picture, probe(picture), Picture.open(picture))
 
     def make(self, family: Family) -> np.ndarray:
         """The frames of a video, uint8 (T, H, W, 3)."""

@@ -19,12 +19,10 @@ from infinitetalk.worker.engine.people import (
 from infinitetalk.worker.engine.scenes import (
     FilmView,
     Scene,
-    as_image,
     chunk_ends,
     chunk_grid,
     first_frame,
     generation_settings,
-    open_picture,
     plan_scenes,
 )
 from infinitetalk.worker.engine.timeline import Stretch, plan_stretches
@@ -37,7 +35,6 @@ __all__ = [
     "Scene",
     "Stretch",
     "VideoCost",
-    "as_image",
     "bounding_box",
     "chunk_ends",
     "chunk_grid",
@@ -48,7 +45,6 @@ __all__ = [
     "generation_settings",
     "needs_faces",
     "negative_prompt_of",
-    "open_picture",
     "plan_scenes",
     "plan_stretches",
     "region_overlaps",

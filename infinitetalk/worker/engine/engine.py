@@ -22,7 +22,7 @@ from infinitetalk.errors import CheckpointError, GenerationStopped, NotFiniteErr
 from infinitetalk.family import FAMILIES, INFINITETALK
 from infinitetalk.generation.pipeline import Chunk, ChunkState, Control, DecodedChunk, InfiniteTalkPipeline, Step
 from infinitetalk.generation.references import EncodedReferences
-from infinitetalk.media.decode import MediaInfo, Picture
+from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.sizes import bucket_of_part, scale_resolution
 from infinitetalk.media.tts import SpeechSynthesiser
 from infinitetalk.recipes import QUALITY, RECIPES, Recipe, missing
@@ -73,7 +73,6 @@ class Request:
         folder: folder for temporary files.
         networks: the networks, prepared for the job.
         later_sources: the images and videos that take the source's place, in the job's order.
-        picture: the source, if it is an image that has been read already.
         film: the part of the source that is generated; None: all of it. If it is given, `source.info` says its size,
             and `regions` are of its pixels.
     """
@@ -86,7 +85,6 @@ class Request:
     folder: Path
     networks: Networks
     later_sources: Sequence[Media] = ()
-    picture: Picture | None = None
     film: FilmView | None = None
 
 
@@ -477,7 +475,7 @@ class Engine:
                 on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
 
             sources = [request.source, *request.later_sources]
-            first, *changes = open_stretches(job, sources, request.picture, request.folder, scene)
+            first, *changes = open_stretches(job, sources, request.folder, scene)
             conditions = pipeline.embed_prompts(
                 source=view_of(first.source, request.film, scene.start),
                 speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],

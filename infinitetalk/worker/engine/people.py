@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from infinitetalk.media.decode import extract_frames, read_picture
 from infinitetalk.media.faces import Face, FaceDetector
 from infinitetalk.network.regions import default_regions
-from infinitetalk.worker.traffic.fetch import Media, naming
+from infinitetalk.worker.engine.scenes import first_frame
+from infinitetalk.worker.traffic.fetch import Media
 from schemas import SingleJob, SpeakerPlace
 
 
@@ -43,13 +42,7 @@ def find_faces(source: Media, folder: Path) -> list[Face]:
         WorkerError: the source cannot be decoded.
         FacesSetupError: the networks that find faces are not installed.
     """
-    with naming("cond_video"):
-        if source.info.kind == "image":
-            picture = read_picture(source.path)
-        else:
-            with TemporaryDirectory(dir=folder) as frames:
-                picture = extract_frames(source.path, Path(frames), 1, 1).frame_at(0)
-    return face_detector().find(picture.permute(1, 2, 0).numpy())
+    return face_detector().find(first_frame(source, folder))
 
 
 def speaker_places(job: SingleJob, regions: Tensor | None, height: int, width: int) -> list[SpeakerPlace]:

@@ -15,7 +15,7 @@ from infinitetalk.dubbing.view import View, ViewedFilm
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.generation.sampling import GenerationSettings
-from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
+from infinitetalk.media.decode import Source, detect_scenes, extract_frames
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.worker.traffic.fetch import Media, naming
@@ -92,9 +92,9 @@ def open_source(source: Media, field: str, folder: Path, part: Scene, stride: in
     Raises:
         WorkerError: the source cannot be decoded.
     """
+    if source.picture is not None:
+        return source.picture
     with naming(field):
-        if source.info.kind == "image":
-            return Picture.open(source.path)
         frames = folder / f"frames-{field}-{part.start:06d}"
         frames.mkdir()
         return extract_frames(source.path, frames, stride, part.num_frames, part.start)
@@ -109,28 +109,12 @@ def first_frame(source: Media, folder: Path) -> np.ndarray:
     Raises:
         WorkerError: the source cannot be decoded.
     """
-    if source.info.kind == "image":
-        return as_image(open_picture(source).pixels)
-    with naming("cond_video"):
-        frames = folder / "first-frame"
-        frames.mkdir()
-        pixels = extract_frames(source.path, frames, 1, 1).frame_at(0)
-    return as_image(pixels)
-
-
-def as_image(pixels: Tensor) -> np.ndarray:
-    """A frame's pixels, uint8 (3, height, width), as an image: uint8 (height, width, 3)."""
+    if source.picture is not None:
+        pixels = source.picture.pixels
+    else:
+        with naming("cond_video"), TemporaryDirectory(prefix="first-frame-", dir=folder) as frames:
+            pixels = extract_frames(source.path, Path(frames), 1, 1).frame_at(0)
     return pixels.permute(1, 2, 0).numpy()
-
-
-def open_picture(source: Media) -> Picture:
-    """The source of a job, an image.
-
-    Raises:
-        WorkerError: it cannot be decoded.
-    """
-    with naming("cond_video"):
-        return Picture.open(source.path)
 
 
 @dataclass(frozen=True)

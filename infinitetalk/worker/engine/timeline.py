@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infinitetalk.generation.timeline import Change
-from infinitetalk.media.decode import MediaInfo, Picture, Source
+from infinitetalk.media.decode import MediaInfo, Source
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.worker.engine.scenes import Scene, chunk_grid, open_source
 from infinitetalk.worker.traffic.fetch import Media
@@ -76,14 +76,11 @@ def num_references(stretches: Sequence[Stretch], sources: Sequence[MediaInfo]) -
     return len(images) + sum(stretch.num_chunks for stretch in stretches if stretch.picture not in images)
 
 
-def open_stretches(
-    job: SingleJob, sources: Sequence[Media], first_picture: Picture | None, folder: Path, scene: Scene
-) -> list[Change[str]]:
+def open_stretches(job: SingleJob, sources: Sequence[Media], folder: Path, scene: Scene) -> list[Change[str]]:
     """The prompts and sources of a scene, with frames counted from its start; the first begins at 0.
 
     Args:
         sources: the job's images and videos, one for each of its entries.
-        first_picture: the first of them, if it is an image that has been read already.
         folder: folder for the frames of videos.
 
     Raises:
@@ -93,10 +90,8 @@ def open_stretches(
     begins = {picture: _begin(stretches, picture) for picture in dict.fromkeys(each.picture for each in stretches)}
     ends = [*list(begins.values())[1:], scene.start + scene.num_frames]
     stride = grid.reference_stride(scene.num_frames)
-    opened: dict[int, Source] = {} if first_picture is None else {0: first_picture}
+    opened: dict[int, Source] = {}
     for (picture, begin), end in zip(begins.items(), ends, strict=True):
-        if picture in opened:
-            continue
         field = "cond_video" if len(sources) == 1 else f"cond_video.{picture}"
         skipped = begin - first_frame(job.pictures[picture].from_s)
         opened[picture] = open_source(sources[picture], field, folder, Scene(skipped, end - begin), stride)

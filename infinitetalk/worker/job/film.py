@@ -17,7 +17,7 @@ from infinitetalk.dubbing.composite import Region, face_mask, lay_over, soft_reg
 from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, Window, window_around
 from infinitetalk.errors import GenerationStopped, MediaError
-from infinitetalk.media.decode import film_frames, film_times, read_picture, read_sound, sound_delay, white_in
+from infinitetalk.media.decode import film_frames, film_times, read_sound, sound_delay, white_in
 from infinitetalk.media.encode import EVEN
 from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
 from infinitetalk.media.faces import Face, overlap
@@ -197,7 +197,9 @@ class FilmReader:
 
     @cached_property
     def _picture(self) -> np.ndarray:
-        return read_picture(self._film.source.path).permute(1, 2, 0).numpy()
+        picture = self._film.source.picture
+        assert picture is not None
+        return picture.pixels.permute(1, 2, 0).numpy()
 
     def frame(self, number: int) -> np.ndarray:
         """A copy of a frame, uint8 (height, width, 3); its number is not below the last one's.

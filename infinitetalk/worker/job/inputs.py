@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from infinitetalk.media.decode import read_sound
 from infinitetalk.media.speech import (
     SAMPLING_RATE,
     SILENCE_LUFS,
@@ -71,11 +70,14 @@ def download(
         GenerationStopped: `should_stop` returned true.
     """
     pictures = picture_fields(job)
-    wanted = {field: Wanted(picture, ("image", "video")) for picture, field in pictures.items()}
-    speech = job.voices
+    wanted = {field: Wanted(picture, ("image", "video"), is_read=True) for picture, field in pictures.items()}
+    speech, max_seconds = job.voices, usable_seconds(job)
     for speaker, voice in speech.items():
         if voice is not None:
-            wanted[f"cond_audio.{speaker}"] = Wanted(voice.media, ("audio",))
+            # A speaker who begins in the last frame or later is not heard.
+            is_heard = voice.from_s < max_seconds - 1 / VIDEO_FPS
+            sound_s = max_seconds - voice.from_s if is_heard else None
+            wanted[f"cond_audio.{speaker}"] = Wanted(voice.media, ("audio",), sound_s=sound_s)
     for speaker, mask in (job.mask or {}).items():
         # In a film that is kept, a mask may move.
         wanted[f"mask.{speaker}"] = Wanted(mask, ("image", "video") if job.keeps_film else ("image",))
@@ -149,7 +151,7 @@ def make_tracks(job: SingleJob, media: JobMedia, engine: Engine, should_stop: Ca
         tracks = Tracks(sound, sound)
     else:
         check_begins(job, max_seconds - 1 / VIDEO_FPS)
-        voices = read_voices(job, media, max_seconds, should_stop)
+        voices = make_voices(job, media, should_stop)
         media.warnings.extend(script_losses(job, media.speech))
 
         def arranged(waveforms: list[np.ndarray | None]) -> list[np.ndarray]:
@@ -193,25 +195,20 @@ def count_rows(tracks: Sequence[np.ndarray]) -> int:
     return len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE
 
 
-def read_voices(
-    job: SingleJob, media: JobMedia, max_seconds: float, should_stop: Callable[[], bool]
-) -> list[Voice | None]:
+def make_voices(job: SingleJob, media: JobMedia, should_stop: Callable[[], bool]) -> list[Voice | None]:
     """The voice of each speaker; None for a silent speaker, and for one who begins in the last frame or later.
 
     Appends to `media.warnings`.
 
     Raises:
-        WorkerError: a file cannot be decoded, or its samples are too large to compute with.
         GenerationStopped: `should_stop` returned true.
     """
     voices: list[Voice | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
-        begin = job.voices[speaker]
-        if medium is None or begin is None or begin.from_s >= max_seconds - 1 / VIDEO_FPS:
+        if medium is None or medium.sound is None:
             voices.append(None)
             continue
-        with naming(f"cond_audio.{speaker}"):
-            sound = read_sound(medium.path, max_seconds - begin.from_s)
+        sound = medium.sound
         voice, warnings = make_voice(sound.waveform, job.gates_speech, should_stop)
         media.warnings.extend(f"cond_audio.{speaker}: {warning}" for warning in (*sound.warnings, *warnings))
         voices.append(voice)

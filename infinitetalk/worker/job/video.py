@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from infinitetalk.errors import CheckpointError, GenerationStopped
 from infinitetalk.generation.ahead import run_ahead
 from infinitetalk.generation.arriving import DecodingEndedError
 from infinitetalk.generation.pipeline import DecodedChunk, Step
-from infinitetalk.media.decode import MediaInfo, Picture
+from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import EVEN, EncodedSound, PartEncoder, join_parts, write_thumbnail
 from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
@@ -35,11 +34,9 @@ from infinitetalk.worker.engine import (
     Request,
     Scene,
     Stretch,
-    as_image,
     find_faces,
     first_frame,
     needs_faces,
-    open_picture,
     plan_scenes,
     plan_stretches,
     region_overlaps,
@@ -184,7 +181,6 @@ class Inputs:
 
     Attributes:
         media: the job's media as local files.
-        picture: the image of the speakers; None: it is a video.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
         frame: the part of a film that is generated; None: all of the source is, and nothing of it is kept.
         film: the film whose frames, or whose times, the video has; None: the model's alone.
@@ -198,7 +194,6 @@ class Inputs:
     """
 
     media: JobMedia
-    picture: Picture | None
     regions: Tensor | None
     frame: Frame | None
     film: Film | None
@@ -360,7 +355,6 @@ class VideoJob:
         job, engine, stop = self.job, self.engine, self.context.stop
         media, regions, frame = self._download()
         seen = media.source if frame is None else frame.seen_of(media.source)
-        media.warnings.extend(self._photographs(media, None))
         if job.tts_audio is None:
             tracks = make_tracks(job, media, engine, stop)
             num_rows, speech_s = count_rows(tracks.sound), speech_seconds(job, media, tracks.sound)
@@ -459,6 +453,8 @@ class VideoJob:
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
+        if self.context.resources.settings.model == "talker":
+            media.warnings.extend(not_drawn(first_frame(media.source, self.folder)))
         faces = find_faces(media.source, self.folder) if needs_faces(job) else None
         regions = speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
         if not job.keeps_film:
@@ -467,12 +463,6 @@ class VideoJob:
         frame = frame_speakers(job, media.source, regions, faces, self.engine, self.context.stop)
         media.warnings.extend(frame_warnings(job, frame, media.source, media.masks))
         return media, regions, frame
-
-    def _photographs(self, media: JobMedia, picture: Picture | None) -> list[str]:
-        """A warning if the embedded talker is to animate a photograph; `picture` is the source, if it has been read."""
-        if self.context.resources.settings.model != "talker":
-            return []
-        return not_drawn(first_frame(media.source, self.folder) if picture is None else as_image(picture.pixels))
 
     def _prepare(self) -> Inputs:
         """Downloads the media, embeds the speech and prepares the networks for the job.
@@ -487,27 +477,20 @@ class VideoJob:
         job, engine, stop = self.job, self.engine, self.context.stop
         media, regions, frame = self._download()
         self.clock.enter(Stage.EMBEDDING)
-        # The picture is read beside the speech: most of either is the start of a decoder.
-        with ThreadPoolExecutor(1, thread_name_prefix="picture") as beside:
-            is_picture = media.source.info.kind == "image"
-            reading = beside.submit(open_picture, media.source) if is_picture else None
-            tracks = make_tracks(job, media, engine, stop)
-            num_rows = count_rows(tracks.sound)
-            num_frames = min(job.frame_limit, num_rows)
-            film = open_film(job, media.source, media.masks, frame, num_rows, media.warnings, stop)
-            sound = add_film_sound(job, media.source, mix_tracks(tracks.sound), media.warnings)
-            encoded_sound = EncodedSound(sound, EVEN if film is None else film.clock.timing)
-            num_shown = num_frames if film is None else len(film.clock.generated)
-            self.store.check_size(lambda: encoded_sound.num_bytes(num_shown))
-            speech = engine.embed(job, tracks.voices, stop)
-            self.bill.model = engine.model_name_for(job)
-            picture = None if reading is None else reading.result()
-            media.warnings.extend(self._photographs(media, picture))
+        tracks = make_tracks(job, media, engine, stop)
+        num_rows = count_rows(tracks.sound)
+        num_frames = min(job.frame_limit, num_rows)
+        film = open_film(job, media.source, media.masks, frame, num_rows, media.warnings, stop)
+        sound = add_film_sound(job, media.source, mix_tracks(tracks.sound), media.warnings)
+        encoded_sound = EncodedSound(sound, EVEN if film is None else film.clock.timing)
+        num_shown = num_frames if film is None else len(film.clock.generated)
+        self.store.check_size(lambda: encoded_sound.num_bytes(num_shown))
+        speech = engine.embed(job, tracks.voices, stop)
+        self.bill.model = engine.model_name_for(job)
         self.clock.enter(Stage.LOAD)
         seen = media.source if frame is None else frame.seen_of(media.source)
         return Inputs(
             media=media,
-            picture=picture,
             regions=regions,
             frame=frame,
             film=film,
@@ -560,7 +543,6 @@ class VideoJob:
             self.folder,
             networks,
             inputs.media.later_sources,
-            inputs.picture,
             part,
         )
         arithmetic = str(self.engine.arithmetic(networks.choice))

@@ -20,7 +20,7 @@ from urllib3 import BaseHTTPResponse, HTTPResponse
 from urllib3.exceptions import HTTPError
 
 from infinitetalk.errors import GenerationStopped, MediaError, SynthesisError
-from infinitetalk.media.decode import MediaInfo, probe
+from infinitetalk.media.decode import MediaInfo, Picture, Sound, probe, read_sound
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from infinitetalk.worker.traffic.retry import TRANSIENT_STATUSES, Transient, with_retries
@@ -51,10 +51,14 @@ class Wanted:
     Attributes:
         source: URL, data URI, base64 or path.
         kinds: allowed kinds, of "image", "video" and "audio"; a video with sound counts as audio.
+        is_read: whether an image is read at once.
+        sound_s: seconds of its sound that are read at once; None: none.
     """
 
     source: str
     kinds: Collection[str]
+    is_read: bool = False
+    sound_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,14 @@ class Media:
     Attributes:
         path: the file; it must not be shown to a client.
         info: the file's properties, found by decoding it.
+        picture: the image, if it was to be read.
+        sound: its sound, if it was to be read.
     """
 
     path: Path
     info: MediaInfo
+    picture: Picture | None = None
+    sound: Sound | None = None
 
 
 class ByteCount:
@@ -109,7 +117,7 @@ def fetch_all(
     on_bytes: OnBytes = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Media]:
-    """Fetches the media of a job in parallel; a failed one stops the others.
+    """Fetches, inspects and reads the media of a job in parallel; a failed one stops the others.
 
     Args:
         wanted: the media by the job's fields.
@@ -148,7 +156,7 @@ def fetch_media(
     count: ByteCount,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Media:
-    """Fetches one medium and checks its kind.
+    """Fetches one medium, checks its kind and reads what is wanted of it.
 
     Args:
         field: the job's field, for messages.
@@ -187,7 +195,10 @@ def fetch_media(
         )
     if path.stat().st_size > limits[info.kind]:
         raise _too_large(field, limits[info.kind])
-    return Media(path, info)
+    with naming(field):
+        picture = Picture.open(path) if wanted.is_read and info.kind == "image" else None
+        sound = None if wanted.sound_s is None else read_sound(path, wanted.sound_s)
+    return Media(path, info, picture, sound)
 
 
 @contextmanager
