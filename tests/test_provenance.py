@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -119,6 +120,12 @@ def test_a_video_without_a_mark_says_nothing(parts: list[Path]) -> None:
     assert xmp_of_mp4(path) is None
     with av.open(str(path)) as container:
         assert "comment" not in container.metadata
+
+
+def test_a_film_of_which_something_is_kept_is_marked_as_a_composite() -> None:
+    mark = replace(MARK, is_composite=True)
+    assert said_in(mark.xmp)[f"{IPTC}DigitalSourceType"] == SOURCE_TYPE.replace("trained", "compositeWithTrained")
+    assert mark.sentence.startswith("Made in part by AI: ")
 
 
 def test_a_thumbnail_says_so_too(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from PIL import Image
 
 from infinitetalk.errors import CredentialsError, EncodeError
-from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
+from infinitetalk.media.provenance import Mark
 
 MediaType = Literal["video/mp4", "image/jpeg"]
 
@@ -115,11 +115,11 @@ class ContentCredentials:
 
 
 def manifest_of(mark: Mark) -> dict[str, Any]:
-    """What Content Credentials say of a file: a model made it, by this software."""
+    """What Content Credentials say of a file: a model made it, or a part of it, by this software."""
     software = {"name": mark.software, "version": mark.version}
     created = {
         "action": "c2pa.created",
-        "digitalSourceType": TRAINED_ALGORITHMIC_MEDIA,
+        "digitalSourceType": mark.source_type,
         "softwareAgent": software,
         "description": mark.sentence,
         "parameters": {"model": mark.model},

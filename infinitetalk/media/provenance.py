@@ -17,6 +17,11 @@ from infinitetalk.errors import EncodeError
 TRAINED_ALGORITHMIC_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's digital source type of media made by a model that was trained on samples of others."""
 
+COMPOSITE_WITH_TRAINED_ALGORITHMIC_MEDIA = (
+    "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+)
+"""IPTC's digital source type of media of which a part is such."""
+
 XMP_BOX = UUID("be7acfcb-97a9-42e8-9c71-999491e3afac")
 """The type of the MP4 box that holds XMP."""
 
@@ -44,11 +49,18 @@ class Mark:
         software: the program that made them.
         version: its version.
         model: name of the model.
+        is_composite: whether a part of each frame is another recording's own.
     """
 
     software: str
     version: str
     model: str
+    is_composite: bool = False
+
+    @property
+    def source_type(self) -> str:
+        """IPTC's digital source type."""
+        return COMPOSITE_WITH_TRAINED_ALGORITHMIC_MEDIA if self.is_composite else TRAINED_ALGORITHMIC_MEDIA
 
     @property
     def tool(self) -> str:
@@ -58,13 +70,14 @@ class Mark:
     @property
     def sentence(self) -> str:
         """The mark as people read it."""
-        return f"Made by AI: {self.tool}, model {self.model}"
+        made = "Made in part by AI" if self.is_composite else "Made by AI"
+        return f"{made}: {self.tool}, model {self.model}"
 
     @property
     def xmp(self) -> bytes:
         """The mark as an XMP packet in UTF-8; equal marks give equal bytes."""
         packet = PACKET.format(
-            source_type=quoteattr(TRAINED_ALGORITHMIC_MEDIA),
+            source_type=quoteattr(self.source_type),
             system=quoteattr(f"{self.software}, model {self.model}"),
             version=quoteattr(self.version),
             tool=quoteattr(self.tool),

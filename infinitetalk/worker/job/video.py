@@ -22,7 +22,7 @@ from infinitetalk.generation.arriving import DecodingEndedError
 from infinitetalk.generation.pipeline import DecodedChunk, Step
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.media.encode import EVEN, EncodedSound, PartEncoder, join_parts, write_thumbnail
-from infinitetalk.media.provenance import TRAINED_ALGORITHMIC_MEDIA, Mark
+from infinitetalk.media.provenance import Mark
 from infinitetalk.media.speech import VIDEO_FPS, mix_tracks
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.device_errors import as_library_error
@@ -260,7 +260,7 @@ class VideoJob:
         settings = self.context.resources.settings
         if not settings.provenance:
             return None
-        return Mark(SOFTWARE, release_of(settings), self.engine.model_name_for(self.job))
+        return Mark(SOFTWARE, release_of(settings), self.engine.model_name_for(self.job), self.job.keeps_film)
 
     @cached_property
     def request(self) -> str:
@@ -659,7 +659,7 @@ class VideoJob:
             "request": self.request,
             "seed": rendering.seed,
             "weights": self.bill.weights,
-            "digital_source_type": None if self.mark is None else TRAINED_ALGORITHMIC_MEDIA,
+            "digital_source_type": None if self.mark is None else self.mark.source_type,
             "signed_by": None if credentials is None else credentials.signer,
             "video": facts,
             "timings": self.bill.job_spent.timings,
