@@ -292,7 +292,7 @@ def test_a_merged_report_turns_estimates_into_what_was_measured(
     assert measured["lora-8"] == estimated["lora-8"]
     assert first_hours.MARK in prices.cell(measured["flashtalk"])
     assert "NVIDIA H100 80GB HBM3 on 2026-12-01" in first_hours.origin_lines()
-    assert "measured on an NVIDIA H100" in prices.readme_lines()
+    assert "(measured)" in prices.readme_table()
     assert "1.10" in first_hours.hours_table() or "3 of 3" in first_hours.hours_table()
     assert prices.offers("infinitetalk-720", "H100")[3].origin == "estimate"
 

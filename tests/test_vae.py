@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from infinitetalk.encoders.vae import decode_latents, encode_frames
+from infinitetalk.encoders.vae import decode_in_groups, decode_latents, encode_frames
 from infinitetalk.encoders.wan_layers import ChannelNorm, Upsample, make_lean
 
 
@@ -104,6 +104,19 @@ def test_lean_layers_leave_channels_innermost(vae: AutoencoderKLWan) -> None:
 def test_a_norm_of_nothing_is_nothing() -> None:
     pixels = torch.zeros(1, 4, 1, 2, 2)
     assert torch.equal(ChannelNorm(4, images=False)(pixels), pixels)
+
+
+@pytest.mark.parametrize("in_patches", [False, True])
+def test_frames_that_come_in_groups_are_those_that_come_at_once(vae: AutoencoderKLWan, in_patches: bool) -> None:
+    if in_patches:
+        vae = AutoencoderKLWan(
+            base_dim=4, num_res_blocks=1, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16
+        )
+    latents = torch.randn(1, 16, 3, 4, 6)
+    groups: list[torch.Tensor] = []
+    decode_in_groups(vae, latents, groups.append)
+    assert [group.shape[2] for group in groups] == [1, 4, 4]
+    assert torch.equal(torch.cat(groups, dim=2), decode_latents(vae, latents))
 
 
 def test_the_number_of_threads_is_restored(vae: AutoencoderKLWan) -> None:

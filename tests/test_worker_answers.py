@@ -47,7 +47,7 @@ DEEP_OBJECT = '{"a":' * DEEP + "1" + "}" * DEEP
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (f'{{"id": "ID", "input": {{"prompt": {DEEP_LIST}}}}}', "prompt must be a valid string"),
+        (f'{{"id": "ID", "input": {{"prompt": {DEEP_LIST}}}}}', "prompt.0 must be an object"),
         (f'{{"input": {DEEP_OBJECT}, "id": "ID"}}', 'the input has an unknown field "a"'),
         (f'{{"input": {DEEP_LIST}, "id": "ID"}}', "the input must be an object"),
         (f'{{"id": "ID", "input": {{"base_seed": {"9" * 5_000}}}}}', "base_seed must be"),

@@ -246,7 +246,7 @@ def test_a_job_whose_chunks_cannot_be_finished_for_lack_of_memory_is_the_last_in
 
     monkeypatch.setattr(Finisher, "finish", fail)
     with pytest.raises(DoesNotFitError, match="will run it in the mode float32, text encoder streamed") as raised:
-        worker.engine.finish(request, chunk)
+        worker.engine.finish(request, chunk, lambda frames: None)
     assert raised.value.retryable
     before, after = networks.choice.memory, worker.engine.prepare(job, source.info).choice.memory
     assert after == replace(before, stream_text_encoder=True)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
 from infinitetalk.finite import check_finite
@@ -82,7 +83,8 @@ def decode_in_groups(vae: Vae, latents: Tensor, on_frames: Callable[[Tensor], No
 
     extremes: list[Tensor] = []
 
-    def give_out(module: nn.Module, given: object, frames: Tensor) -> None:
+    def give_out(module: nn.Module, given: object, decoded: Tensor) -> None:
+        frames = decoded if vae.config.patch_size is None else unpatchify(decoded, vae.config.patch_size)
         extremes.extend(torch.aminmax(frames))
         on_frames(_clamped(frames))
 
