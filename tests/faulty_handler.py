@@ -54,8 +54,8 @@ NAN_RESULT = "fault: NaN in the result"
 def with_faults(generate: Callable[..., Iterator[DecodedChunk]]) -> Callable[..., Iterator[DecodedChunk]]:
     """`Engine.generate` that fails after its first chunk, where the prompt says so."""
 
-    def generate_or_fail(engine: Engine, request: Request, *arguments: Any) -> Iterator[DecodedChunk]:
-        for chunk in generate(engine, request, *arguments):
+    def generate_or_fail(engine: Engine, request: Request, *arguments: Any, **options: Any) -> Iterator[DecodedChunk]:
+        for chunk in generate(engine, request, *arguments, **options):
             yield chunk
             FAULTS.get(request.job.prompt, lambda: None)()
 
