@@ -58,6 +58,10 @@ OWN_ENDINGS = (".mp4", ".jpg", ".json", ".preview")
 STORES = {"s3": True, "volume": True, "inline": False, "put": False}
 """The names of stores, and whether each keeps files below a prefix, where a preview can also be stored."""
 
+NO_PREVIEW = (
+    'takes output_config.preview with 25 frames a second only: set output {"fps": "model"}, or leave preview out'
+)
+
 SAFE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
 
 
@@ -646,10 +650,7 @@ class SingleJob(StrictModel):
         if self.keeps_film and self.scene_seg:
             raise ValueError("takes dub.keep or scene_seg, not both: send each scene of the film as a job of its own")
         if self.shows_film_times and self.output_config is not None and self.output_config.preview:
-            raise ValueError(
-                'takes output_config.preview with 25 frames a second only: set output {"fps": "model"}, or leave '
-                "preview out"
-            )
+            raise ValueError(NO_PREVIEW)
 
     @property
     def keeps_film(self) -> bool:
@@ -766,6 +767,19 @@ class BatchJob(StrictModel):
         ids = [item.id for item in self.batch]
         if len(set(ids)) != len(ids):
             raise ValueError("needs different ids for the items of batch")
+        return self
+
+    @model_validator(mode="after")
+    def check_previews(self) -> BatchJob:
+        """Checks that no item that takes the batch's destination has frame times that a preview cannot have.
+
+        Raises:
+            ValueError: one has.
+        """
+        if self.output_config is not None and self.output_config.preview:
+            for index, item in enumerate(self.batch):
+                if item.output_config is None and item.shows_film_times:
+                    raise ValueError(f"has batch.{index}, which {NO_PREVIEW}")
         return self
 
 

@@ -357,6 +357,15 @@ def test_the_items_of_a_batch_need_different_safe_ids():
             parse_input({"batch": [item, item | {"id": second}]})
 
 
+def test_an_item_that_takes_the_batchs_preview_needs_25_frames_a_second():
+    batch = {"output_config": {"store": "volume", "preview": True}}
+    items = [SMALLEST_JOB | {"id": "plain"}, SMALLEST_JOB | {"id": "dubbed", "dub": {}}]
+    with pytest.raises(ValidationError, match=r"has batch\.1, which takes output_config\.preview with"):
+        parse_input(batch | {"batch": items})
+    items[1]["output_config"] = {"store": "volume"}
+    parse_input(batch | {"batch": items})
+
+
 def test_a_video_is_in_exactly_one_place_with_its_thumbnail():
     facts = {"bytes": 1, "width": 8, "height": 8, "fps": 25.0, "num_frames": 5, "duration_s": 0.2}
     assert Video(path="a.mp4", thumbnail_path="a.jpg", **facts).path == "a.mp4"

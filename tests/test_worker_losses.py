@@ -415,6 +415,12 @@ def test_defaults_and_fields_with_effect_are_not_told(changes: dict[str, Any]) -
     assert unused_fields(SingleJob.model_validate(JOB | changes), True, 1, None) == []
 
 
+def test_fields_of_a_kept_film_have_no_effect_where_none_is_kept() -> None:
+    dub = {"keep": "none", "strength": 0.5, "margin": 1, "feather": 8}
+    warnings = unused_fields(SingleJob.model_validate(JOB | {"sample_steps": 40, "dub": dub}), False, 1, None)
+    assert warnings == [f'dub.{field} has no effect with dub.keep "none"' for field in ("feather", "margin")]
+
+
 def test_fields_of_several_chunks_have_an_effect_in_several_chunks() -> None:
     job = SingleJob.model_validate(
         JOB | {"mode": "streaming", "motion_frame": 5, "crossfade_frame": 3, "max_frame_num": 99}

@@ -15,7 +15,7 @@ from infinitetalk.dubbing.view import View, ViewedFilm
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
 from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
 from infinitetalk.generation.sampling import GenerationSettings
-from infinitetalk.media.decode import Source, detect_scenes, extract_frames
+from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
 from infinitetalk.media.speech import VIDEO_FPS
 from infinitetalk.network.nag import AttentionGuidance
 from infinitetalk.worker.traffic.fetch import Media, naming
@@ -95,6 +95,8 @@ def open_source(source: Media, field: str, folder: Path, part: Scene, stride: in
     if source.picture is not None:
         return source.picture
     with naming(field):
+        if source.info.kind == "image":
+            return Picture.open(source.path)
         frames = folder / f"frames-{field}-{part.start:06d}"
         frames.mkdir()
         return extract_frames(source.path, frames, stride, part.num_frames, part.start)

@@ -144,10 +144,13 @@ def unused_fields(job: SingleJob, is_picture: bool, num_chunks: int, s3_config: 
         ("teacache_thresh", not job.use_teacache, "without use_teacache"),
         ("use_apg", not differences, "with both guidance scales 1"),
         ("apg_momentum", not job.use_apg, "without use_apg"),
-        ("apg_momentum", job.use_apg and one_step, "with one step"),
+        ("apg_momentum", job.use_apg and settings.num_steps == 1, "with one step"),
         ("apg_norm_threshold", not job.use_apg, "without use_apg"),
     ]
     found = [f"{field} has no effect {reason}" for field, unused, reason in rules if unused and _is_set(job, field)]
+    if job.dub is not None and not job.keeps_film and not _dubs_nothing(job):
+        told = sorted(job.dub.model_fields_set & {"margin", "feather"})
+        found += [f'dub.{field} has no effect with dub.keep "none"' for field in told]
     fade = chunk_grid(job).fade_length
     if not one_chunk and _is_set(job, "crossfade_frame") and fade < job.crossfade_frame:
         found.append(

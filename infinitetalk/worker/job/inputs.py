@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,10 @@ def download(
         GenerationStopped: `should_stop` returned true.
     """
     pictures = picture_fields(job)
-    wanted = {field: Wanted(picture, ("image", "video"), is_read=True) for picture, field in pictures.items()}
+    wanted = {field: Wanted(picture, ("image", "video")) for picture, field in pictures.items()}
+    # The first is needed at once; a later one is read only when its time comes, since 16 can be large.
+    first_field = pictures[job.pictures[0].media]
+    wanted[first_field] = replace(wanted[first_field], is_read=True)
     speech, max_seconds = job.voices, usable_seconds(job)
     for speaker, voice in speech.items():
         if voice is not None:

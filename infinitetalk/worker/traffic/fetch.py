@@ -29,6 +29,9 @@ from schemas import ErrorCode, check_address
 
 BLOCK_BYTES = 1 << 16
 MAX_SIDE_BY_SIDE = 8
+MAX_READ_AT_ONCE = 2
+"""Pictures and sounds in memory while they are read: each can take hundreds of megabytes more than it does then."""
+
 MAX_ASPECT = 20
 """Largest ratio of an image's sides: a narrow strip scaled to the model's height would take all memory."""
 
@@ -37,6 +40,7 @@ SHORTEST_BASE64 = 64
 
 MAX_PATH_CHARACTERS = 1024
 
+_reading = threading.Semaphore(MAX_READ_AT_ONCE)
 _BASE64_LETTERS = (string.ascii_letters + string.digits + "+/").encode()
 _WHITE_SPACE = string.whitespace.encode()
 _WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body")
@@ -195,7 +199,7 @@ def fetch_media(
         )
     if path.stat().st_size > limits[info.kind]:
         raise _too_large(field, limits[info.kind])
-    with naming(field):
+    with naming(field), _reading:
         picture = Picture.open(path) if wanted.is_read and info.kind == "image" else None
         sound = None if wanted.sound_s is None else read_sound(path, wanted.sound_s)
     return Media(path, info, picture, sound)
