@@ -505,7 +505,7 @@ class Engine:
 
     def _record(self, chunk: DecodedChunk, seconds: float, work: ChunkWork) -> None:
         """Learns this worker's speed from a chunk."""
-        # A chunk in which blocks were compiled, or that waited for a film to be read, tells nothing about the next ones.
+        # A chunk in which blocks were compiled, or that waited for a film to be read, tells nothing about the others.
         if not (self._loading.keep_compiled() or work.encodes_source):
             self._speed.record(seconds, work, chunk.evaluations, chunk.has_encoded_reference)
 
