@@ -3,6 +3,7 @@
 import pickle
 import platform
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,8 @@ def test_a_hub_that_cannot_be_reached_is_an_error_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_kernels, "HfApi", partial(HfApi, endpoint="http://127.0.0.1:9"))
+    # huggingface_hub tries five times.
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(CheckpointError, match=r"could not be fetched .* run the command again"):
         fetch_kernel(f"sage_hub@{COMMIT}", tmp_path)
 

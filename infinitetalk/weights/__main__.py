@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK
@@ -138,7 +139,8 @@ def _pack(options: argparse.Namespace) -> int:
         recipes = [RECIPES[name] for name in dict.fromkeys(options.recipes)]
         located = _located_for(recipes, settings)
         names = lora_names(next(iter(located.checkpoints.values())).loras)
-        kernels, quant = kernels_folders(settings), options.quant or "bf16"
+        kernels = kernels_folders(settings)
+        quant: Literal["bf16", "fp8"] = options.quant or "bf16"
         manifest = make_pack(located, recipes, names, options.out, quant, findings, kernels, on_part=print)
         for model, licence in manifest.licences.items():
             print(f"licence of {model}: {licence}")

@@ -36,7 +36,7 @@ def push(folder: Path, repo_id: str, on_part: Callable[[str], None] = lambda par
     api = HfApi()
     try:
         address = api.create_repo(repo_id, private=True, exist_ok=True)
-        info = api.repo_info(repo_id)
+        info = api.model_info(repo_id)
         held = {file.rfilename for file in info.siblings or ()}
         others = held.difference(paths, [OF_THE_HUB])
         if others and MANIFEST_FILE not in held:

@@ -97,9 +97,8 @@ class KernelSelection:
                 self._log("info", "kernels.compiled_loaded", artifacts=loaded, packed=packed)
         if not self._is_auto:
             return self._chosen
-        own, packed_outcomes = read_findings(self._folder, machine), ()
-        if case.paths.findings is not None:
-            packed_outcomes = read_findings(case.paths.findings, machine)
+        own = read_findings(self._folder, machine)
+        packed_outcomes = () if case.paths.findings is None else read_findings(case.paths.findings, machine)
         # A trial that a job has stopped knows a part.
         self._outcomes = tuple({each.name: each for each in (*packed_outcomes, *own)}.values())
         sources = {"the volume": own, f"the pack ({case.paths.findings})": packed_outcomes}
