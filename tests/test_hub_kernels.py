@@ -2,6 +2,8 @@
 
 import pickle
 import platform
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from infinitetalk.embedded.tiny import talker_paths
 from infinitetalk.errors import CheckpointError
 from infinitetalk.media.decode import MediaInfo
 from infinitetalk.runtime.kernels.bench import BlockBench, Case
-from infinitetalk.runtime.kernels.hub import CALLS
+from infinitetalk.runtime.kernels.hub import CALLS, load
 from infinitetalk.runtime.kernels.registry import PUBLISHED, candidate_named, candidates_at, kernels_named
 from infinitetalk.runtime.kernels.trial import Outcome, remaining_of
 from infinitetalk.weights import hub_kernels
@@ -63,7 +65,7 @@ def test_a_kernel_is_fetched_at_the_commit_that_is_named_and_in_the_build_for_th
         assert finished.returncode == 0, finished.stderr
         assert finished.stdout == f"KERNELS_DIR={tmp_path / 'kernels'}\n"
         assert sorted(fetched) == [f"build/{OWN}/__init__.py", f"build/{OWN}/inner.py"]
-    assert find_kernel(tmp_path / "kernels", SAGE) == Fetched(
+    assert find_kernel([tmp_path / "kernels"], SAGE) == Fetched(
         SAGE, COMMIT, tmp_path / "kernels" / "sage_hub" / COMMIT / "build" / OWN
     )
 
@@ -74,9 +76,33 @@ def test_a_kernel_without_a_build_for_this_torch_is_refused(tmp_path: Path, monk
         with pytest.raises(CheckpointError, match=r"at this commit has no build for torch .* it has torch27-cxx98$"):
             fetch_kernel(f"sage_hub@{COMMIT}", tmp_path)
     assert fetched == []
-    assert find_kernel(tmp_path / "kernels", SAGE) == (
+    assert find_kernel([tmp_path / "kernels"], SAGE) == (
         "not fetched; `python -m infinitetalk.weights download sage_hub@COMMIT` fetches it"
     )
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_kernels, "HfApi", partial(HfApi, endpoint="http://127.0.0.1:9"))
+    # huggingface_hub tries five times.
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(CheckpointError, match=r"could not be fetched .* run the command again"):
+        fetch_kernel(f"sage_hub@{COMMIT}", tmp_path)
+
+
+def test_a_commit_without_builds_is_no_kernel(tmp_path: Path) -> None:
+    (tmp_path / "sage_hub" / COMMIT).mkdir(parents=True)
+    found = find_kernel([tmp_path], SAGE)
+    assert isinstance(found, str) and found.endswith("; it has none")
+
+
+def test_loading_a_kernel_leaves_no_bytecode_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    kernel = find_kernel([save(tmp_path, "d" * 40)], SAGE)
+    assert isinstance(kernel, Fetched)
+    assert callable(load(kernel).sageattn)
+    assert sorted(file.name for file in kernel.folder.iterdir()) == sorted(PACKAGE)
 
 
 @pytest.mark.parametrize(
@@ -111,26 +137,26 @@ def test_the_build_for_this_torch_and_cuda_is_chosen(monkeypatch: pytest.MonkeyP
 
 
 def test_a_fetched_kernel_is_a_candidate_that_is_named_by_its_commit(tmp_path: Path) -> None:
-    candidate = candidate_named("sage_hub", candidates_at(save(tmp_path)))
+    candidate = candidate_named("sage_hub", candidates_at([save(tmp_path)]))
     assert (candidate.name, candidate.part, candidate.lack) == (NAME, "attention", None)
-    assert kernels_named(["sage_hub"], candidates_at(tmp_path)).attention == NAME
+    assert kernels_named(["sage_hub"], candidates_at([tmp_path])).attention == NAME
     assert candidate_named(NAME, [candidate]) is candidate_named("sage_hub", [candidate]) is candidate
     # A trial sends it to a child process.
     assert pickle.loads(pickle.dumps(candidate)).apply.args == candidate.apply.args
     with pytest.raises(CheckpointError, match="there is no kernel 'sage_hub@0000"):
-        candidate_named("sage_hub@000000000000", candidates_at(tmp_path))
+        candidate_named("sage_hub@000000000000", candidates_at([tmp_path]))
     save(tmp_path, "c" * 40)
     with pytest.raises(CheckpointError, match=f"at the commits {COMMIT} and {'c' * 40}; remove all but one"):
-        candidates_at(tmp_path)
+        candidates_at([tmp_path])
 
 
 def test_a_kernel_that_is_not_there_is_skipped_with_a_reason_and_refused_by_name(tmp_path: Path) -> None:
-    lack = candidate_named("flash_3_hub", candidates_at(save(tmp_path))).lack
+    lack = candidate_named("flash_3_hub", candidates_at([save(tmp_path)])).lack
     assert lack == "not fetched; `python -m infinitetalk.weights download flash_3_hub@COMMIT` fetches it"
     with pytest.raises(CheckpointError, match="the kernel 'flash_3_hub' is not there: not fetched"):
-        kernels_named(["flash_3_hub"], candidates_at(tmp_path))
+        kernels_named(["flash_3_hub"], candidates_at([tmp_path]))
     other = save(tmp_path / "other", build="torch27-cxx11-cpu-x86_64-linux")
-    lack = candidate_named("sage_hub", candidates_at(other)).lack
+    lack = candidate_named("sage_hub", candidates_at([other])).lack
     assert lack is not None and lack.startswith("what was fetched has no build for torch ")
 
 
@@ -139,7 +165,7 @@ def test_a_fetched_kernel_computes_the_blocks_attention(tmp_path: Path) -> None:
     bench = BlockBench(CASE)
     bench.use(candidate_named("native"))
     published = bench.compute()
-    bench.use(candidate_named("sage_hub", candidates_at(save(tmp_path))))
+    bench.use(candidate_named("sage_hub", candidates_at([save(tmp_path)])))
     assert 1e-5 < bench.difference(bench.compute(), published) < 2e-3
     bench.use(candidate_named("native"))
     assert torch.equal(bench.compute(), published)
@@ -148,7 +174,7 @@ def test_a_fetched_kernel_computes_the_blocks_attention(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_the_compiler_calls_a_fetched_kernel_without_looking_into_it(tmp_path: Path) -> None:
     bench = BlockBench(CASE)
-    bench.use(candidate_named("sage_hub", candidates_at(save(tmp_path))))
+    bench.use(candidate_named("sage_hub", candidates_at([save(tmp_path)])))
     inputs = [torch.randn(1, 6, 2, 8) for _ in range(3)]
 
     def attend(*inputs: torch.Tensor) -> torch.Tensor:
@@ -163,10 +189,10 @@ def test_another_commit_is_tried_beside_what_is_known_of_the_first(tmp_path: Pat
         Outcome(
             name=each.name, part=each.part, verdict="published" if each.is_published else "failed", bound=each.bound
         )
-        for each in candidates_at(save(tmp_path / "old"))
+        for each in candidates_at([save(tmp_path / "old")])
     ]
-    assert remaining_of(candidates_at(tmp_path / "old"), known) == []
-    newer = candidates_at(save(tmp_path / "new", "c" * 40))
+    assert remaining_of(candidates_at([tmp_path / "old"]), known) == []
+    newer = candidates_at([save(tmp_path / "new", "c" * 40)])
     assert [each.name for each in remaining_of(newer, known)] == [f"sage_hub@{'c' * 12}"]
 
 

@@ -122,7 +122,24 @@ def test_what_came_with_the_weights_is_taken_where_the_volume_knows_nothing(tmp_
     case = replace(CASE, paths=replace(CASE.paths, findings=tmp_path / "pack"))
     with capture_logs() as lines:
         assert selection(tmp_path / "volume", *pair).begin(case, MODEL) == Kernels(attention="good")
-    assert events(lines, "kernels.chosen")[0]["source"] == "the pack"
+    assert events(lines, "kernels.chosen")[0]["source"] == f"the pack ({tmp_path / 'pack'})"
+
+
+def test_what_a_stopped_trial_has_found_counts_beside_what_came_with_the_weights(tmp_path: Path) -> None:
+    pair = made.PUBLISHED, made.GOOD
+    machine = machine_of(CPU, f"{MODEL}, {kernels.describe(CASE)}", pair)
+    known = outcome("published", "published", 2.0), outcome("good", "within", 1.0)
+    own = outcome("published", "published", 1.5)
+    write_findings(tmp_path / "pack", Findings(machine=machine, outcomes=known))
+    write_findings(tmp_path / "volume" / kernels.FOLDER, Findings(machine=machine, outcomes=(own,)))
+    chosen = selection(tmp_path / "volume", *pair)
+    with capture_logs() as lines:
+        assert chosen.begin(replace(CASE, paths=replace(CASE.paths, findings=tmp_path / "pack")), MODEL) == Kernels(
+            attention="good"
+        )
+    assert chosen._thread is None
+    assert chosen._outcomes == (own, known[1])
+    assert events(lines, "kernels.chosen")[0]["source"] == f"the volume and the pack ({tmp_path / 'pack'})"
 
 
 @pytest.mark.slow

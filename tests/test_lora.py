@@ -13,7 +13,7 @@ from torch import Tensor
 from infinitetalk.errors import CheckpointError
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.lora import Delta, Lora, LoraStack, find_lora, find_loras
+from infinitetalk.runtime.lora import Delta, Lora, LoraStack, find_lora, find_loras, lora_names
 from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
 from tests import checkpoint_factory as factory
@@ -254,11 +254,11 @@ def test_the_same_lora_for_every_job_takes_no_more_memory_and_leaves_by_itself(t
     loras.mkdir()
     stored, differences = lightx2v(64, i2v=True)
     save(loras / "lightx2v.safetensors", stored)
-    paths = CheckpointPaths(base, factory.adapter_files(adapters), adapters, loras=loras)
+    paths = CheckpointPaths(base, factory.adapter_files(adapters), adapters, loras=(loras,))
     models = Models(paths, CPU)
 
     def transformer(*wanted: tuple[str, float]) -> InfiniteTalkTransformer3DModel:
-        return models.transformer(NetworkChoice(torch.float32, loras=find_loras(loras, wanted)))
+        return models.transformer(NetworkChoice(torch.float32, loras=find_loras([loras], wanted)))
 
     style = ("lightx2v.safetensors", 1.0)
     first = factory.evaluate(transformer(style))
@@ -279,9 +279,19 @@ def test_loras_are_found_below_their_folder_only(tmp_path: Path) -> None:
     (tmp_path / "loras" / "fast").mkdir(parents=True)
     save(tmp_path / "secret.safetensors", PAIR)
     file = save(tmp_path / "loras" / "fast" / "x.safetensors", PAIR)
-    assert find_lora(tmp_path / "loras", "fast/x.safetensors") == file
+    assert find_lora([tmp_path / "loras"], "fast/x.safetensors") == file
     for name in ("../secret.safetensors", "y.safetensors", "fast", str(tmp_path / "secret.safetensors")):
         with pytest.raises(CheckpointError, match=r"there are: fast/x.safetensors"):
-            find_lora(tmp_path / "loras", name)
+            find_lora([tmp_path / "loras"], name)
     with pytest.raises(CheckpointError, match="set LORA_DIR"):
-        find_lora(None, "x")
+        find_lora([], "x")
+
+
+def test_of_two_folders_with_a_lora_of_one_name_the_first_counts(tmp_path: Path) -> None:
+    folders = [tmp_path / "pack", tmp_path / "mine"]
+    for folder, name in ((folders[0], "both"), (folders[1], "both"), (folders[1], "own")):
+        folder.mkdir(exist_ok=True)
+        save(folder / f"{name}.safetensors", PAIR)
+    assert lora_names(folders) == ["both.safetensors", "own.safetensors"]
+    assert find_lora(folders, "both.safetensors") == folders[0] / "both.safetensors"
+    assert find_lora(folders, "own.safetensors") == folders[1] / "own.safetensors"

@@ -236,7 +236,7 @@ def test_flashtalk_and_loras_are_downloaded_to_where_the_worker_looks(tmp_path: 
         f"LORA_DIR={tmp_path / 'loras'}",
     ]
     assert (tmp_path / "SoulX-FlashTalk-14B" / "config.json").read_bytes() == b"{}"
-    loras = lora_names(tmp_path / "loras")
+    loras = lora_names([tmp_path / "loras"])
     assert loras == sorted(f"{each.name}/{each.patterns[0]}" for each in (fusionx, lightx2v))
     assert missing(RECIPES["lora-8"], {}, loras) is None
     assert missing(RECIPES["lora-4"], {}, loras) is None

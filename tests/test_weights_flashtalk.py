@@ -177,13 +177,13 @@ def test_without_complete_weights_the_rest_of_what_is_there_is_asked_for(volume:
 
 
 def test_loras_are_found_on_the_volume(volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert locate(WeightsSettings()).loras is None
+    assert locate(WeightsSettings()).loras == ()
     (volume / "weights" / "loras").mkdir()
     assert {paths.loras for paths in locate_all(WeightsSettings()).checkpoints.values()} == {
-        volume / "weights" / "loras"
+        (volume / "weights" / "loras",)
     }
     monkeypatch.setenv("LORA_DIR", str(tmp_path))
-    assert locate(WeightsSettings()).loras == tmp_path
+    assert locate(WeightsSettings()).loras == (tmp_path,)
 
 
 # What recipes lack.

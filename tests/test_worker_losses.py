@@ -59,8 +59,7 @@ def worker(lora_engine: Engine, tmp_path: Path) -> Iterator[LocalWorker]:
 
 
 def lora_folder(worker: LocalWorker) -> Path:
-    folder = worker.engine.checkpoint.lora_folder
-    assert folder is not None
+    (folder,) = worker.engine.checkpoint.lora_folders
     return folder
 
 

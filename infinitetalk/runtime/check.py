@@ -127,9 +127,8 @@ def modes(sizes: ModelSizes, family: Family) -> Iterable[tuple[str, str, int]]:
 def report(located: Located) -> tuple[str, bool]:
     """The findings as text, and whether every checkpoint that is there can generate videos."""
     reports = [report_of(paths) for paths in located.checkpoints.values()]
-    # The folder of LoRAs is common to all.
-    folder = next(iter(located.checkpoints.values())).loras
-    loras = [] if folder is None else lora_names(folder)
+    # LoRAs are common to all.
+    loras = lora_names(next(iter(located.checkpoints.values())).loras)
     lines = ["LoRAs: " + (", ".join(loras) or "none"), "", "Recipes:"]
     for recipe in RECIPES.values():
         problem = missing(recipe, located.absent, loras)

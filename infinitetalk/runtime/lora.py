@@ -130,32 +130,33 @@ def _numbers_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(parameter.quant_shape if isinstance(parameter, GGUFParameter) else parameter.shape)
 
 
-def find_lora(folder: Path | None, name: str) -> Path:
-    """The file of a LoRA below LORA_DIR.
+def find_lora(folders: Sequence[Path], name: str) -> Path:
+    """The file of a LoRA, in the first of the folders that has it.
 
     Raises:
         CheckpointError: there is none of this name.
     """
-    if folder is None:
+    if not folders:
         raise CheckpointError(f"there is no folder of LoRAs to take {name!r} from; set LORA_DIR")
     # Links are followed: the files of a Hugging Face cache are links to files without a suffix elsewhere.
-    path = Path(os.path.normpath(folder / name))
-    if not path.is_relative_to(os.path.normpath(folder)) or not path.is_file():
-        raise CheckpointError(f"there is no LoRA {name!r}; there are: {', '.join(lora_names(folder)) or 'none'}")
-    return path
+    for folder in folders:
+        path = Path(os.path.normpath(folder / name))
+        if path.is_relative_to(os.path.normpath(folder)) and path.is_file():
+            return path
+    raise CheckpointError(f"there is no LoRA {name!r}; there are: {', '.join(lora_names(folders)) or 'none'}")
 
 
-def find_loras(folder: Path | None, wanted: Iterable[tuple[str, float]]) -> tuple[Lora, ...]:
-    """LoRAs by their names below LORA_DIR, with their scales.
+def find_loras(folders: Sequence[Path], wanted: Iterable[tuple[str, float]]) -> tuple[Lora, ...]:
+    """LoRAs by their names below the folders, with their scales.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    found = [(find_lora(folder, name), scale) for name, scale in wanted]
+    found = [(find_lora(folders, name), scale) for name, scale in wanted]
     return tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)
 
 
-def lora_names(folder: Path) -> list[str]:
-    """The LoRAs below a folder, as jobs name them."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() == ".safetensors")
-    return sorted(str(file.relative_to(folder)) for file in files)
+def lora_names(folders: Sequence[Path]) -> list[str]:
+    """The LoRAs below the folders, as jobs name them."""
+    files = ((folder, file) for folder in folders for file in folder.rglob("*"))
+    return sorted({str(file.relative_to(folder)) for folder, file in files if file.suffix.lower() == ".safetensors"})

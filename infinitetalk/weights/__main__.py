@@ -5,18 +5,28 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, INFINITETALK
-from infinitetalk.recipes import DOWNLOADS, RECIPES
+from infinitetalk.recipes import DOWNLOADS, RECIPES, Recipe
 from infinitetalk.runtime.check import report
 from infinitetalk.runtime.lora import lora_names
 from infinitetalk.weights.convert import convert
 from infinitetalk.weights.download import download
 from infinitetalk.weights.hub_kernels import AT, HUB_KERNELS, fetch_kernel
 from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.weights.locate import WEIGHTS_FOLDER, find_packs, locate_all, settings_of_pack
-from infinitetalk.weights.manifest import damage, read_manifest
+from infinitetalk.weights.locate import (
+    WEIGHTS_FOLDER,
+    Located,
+    MissingWeightsError,
+    find_packs,
+    kernels_folders,
+    locate,
+    locate_all,
+    settings_of_pack,
+)
+from infinitetalk.weights.manifest import CODE_FOLDERS, check_sizes, damage, read_manifest
 from infinitetalk.weights.pack import make_pack
 from infinitetalk.weights.push import push
 from infinitetalk.weights.settings import WeightsSettings
@@ -43,13 +53,18 @@ def main(arguments: list[str]) -> int:
     command = commands.add_parser("pack", help="write one folder with all that recipes need, and upload it")
     command.add_argument("--out", type=Path, required=True, help="the folder, empty or absent; or a pack, to upload it")
     command.add_argument("--recipes", nargs="+", choices=RECIPES, metavar="RECIPE", help=f"of {', '.join(RECIPES)}")
-    command.add_argument("--quant", choices=("bf16", "fp8"), default="bf16", help="the transformers (%(default)s)")
+    command.add_argument("--quant", choices=("bf16", "fp8"), help="the transformers (bf16)")
     command.add_argument(
         "--findings",
         type=Path,
-        help="kernel choices and compiled blocks (infinitetalk/kernels of the volume, if there are any)",
+        help="kernel choices and compiled blocks (infinitetalk/kernels below VOLUME_DIR, if it is there; a worker "
+        "writes them below its OUTPUT_DIR)",
     )
-    command.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub")
+    command.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload it to this repository of the Hugging Face hub: a new one, or a pack, which is replaced",
+    )
     options = parser.parse_args(arguments)
     if options.command == "download":
         for name in options.names:
@@ -77,6 +92,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.pack is None:
         settings = WeightsSettings()
         for pack in find_packs(settings):
+            check_sizes(pack, read_manifest(pack))
             print(f"{describe(pack)}\n  every byte of it: python -m infinitetalk.weights check {pack}\n")
         text, complete = report(locate_all(settings))
         print(text)
@@ -88,45 +104,64 @@ def _check(options: argparse.Namespace) -> int:
         print(f"DAMAGED  {problem}")
     if problems:
         return 1
-    text, complete = report(locate_all(settings_of_pack(options.pack)))
+    text, complete = report(locate_all(settings_of_pack(options.pack), roots=(options.pack,)))
     print(text)
     return 0 if complete else 1
 
 
 def describe(pack: Path) -> str:
-    """A line about a pack."""
+    """A line about a pack, and one about the code in it."""
     manifest = read_manifest(pack)
     gigabytes = sum(file.bytes for file in manifest.files) / 1e9
+    folders = {file.path.split("/", 1)[0] for file in manifest.files}
+    code = [f"{name}/" for name in CODE_FOLDERS if name in folders]
     return (
         f"pack     {pack}: recipes {', '.join(manifest.recipes)}; {manifest.quant}; {len(manifest.files)} files, "
         f"{gigabytes:.2f} GB; by {manifest.made_by}"
-    )
+    ) + (f"\n  code that a worker runs: {', '.join(code)}" if code else "")
 
 
 def _pack(options: argparse.Namespace) -> int:
     if options.recipes is None:
         if options.push is None:
             raise CheckpointError("give --recipes, or a pack and --push")
+        if options.quant is not None or options.findings is not None:
+            raise CheckpointError("--quant and --findings are for a new pack: give --recipes too, or leave them out")
         read_manifest(options.out)
     else:
         settings = WeightsSettings()
-        findings = options.findings or settings.volume_dir / "infinitetalk" / "kernels"
-        if options.findings is not None and not findings.is_dir():
-            raise CheckpointError(f"--findings names {findings}, which is not a folder")
-        if not findings.is_dir():
-            findings = None
-            print("kernel choices and compiled blocks: not there, left out")
+        folder = options.findings or settings.volume_dir / "infinitetalk" / "kernels"
+        if options.findings is not None and not folder.is_dir():
+            raise CheckpointError(f"--findings names {folder}, which is not a folder")
+        findings = folder if folder.is_dir() else None
+        if findings is None:
+            print(f"kernel choices and compiled blocks: {folder} is not there, left out")
         recipes = [RECIPES[name] for name in dict.fromkeys(options.recipes)]
-        located = locate_all(settings)
-        loras = next(iter(located.checkpoints.values())).loras
-        names = [] if loras is None else lora_names(loras)
-        manifest = make_pack(located, recipes, names, options.out, options.quant, findings, on_part=print)
+        located = _located_for(recipes, settings)
+        names = lora_names(next(iter(located.checkpoints.values())).loras)
+        kernels = kernels_folders(settings)
+        quant: Literal["bf16", "fp8"] = options.quant or "bf16"
+        manifest = make_pack(located, recipes, names, options.out, quant, findings, kernels, on_part=print)
         for model, licence in manifest.licences.items():
             print(f"licence of {model}: {licence}")
     print(describe(options.out))
     if options.push is not None:
-        print(push(options.out, options.push))
+        print(push(options.out, options.push, on_part=print))
     return 0
+
+
+def _located_for(recipes: list[Recipe], settings: WeightsSettings) -> Located:
+    """As `locate_all`, for recipes: where no model is complete, the error is about the first one of theirs.
+
+    Raises:
+        CheckpointError: as `locate_all`.
+    """
+    try:
+        return locate_all(settings)
+    except MissingWeightsError:
+        for recipe in recipes:
+            locate(settings, recipe.family)
+        raise
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from httpx2 import HTTPError
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.family import Repository
 
 #: Folder of LoRAs among those of the repositories.
 LORAS_FOLDER = "loras"
+#: What huggingface_hub raises if the hub refuses or cannot be reached: its own errors, and those of its client.
+HUB_ERRORS = (HTTPError, OSError)
 
 
 def download(repository: Repository, folder: Path) -> Path:
@@ -29,7 +32,7 @@ def download(repository: Repository, folder: Path) -> Path:
     target = folder / repository.name
     try:
         snapshot_download(repository.repo_id, local_dir=target, allow_patterns=list(repository.patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HUB_ERRORS as error:
         raise CheckpointError(
             f"{repository.repo_id} could not be fetched; received files are kept, run the command again"
         ) from error
@@ -37,13 +40,14 @@ def download(repository: Repository, folder: Path) -> Path:
 
 
 def cached_folder(repo_id: str, cache: Path) -> Path | None:
-    """The folder of a repository in a Hugging Face cache, at the commit of its main branch; None if it is not cached.
+    """The folder of a repository in a Hugging Face cache, at the commit of its main branch; None if it is not cached
+    or no repository can have this name.
 
     Nothing is downloaded.
     """
     try:
         return Path(snapshot_download(repo_id, cache_dir=cache, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from infinitetalk.errors import CheckpointError
+from infinitetalk.weights.download import HUB_ERRORS
 
 #: Folder of kernels among those of the weights.
 KERNELS_FOLDER = "kernels"
@@ -118,7 +118,7 @@ def fetch_kernel(wanted: str, root: Path) -> Path:
             local_dir=unfinished,
             allow_patterns=[f"build/{build}/*"],
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HUB_ERRORS as error:
         raise CheckpointError(
             f"{kernel.repo_id} could not be fetched at the commit {commit}; received files are kept, run the command "
             "again"
@@ -128,22 +128,28 @@ def fetch_kernel(wanted: str, root: Path) -> Path:
     return folder
 
 
-def find_kernel(folder: Path | None, kernel: HubKernel) -> Fetched | str:
+def place_of(folders: Sequence[Path], kernel: HubKernel) -> Path | None:
+    """The folder of a kernel's commits, in the first of the folders that has one; None if it was not fetched."""
+    return next((folder / kernel.name for folder in folders if _commits(folder, kernel)), None)
+
+
+def find_kernel(folders: Sequence[Path], kernel: HubKernel) -> Fetched | str:
     """A fetched kernel's build for this torch, or else why there is none.
 
     Args:
-        folder: the folder of kernels; None if there is none.
+        folders: the folders of kernels; the first that has it counts.
 
     Raises:
         CheckpointError: it is there at several commits.
     """
-    commits = [] if folder is None else _commits(folder, kernel)
-    if folder is None or not commits:
+    found = place_of(folders, kernel)
+    if found is None:
         return f"not fetched; `python -m infinitetalk.weights download {kernel.name}{AT}COMMIT` fetches it"
+    commits = _commits(found.parent, kernel)
     if len(commits) > 1:
         raise CheckpointError(f"{kernel.name} is there at the commits {' and '.join(commits)}; remove all but one")
-    place = folder / kernel.name / commits[0] / "build"
-    builds = [entry.name for entry in place.iterdir()]
+    place = found / commits[0] / "build"
+    builds = [entry.name for entry in place.iterdir()] if place.is_dir() else []
     build = fitting_build(builds)
     if build is None:
         return _no_build("what was fetched", builds)

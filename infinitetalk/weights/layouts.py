@@ -46,9 +46,9 @@ class CheckpointPaths:
         transformer: a single file that replaces the transformer of `base`; if it also holds an adapter, that replaces
             the adapters' files.
         quantised: folder of the published quantised files, used if int8 or fp8 is asked for.
-        loras: folder of LoRA files.
+        loras: folders of LoRA files; of two of the same name, the first one counts.
         kokoro: folder of the text-to-speech model.
-        kernels: folder of kernels that were fetched from the Hugging Face Hub.
+        kernels: folders of kernels that were fetched from the Hugging Face Hub.
         findings: folder of kernel choices and compiled blocks that came with the weights.
         family: the checkpoint's model family.
     """
@@ -58,9 +58,9 @@ class CheckpointPaths:
     wav2vec2: Path
     transformer: Path | None = None
     quantised: Path | None = None
-    loras: Path | None = None
+    loras: tuple[Path, ...] = ()
     kokoro: Path | None = None
-    kernels: Path | None = None
+    kernels: tuple[Path, ...] = ()
     findings: Path | None = None
     family: Family = INFINITETALK
 

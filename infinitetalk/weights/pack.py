@@ -12,6 +12,7 @@ from infinitetalk.errors import CheckpointError
 from infinitetalk.family import REPOSITORIES, Family
 from infinitetalk.recipes import Recipe, missing
 from infinitetalk.weights.convert import CONVERTED_FOLDERS, convert
+from infinitetalk.weights.hub_kernels import HUB_KERNELS, HubKernel, place_of
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import Located
 from infinitetalk.weights.manifest import (
@@ -36,6 +37,8 @@ FINDINGS_FILES = ("*.json", "*.compiled")
 SPEECH_ENCODER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
 #: Settings that a LoRA's strength can depend on, in its folder.
 LORA_SETTINGS = "adapter_config.json"
+#: Folder of what Python has made of a package's code, which it would run in place of the code.
+BYTECODE = "__pycache__"
 
 
 def make_pack(
@@ -45,6 +48,7 @@ def make_pack(
     folder: Path,
     quant: Literal["bf16", "fp8"] = "bf16",
     findings: Path | None = None,
+    kernels: Sequence[Path] = (),
     on_part: Callable[[str], None] = lambda part: None,
 ) -> Manifest:
     """Writes a pack. LoRAs stay beside the transformer, which thus serves recipes with and without them.
@@ -56,6 +60,7 @@ def make_pack(
         folder: must be empty or absent.
         quant: in what the linear layers' weights of the transformers' blocks are stored.
         findings: folder of kernel choices and compiled blocks; None: none are packed.
+        kernels: folders of kernels from the Hub; all that are there are packed.
         on_part: called with what is written next or left out.
 
     Raises:
@@ -67,9 +72,11 @@ def make_pack(
     for recipe in recipes:
         if (problem := missing(recipe, located.absent, loras)) is not None:
             raise CheckpointError(problem)
-    if shared.kernels is not None:
-        on_part("kernels from the Hub")
-        _copy(shared.kernels, folder / PACKED_FOLDERS["KERNELS_DIR"], ["**/*"])
+    places = {kernel: place_of(kernels, kernel) for kernel in HUB_KERNELS.values()}
+    found = {kernel: place for kernel, place in places.items() if place is not None}
+    for kernel, place in found.items():
+        on_part(f"kernel {kernel.name}")
+        _copy(place, folder / PACKED_FOLDERS["KERNELS_DIR"] / kernel.name, ["**/*"])
     if findings is not None:
         _copy(findings, folder / PACKED_FINDINGS, FINDINGS_FILES)
     on_part("speech encoder")
@@ -82,9 +89,9 @@ def make_pack(
             on_part(f"adapter {kind}: not there, left out")
     chosen = {lora.choose(loras) for recipe in recipes for lora in recipe.loras}
     for name in sorted(name for name in chosen if name is not None):
-        assert shared.loras is not None
         on_part(f"LoRA {name}")
-        _copy_lora(shared.loras, name, folder / PACKED_FOLDERS["LORA_DIR"])
+        source = next(each for each in shared.loras if (each / name).is_file())
+        _copy_lora(source, name, folder / PACKED_FOLDERS["LORA_DIR"])
     if shared.kokoro is None:
         on_part("text to speech: not there, left out")
     else:
@@ -95,8 +102,8 @@ def make_pack(
         made_by=f"infinitetalk {infinitetalk.__version__}",
         recipes=tuple(recipe.name for recipe in recipes),
         quant=quant,
-        licences=_licences(recipes, shared),
-        files=tuple(_hashed(folder, families)),
+        licences=_licences(recipes, shared, found),
+        files=tuple(_hashed(folder, families, on_part)),
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
@@ -107,12 +114,14 @@ def _base_folder(family: Family) -> str:
 
 
 def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copies the files of a folder that fit one of the patterns."""
+    """Copies the files of a folder that fit one of the patterns; nothing hidden, such as what was fetched in part, and
+    no bytecode."""
     for pattern in patterns:
         for file in sorted(source.glob(pattern)):
-            if not file.is_file():
+            path = file.relative_to(source)
+            if not file.is_file() or any(name.startswith(".") or name == BYTECODE for name in path.parts):
                 continue
-            copy = target / file.relative_to(source)
+            copy = target / path
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
 
@@ -121,7 +130,7 @@ def _copy_lora(source: Path, name: str, target: Path) -> None:
     _copy(source, target, (name, (Path(name).parent / LORA_SETTINGS).as_posix()))
 
 
-def _hashed(folder: Path, families: Sequence[Family]) -> Iterator[PackedFile]:
+def _hashed(folder: Path, families: Sequence[Family], on_part: Callable[[str], None]) -> Iterator[PackedFile]:
     """The pack's files in the order of use. Files of equal content, such as two models' text encoders, become one file
     with two names; a Hugging Face cache keeps them as one too."""
     order = [PACKED_FOLDERS["KERNELS_DIR"], PACKED_FINDINGS, PACKED_FOLDERS["WAV2VEC_DIR"]]
@@ -137,21 +146,30 @@ def _hashed(folder: Path, families: Sequence[Family]) -> Iterator[PackedFile]:
     for path in sorted(files_below(folder), key=place):
         file = folder / path
         digest = sha256_of(file)
-        if digest in seen:
-            file.unlink()
-            file.hardlink_to(seen[digest])
+        if digest in seen and not share(file, seen[digest]):
+            on_part(f"{path}: this volume has no hard links, so it stays beside its equal {seen[digest].name}")
         seen[digest] = file
         yield PackedFile(path=path, bytes=file.stat().st_size, sha256=digest)
 
 
-def _licences(recipes: Sequence[Recipe], shared: CheckpointPaths) -> dict[str, str]:
+def share(file: Path, equal: Path) -> bool:
+    """Makes a file another name of an equal one. False if the volume does not have such links: it is as before."""
+    link = file.with_name(f".{file.name}")
+    try:
+        link.hardlink_to(equal)
+    except OSError:
+        return False
+    link.replace(file)
+    return True
+
+
+def _licences(recipes: Sequence[Recipe], shared: CheckpointPaths, kernels: Iterable[HubKernel]) -> dict[str, str]:
     repositories = [
         recipe.family.repositories[name] for recipe in recipes for name in recipe.family.default_repositories
     ]
     repositories += [lora.repository for recipe in recipes for lora in recipe.loras]
     if shared.kokoro is not None:
         repositories.append(REPOSITORIES["kokoro"])
-    return {
-        each.repo_id: LICENCES.get(each.name, f"not known to this project: see https://huggingface.co/{each.repo_id}")
-        for each in repositories
-    }
+    unknown = "not known to this project: see https://huggingface.co/"
+    models = {each.repo_id: LICENCES.get(each.name, f"{unknown}{each.repo_id}") for each in repositories}
+    return models | {kernel.repo_id: f"{unknown}kernels/{kernel.repo_id}" for kernel in kernels}

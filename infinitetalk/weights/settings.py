@@ -31,14 +31,14 @@ class WeightsSettings(BaseSettings):
     """A single file to take InfiniteTalk's transformer from: fp8, scaled fp8 or GGUF."""
 
     lora_dir: Path | None = None
-    """Folder of LoRA files; unset: weights/loras on the volume or in the image."""
+    """Folder of LoRA files; unset: those of all packs, and weights/loras on the volume and in the image."""
 
     kokoro_dir: Path | None = None
     """Folder of Kokoro-82M."""
 
     kernels_dir: Path | None = None
     """Folder of kernels that `python -m infinitetalk.weights download` has fetched from the Hugging Face Hub; unset:
-    weights/kernels on the volume or in the image."""
+    those of packs, then weights/kernels on the volume and in the image."""
 
     volume_dir: Path = Path("/runpod-volume")
     """Network volume; weights may be on it, and inputs may be paths below it."""

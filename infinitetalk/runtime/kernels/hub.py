@@ -83,6 +83,8 @@ def load(fetched: Fetched) -> ModuleType:
     spec = None if init is None else spec_from_file_location(module_name, init)
     if spec is None or spec.loader is None:
         raise ImportError(f"{fetched.name} holds no Python package")
+    # In a pack, bytecode beside it would be code that the manifest does not list: the next start would refuse it.
+    sys.dont_write_bytecode = True
     module = module_from_spec(spec)
     sys.modules[module_name] = module
     try:

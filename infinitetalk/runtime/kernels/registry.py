@@ -250,7 +250,7 @@ def refuse_absent(transformer: nn.Module) -> None:
 
 
 def _from_hub(name: str, bound: float, works_split: bool = True) -> Candidate:
-    absence = find_kernel(None, HUB_KERNELS[name])
+    absence = find_kernel((), HUB_KERNELS[name])
     assert isinstance(absence, str)
     return Candidate(name, "attention", refuse_absent, bound, works_split=works_split, absence=absence)
 
@@ -282,17 +282,17 @@ CANDIDATES: tuple[Candidate, ...] = (
 )
 
 
-def candidates_at(folder: Path | None) -> tuple[Candidate, ...]:
-    """Every kernel, with those from the Hub that have been fetched into a folder.
+def candidates_at(folders: Sequence[Path]) -> tuple[Candidate, ...]:
+    """Every kernel, with those from the Hub that have been fetched into these folders.
 
     Raises:
         CheckpointError: one is there at several commits.
     """
-    return tuple(_fetched(each, folder) if each.name in HUB_KERNELS else each for each in CANDIDATES)
+    return tuple(_fetched(each, folders) if each.name in HUB_KERNELS else each for each in CANDIDATES)
 
 
-def _fetched(candidate: Candidate, folder: Path | None) -> Candidate:
-    found = find_kernel(folder, HUB_KERNELS[candidate.name])
+def _fetched(candidate: Candidate, folders: Sequence[Path]) -> Candidate:
+    found = find_kernel(folders, HUB_KERNELS[candidate.name])
     if not isinstance(found, Fetched):
         return replace(candidate, absence=found)
     return replace(candidate, name=found.name, apply=partial(use_hub_attention, found), absence=None)
@@ -346,17 +346,20 @@ def kernels_named(names: Iterable[str], candidates: Sequence[Candidate] = CANDID
     return kernels
 
 
-def put_in_force(name: str, module: nn.Module, folder: Path | None = None) -> None:
+def put_in_force(name: str, module: nn.Module, folders: Sequence[Path] = ()) -> None:
     """Puts a kernel of the registry in force on the transformer, or on the VAE as it was loaded.
 
     Args:
-        folder: of the kernels that were fetched from the Hub.
+        folders: of the kernels that were fetched from the Hub.
 
     Raises:
         CheckpointError: it is unknown, or needs a missing package or another GPU.
     """
-    candidate = candidate_named(name, candidates_at(folder))
+    candidate = candidate_named(name, candidates_at(folders))
     try:
         candidate.apply(module)
     except (ImportError, OSError, AttributeError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"the kernel {name!r} cannot be used here; leave it out of KERNELS") from error
+        raise CheckpointError(
+            f"the kernel {name!r} cannot be used here; leave it out of KERNELS, or set KERNELS=published if a trial "
+            "has chosen it"
+        ) from error

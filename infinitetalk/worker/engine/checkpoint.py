@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.runtime.memory import choose_mode, model_sizes
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import CheckpointPaths
-from infinitetalk.weights.locate import MissingWeightsError, kernels_folder, locate_all
+from infinitetalk.weights.locate import MissingWeightsError, locate_all
 from infinitetalk.worker.engine.placement import usual_workload
 from infinitetalk.worker.settings import Settings
 
@@ -32,13 +32,13 @@ class Checkpoint(ABC):
 
     Attributes:
         is_published: whether it is the published model, not one of this project's small models.
-        lora_folder: folder of LoRA files; None if there is none.
+        lora_folders: folders of LoRA files; none if there are none.
     """
 
     is_published: ClassVar[bool] = False
 
-    def __init__(self, lora_folder: Path | None) -> None:
-        self.lora_folder = lora_folder
+    def __init__(self, lora_folders: tuple[Path, ...]) -> None:
+        self.lora_folders = lora_folders
 
     @abstractmethod
     def files(self) -> CheckpointPaths:
@@ -110,11 +110,11 @@ class PublishedCheckpoint(Checkpoint):
 class EmbeddedCheckpoint(Checkpoint):
     """A small model of this project. If KOKORO_DIR is not set, a small Kokoro is made in the folder of small models."""
 
-    def __init__(self, settings: Settings, family: Family = INFINITETALK) -> None:
-        super().__init__(settings.lora_dir)
+    def __init__(self, settings: Settings, family: Family = INFINITETALK, kernels: tuple[Path, ...] = ()) -> None:
+        super().__init__(() if settings.lora_dir is None else (settings.lora_dir,))
         self._folder = settings.tiny_dir or DEFAULT_FOLDER
         self._kokoro_folder = settings.kokoro_dir
-        self._kernels_folder = kernels_folder(settings)
+        self._kernels = kernels
         self._family = family
 
     def find_kokoro(self) -> Path:
@@ -126,7 +126,7 @@ class TalkerCheckpoint(EmbeddedCheckpoint):
 
     def files(self) -> CheckpointPaths:
         talker = TALKERS[self._family.name]()
-        return replace(talker, loras=self.lora_folder, kokoro=self._kokoro_folder, kernels=self._kernels_folder)
+        return replace(talker, loras=self.lora_folders, kokoro=self._kokoro_folder, kernels=self._kernels)
 
 
 class RandomCheckpoint(EmbeddedCheckpoint):
@@ -139,7 +139,7 @@ class RandomCheckpoint(EmbeddedCheckpoint):
 
     def files(self) -> CheckpointPaths:
         model = ensure_tiny_model(self._folder, self._family)
-        return replace(model, loras=self.lora_folder, kernels=self._kernels_folder)
+        return replace(model, loras=self.lora_folders, kernels=self._kernels)
 
     def check(self) -> None:
         """Does nothing: the files are made by the code that reads them."""
@@ -175,17 +175,22 @@ class Checkpoints:
         return self.by_family[family.name]
 
 
-def find_checkpoints(settings: Settings) -> Checkpoints:
+def find_checkpoints(settings: Settings, kernels: Sequence[Path] = ()) -> Checkpoints:
     """The checkpoints that the settings name.
+
+    Args:
+        kernels: folders of kernels from the Hub, for all checkpoints.
 
     Raises:
         CheckpointError: a part of the published checkpoint is neither set nor found, or a folder that is set does not
             exist.
     """
+    folders = tuple(kernels)
     if settings.model == "tiny":
-        return Checkpoints({name: RandomCheckpoint(settings, family) for name, family in FAMILIES.items()}, {})
+        return Checkpoints({name: RandomCheckpoint(settings, family, folders) for name, family in FAMILIES.items()}, {})
     if settings.model == "talker":
-        return Checkpoints({name: TalkerCheckpoint(settings, family) for name, family in FAMILIES.items()}, {})
+        return Checkpoints({name: TalkerCheckpoint(settings, family, folders) for name, family in FAMILIES.items()}, {})
     located = locate_all(settings)
-    published = {name: PublishedCheckpoint(paths) for name, paths in located.checkpoints.items()}
+    checkpoints = located.checkpoints.items()
+    published = {name: PublishedCheckpoint(replace(paths, kernels=folders)) for name, paths in checkpoints}
     return Checkpoints(published, located.absent)

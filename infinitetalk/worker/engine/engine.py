@@ -34,12 +34,12 @@ from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.weights.fingerprint import contents_of, files_below
 from infinitetalk.weights.layouts import adapter_kind
-from infinitetalk.weights.locate import kernels_folder
+from infinitetalk.weights.locate import kernels_folders
 from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
 from infinitetalk.worker.engine.estimate import ChunkWork, Speed, VideoCost, chunk_work, number_of_chunks, video_cost
-from infinitetalk.worker.engine.kernels import KernelSelection
+from infinitetalk.worker.engine.kernels import PUBLISHED_SETTING, KernelSelection, setting_of_kernels
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
 from infinitetalk.worker.engine.rehearsed import likeness_of
@@ -109,17 +109,22 @@ class Engine:
     """
 
     def __init__(self, settings: Settings, measure: MeasureMemory = measure_memory) -> None:
-        self.checkpoints = find_checkpoints(settings)
+        self.devices = devices_of(settings)
+        kernels_setting = setting_of_kernels(settings, self.devices)
+        folders = () if kernels_setting == PUBLISHED_SETTING else kernels_folders(settings)
+        if folders:
+            details = {"folders": [str(folder) for folder in folders], "setting": kernels_setting}
+            structlog.get_logger().info("kernels.folders", details=details)
+        self.checkpoints = find_checkpoints(settings, folders)
         first = INFINITETALK if settings.recipe is None else settings.recipe.family
         if first.name not in self.checkpoints.by_family:
             others = list(self.checkpoints.by_family)
             structlog.get_logger().warning("checkpoint.absent", details={"family": first.name, "served": others})
             first = FAMILIES[others[0]]
         self.checkpoint = self.checkpoints.of(first)
-        self.devices = devices_of(settings)
         self.health = Health()
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
-        kernels = KernelSelection(settings, self.devices, candidates_at(kernels_folder(settings)))
+        kernels = KernelSelection(settings, self.devices, candidates_at(folders))
         self._loading = Loading(self.checkpoints, first, self.devices, kernels, measure, self.health)
         self._synthesiser: SpeechSynthesiser | None = None
         self._references = EncodedReferences()
@@ -157,8 +162,8 @@ class Engine:
         """
         with self.reading_weights():
             checkpoint = self.checkpoints.of(job.family)
-            folder = checkpoint.lora_folder
-            files = [file for lora in job.loras for file in files_of(find_lora(folder, lora.name))]
+            folders = checkpoint.lora_folders
+            files = [file for lora in job.loras for file in files_of(find_lora(folders, lora.name))]
             if job.tts_audio is not None:
                 files += files_below(checkpoint.find_kokoro())
             return f"{checkpoint.fingerprint}\n{contents_of(files)}"
@@ -185,8 +190,7 @@ class Engine:
         return job.model_copy(update={"loras": [*job.loras, *added]})
 
     def _lora_names(self) -> list[str]:
-        folder = self.checkpoint.lora_folder
-        return [] if folder is None else lora_names(folder)
+        return lora_names(self.checkpoint.lora_folders)
 
     def reading_weights(self) -> AbstractContextManager[None]:
         """As `Health.reading_weights`: wraps code that reads weights in a job."""
@@ -275,7 +279,7 @@ class Engine:
         memory = found.placement.choose(job, workload)
         try:
             with self.reading_weights():
-                loras = find_loras(self.checkpoint.lora_folder, [(lora.name, lora.scale) for lora in job.loras])
+                loras = find_loras(self.checkpoint.lora_folders, [(lora.name, lora.scale) for lora in job.loras])
                 adapter = adapter_kind(len(job.speakers))
                 choice = self._loading.with_kernels(NetworkChoice(self.devices.dtype, memory, adapter, loras))
                 choice = replace(choice, kernels=found.placement.affordable(choice.kernels, memory, workload))
@@ -308,7 +312,7 @@ class Engine:
             GenerationStopped: `should_stop` returned true.
         """
         with naming_loras(), self.reading_weights():
-            paths = [find_lora(self.checkpoint.lora_folder, lora.name) for lora in job.loras]
+            paths = [find_lora(self.checkpoint.lora_folders, lora.name) for lora in job.loras]
         if not paths:
             return []
         models = self._loading.found(job.family, should_stop).models

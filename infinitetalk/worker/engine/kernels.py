@@ -33,6 +33,11 @@ FOLDER = Path("infinitetalk") / "kernels"
 """Folder of the findings, below OUTPUT_DIR."""
 
 
+def setting_of_kernels(settings: Settings, devices: Devices) -> str:
+    """The setting KERNELS, or what stands for it."""
+    return settings.kernels or (AUTO if devices.first.type == "cuda" else PUBLISHED_SETTING)
+
+
 class KernelSelection:
     """Chooses the kernels of jobs.
 
@@ -53,7 +58,7 @@ class KernelSelection:
         candidates: Sequence[Candidate] = CANDIDATES,
         limits: Limits = LIMITS,
     ) -> None:
-        setting = settings.kernels or (AUTO if devices.first.type == "cuda" else PUBLISHED_SETTING)
+        setting = setting_of_kernels(settings, devices)
         self._is_auto = setting == AUTO
         names = [] if setting in (AUTO, PUBLISHED_SETTING) else [name.strip() for name in setting.split(",")]
         self._chosen = kernels_named(names, candidates)
@@ -88,14 +93,16 @@ class KernelSelection:
         if any(candidate.is_compiled for candidate in self._candidates):
             self._artifacts = Artifacts(self._folder, machine, case.paths.findings)
             if loaded := self._artifacts.load():
-                self._log("info", "kernels.compiled_loaded", artifacts=loaded)
+                packed = None if case.paths.findings is None else str(case.paths.findings)
+                self._log("info", "kernels.compiled_loaded", artifacts=loaded, packed=packed)
         if not self._is_auto:
             return self._chosen
-        source = "the volume"
-        self._outcomes = read_findings(self._folder, machine)
-        if not self._outcomes and case.paths.findings is not None:
-            source = "the pack"
-            self._outcomes = read_findings(case.paths.findings, machine)
+        own = read_findings(self._folder, machine)
+        packed_outcomes = () if case.paths.findings is None else read_findings(case.paths.findings, machine)
+        # A trial that a job has stopped knows a part.
+        self._outcomes = tuple({each.name: each for each in (*packed_outcomes, *own)}.values())
+        sources = {"the volume": own, f"the pack ({case.paths.findings})": packed_outcomes}
+        source = " and ".join(name for name, outcomes in sources.items() if outcomes)
         for candidate in self._candidates:
             if not candidate.is_installed:
                 self._log("info", "kernels.skipped", kernel=candidate.name, reason=candidate.lack)
