@@ -46,6 +46,9 @@ class Machine(Model):
     factor: float = 1.0
     """How many times the card's seconds it is taken to need."""
 
+    gpus: int = 1
+    """Number of GPUs that make a video together."""
+
     price_per_s: float
     """Dollars for a second of the machine."""
 

@@ -291,7 +291,7 @@ def bar(progress: dict[str, Any]) -> str:
     left = f", {progress['eta_s']:.0f} s left" if progress.get("eta_s") else ""
     pct = progress["pct"]
     shown = f'<progress value="{pct}" max="100" aria-label="Progress" style="width:100%"></progress>'
-    return f"{shown} {progress['stage']} {pct:.0f} %{left}"
+    return f"{shown} {html.escape(progress['stage'])} {pct:.0f} %{left}"
 
 
 def player(address: str) -> str:

@@ -352,6 +352,15 @@ def test_a_job_that_may_have_been_queued_says_so_and_one_that_was_not_does_not(s
         InfiniteTalkClient(absent).submit({})
 
 
+def test_a_signed_address_is_not_in_an_errors_text(site, client, tmp_path):
+    plain = site(200, b"video").removeprefix("http://").removesuffix("/v2/local")
+    for address in (f"https://{plain}/talk.mp4?signature=secret", "none://store/talk.mp4?signature=secret"):
+        with pytest.raises(FetchError) as caught:
+            client.download({"video": {"url": address}}, tmp_path / "talk.mp4")
+        assert "secret" not in str(caught.value)
+        assert "talk.mp4" not in str(caught.value)
+
+
 def test_a_key_with_a_letter_that_no_key_has_is_refused():
     with pytest.raises(EndpointError, match="the key has a character that no key has, '…': copy it again"):
         InfiniteTalkClient(key="rpa_A…")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from infinitetalk.media.decode import read_waveform
+from tools.measures.__main__ import main
 from tools.measures.mouths import FEWEST_FRAMES, compare
 from tools.measures.pictures import border_ratio, colour_drift, flicker, sharpness_drift
 from tools.measures.puppet import puppet, read_photograph, write_video
@@ -114,3 +115,11 @@ def test_what_pictures_do_over_time_is_told() -> None:
     assert border_ratio(change, [25, 50]) == 1
     change[[24, 49]] = 4
     assert border_ratio(change, [25, 50]) == 4
+
+
+def test_a_video_that_cannot_be_measured_is_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (tmp_path / "nowhere.mp4", PORTRAIT):
+        assert main([str(file)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {file}: ")

@@ -668,3 +668,7 @@ def test_a_port_that_is_taken_is_a_sentence():
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"port {port} is taken")
     assert "Traceback" not in done.stderr
+
+
+def test_an_endpoints_words_are_no_html(page: ModuleType) -> None:
+    assert "<b>" not in page.bar({"stage": "<b>sampling", "pct": 40.0})

@@ -22,6 +22,8 @@ CHECKOUT = Path(__file__).parents[1]
 HANDLER = CHECKOUT / "handler.py"
 START_TIMEOUT_S = 400
 JOB_TIMEOUT_S = 400
+UNREADABLE = {"prompt": "none", "cond_video": "nowhere.png", "cond_audio": {"person1": "nowhere.wav"}}
+"""A job that a worker refuses as soon as it has imported all libraries, when it looks for the job's files."""
 
 
 class Worker:
@@ -68,9 +70,8 @@ class Worker:
             )
 
     def wait_until_ready(self) -> None:
-        """Waits until it has answered its first job: it looks for the job's files when all libraries are imported."""
-        unreadable = {"prompt": "none", "cond_video": "nowhere.png", "cond_audio": {"person1": "nowhere.wav"}}
-        self.queue.wait(self.queue.post(unreadable), START_TIMEOUT_S)
+        """Waits until it has answered its first job."""
+        self.queue.wait(self.queue.post(UNREADABLE), START_TIMEOUT_S)
 
     def wait_for_event(self, event: str, **fields: object) -> dict[str, Any]:
         """Waits for a line of the log with this event and these fields, and returns the first one."""

@@ -174,11 +174,14 @@ def _idle(report: Report) -> Iterator[Advice]:
     if start_s is None:
         return
     value = min(max(round(start_s), 5), LONGEST_IDLE_S)
+    # An endpoint tells how long a job waited for its worker, and nothing of what the worker did then.
+    is_known = report.machine.form == "machine"
+    unknown = "" if is_known else ". The loading of the weights is not in this figure: set as much more as it takes"
     yield Advice(
         setting="idle timeout",
         value=f"{value} s",
         reason=f"a worker took {start_s:.0f} s to start (${start_s * report.machine.price_per_s:.3f}): waiting idle "
-        "for as long as a start takes never costs more than twice the best choice. 5 s if jobs are rare",
+        f"for as long as a start takes never costs more than twice the best choice. 5 s if jobs are rare{unknown}",
     )
 
 
@@ -227,10 +230,12 @@ def _summary_line(summary: Summary) -> str:
 
 
 def evaluation_estimate(report: Report, job: Job, tokens: int, speakers: int) -> float | None:
-    """Seconds of an evaluation by the table; None without a card, for an embedded model, or with streamed blocks."""
+    """Seconds of an evaluation by the table, the exchange of several GPUs aside; None without a card, for an embedded
+    model, or with streamed blocks."""
     mode = job.memory_mode or ""
     if report.machine.card is None or not report.is_published or "streamed" in mode:
         return None
     card = card_named(report.machine.card)
-    seconds = card.evaluation.seconds(tokens) + (speakers - 1) * card.further_speaker.seconds(tokens)
+    gpus = report.machine.gpus
+    seconds = card.evaluation.seconds(tokens, gpus) + (speakers - 1) * card.further_speaker.seconds(tokens, gpus)
     return report.machine.factor * (seconds + (card.widening if mode.startswith(("int8", "fp8")) else 0.0))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from infinitetalk_client import EndpointError, InfiniteTalkError
+from infinitetalk_client.endpoint import job_error
 from PIL import Image
 
 from benchmarks.first_hour.compare import evaluation_estimate, tell, usual_ratio
@@ -98,6 +99,9 @@ class Hour:
             # Without a plan there are no jobs: a step that failed is tried again.
             if step.status in (*OPEN, "failed"):
                 self._do(step)
+            if step.name == "checks" and step.status == "failed":
+                # The worker would not start, or would make videos by another model: that is worth no money.
+                return False
         for job in self.report.jobs:
             if job.status in OPEN or (job.status == "left out" and (job.reason or "").startswith(LIMITS)):
                 self._run(job)
@@ -164,8 +168,11 @@ class Hour:
             step.status, step.reason = "lost", str(error)
             raise
         except KeyboardInterrupt:
-            step.status, step.reason = "stopped", "Ctrl-C"
+            step.status, step.reason = "stopped", self._interrupted()
             raise
+        except Exception as error:
+            # Whatever it is, what follows may be done and what was paid for is kept.
+            step.status, step.reason = "failed", f"{type(error).__name__}: {error}"
         finally:
             step.seconds = time.monotonic() - began
             self.keep()
@@ -192,28 +199,29 @@ class Hour:
             job.status, job.reason = "lost", str(error)
             raise
         except KeyboardInterrupt:
-            job.status, job.reason = "stopped", "Ctrl-C"
-            self._cancel(job)
+            job.status, job.reason = "stopped", self._interrupted()
             raise
+        except Exception as error:
+            job.status, job.reason = "failed", f"{type(error).__name__}: {error}"
         finally:
             self.keep()
 
     def _answer(self, job: Job) -> dict[str, Any]:
         """The endpoint's last answer about a job, which is sent unless the endpoint knows it from before."""
         follower = self.following
-        if job.job_id is None or not follower.knows(job.job_id):
+        if job.job_id is None or not follower.knows(job.job_id, self.left_s):
             job.job_id = follower.send(self.input_of(job))
         job.status, job.reason = "running", None
         self.keep()
         return follower.follow(job.job_id, self.left_s, lambda stage, pct: self.show(f"{job.name}: {stage}", pct))
 
-    def _cancel(self, job: Job) -> None:
-        """Cancels an interrupted job, so that it costs no more."""
+    def _interrupted(self) -> str:
+        """Cancels the job that runs, so that it costs no more; returns what is told of the interruption."""
         try:
-            if job.job_id is not None and self.following.cancel(job.job_id) == "CANCELLED":
-                job.job_id = None
+            self.following.cancel_running()
         except LostError as error:
-            job.reason = f"Ctrl-C; it could not be cancelled: {error}"
+            return f"Ctrl-C; the job could not be cancelled: {error}"
+        return "Ctrl-C"
 
     @property
     def following(self) -> Follower:
@@ -272,12 +280,11 @@ class Hour:
             job.status, job.reason = "failed", error_text(answer)
             return
         output = answer["output"]
-        items = [item for item in output.get("items", [output]) if item["status"] == "success"]
+        made = made_of(output, spoken_by(job, self.media))
         broken = [item for item in output.get("items", []) if item["status"] == "error"]
-        self._count_figures(job, items)
-        voices = spoken_by(job, self.media)
+        self._count_figures(job, [item for item, _ in made])
         job.videos = []
-        for item, spoken in zip(items, voices, strict=False):
+        for item, spoken in made:
             self.show(f"{job.name}: measuring", 100.0)
             job.videos.append(self._video(job, item, spoken))
         job.status = "failed" if broken else "done"
@@ -336,12 +343,21 @@ def borders_of(result: dict[str, Any]) -> list[int]:
     return [plan.start + plan.num_motion_frames for plan in plans]
 
 
+def made_of(
+    output: dict[str, Any], voices: Sequence[list[Path] | None]
+) -> list[tuple[dict[str, Any], list[Path] | None]]:
+    """The videos of a result that were made, each with its voices.
+
+    Args:
+        voices: of all videos that were asked for, those that failed included.
+    """
+    items = output.get("items", [output])
+    return [(item, spoken) for item, spoken in zip(items, voices, strict=True) if item["status"] == "success"]
+
+
 def error_text(answer: dict[str, Any]) -> str:
     """Why a job has not succeeded, by the endpoint's answer."""
-    error = answer.get("error")
-    if isinstance(error, dict):
-        return f"{error.get('code')}: {error.get('message')}"
-    return str(error) if error else str(answer["status"])
+    return str(job_error(answer))
 
 
 def planning(hour: Hour, step: Step) -> None:

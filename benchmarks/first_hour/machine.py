@@ -7,25 +7,27 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from infinitetalk_client import InfiniteTalkClient
+from infinitetalk_client.endpoint import job_error
 
-from benchmarks.first_hour.endpoint import ENDED
+from benchmarks.first_hour.endpoint import ENDED, OverLimitError, client_of
 from benchmarks.first_hour.hour import Hour, LeftOutError, StepError, Work, cancelling, error_text, planning
 from benchmarks.first_hour.jobs import COMPARED, jobs_for
 from benchmarks.first_hour_record import Job, Step
+from infinitetalk.errors import CheckpointError
 from infinitetalk.runtime.check import report as check_report
-from infinitetalk.weights.locate import locate_all
+from infinitetalk.weights.locate import MissingWeightsError, locate_all
 from infinitetalk.weights.settings import WeightsSettings
 from infinitetalk.worker.settings import Settings
 from tools.queue_server import API_KEY, LocalQueue
-from tools.worker_process import CHECKOUT, HANDLER, Worker
+from tools.worker_process import CHECKOUT, HANDLER, START_TIMEOUT_S, UNREADABLE, Worker
 
 LIFETIME_S = 24 * 3600
 MOST_STARTS = 6
@@ -36,6 +38,13 @@ TRIAL_S = 300.0
 
 BENCHMARKS_S = 600.0
 """Time for benchmarks.gpu."""
+
+BENCHMARKS_GRACE_S = 120.0
+"""Time after which benchmarks.gpu is ended that has not kept to its time."""
+
+POLL_S = 0.2
+LOG_CHARACTERS = 600
+"""The end of the log of a worker that has ended, in the reason of a step."""
 
 #: Settings that decide how videos are made, and have no secret.
 TOLD = (
@@ -82,7 +91,7 @@ class OwnWorker:
     @property
     def client(self) -> InfiniteTalkClient:
         """A client of its endpoint."""
-        return InfiniteTalkClient(self._queue.endpoint.url, API_KEY)
+        return client_of(self._queue.endpoint.url, API_KEY)
 
     @property
     def worker(self) -> Worker:
@@ -91,6 +100,54 @@ class OwnWorker:
             self._start()
         assert self._worker is not None
         return self._worker
+
+    def answer(self, left_s: Callable[[], float]) -> None:
+        """Waits until the worker has answered a job.
+
+        Raises:
+            StepError, OverLimitError: as `wait`.
+        """
+        worker = self.worker
+        job = self._queue.jobs[self._queue.post(UNREADABLE)]
+        self.wait(worker, lambda: job.ended_at is not None, "has not answered", START_TIMEOUT_S, left_s)
+
+    def wait_for_event(self, events: Sequence[str], limit_s: float, left_s: Callable[[], float]) -> dict[str, Any]:
+        """Waits for the first line of the worker's log with one of these events, and returns it.
+
+        Raises:
+            StepError, OverLimitError: as `wait`.
+        """
+        worker = self.worker
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in worker.events() if line.get("event") in events]
+
+        self.wait(worker, lambda: bool(found()), f"has not logged {' or '.join(events)}", limit_s, left_s)
+        return found()[0]
+
+    def wait(
+        self, worker: Worker, is_there: Callable[[], bool], what: str, limit_s: float, left_s: Callable[[], float]
+    ) -> None:
+        """Waits for something of a worker.
+
+        Args:
+            what: what the worker has not done, if that is not there.
+            left_s: seconds that the hour's limits leave.
+
+        Raises:
+            StepError: the worker has ended, or `limit_s` seconds are over.
+            OverLimitError: the hour's limits are reached.
+        """
+        deadline = time.monotonic() + limit_s
+        while not is_there():
+            if (status := worker.process.poll()) is not None:
+                end = worker.log.read_text(errors="replace")[-LOG_CHARACTERS:]
+                raise StepError(f"the worker has ended with {status}; its log {worker.log.name} ends with: {end}")
+            if left_s() <= 0:
+                raise OverLimitError
+            if time.monotonic() > deadline:
+                raise StepError(f"the worker {what} after {limit_s:.0f} s: see {worker.log.name}")
+            time.sleep(POLL_S)
 
     def tend(self) -> None:
         """Starts another worker where there is none, or where it has ended.
@@ -129,10 +186,24 @@ def works_of(own: OwnWorker) -> dict[str, Work]:
     def checks(hour: Hour, step: Step) -> None:
         settings = Settings()
         step.figures["model"] = settings.model
-        if settings.model != "published":
+        if settings.infinitetalk_model in ("talker", "tiny"):
             step.figures["weights"] = "embedded"
             return
-        text, is_complete = check_report(locate_all(WeightsSettings()))
+        try:
+            located = locate_all(WeightsSettings())
+        except MissingWeightsError as error:
+            if settings.model == "published":
+                raise StepError(str(error)) from error
+            step.figures["weights"] = "embedded"
+            return
+        except CheckpointError as error:
+            raise StepError(str(error)) from error
+        if settings.model != "published":
+            raise StepError(
+                "weights are here, but the worker would use the embedded model: set "
+                "INFINITETALK_MODEL=published, or INFINITETALK_MODEL=talker if the embedded one is meant"
+            )
+        text, is_complete = check_report(located)
         step.figures["weights"] = text.splitlines()
         if not is_complete:
             raise StepError("weights are missing: python -m infinitetalk.weights check says which")
@@ -140,10 +211,16 @@ def works_of(own: OwnWorker) -> dict[str, Work]:
     def benchmarks(hour: Hour, step: Step) -> None:
         # It needs the GPU's memory, so it runs before the worker starts.
         file = hour.folder / "benchmarks.json"
+        file.unlink(missing_ok=True)
         limit_s = min(BENCHMARKS_S, hour.left_s() / 3)
         command = [sys.executable, "-m", "benchmarks.gpu", "--output", str(file), "--limit-s", f"{limit_s:.0f}"]
         with (hour.folder / "benchmarks.log").open("wb") as log:
-            status = subprocess.run(command, cwd=CHECKOUT, stdout=log, stderr=log).returncode
+            try:
+                status = subprocess.run(
+                    command, cwd=CHECKOUT, stdout=log, stderr=log, timeout=limit_s + BENCHMARKS_GRACE_S
+                ).returncode
+            except subprocess.TimeoutExpired as error:
+                raise StepError(f"benchmarks.gpu had to end after {error.timeout:.0f} s: see benchmarks.log") from error
         if not file.exists():
             raise StepError(f"benchmarks.gpu ended with {status}: see benchmarks.log")
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -154,20 +231,21 @@ def works_of(own: OwnWorker) -> dict[str, Work]:
 
     def start(hour: Hour, step: Step) -> None:
         began = time.monotonic()
-        own.worker.wait_until_ready()
+        own.answer(hour.left_s)
+        step.figures["answered_s"] = time.monotonic() - began
+        loaded = own.wait_for_event(("model.loaded", "model.not_loaded"), START_TIMEOUT_S, hour.left_s)
+        if loaded["event"] == "model.not_loaded":
+            raise StepError("the worker could not load the model: see its log")
         step.figures["start_s"] = time.monotonic() - began
+        step.figures["loading_s"] = loaded["lat_ms"] / 1000
 
     def kernels(hour: Hour, step: Step) -> None:
         setting = Settings().kernels or ("auto" if torch.cuda.is_available() else "published")
         if setting != "auto":
             raise LeftOutError(f"KERNELS is {setting} here: nothing is tried")
-        deadline = time.monotonic() + min(TRIAL_S, hour.left_s())
-        while not (lines := own.worker.events("kernels.chosen")):
-            if time.monotonic() > deadline:
-                raise StepError("the trial of kernels has not ended: see the worker's log")
-            time.sleep(0.2)
-        step.figures["chosen"] = lines[0]["details"]["kernels"]
-        step.figures["tried"] = lines[0]["details"]["tried"]
+        line = own.wait_for_event(("kernels.chosen",), TRIAL_S, hour.left_s)
+        step.figures["chosen"] = line["details"]["kernels"]
+        step.figures["tried"] = line["details"]["tried"]
 
     def kill(hour: Hour, step: Step) -> None:
         if hour.report.step("plan").status != "done":
@@ -211,7 +289,7 @@ def works_of(own: OwnWorker) -> dict[str, Work]:
             raise StepError(f"the job after the one that lacked memory: {error_text(again)}")
         if short["status"] == "COMPLETED":
             raise LeftOutError("the worker had kept enough memory, and the job ended well")
-        if (short.get("error") or {}).get("code") != "E_OOM":
+        if job_error(short).code != "E_OOM":
             raise StepError(f"a job that lacks memory must end with E_OOM: {error_text(short)}")
 
     return {
@@ -264,7 +342,10 @@ def memory_taken() -> Iterator[int]:
     )
     try:
         assert hog.stdout is not None
-        yield int(hog.stdout.readline().split()[1])
+        said = hog.stdout.readline()
+        if not said:
+            raise StepError(f"the process that takes the GPU's memory has ended with {hog.wait()}")
+        yield int(said.split()[1])
     finally:
         hog.kill()
         hog.wait()

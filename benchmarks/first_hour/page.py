@@ -340,6 +340,8 @@ def _count(field: str, number: int) -> str:
 
 
 def _points(series: Sequence[float], width: float, height: float) -> str:
+    if not series:
+        return ""
     least, most = min(series), max(series)
     spread = most - least or 1.0
     step = width / max(len(series) - 1, 1)

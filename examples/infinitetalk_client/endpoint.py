@@ -77,13 +77,19 @@ class InfiniteTalkClient:
         key: the API key.
         timeout_s: timeout of one request, in seconds.
         inline_bytes: largest total size of a job's media sent in the request; larger media are uploaded first.
+        retries: how often a question (GET) is asked again if the endpoint is busy, fails or does not answer.
 
     Raises:
         EndpointError: the key has a character that no key has.
     """
 
     def __init__(
-        self, url: str = LOCAL_URL, key: str = LOCAL_KEY, timeout_s: float = 60.0, inline_bytes: int = INLINE_BYTES
+        self,
+        url: str = LOCAL_URL,
+        key: str = LOCAL_KEY,
+        timeout_s: float = 60.0,
+        inline_bytes: int = INLINE_BYTES,
+        retries: int = 8,
     ) -> None:
         if odd := next((letter for letter in key if not "!" <= letter <= "~"), None):
             raise EndpointError(f"the key has a character that no key has, {odd!r}: copy it again")
@@ -95,8 +101,8 @@ class InfiniteTalkClient:
         # GET is retried; a POST is not retried once it has been sent, because it might queue a job twice.
         statuses = (429, 500, 502, 503, 504)
         retry = Retry(
-            total=8,
-            connect=3,
+            total=retries,
+            connect=min(retries, 3),
             backoff_factor=0.5,
             status_forcelist=statuses,
             allowed_methods=("GET",),
@@ -192,7 +198,7 @@ class InfiniteTalkClient:
                 yield answer["output"]
             time.sleep(poll_s)
         if answer["status"] != "COMPLETED":
-            raise _job_error(answer)
+            raise job_error(answer)
         return dict(answer["output"])
 
     def wait(self, job_id: str, on_progress: Progress = lambda _: None, poll_s: float = 1.0) -> dict[str, Any]:
@@ -396,8 +402,11 @@ def _refusal(response: requests.Response) -> str:
     return f"{response.status_code} {response.reason}" + (f": {reason}" if reason else "")
 
 
-def _job_error(answer: dict[str, Any]) -> JobError:
-    """Reads an error: Runpod returns a worker's error as an object or as JSON text, its own errors as plain text."""
+def job_error(answer: dict[str, Any]) -> JobError:
+    """Why a job has no result, by the endpoint's answer about it.
+
+    Runpod returns a worker's error as an object or as JSON text, its own errors as plain text.
+    """
     error: Any = answer.get("error", "")
     if isinstance(error, str):
         with suppress(ValueError):

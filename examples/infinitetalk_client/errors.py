@@ -61,7 +61,7 @@ def sentence(error: requests.RequestException, url: str, timeout_s: float) -> st
     """
     match error:
         case requests.exceptions.SSLError():
-            return f"the certificate of {url} is not accepted: {error}"
+            return f"the certificate of {url} is not accepted: {_innermost(error)}"
         case requests.exceptions.ProxyError():
             return f"the proxy of this machine does not lead to {url}: check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
         case requests.ReadTimeout():
@@ -70,7 +70,15 @@ def sentence(error: requests.RequestException, url: str, timeout_s: float) -> st
             return f"{url} does not answer"
         case requests.exceptions.ChunkedEncodingError() | requests.exceptions.ContentDecodingError():
             return f"the connection to {url} broke off"
-    return f"{url} cannot be asked: {error}"
+    # Its text may have the whole address, which may be a signed one.
+    return f"{url} cannot be asked: {type(error).__name__}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What a request failed for at first; the errors around it name the whole address, which may be a signed one."""
+    reason = getattr(error, "reason", None)
+    inner = reason if isinstance(reason, BaseException) else next(iter(error.args), None)
+    return _innermost(inner) if isinstance(inner, BaseException) else error
 
 
 def may_have_been_sent(error: requests.RequestException) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from infinitetalk import __version__
 from infinitetalk.recipes import RECIPES
 from infinitetalk.worker.engine.placement import gpu_of
 from infinitetalk.worker.engine.rehearsed import likeness_of
+from infinitetalk.worker.settings import Settings
 
 WHOLE, PARTLY, WRONG, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: all was done; something failed or was not done; the options are wrong; Ctrl-C."""
@@ -49,11 +52,12 @@ more than what is left, and is cancelled when the limits are reached. At the tab
 the recipes with few steps, half an hour with "quality".
 
 What it needs: this repository and its requirements, with requirements-faces.txt; on the machine the worker's own
-settings (CKPT_DIR, …). An endpoint needs S3 for its results, or --store inline.
+settings (CKPT_DIR, …; INFINITETALK_MODEL=published where weights are found on a volume or in a pack). An endpoint needs
+S3 for its results, or --store inline.
 
-It may be interrupted at any time: Ctrl-C cancels the current job and writes the report of what is known. The same
-command goes on where it was, also with greater limits. Exit status: 0 all done, 1 something failed or was not done,
-2 wrong options, 130 Ctrl-C.
+It may be interrupted at any time: Ctrl-C (or SIGTERM) cancels the current job and writes the report of what is known.
+The same command goes on where it was, also with greater limits. Exit status: 0 all done, 1 something failed or was not
+done, 2 wrong options, 130 Ctrl-C.
 """
 
 
@@ -68,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stack.enter_context(_interrupted_by_signals())
         if options.endpoint is None:
             own = stack.enter_context(OwnWorker(folder / "worker"))
             works, client, tend = works_of(own), own.client, own.tend
@@ -76,11 +81,13 @@ def main(arguments: Sequence[str]) -> int:
             if not key:
                 parser.error("the endpoint's key is needed: --key, or RUNPOD_API_KEY in the environment")
             works, client, tend = works_at_endpoint(), client_of(options.endpoint, key), _nothing
+            if options.store == "volume" and not client.is_local:
+                parser.error("--store volume: videos on an endpoint's volume cannot be fetched; s3 or inline can")
         if unknown := set(options.without) - works.keys():
             parser.error(f"--without: there is no step {', '.join(sorted(unknown))}; there are {', '.join(works)}")
         machine = _machine(parser, options)
         report = _report(parser, folder, limits, machine, options.seconds)
-        known = {step.name: step for step in report.steps}
+        known = {step.name: step for step in report.steps if step.status == "done" or step.name not in options.without}
         report.steps = [known.get(step.name, step) for step in steps_of(works, options.without)]
         store = options.store or ("volume" if client.is_local else "s3")
         follower = Follower(client, options.patience_s, store, tend)
@@ -106,6 +113,9 @@ def _run(hour: Hour) -> tuple[int, str]:
     report = hour.report
     if is_whole and not any(job.status == "failed" for job in report.jobs):
         return WHOLE, "all was done"
+    if any((step.name, step.status) == ("checks", "failed") for step in report.steps):
+        wrong = "the weights or settings are wrong, so nothing else was begun"
+        return PARTLY, f"{wrong}; mend them, or add --without checks: {again}"
     if hour.left_s() <= 0 or any(job.status in (*OPEN, "left out") for job in report.jobs):
         return PARTLY, "the limits left no room for the rest; the same command with greater ones goes on from here"
     return PARTLY, "all was tried, and something failed"
@@ -151,7 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--key", help="the endpoint's key; better in RUNPOD_API_KEY")
     where.add_argument("--gpu", choices=PRICES, help="the endpoint's GPU, for its price and the table's estimates")
     where.add_argument(
-        "--price-per-s", type=float, metavar="DOLLARS", help="of a second of the GPU, if you know better"
+        "--gpus", type=int, default=1, metavar="N", help="of each of the endpoint's workers (%(default)d)"
+    )
+    where.add_argument(
+        "--price-per-s", type=float, metavar="DOLLARS", help="of a second of one GPU, if you know better"
     )
     where.add_argument("--store", choices=("s3", "volume", "inline"), help="where results go (s3; here volume)")
     what = parser.add_argument_group("what is done")
@@ -173,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
 def _asked(parser: argparse.ArgumentParser, given: float | None, option: str, question: str) -> float:
     """A limit, from the option or by a question.
 
-    A limit that is not positive, or that nobody can be asked for, ends the command.
+    A limit that is negative or not finite, or that nobody can be asked for, ends the command. With 0 nothing is begun,
+    and the report of what is known is written.
     """
     if given is None and not sys.stdin.isatty():
         parser.error(f"{option} is needed: nothing is begun without a limit")
@@ -181,18 +195,31 @@ def _asked(parser: argparse.ArgumentParser, given: float | None, option: str, qu
         value = float(input(question)) if given is None else given
     except ValueError:
         parser.error(f"{option} must be a number")
-    if value < 0:
-        parser.error(f"{option} must not be negative")
+    if not math.isfinite(value) or value < 0:
+        parser.error(f"{option} must be a number from 0 on, and not {value:g}")
     return value
 
 
 def _machine(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Machine:
     """Where the videos are made, and what a second of it costs."""
+    if options.gpus < 1:
+        parser.error("--gpus must be at least 1")
+    if options.endpoint is None and (options.gpu is not None or options.gpus != 1):
+        parser.error(
+            "--gpu and --gpus are of an endpoint: here the machine says what it has; --price-per-s has its price"
+        )
     if options.endpoint is not None:
         if options.price_per_s is None and options.gpu is None:
             parser.error(f"what does a second cost? Give --gpu (of {', '.join(PRICES)}) or --price-per-s")
-        price, origin = _price(options.price_per_s, options.gpu)
-        return Machine(form="endpoint", gpu=options.gpu, card=options.gpu, price_per_s=price, price_from=origin)
+        price, origin = _price(options.price_per_s, options.gpu, options.gpus)
+        return Machine(
+            form="endpoint",
+            gpu=options.gpu,
+            card=options.gpu,
+            gpus=options.gpus,
+            price_per_s=price,
+            price_from=origin,
+        )
     gpu = gpu_of(torch.device("cuda", 0)) if torch.cuda.is_available() else None
     if gpu is None:
         given = options.price_per_s
@@ -201,25 +228,36 @@ def _machine(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Ma
             form="machine", price_per_s=price, price_from=origin, about=machine_in_words(), settings=settings_told()
         )
     likeness = likeness_of(gpu)
-    card = options.gpu or likeness.card.name
-    if options.price_per_s is None and card not in PRICES:
+    card = likeness.card.name
+    if options.price_per_s is None and (card not in PRICES or gpu.name not in likeness.card.device_names):
         parser.error(f"no price is known of {gpu.name}: give --price-per-s")
-    price, origin = _price(options.price_per_s, card)
     count = torch.cuda.device_count()
+    price, origin = _price(options.price_per_s, card, count)
     return Machine(
         form="machine",
         gpu=gpu.name,
-        card=likeness.card.name,
+        card=card,
         factor=likeness.factor,
-        price_per_s=price * count,
-        price_from=origin + (f", {count} GPUs" if count > 1 else ""),
+        gpus=_gpus_of_a_job(parser, count),
+        price_per_s=price,
+        price_from=origin,
         about=machine_in_words(),
         settings=settings_told(),
     )
 
 
-def _price(given: float | None, card: str) -> tuple[float, str]:
-    return (PRICES[card], f"the table's price of {card}") if given is None else (given, "--price-per-s")
+def _price(given: float | None, card: str, count: int) -> tuple[float, str]:
+    """What a second of so many GPUs costs, and where this is from."""
+    price, origin = (PRICES[card], f"the table's price of {card}") if given is None else (given, "--price-per-s")
+    return price * count, origin + (f", {count} GPUs" if count > 1 else "")
+
+
+def _gpus_of_a_job(parser: argparse.ArgumentParser, count: int) -> int:
+    """How many of this machine's GPUs make a video together."""
+    try:
+        return Settings().gpus_per_job or count
+    except ValidationError as error:
+        parser.error(f"the worker's settings in the environment are wrong: {error}")
 
 
 def _report(parser: argparse.ArgumentParser, folder: Path, limits: Limits, machine: Machine, video_s: float) -> Report:
@@ -241,6 +279,23 @@ def _report(parser: argparse.ArgumentParser, folder: Path, limits: Limits, machi
     report.machine = machine.model_copy(update={"model": found.model, "worker": found.worker})
     print(f"going on with {file}", file=sys.stderr)
     return report
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """The end of a terminal or of the machine is like Ctrl-C: the job is cancelled, and the worker ended.
+
+    Under nohup the end of the terminal stays ignored.
+    """
+    before = {end: signal.getsignal(end) for end in (signal.SIGTERM, signal.SIGHUP)}
+    before = {end: handler for end, handler in before.items() if handler != signal.SIG_IGN}
+    for end in before:
+        signal.signal(end, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for end, handler in before.items():
+            signal.signal(end, handler)
 
 
 def _nothing() -> None:

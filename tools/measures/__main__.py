@@ -41,13 +41,19 @@ def main(arguments: list[str]) -> int:
         if options.table:
             return _write_table(*options.table)
         voices = None if options.voice is None else [read_waveform(path) for path in options.voice]
-        found = {video: measure(video, voices, options.borders) for video in options.videos}
-    except FacesSetupError as error:
+    except (FacesSetupError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for video, quality in found.items():
+    is_missed = False
+    for video in options.videos:
+        try:
+            quality = measure(video, voices, options.borders)
+        except (FacesSetupError, ValueError) as error:
+            print(f"error: {video}: {error}", file=sys.stderr)
+            return 2
         print(video, *lines(quality), sep="\n")
-    return 1 if any(quality.missed for quality in found.values()) else 0
+        is_missed = is_missed or bool(quality.missed)
+    return 1 if is_missed else 0
 
 
 def lines(quality: Quality) -> list[str]:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from benchmarks.first_hour_record import Report, load
 from benchmarks.rehearsal import first_hours, prices
+from infinitetalk.worker.engine.rehearsed import card_named
 
 #: Settings without a path.
 KEPT_SETTINGS = ("INFINITETALK_MODEL", "KERNELS", "DEFAULT_RECIPE", "GPUS_PER_JOB")
@@ -38,20 +39,29 @@ def kept(report: Report) -> Report:
             f"its videos were made by {report.machine.model or 'an unknown model'}: only those of the published "
             "weights say what a minute costs"
         )
-    if report.machine.card is None:
+    machine = report.machine
+    if machine.card is None:
         raise UnfitReportError("its GPU is not known: make it again with --gpu")
+    if machine.form == "machine" and machine.gpu not in card_named(machine.card).device_names:
+        raise UnfitReportError(
+            f"the table has no {machine.gpu}: its estimates were {machine.factor:.2f} times those of the "
+            f"{machine.card}, of which it says nothing"
+        )
+    if machine.gpus > 1:
+        raise UnfitReportError(f"{machine.gpus} GPUs made each video: the tables are of one. Set GPUS_PER_JOB=1")
     if not any(job.status == "done" for job in report.jobs):
         raise UnfitReportError("none of its jobs was done")
     found = report.model_copy(deep=True)
     found.media = []
     found.machine.settings = {name: value for name, value in found.machine.settings.items() if name in KEPT_SETTINGS}
+    # Reasons name folders of that machine, and so do the weights.
     for step in found.steps:
-        # The text names folders.
+        step.reason = None
         step.figures.pop("weights", None)
     for job in found.jobs:
-        job.job_id = None
+        job.job_id, job.reason = None, None
         for video in job.videos:
-            video.series, video.pictures = [], []
+            video.series, video.pictures, video.unmeasured = [], [], {}
     return found
 
 
