@@ -18,6 +18,9 @@ FILM_TIME_BASE = Fraction(1, 90_000)
 LONGEST_STILL_S = 0.1
 """Where the film shows a frame for longer, it is repeated 25 times a second, so that mouths go on moving."""
 
+MOST_FRAMES_A_SECOND = 120
+"""Of a film that is dubbed."""
+
 
 @dataclass(frozen=True)
 class FilmClock:
@@ -81,6 +84,12 @@ def even_times(film_times: Sequence[float], num_generated: int) -> FilmClock:
     """25 frames a second, each with the film's frame that is shown then."""
     film = tuple(frame_at(film_times, number / VIDEO_FPS) for number in range(num_generated))
     return FilmClock(film, tuple(range(num_generated)), EVEN)
+
+
+def mean_rate(film_times: Sequence[float]) -> float:
+    """A film's frames a second, on average, at most `MOST_FRAMES_A_SECOND`; of frames at one time, 25."""
+    span = film_times[-1] - film_times[0]
+    return min((len(film_times) - 1) / span, MOST_FRAMES_A_SECOND) if span > 0 else VIDEO_FPS
 
 
 def frame_at(film_times: Sequence[float], seconds: float) -> int:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from infinitetalk.dubbing.clock import FilmClock, even_times, frame_at, own_times
+from infinitetalk.dubbing.clock import MOST_FRAMES_A_SECOND, FilmClock, even_times, frame_at, mean_rate, own_times
 from infinitetalk.dubbing.composite import Region, face_mask, lay_over, soft_region
 from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, Window, window_around
@@ -29,9 +29,6 @@ from schemas import ErrorCode, SingleJob
 
 MOST_KEPT_PIXELS = 4096 * 2304
 """Largest frame of a film that is kept: the largest that players of H.264 take."""
-
-MOST_FRAMES_A_SECOND = 120
-"""Of a film that is dubbed."""
 
 SAME_PLACE = 0.5
 """Share of the union of the boxes of a face that was found and of the one that was followed."""
@@ -309,7 +306,7 @@ def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Cal
             if should_stop():
                 raise GenerationStopped
             tracker.add(pixels)
-    fps = (len(times) - 1) / times[-1] if len(times) > 1 else VIDEO_FPS
+    fps = mean_rate(times)
 
     def motion_of(face: Face | None, otherwise: Motion) -> Motion:
         track = None if face is None else track_of(face, tracker.tracks)
