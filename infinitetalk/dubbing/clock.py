@@ -45,21 +45,28 @@ class FilmClock:
 def own_times(film_times: Sequence[float], num_generated: int, ends: Sequence[int]) -> FilmClock:
     """The film's own frames at their own times, each with the generated frame that is nearest in time.
 
-    At 29.97 frames a second every sixth frame shows the same generated frame as the one before; none is more than 20 ms
-    from its time. The film's last frame stays if the film ends first.
+    Of frames closer together than half of the shortest of `MOST_FRAMES_A_SECOND`, the last is shown, from the first
+    one's time. At 29.97 frames a second every sixth frame shows the same generated frame as the one before; none is
+    more than 20 ms from its time. The film's last frame stays if the film ends first.
 
     Args:
-        film_times: seconds at which the film's frames begin, from 0, not descending; of frames at the same time the
-            last is shown.
+        film_times: seconds at which the film's frames begin, from 0, not descending.
         num_generated: number of generated frames, 25 a second.
         ends: for each chunk, the number of generated frames until its end; each has a frame of its own.
     """
     length = Fraction(num_generated, VIDEO_FPS)
-    shown = {round(time / FILM_TIME_BASE): index for index, time in enumerate(film_times) if time < length}
+    step, shortest = (round(1 / (rate * FILM_TIME_BASE)) for rate in (VIDEO_FPS, MOST_FRAMES_A_SECOND))
+    shown: dict[int, int] = {}
+    last = 0
+    for index, time in enumerate(film_times):
+        if time < length:
+            start = round(time / FILM_TIME_BASE)
+            # Times that a container rounds to milliseconds may be closer together than the shortest frame.
+            last = last if start - last < shortest / 2 else start
+            shown[last] = index
     starts, end = list(shown), round(length / FILM_TIME_BASE)
-    step = round(Fraction(1, VIDEO_FPS) / FILM_TIME_BASE)
     longest = round(LONGEST_STILL_S / FILM_TIME_BASE)
-    usual = min(median_low([after - start for start, after in pairwise(starts)] or [step]), step)
+    usual = min(max(median_low([after - start for start, after in pairwise(starts)] or [step]), shortest), step)
     filled: list[tuple[int, int]] = []
     for (start, index), after in zip(shown.items(), [*starts[1:], end], strict=True):
         filled.append((start, index))
