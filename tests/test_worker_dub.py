@@ -4,6 +4,7 @@ Short form of `python -m benchmarks.dub`.
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,13 @@ def test_a_dry_run_says_what_is_generated_and_what_comes_out(local_worker: Local
     assert plan["speakers"][0]["told_by"] == "faces"
     result = run(local_worker, dub_job(film))
     assert result["evaluations"] == plan["evaluations"]
+    cut = [[warning for warning in each["warnings"] if "are cut to 0.80 s" in warning] for each in (plan, result)]
+    assert cut[0] == cut[1] and len(cut[0]) == 1
+
+
+def fast_video_uri(rate: int) -> str:
+    frames = [np.full((64, 64, 3), level, np.uint8) for level in range(240)]
+    return data_uri(bench.video_bytes(frames, Fraction(rate)), "video/mp4")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
@@ -174,6 +182,10 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "no sound": (
         lambda film: small_job(audio_mix={"source": -3.0}),
         "audio_mix.source needs a cond_video with sound",
+    ),
+    "too fast": (
+        lambda film: dub_job(film, cond_video=fast_video_uri(500), dub=None, output={"fps": "source"}),
+        "more than 120 frames a second",
     ),
     "model's size": (
         lambda film: dub_job(film, output={"size": "model"}),
@@ -194,10 +206,13 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 }
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_dubbed_is_refused_with_what_to_change(name: str, local_worker: LocalWorker, film: Path) -> None:
+def test_what_cannot_be_dubbed_is_refused_with_what_to_change(
+    name: str, dry_run: bool, local_worker: LocalWorker, film: Path
+) -> None:
     make, words = REFUSED[name]
-    result = run(local_worker, make(film))
+    result = run(local_worker, make(film) | {"dry_run": dry_run})
     assert result["error"]["code"] == "E_INPUT_VALIDATION" and words in result["error"]["message"]
 
 
