@@ -12,10 +12,14 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from benchmarks import dub as bench
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import GenerationStopped, MediaError
+from infinitetalk.media.decode import probe
 from infinitetalk.media.encode import PartEncoder
+from infinitetalk.worker.job.film import follow_mask
+from infinitetalk.worker.traffic.fetch import Media
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tools.talker.jobs import TalkerWorker
@@ -242,6 +246,33 @@ def test_a_mask_video_moves_the_region(local_worker: LocalWorker) -> None:
     centres = [columns.mean() for columns in (frame.nonzero()[1] for frame in changed) if len(columns)]
     assert len(centres) == len(lefts)
     assert np.polyfit(np.arange(len(centres)), centres, 1)[0] == pytest.approx(4, abs=0.6)
+
+
+def moving_mask(path: Path, ground: tuple[int, ...], square: tuple[int, ...], **options: Any) -> Media:
+    """A GIF in which a square of 24 pixels moves 4 to the right each frame."""
+    pictures = []
+    for number in range(10):
+        picture = Image.new("RGBA", (96, 64), ground)
+        picture.paste(square, (4 + 4 * number, 20, 28 + 4 * number, 44))
+        pictures.append(picture)
+    pictures[0].save(path, "GIF", save_all=True, append_images=pictures[1:], duration=40, disposal=2, **options)
+    return Media(path, probe(path))
+
+
+WHITE, BLACK, RED, CLEAR = (255, 255, 255, 255), (0, 0, 0, 255), (255, 0, 0, 255), (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("ground", [BLACK, CLEAR])
+def test_a_mask_video_moves_on_black_and_on_transparent_ground(ground: tuple[int, ...], tmp_path: Path) -> None:
+    mask = moving_mask(tmp_path / "mask.gif", ground, WHITE)
+    motion = follow_mask(mask, [number / 25 for number in range(10)], lambda: False)
+    assert motion.centres[:, 0] == pytest.approx([16 + 4 * number for number in range(10)])
+
+
+def test_a_mask_video_without_white_is_refused(tmp_path: Path) -> None:
+    mask = moving_mask(tmp_path / "mask.gif", CLEAR, RED)
+    with pytest.raises(MediaError, match="The first frame is white nowhere"):
+        follow_mask(mask, [0.0], lambda: False)
 
 
 def white_at(left: int, height: int, width: int) -> np.ndarray:

@@ -348,13 +348,13 @@ def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Cal
 
 
 def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], bool]) -> Motion:
-    """A speaker's movement as a mask video shows it.
+    """A speaker's movement as a mask video shows it; what is transparent is not white.
 
     Args:
         times: seconds at which the film's frames begin; after the mask's end, its last frame holds.
 
     Raises:
-        MediaError: it cannot be decoded.
+        MediaError: it cannot be decoded, or its first frame is white nowhere.
         GenerationStopped: `should_stop` returned true.
     """
     mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS)
@@ -367,9 +367,14 @@ def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], b
                 raise GenerationStopped
             while number < other:
                 white, number = white_in(next(frames)), number + 1
+                if number == 0 and not white.any():
+                    raise MediaError(
+                        "The first frame is white nowhere (transparent pixels do not count): paint the speaker's place "
+                        "white in all frames"
+                    )
             yield white
 
-    with film_frames(mask.path, 0, wanted[-1] + 1) as frames:
+    with film_frames(mask.path, 0, wanted[-1] + 1, ground=0) as frames:
         return Motion.of_masks(shown(frames))
 
 
