@@ -191,6 +191,12 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         lambda film: dub_job(film, cond_video=fast_video_uri(500), dub=None, output={"fps": "source"}),
         "more than 120 frames a second",
     ),
+    "one pixel": (
+        lambda film: small_job(
+            cond_video=picture_uri(height=1, width=1), bbox={"person1": [0, 0, 1, 1]}, dub={"keep": "all"}
+        ),
+        "cond_video is 1x1: with dub.keep at least 2x2",
+    ),
     "model's size": (
         lambda film: dub_job(film, output={"size": "model"}),
         'output.size "model" with dub.keep "none" only',

@@ -71,7 +71,7 @@ def frame_speakers(
         faces: those in its first frame.
 
     Raises:
-        WorkerError: the source is too large.
+        WorkerError: the source is too large or too small.
         CheckpointError: the model could not be found.
         GenerationStopped: `should_stop` returned true.
     """
@@ -82,6 +82,12 @@ def frame_speakers(
             ErrorCode.INPUT_VALIDATION,
             f"cond_video is {width}x{height}: with dub.keep at most {MOST_KEPT_PIXELS} pixels, e.g. 4096x2304; make it "
             'smaller, or set dub.keep "none"',
+        )
+    if min(height, width) < 2:
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"cond_video is {width}x{height}: with dub.keep at least 2x2, since H.264 needs even sides; send a larger "
+            'picture, or set dub.keep "none"',
         )
     boxes = [bounding_box(region) for region in regions]
     lengths = np.array(boxes).T
