@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from infinitetalk.dubbing.clock import even_times, frame_at, own_times
+from infinitetalk.dubbing.clock import even_times, frame_at, mean_rate, own_times
 from infinitetalk.dubbing.composite import Placement, drawn_from, lay_over, soft_region
 from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, window_around
@@ -72,6 +72,26 @@ def test_a_frame_that_stands_still_is_repeated_and_every_chunk_gets_a_frame() ->
 def test_frames_at_the_same_time_are_one() -> None:
     clock = own_times([0.0, 0.04, 0.04, 0.08], 4, [4])
     assert clock.film[:3] == (0, 2, 3) and list(clock.timing.starts) == sorted(set(clock.timing.starts))
+
+
+@pytest.mark.parametrize("ticks", [1, 20, 374])
+def test_frames_close_together_are_one_and_a_still_has_at_most_120_a_second(ticks: int) -> None:
+    clock = own_times([number * ticks / 90_000 for number in range(3)], 125, [81, 125])
+    lengths = np.diff(clock.timing.starts)
+    assert lengths.min() >= 375 and len(clock.film) <= 5 * 120 + 1 and clock.film[-1] == 2
+    assert clock.timing.starts[-1] == 5 * 90_000
+
+
+def test_no_frame_is_lost_at_120_a_second_in_a_container_of_milliseconds() -> None:
+    clock = own_times([round(number / 120, 3) for number in range(240)], 50, [50])
+    assert clock.film == tuple(range(240))
+
+
+@pytest.mark.parametrize(
+    ("times", "rate"), [(NTSC, 30_000 / 1001), ([0.0] * 4, 25), ([0.0, 1e-6], 120), ([0.0], 25), ([0.0, 0.5, 2.0], 1)]
+)
+def test_the_mean_rate_of_frames_at_one_time_is_25_and_never_beyond_the_most(times: list[float], rate: float) -> None:
+    assert mean_rate(times) == pytest.approx(rate)
 
 
 def test_a_film_that_ends_first_holds_its_last_frame() -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,15 @@ import pytest
 from PIL import Image
 
 from infinitetalk.errors import EncodeError
-from infinitetalk.media.encode import EncodedSound, PartEncoder, because, check_parts, join_parts, write_thumbnail
+from infinitetalk.media.encode import (
+    EncodedSound,
+    PartEncoder,
+    Timing,
+    because,
+    check_parts,
+    join_parts,
+    write_thumbnail,
+)
 from infinitetalk.media.speech import SAMPLING_RATE
 from tests.media_factory import numbered_frame, read_number
 from tools.talker.faces import Place, random_background, random_face
@@ -303,3 +312,22 @@ def test_sound_that_was_encoded_ahead_is_the_same_and_its_size_is_known_before(t
         assert sum(packet.size for packet in container.demux(audio=0)) == num_bytes
     with pytest.raises(ValueError, match="the sound of 13 frames was encoded for a video of 9"):
         join_parts(parts[:1], sound, tmp_path / "short.mp4")
+
+
+def test_frames_without_a_sample_of_sound_do_not_end_it() -> None:
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32)
+    short = Timing(Fraction(1, 90_000), (0, 1, 2, 3, 45_000, 90_000))
+    even = Timing(Fraction(1, 90_000), (0, 45_000, 90_000))
+    assert EncodedSound(noise, short).num_bytes(5) == EncodedSound(noise, even).num_bytes(2)
+
+
+def test_what_fails_in_the_thread_of_the_sound_is_raised_where_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound, is_asked = EncodedSound(np.zeros(6_400, np.float32)), threading.Event()
+
+    def fail(frame: int) -> list[av.Packet]:
+        is_asked.set()
+        raise av.error.MemoryError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(sound, "packets", fail)
+    with pytest.raises(EncodeError, match="The video's sound could not be encoded"), sound.ahead(10):
+        assert is_asked.wait(10)

@@ -4,6 +4,7 @@ Short form of `python -m benchmarks.dub`.
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from benchmarks import dub as bench
-from infinitetalk.errors import GenerationStopped
+from infinitetalk.errors import GenerationStopped, MediaError
+from infinitetalk.media.decode import probe
 from infinitetalk.media.encode import PartEncoder
+from infinitetalk.worker.job.film import follow_mask
+from infinitetalk.worker.traffic.fetch import Media
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tools.talker.jobs import TalkerWorker
@@ -164,6 +169,13 @@ def test_a_dry_run_says_what_is_generated_and_what_comes_out(local_worker: Local
     assert plan["speakers"][0]["told_by"] == "faces"
     result = run(local_worker, dub_job(film))
     assert result["evaluations"] == plan["evaluations"]
+    cut = [[warning for warning in each["warnings"] if "are cut to 0.80 s" in warning] for each in (plan, result)]
+    assert cut[0] == cut[1] and len(cut[0]) == 1
+
+
+def fast_video_uri(rate: int) -> str:
+    frames = [np.full((64, 64, 3), level, np.uint8) for level in range(240)]
+    return data_uri(bench.video_bytes(frames, Fraction(rate)), "video/mp4")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
@@ -174,6 +186,16 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "no sound": (
         lambda film: small_job(audio_mix={"source": -3.0}),
         "audio_mix.source needs a cond_video with sound",
+    ),
+    "too fast": (
+        lambda film: dub_job(film, cond_video=fast_video_uri(500), dub=None, output={"fps": "source"}),
+        "more than 120 frames a second",
+    ),
+    "one pixel": (
+        lambda film: small_job(
+            cond_video=picture_uri(height=1, width=1), bbox={"person1": [0, 0, 1, 1]}, dub={"keep": "all"}
+        ),
+        "cond_video is 1x1: with dub.keep at least 2x2",
     ),
     "model's size": (
         lambda film: dub_job(film, output={"size": "model"}),
@@ -194,10 +216,13 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 }
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_dubbed_is_refused_with_what_to_change(name: str, local_worker: LocalWorker, film: Path) -> None:
+def test_what_cannot_be_dubbed_is_refused_with_what_to_change(
+    name: str, dry_run: bool, local_worker: LocalWorker, film: Path
+) -> None:
     make, words = REFUSED[name]
-    result = run(local_worker, make(film))
+    result = run(local_worker, make(film) | {"dry_run": dry_run})
     assert result["error"]["code"] == "E_INPUT_VALIDATION" and words in result["error"]["message"]
 
 
@@ -227,6 +252,33 @@ def test_a_mask_video_moves_the_region(local_worker: LocalWorker) -> None:
     centres = [columns.mean() for columns in (frame.nonzero()[1] for frame in changed) if len(columns)]
     assert len(centres) == len(lefts)
     assert np.polyfit(np.arange(len(centres)), centres, 1)[0] == pytest.approx(4, abs=0.6)
+
+
+def moving_mask(path: Path, ground: tuple[int, ...], square: tuple[int, ...], **options: Any) -> Media:
+    """A GIF in which a square of 24 pixels moves 4 to the right each frame."""
+    pictures = []
+    for number in range(10):
+        picture = Image.new("RGBA", (96, 64), ground)
+        picture.paste(square, (4 + 4 * number, 20, 28 + 4 * number, 44))
+        pictures.append(picture)
+    pictures[0].save(path, "GIF", save_all=True, append_images=pictures[1:], duration=40, disposal=2, **options)
+    return Media(path, probe(path))
+
+
+WHITE, BLACK, RED, CLEAR = (255, 255, 255, 255), (0, 0, 0, 255), (255, 0, 0, 255), (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("ground", [BLACK, CLEAR])
+def test_a_mask_video_moves_on_black_and_on_transparent_ground(ground: tuple[int, ...], tmp_path: Path) -> None:
+    mask = moving_mask(tmp_path / "mask.gif", ground, WHITE)
+    motion = follow_mask(mask, [number / 25 for number in range(10)], lambda: False)
+    assert motion.centres[:, 0] == pytest.approx([16 + 4 * number for number in range(10)])
+
+
+def test_a_mask_video_without_white_is_refused(tmp_path: Path) -> None:
+    mask = moving_mask(tmp_path / "mask.gif", CLEAR, RED)
+    with pytest.raises(MediaError, match="The first frame is white nowhere"):
+        follow_mask(mask, [0.0], lambda: False)
 
 
 def white_at(left: int, height: int, width: int) -> np.ndarray:

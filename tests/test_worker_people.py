@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.faces import MEDIA, SET_BY_HAND
-from infinitetalk.media.faces import overlap
+from infinitetalk.errors import RegionError
+from infinitetalk.media.faces import Face, overlap
+from infinitetalk.media.people import head_regions
+from infinitetalk.worker.engine import bounding_box
 from tests.job_inputs import data_uri, picture_uri, small_job, speech_uri
 from tests.local_jobs import LocalWorker
 from tools.talker.jobs import ExampleMaker, TalkerWorker
@@ -37,6 +40,28 @@ def run(worker: LocalWorker, **changes: Any) -> dict[str, Any]:
 
 def boxes(result: dict[str, Any]) -> list[tuple[str, str, list[int]]]:
     return [(place["speaker"], place["told_by"], place["box"]) for place in result["speakers"]]
+
+
+def head(x: float, y: float) -> Face:
+    """A face of 40 pixels around a place."""
+    return Face((x - 20, y - 20, x + 20, y + 20), 1.0, np.zeros((6, 2), np.float32))
+
+
+def places(*heads: Face) -> list[list[int]]:
+    return [bounding_box(region) for region in head_regions(heads, 200, 300)]
+
+
+def test_heads_that_meet_are_parted_where_they_meet_and_others_are_whole() -> None:
+    alone = [places(each)[0] for each in (head(60, 60), head(65, 130), head(220, 60))]
+    assert alone[0] == [28, 20, 92, 90]
+    assert places(head(60, 60), head(65, 130), head(220, 60)) == alone  # one above the other, and one apart
+    assert places(head(60, 60), head(65, 110)) == [[28, 20, 92, 85], [33, 85, 97, 140]]
+    assert places(head(60, 60), head(110, 65)) == [[28, 20, 85, 90], [85, 25, 142, 95]]
+
+
+def test_a_head_of_which_nothing_is_left_is_refused() -> None:
+    with pytest.raises(RegionError, match=r"nothing is left of the head of the face at \(400, 60\)"):
+        places(head(60, 60), head(400, 60))
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

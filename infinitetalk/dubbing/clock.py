@@ -18,6 +18,9 @@ FILM_TIME_BASE = Fraction(1, 90_000)
 LONGEST_STILL_S = 0.1
 """Where the film shows a frame for longer, it is repeated 25 times a second, so that mouths go on moving."""
 
+MOST_FRAMES_A_SECOND = 120
+"""Of a film that is dubbed."""
+
 
 @dataclass(frozen=True)
 class FilmClock:
@@ -42,21 +45,28 @@ class FilmClock:
 def own_times(film_times: Sequence[float], num_generated: int, ends: Sequence[int]) -> FilmClock:
     """The film's own frames at their own times, each with the generated frame that is nearest in time.
 
-    At 29.97 frames a second every sixth frame shows the same generated frame as the one before; none is more than 20 ms
-    from its time. The film's last frame stays if the film ends first.
+    Of frames closer together than half of the shortest of `MOST_FRAMES_A_SECOND`, the last is shown, from the first
+    one's time. At 29.97 frames a second every sixth frame shows the same generated frame as the one before; none is
+    more than 20 ms from its time. The film's last frame stays if the film ends first.
 
     Args:
-        film_times: seconds at which the film's frames begin, from 0, not descending; of frames at the same time the
-            last is shown.
+        film_times: seconds at which the film's frames begin, from 0, not descending.
         num_generated: number of generated frames, 25 a second.
         ends: for each chunk, the number of generated frames until its end; each has a frame of its own.
     """
     length = Fraction(num_generated, VIDEO_FPS)
-    shown = {round(time / FILM_TIME_BASE): index for index, time in enumerate(film_times) if time < length}
+    step, shortest = (round(1 / (rate * FILM_TIME_BASE)) for rate in (VIDEO_FPS, MOST_FRAMES_A_SECOND))
+    shown: dict[int, int] = {}
+    last = 0
+    for index, time in enumerate(film_times):
+        if time < length:
+            start = round(time / FILM_TIME_BASE)
+            # Times that a container rounds to milliseconds may be closer together than the shortest frame.
+            last = last if start - last < shortest / 2 else start
+            shown[last] = index
     starts, end = list(shown), round(length / FILM_TIME_BASE)
-    step = round(Fraction(1, VIDEO_FPS) / FILM_TIME_BASE)
     longest = round(LONGEST_STILL_S / FILM_TIME_BASE)
-    usual = min(median_low([after - start for start, after in pairwise(starts)] or [step]), step)
+    usual = min(max(median_low([after - start for start, after in pairwise(starts)] or [step]), shortest), step)
     filled: list[tuple[int, int]] = []
     for (start, index), after in zip(shown.items(), [*starts[1:], end], strict=True):
         filled.append((start, index))
@@ -81,6 +91,12 @@ def even_times(film_times: Sequence[float], num_generated: int) -> FilmClock:
     """25 frames a second, each with the film's frame that is shown then."""
     film = tuple(frame_at(film_times, number / VIDEO_FPS) for number in range(num_generated))
     return FilmClock(film, tuple(range(num_generated)), EVEN)
+
+
+def mean_rate(film_times: Sequence[float]) -> float:
+    """A film's frames a second, on average, at most `MOST_FRAMES_A_SECOND`; of frames at one time, 25."""
+    span = film_times[-1] - film_times[0]
+    return min((len(film_times) - 1) / span, MOST_FRAMES_A_SECOND) if span > 0 else VIDEO_FPS
 
 
 def frame_at(film_times: Sequence[float], seconds: float) -> int:

@@ -283,7 +283,7 @@ class VideoFrames:
             )
         path = self.paths[min(round(frame) // self.stride, len(self.paths) - 1)]
         with Image.open(path) as image:
-            return _over_white(np.asarray(image))
+            return _over(np.asarray(image), 255)
 
 
 def probe(path: Path) -> MediaInfo:
@@ -308,7 +308,7 @@ def read_picture(path: Path) -> Tensor:
     8-bit RGB; other colour spaces become sRGB. Pixels are assumed to be square, as image viewers do. Raises
     `MediaError`.
     """
-    return _over_white(_read_rgba(path))
+    return _over(_read_rgba(path), 255)
 
 
 def read_region(path: Path) -> tuple[Tensor, tuple[str, ...]]:
@@ -319,7 +319,7 @@ def read_region(path: Path) -> tuple[Tensor, tuple[str, ...]]:
     """
     contents = _contents_of(path)
     if contents.video is not None and not (contents.is_picture or contents.animated):
-        with film_frames(path, 0, 1) as frames:
+        with film_frames(path, 0, 1, ground=0) as frames:
             return torch.from_numpy(white_in(next(frames))), ()
     rgba = _read_rgba(path)
     levels = rgba[..., :3].astype(np.int16)
@@ -458,10 +458,11 @@ def film_times(path: Path, max_seconds: float) -> list[float]:
 
 
 @contextmanager
-def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndarray]]:
+def film_frames(path: Path, first: int, count: int, ground: int = 255) -> Iterator[Iterator[np.ndarray]]:
     """A video's own frames, from frame `first` on, each as it is shown: uint8 (height, width, 3), RGB.
 
-    They have the size, the shape and the colours of `extract_frames`. The child decodes as they are taken, and waits
+    They have the size, the shape and the colours of `extract_frames`, with transparency over a grey of level `ground`,
+    which is white for pictures and black, 0, for masks. The child decodes as they are taken, and waits
     meanwhile; only while one is waited for does its time run. Raises `MediaError`, also if there are fewer than
     `count`.
     """
@@ -484,7 +485,7 @@ def film_frames(path: Path, first: int, count: int) -> Iterator[Iterator[np.ndar
                 if len(data) < num_bytes:
                     return
                 pixels = np.frombuffer(data, np.uint8).reshape(shape)
-                yield _over_white(pixels).permute(1, 2, 0).numpy() if has_alpha else pixels
+                yield _over(pixels, ground).permute(1, 2, 0).numpy() if has_alpha else pixels
 
         yield taken()
 
@@ -1048,10 +1049,10 @@ def _scan_shapes(path: Path, contents: _Contents) -> tuple[str, ...]:
     return ()
 
 
-def _over_white(rgba: np.ndarray) -> Tensor:
-    """RGBA uint8 (height, width, 4), alpha not premultiplied → RGB over white, uint8 (3, height, width)."""
+def _over(rgba: np.ndarray, ground: int) -> Tensor:
+    """RGBA uint8 (height, width, 4), alpha not premultiplied → RGB over a grey, uint8 (3, height, width)."""
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
-    blended = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+    blended = (colour * alpha + ground * (255 - alpha) + 127) // 255
     return torch.from_numpy(blended.astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 

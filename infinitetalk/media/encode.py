@@ -9,6 +9,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -180,9 +181,15 @@ class EncodedSound:
         """The packets that follow a video frame; there may be none."""
         with self._lock:
             while len(self._packets) <= frame:
-                sound = sound_of_frame(self._waveform, len(self._packets), self.timing)
-                self._packets.append(list(self._stream.encode(sound)))
+                self._packets.append(self._encode(len(self._packets)))
             return self._packets[frame]
+
+    def _encode(self, frame: int) -> list[av.Packet]:
+        """The packets of the next frame; of one without a sample, none: the encoder would take it as the end."""
+        during = self.timing.samples(frame)
+        if during.start == during.stop:
+            return []
+        return list(self._stream.encode(sound_of_frame(self._waveform, frame, self.timing)))
 
     def rest(self, num_frames: int) -> list[av.Packet]:
         """The packets after the last one of `num_frames` video frames. Always the same number must be given.
@@ -207,7 +214,12 @@ class EncodedSound:
 
     @contextmanager
     def ahead(self, num_frames: int) -> Iterator[None]:
-        """Encodes the sound of a video of this many frames in a thread of its own, while the inside runs."""
+        """Encodes the sound of a video of this many frames in a thread of its own, while the inside runs; what that
+        thread raises is raised here once the inside has ended.
+
+        Raises:
+            EncodeError: the sound could not be encoded.
+        """
         is_over = threading.Event()
 
         def encode() -> None:
@@ -216,13 +228,16 @@ class EncodedSound:
                     return
                 self.packets(index)
 
-        thread = threading.Thread(target=encode, name="sound")
-        thread.start()
+        with ThreadPoolExecutor(1, thread_name_prefix="sound") as thread:
+            encoding = thread.submit(encode)
+            try:
+                yield
+            finally:
+                is_over.set()
         try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+            encoding.result()
+        except av.FFmpegError as error:
+            raise EncodeError("The video's sound could not be encoded") from error
 
 
 def join_parts(parts: list[Path], sound: EncodedSound, output: Path, mark: Mark | None = None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from infinitetalk.errors import RegionError
 from infinitetalk.media.faces import Face
 
 HEAD_MARGINS = (0.3, 0.5, 0.3, 0.25)
@@ -39,22 +41,26 @@ def head_box(face: Face, height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def head_regions(faces: Sequence[Face], height: int, width: int) -> Tensor:
-    """One region for each face, bool (faces, height, width): its head's box, up to half-way to the neighbour's.
+    """One region for each face, bool (faces, height, width): its head's box; where two of them meet, each goes half-way
+    to the other face, across or down, whichever way the faces are farther apart.
 
-    Args:
-        faces: from left to right.
+    Raises:
+        RegionError: nothing of a head is left.
     """
+    boxes = np.array([head_box(face, height, width) for face in faces])
+    cut = boxes.copy()
+    for one, other in combinations(range(len(faces)), 2):
+        if (boxes[one, :2] < boxes[other, 2:]).all() and (boxes[other, :2] < boxes[one, 2:]).all():
+            centres = np.array([faces[one].centre, faces[other].centre])
+            axis = int(np.abs(centres[1] - centres[0]).argmax())
+            before, after = (one, other) if centres[0, axis] <= centres[1, axis] else (other, one)
+            border = round(float(centres[:, axis].mean()))
+            cut[before, 2 + axis] = min(cut[before, 2 + axis], border)
+            cut[after, axis] = max(cut[after, axis], border)
     regions = torch.zeros(len(faces), height, width, dtype=torch.bool)
-    boxes = [head_box(face, height, width) for face in faces]
-    for index, (x_min, y_min, x_max, y_max) in enumerate(boxes):
-        if index > 0:
-            x_min = max(x_min, _between(faces[index - 1], faces[index]))
-        if index + 1 < len(faces):
-            x_max = min(x_max, _between(faces[index], faces[index + 1]))
-        regions[index, y_min:y_max, x_min:x_max] = True
+    for region, face, (x_min, y_min, x_max, y_max) in zip(regions, faces, cut, strict=True):
+        region[y_min:y_max, x_min:x_max] = True
+        if not region.any():
+            x, y = (round(coordinate) for coordinate in face.centre)
+            raise RegionError(f"nothing is left of the head of the face at ({x}, {y}) of cond_video: give bbox or mask")
     return regions
-
-
-def _between(left: Face, right: Face) -> int:
-    """The column half-way between two faces' centres."""
-    return round((left.centre[0] + right.centre[0]) / 2)

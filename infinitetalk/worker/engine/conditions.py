@@ -56,7 +56,7 @@ def speaker_regions(
         warnings: warnings for the client are added to this list.
 
     Raises:
-        RegionError: a box or mask does not fit the source, or marks nothing.
+        RegionError: a box or mask does not fit the source, or marks nothing; nothing of a head is left.
         WorkerError: a mask cannot be decoded.
     """
     if job.bbox is not None:

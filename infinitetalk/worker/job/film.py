@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from infinitetalk.dubbing.clock import FilmClock, even_times, frame_at, own_times
+from infinitetalk.dubbing.clock import MOST_FRAMES_A_SECOND, FilmClock, even_times, frame_at, mean_rate, own_times
 from infinitetalk.dubbing.composite import Region, face_mask, lay_over, soft_region
 from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, Window, window_around
@@ -29,9 +29,6 @@ from schemas import ErrorCode, SingleJob
 
 MOST_KEPT_PIXELS = 4096 * 2304
 """Largest frame of a film that is kept: the largest that players of H.264 take."""
-
-MOST_FRAMES_A_SECOND = 120
-"""Of a film that is dubbed."""
 
 SAME_PLACE = 0.5
 """Share of the union of the boxes of a face that was found and of the one that was followed."""
@@ -74,7 +71,7 @@ def frame_speakers(
         faces: those in its first frame.
 
     Raises:
-        WorkerError: the source is too large.
+        WorkerError: the source is too large or too small.
         CheckpointError: the model could not be found.
         GenerationStopped: `should_stop` returned true.
     """
@@ -85,6 +82,12 @@ def frame_speakers(
             ErrorCode.INPUT_VALIDATION,
             f"cond_video is {width}x{height}: with dub.keep at most {MOST_KEPT_PIXELS} pixels, e.g. 4096x2304; make it "
             'smaller, or set dub.keep "none"',
+        )
+    if min(height, width) < 2:
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"cond_video is {width}x{height}: with dub.keep at least 2x2, since H.264 needs even sides; send a larger "
+            'picture, or set dub.keep "none"',
         )
     boxes = [bounding_box(region) for region in regions]
     lengths = np.array(boxes).T
@@ -218,6 +221,54 @@ class FilmReader:
             return self._last.copy()
 
 
+@dataclass(frozen=True)
+class FilmFacts:
+    """What decoding a film tells before anybody is followed in it.
+
+    Attributes:
+        times: seconds at which its frames begin; of a picture, 0 alone.
+        ends: for each chunk, the number of generated frames until its end.
+    """
+
+    times: Sequence[float]
+    ends: Sequence[int]
+
+
+def film_facts(
+    job: SingleJob, source: Media, frame: Frame | None, num_rows: int, warnings: list[str]
+) -> FilmFacts | None:
+    """Looks at the times of a film to dub; None if only the model's frames are shown, at 25 a second.
+
+    Args:
+        frame: the part that is generated; None: nothing of the film is kept.
+        num_rows: number of rows of the speech, one per generated frame.
+        warnings: warnings for the client are added to this list.
+
+    Raises:
+        WorkerError: the film cannot be decoded, or has too many frames a second.
+    """
+    is_video = source.info.kind == "video"
+    if frame is None and not (is_video and job.shows_film_times):
+        return None
+    ends = chunk_ends(job, plan_scenes(job, source, num_rows))
+    length = ends[-1] / VIDEO_FPS
+    with naming("cond_video"):
+        times = film_times(source.path, length) if is_video else [0.0]
+    if len(times) > MOST_FRAMES_A_SECOND * (length + 1):
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION,
+            f"cond_video has more than {MOST_FRAMES_A_SECOND} frames a second: convert it to fewer to dub it",
+        )
+    if is_video and source.info.duration_s < length - 1 / VIDEO_FPS:
+        warnings.append(
+            f"cond_video: the film ends after {source.info.duration_s:.2f} s, the speech after {length:.2f} s: its "
+            "last frame stays"
+        )
+    elif is_video and source.info.duration_s > length + 1 / VIDEO_FPS:
+        warnings.append(f"cond_video: {source.info.duration_s:.2f} s are cut to {length:.2f} s, where the speech ends")
+    return FilmFacts(times, ends)
+
+
 def open_film(
     job: SingleJob,
     source: Media,
@@ -240,27 +291,11 @@ def open_film(
         WorkerError: the film cannot be decoded, or has too many frames a second.
         GenerationStopped: `should_stop` returned true.
     """
-    is_video = source.info.kind == "video"
-    if frame is None and not (is_video and job.shows_film_times):
+    facts = film_facts(job, source, frame, num_rows, warnings)
+    if facts is None:
         return None
-    scenes = plan_scenes(job, source, num_rows)
-    ends = chunk_ends(job, scenes)
+    is_video, times, ends = source.info.kind == "video", facts.times, facts.ends
     num_frames = ends[-1]
-    length = num_frames / VIDEO_FPS
-    with naming("cond_video"):
-        times = film_times(source.path, length) if is_video else [0.0]
-    if len(times) > MOST_FRAMES_A_SECOND * (length + 1):
-        raise WorkerError(
-            ErrorCode.INPUT_VALIDATION,
-            f"cond_video has more than {MOST_FRAMES_A_SECOND} frames a second: convert it to fewer to dub it",
-        )
-    if is_video and source.info.duration_s < length - 1 / VIDEO_FPS:
-        warnings.append(
-            f"cond_video: the film ends after {source.info.duration_s:.2f} s, the speech after {length:.2f} s: its "
-            "last frame stays"
-        )
-    elif is_video and source.info.duration_s > length + 1 / VIDEO_FPS:
-        warnings.append(f"cond_video: {source.info.duration_s:.2f} s are cut to {length:.2f} s, where the speech ends")
     clock = own_times(times, num_frames, ends) if is_video and job.shows_film_times else even_times(times, num_frames)
     if frame is None:
         return Film(clock, ends, source, times)
@@ -309,7 +344,7 @@ def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Cal
             if should_stop():
                 raise GenerationStopped
             tracker.add(pixels)
-    fps = (len(times) - 1) / times[-1] if len(times) > 1 else VIDEO_FPS
+    fps = mean_rate(times)
 
     def motion_of(face: Face | None, otherwise: Motion) -> Motion:
         track = None if face is None else track_of(face, tracker.tracks)
@@ -319,13 +354,13 @@ def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Cal
 
 
 def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], bool]) -> Motion:
-    """A speaker's movement as a mask video shows it.
+    """A speaker's movement as a mask video shows it; what is transparent is not white.
 
     Args:
         times: seconds at which the film's frames begin; after the mask's end, its last frame holds.
 
     Raises:
-        MediaError: it cannot be decoded.
+        MediaError: it cannot be decoded, or its first frame is white nowhere.
         GenerationStopped: `should_stop` returned true.
     """
     mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS)
@@ -338,9 +373,14 @@ def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], b
                 raise GenerationStopped
             while number < other:
                 white, number = white_in(next(frames)), number + 1
+                if number == 0 and not white.any():
+                    raise MediaError(
+                        "The first frame is white nowhere (transparent pixels do not count): paint the speaker's place "
+                        "white in all frames"
+                    )
             yield white
 
-    with film_frames(mask.path, 0, wanted[-1] + 1) as frames:
+    with film_frames(mask.path, 0, wanted[-1] + 1, ground=0) as frames:
         return Motion.of_masks(shown(frames))
 
 
@@ -350,6 +390,18 @@ def track_of(face: Face, tracks: Sequence[FaceTrack]) -> FaceTrack | None:
     return max(known, key=lambda track: overlap(track.faces[0].box, face.box), default=None)
 
 
+def check_film_sound(job: SingleJob, source: Media) -> None:
+    """Checks that a film whose sound the job mixes has sound.
+
+    Raises:
+        WorkerError: it has none.
+    """
+    if job.audio_mix is not None and not (source.info.kind == "video" and source.info.has_audio):
+        raise WorkerError(
+            ErrorCode.INPUT_VALIDATION, "audio_mix.source needs a cond_video with sound: leave audio_mix out"
+        )
+
+
 def add_film_sound(job: SingleJob, source: Media, speech: np.ndarray, warnings: list[str]) -> np.ndarray:
     """The speech with the film's own sound under it, as the job asks; float32 (samples,) at 16 kHz, as long as the
     speech.
@@ -357,12 +409,9 @@ def add_film_sound(job: SingleJob, source: Media, speech: np.ndarray, warnings: 
     Raises:
         WorkerError: the film has no sound, or it cannot be decoded.
     """
+    check_film_sound(job, source)
     if job.audio_mix is None:
         return speech
-    if source.info.kind != "video" or not source.info.has_audio:
-        raise WorkerError(
-            ErrorCode.INPUT_VALIDATION, "audio_mix.source needs a cond_video with sound: leave audio_mix out"
-        )
     with naming("cond_video"):
         delay = round(sound_delay(source.path) * SAMPLING_RATE)
         sound = read_sound(source.path, (len(speech) - min(delay, 0)) / SAMPLING_RATE)

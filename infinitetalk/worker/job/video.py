@@ -71,6 +71,8 @@ from infinitetalk.worker.job.film import (
     FilmReader,
     Frame,
     add_film_sound,
+    check_film_sound,
+    film_facts,
     frame_speakers,
     frame_warnings,
     open_film,
@@ -363,6 +365,8 @@ class VideoJob:
         else:
             num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
             speech_s = num_rows / VIDEO_FPS
+        film_facts(job, media.source, frame, num_rows, media.warnings)
+        check_film_sound(job, media.source)
         self.clock.enter(Stage.LOAD)
         scenes = plan_scenes(job, media.source, num_rows)
         stretches = plan_stretches(job, scenes)
