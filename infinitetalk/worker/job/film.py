@@ -383,7 +383,9 @@ def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], b
             while number < other:
                 if should_stop():
                     raise GenerationStopped
-                white, number = white_in(next(frames)), number + 1
+                frame, number = next(frames), number + 1
+                if number in (0, other):
+                    white = white_in(frame)
                 if number == 0 and not white.any():
                     raise MediaError(
                         "The first frame is white nowhere (transparent pixels do not count): paint the speaker's place "
