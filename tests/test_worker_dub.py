@@ -15,10 +15,12 @@ import soundfile
 from PIL import Image
 
 from benchmarks import dub as bench
+from infinitetalk.dubbing.composite import lay_over
 from infinitetalk.errors import GenerationStopped, MediaError
-from infinitetalk.media.decode import probe
+from infinitetalk.media.decode import film_times, probe
 from infinitetalk.media.encode import PartEncoder
 from infinitetalk.worker.job.film import follow_mask
+from infinitetalk.worker.job.resume import Rendering, TaskState
 from infinitetalk.worker.traffic.fetch import Media
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
@@ -127,19 +129,60 @@ def test_a_dubbed_picture_keeps_its_size(local_worker: LocalWorker) -> None:
 
 @pytest.mark.parametrize("chunks_before", [1, 2])
 def test_a_dubbed_film_goes_on_in_another_worker_with_the_same_frames(
-    chunks_before: int, local_worker: LocalWorker, film: Path
+    chunks_before: int, local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, whole_times = shown(local_worker, run(local_worker, dub_job(film)))
 
-    def should_stop() -> bool:
-        details = [event.details or {} for event in local_worker.events]
-        return any(detail.get("chunk", 0) > chunks_before for detail in details)
+    stored: list[int] = []
+    save = TaskState.save_rendering
 
-    with pytest.raises(GenerationStopped):
-        local_worker.run({"id": "other", "input": dub_job(film)}, should_stop, keep=True)
+    def count(state: TaskState, rendering: Rendering, *others: Any) -> bool:
+        stored.append(len(rendering.parts))
+        return save(state, rendering, *others)
+
+    with monkeypatch.context() as counting, pytest.raises(GenerationStopped):
+        counting.setattr(TaskState, "save_rendering", count)
+        local_worker.run({"id": "other", "input": dub_job(film)}, lambda: chunks_before in stored, keep=True)
+    assert stored[-1] < 3
     result = local_worker.run({"id": "other", "input": dub_job(film)})
     frames, times = shown(local_worker, result)
     assert np.array_equal(frames, whole) and np.array_equal(times, whole_times)
+
+
+def test_a_cancelled_job_lays_over_no_further_frame(local_worker: LocalWorker, film: Path) -> None:
+    laid: list[int] = []
+
+    def lay(*arguments: Any) -> None:
+        laid.append(arguments[-1])
+        lay_over(*arguments)
+
+    with pytest.MonkeyPatch.context() as watching, pytest.raises(GenerationStopped):
+        watching.setattr("infinitetalk.worker.job.film.lay_over", lay)
+        local_worker.run({"id": "job", "input": dub_job(film)}, lambda: len(laid) > 0)
+    assert laid == [0]
+
+
+def test_a_cancelled_job_reads_no_further_times_of_a_film_or_mask(film: Path, tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def should_stop() -> bool:
+        asked.append(len(asked) == 3)
+        return asked[-1]
+
+    with pytest.raises(GenerationStopped):
+        film_times(film, 1.0, should_stop)
+    assert len(asked) == 4
+    mask = moving_mask(tmp_path / "mask.gif", BLACK, WHITE)
+    seen: list[bool] = []
+
+    def stops_in_the_frames() -> bool:
+        """Asked for each of the 10 times, and then before each frame."""
+        seen.append(len(seen) >= 14)
+        return seen[-1]
+
+    with pytest.raises(GenerationStopped):
+        follow_mask(mask, [0.0, 0.36], stops_in_the_frames)
+    assert len(seen) == 15
 
 
 def test_the_films_own_sound_is_mixed_under_the_speech_at_its_place(

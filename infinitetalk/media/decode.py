@@ -40,7 +40,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infinitetalk.errors import DecoderError, MediaError
+from infinitetalk.errors import DecoderError, GenerationStopped, MediaError
 from infinitetalk.media import picture_child
 from infinitetalk.media.sandbox import (
     MAX_CHILD_MEMORY_BYTES,
@@ -436,10 +436,11 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     return VideoFrames(paths, stride, max_frames, first_frame.height, first_frame.width)
 
 
-def film_times(path: Path, max_seconds: float) -> list[float]:
+def film_times(path: Path, max_seconds: float, should_stop: Callable[[], bool] = lambda: False) -> list[float]:
     """When each frame of a video is shown, in seconds from the first one, ascending; those before `max_seconds`.
 
-    Every frame is decoded, with the filters of `film_frames`. Raises `MediaError`.
+    Every frame is decoded, with the filters of `film_frames`. Raises `MediaError`, and `GenerationStopped` once
+    `should_stop` returns true.
     """
     contents, first_frame = _film(path)
     frames = _film_node(contents, first_frame).filter("trim", end=max_seconds)
@@ -449,6 +450,8 @@ def film_times(path: Path, max_seconds: float) -> list[float]:
             text = line.decode("ascii", "replace")
             if text.startswith("#tb 0: "):
                 time_base = Fraction(text.removeprefix("#tb 0: ").strip())
+            elif should_stop():
+                raise GenerationStopped
             elif not text.startswith("#"):
                 starts.append(int(text.split(",")[2]))
     if not starts:

@@ -149,7 +149,9 @@ class Film:
         first = self.clock.shown_during(0 if chunk == 0 else self.ends[chunk - 1], self.ends[chunk]).start
         return FilmReader(self, self.clock.film[first])
 
-    def frames(self, chunk: int, generated: np.ndarray, reader: FilmReader) -> Iterator[np.ndarray]:
+    def frames(
+        self, chunk: int, generated: np.ndarray, reader: FilmReader, should_stop: Callable[[], bool]
+    ) -> Iterator[np.ndarray]:
         """The frames to show of a chunk, each uint8 (height, width, 3).
 
         Args:
@@ -157,9 +159,12 @@ class Film:
 
         Raises:
             WorkerError: the film cannot be decoded to its end.
+            GenerationStopped: `should_stop` returned true.
         """
         first = 0 if chunk == 0 else self.ends[chunk - 1]
         for shown in self.clock.shown_during(first, self.ends[chunk]):
+            if should_stop():
+                raise GenerationStopped
             pixels = generated[self.clock.generated[shown] - first]
             if self.view is None:
                 yield pixels
@@ -235,7 +240,12 @@ class FilmFacts:
 
 
 def film_facts(
-    job: SingleJob, source: Media, frame: Frame | None, num_rows: int, warnings: list[str]
+    job: SingleJob,
+    source: Media,
+    frame: Frame | None,
+    num_rows: int,
+    warnings: list[str],
+    should_stop: Callable[[], bool],
 ) -> FilmFacts | None:
     """Looks at the times of a film to dub; None if only the model's frames are shown, at 25 a second.
 
@@ -246,6 +256,7 @@ def film_facts(
 
     Raises:
         WorkerError: the film cannot be decoded, or has too many frames a second.
+        GenerationStopped: `should_stop` returned true.
     """
     is_video = source.info.kind == "video"
     if frame is None and not (is_video and job.shows_film_times):
@@ -253,7 +264,7 @@ def film_facts(
     ends = chunk_ends(job, plan_scenes(job, source, num_rows))
     length = ends[-1] / VIDEO_FPS
     with naming("cond_video"):
-        times = film_times(source.path, length) if is_video else [0.0]
+        times = film_times(source.path, length, should_stop) if is_video else [0.0]
     if len(times) > MOST_FRAMES_A_SECOND * (length + 1):
         raise WorkerError(
             ErrorCode.INPUT_VALIDATION,
@@ -291,7 +302,7 @@ def open_film(
         WorkerError: the film cannot be decoded, or has too many frames a second.
         GenerationStopped: `should_stop` returned true.
     """
-    facts = film_facts(job, source, frame, num_rows, warnings)
+    facts = film_facts(job, source, frame, num_rows, warnings, should_stop)
     if facts is None:
         return None
     is_video, times, ends = source.info.kind == "video", facts.times, facts.ends
@@ -363,16 +374,18 @@ def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], b
         MediaError: it cannot be decoded, or its first frame is white nowhere.
         GenerationStopped: `should_stop` returned true.
     """
-    mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS)
+    mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS, should_stop)
     wanted = [frame_at(mask_times, time) for time in times]
 
     def shown(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         number, white = -1, np.empty(0, bool)
         for other in wanted:
-            if should_stop():
-                raise GenerationStopped
             while number < other:
-                white, number = white_in(next(frames)), number + 1
+                if should_stop():
+                    raise GenerationStopped
+                frame, number = next(frames), number + 1
+                if number in (0, other):
+                    white = white_in(frame)
                 if number == 0 and not white.any():
                     raise MediaError(
                         "The first frame is white nowhere (transparent pixels do not count): paint the speaker's place "

@@ -365,7 +365,7 @@ class VideoJob:
         else:
             num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
             speech_s = num_rows / VIDEO_FPS
-        film_facts(job, media.source, frame, num_rows, media.warnings)
+        film_facts(job, media.source, frame, num_rows, media.warnings, stop)
         check_film_sound(job, media.source)
         self.clock.enter(Stage.LOAD)
         scenes = plan_scenes(job, media.source, num_rows)
@@ -599,6 +599,7 @@ class VideoJob:
         Raises:
             DecodingEndedError: its frames could not be decoded.
             EncodeError: they could not be encoded.
+            GenerationStopped: the job was cancelled.
         """
         file = self.folder / part_file(len(rendering.parts))
         if film is None or reader is None:
@@ -607,7 +608,7 @@ class VideoJob:
             first = chunk.frames[0]
         else:
             chunk = self.engine.finish(request, decoded, lambda frames: None)
-            remaining = film.frames(len(rendering.parts), chunk.frames, reader)
+            remaining = film.frames(len(rendering.parts), chunk.frames, reader, self.context.stop)
             first = next(remaining)
             height, width, _ = first.shape
             encoder = PartEncoder(file, height, width, film.clock.timing.rate)
