@@ -357,7 +357,7 @@ def test_chunks_that_are_finished_beside_the_next_ones_steps_are_the_same(
         return pipeline.decoded_chunks(conditions, SETTINGS, Control(should_stop=should_stop))
 
     def generate_beside(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
-        return pipeline.decoded_chunks(conditions, SETTINGS, should_stop=should_stop, is_beside=True)
+        return pipeline.decoded_chunks(conditions, SETTINGS, Control(should_stop=should_stop, is_beside=True))
 
     with ThreadPoolExecutor(1) as thread, closing(run_ahead(generate, thread)) as chunks:
         finished = [chunk.finish(is_beside=True) for chunk in chunks]
@@ -379,7 +379,7 @@ def test_who_finishes_the_last_chunk_learns_that_its_frames_will_not_come(pipeli
     conditions = pipeline.embed_prompts(picture(), [speech(5)], PROMPT, SETTINGS)
 
     def generate(should_stop: Callable[[], bool]) -> Iterator[DecodedChunk]:
-        for chunk in pipeline.decoded_chunks(conditions, SETTINGS, should_stop=should_stop, is_beside=True):
+        for chunk in pipeline.decoded_chunks(conditions, SETTINGS, Control(should_stop=should_stop, is_beside=True)):
             chunk.sampled.latents.fill_(float("nan"))
             yield chunk
 

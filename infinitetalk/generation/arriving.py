@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 
 from torch import Tensor
@@ -30,6 +31,16 @@ class ArrivingFrames:
     def end(self, are_all: bool) -> None:
         """Says that no more frames come; `are_all`: these were all."""
         self._groups.put(are_all)
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """Says at the end of the inside that no more frames come; these were all unless it ends by an exception."""
+        are_all = False
+        try:
+            yield
+            are_all = True
+        finally:
+            self.end(are_all)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Mark]]:
         """The groups, each with the point in the device's work from which on it is there; waits for the next one.

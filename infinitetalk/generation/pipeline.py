@@ -455,8 +455,10 @@ class InfiniteTalkPipeline:
             has_encoded_reference = is_other and reference.is_new
             if control.is_beside and plan is video.plans[-1]:
                 frames = ArrivingFrames()
-                yield DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, frames, None, True)
-                self.decode_for(frames, sampled)
+                # Whoever waits for the frames must also learn that this iterator was closed before it made them.
+                with frames.ended():
+                    yield DecodedChunk(finisher, plan, reference, has_encoded_reference, sampled, frames, None, True)
+                    decode_in_groups(self.networks.vae, sampled.latents, frames.put)
                 return
             # Only the chunk holds its decoded frames, and only until it is finished.
             chunk = self.decode_chunk(video, plan, reference, has_encoded_reference, sampled, finisher)
@@ -547,15 +549,6 @@ class InfiniteTalkPipeline:
     def decode(self, sampled: SampledChunk) -> Tensor:
         """A chunk's frames: float32 (1, 3, num_frames, height, width) in [-1, 1]."""
         return decode_latents(self.networks.vae, sampled.latents)
-
-    def decode_for(self, frames: ArrivingFrames, sampled: SampledChunk) -> None:
-        """Decodes a sampled chunk for the thread that finishes it."""
-        are_all = False
-        try:
-            decode_in_groups(self.networks.vae, sampled.latents, frames.put)
-            are_all = True
-        finally:
-            frames.end(are_all)
 
     def decode_chunk(
         self,
