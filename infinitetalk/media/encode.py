@@ -215,7 +215,8 @@ class EncodedSound:
     @contextmanager
     def ahead(self, num_frames: int) -> Iterator[None]:
         """Encodes the sound of a video of this many frames in a thread of its own, while the inside runs; what that
-        thread raises is raised here once the inside has ended.
+        thread raises is raised here once the inside has ended. If the inside fails, no more sound can be encoded: the
+        encoder's own threads end.
 
         Raises:
             EncodeError: the sound could not be encoded.
@@ -232,8 +233,12 @@ class EncodedSound:
             encoding = thread.submit(encode)
             try:
                 yield
-            finally:
+            except BaseException:
                 is_over.set()
+                encoding.exception()
+                self._container.close()
+                raise
+            is_over.set()
         try:
             encoding.result()
         except av.FFmpegError as error:
