@@ -26,6 +26,7 @@ from infinitetalk.embedded import tiny
 from infinitetalk.embedded.tiny import TALKER_FOLDER
 from infinitetalk.recipes import RECIPES
 from schemas import SingleJob, parse_input
+from tests import npm
 
 CHECKOUT = Path(__file__).parents[1]
 MEDIA = CHECKOUT / "examples/media"
@@ -587,17 +588,8 @@ def test_the_page_tells_its_model_and_has_help_at_every_parameter(address, brows
 @pytest.fixture(scope="module")
 def axe() -> str:
     """axe-core's program, which npm fetches once into .cache/."""
-    folder = CHECKOUT / ".cache/axe"
-    program = folder / "node_modules/axe-core/axe.min.js"
-    if not program.exists():
-        if (npm := shutil.which("npm")) is None:
-            pytest.skip("there is no npm on the PATH, which fetches axe-core")
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), AXE]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip(f"npm cannot fetch axe-core: {done.stderr.strip().splitlines()[-1]}")
-    return program.read_text(encoding="utf-8")
+    lack = "there is no npm on the PATH, which fetches axe-core"
+    return npm.fetched(AXE, "axe", "axe-core/axe.min.js", lack, "axe-core").read_text(encoding="utf-8")
 
 
 def faults_of(page: Page, axe: str) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from schemas import parse_input
+from tests import npm
 from tools.queue_server import API_KEY, LocalQueue
 from tools.typescript import type_of
 
@@ -52,17 +53,9 @@ def tsc() -> str:
     """The compiler."""
     if found := shutil.which("tsc"):
         return found
-    folder = CHECKOUT / ".cache/typescript"
-    compiler = folder / "node_modules/.bin/tsc"
-    if not compiler.exists():
-        if (npm := shutil.which("npm")) is None:
-            pytest.skip("there is neither tsc nor npm on the PATH")
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), COMPILER]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip(f"npm cannot fetch the compiler: {done.stderr.strip().splitlines()[-1]}")
-    return str(compiler)
+    return str(
+        npm.fetched(COMPILER, "typescript", ".bin/tsc", "there is neither tsc nor npm on the PATH", "the compiler")
+    )
 
 
 def errors(tsc: str, file: Path, folder: Path) -> str:
