@@ -1,6 +1,6 @@
 """Makes the example images of two speakers and the example video from portrait.jpg.
 
-    .venv/bin/python -m tools.example_media.make_pictures
+    .venv/bin/python -m tools.example_media.make_pictures   # with what make bench installs
 
 writes two_speakers.jpg (the portrait and its mirror image, side by side), two_people.jpg (the portrait and that of
 another person, which matplotlib ships) and talk.mp4 (a camera that moves slowly over the portrait for 4 s, 25 fps,
