@@ -132,7 +132,12 @@ def join(rank: int, size: int, address: str, device: torch.device, timeout_s: fl
         dist.init_process_group(
             backend, init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
         )
-        return make_group(device.type, device)
+        try:
+            return make_group(device.type, device)
+        except BaseException:
+            # Otherwise this process could join no other group.
+            leave()
+            raise
 
 
 def make_group(mesh_type: str, device: torch.device) -> Group:
@@ -490,7 +495,9 @@ def lost_processes() -> Iterator[None]:
     except (dist.DistError, EOFError, ConnectionError) as error:
         raise ParallelError(LOST) from error
     except RuntimeError as error:
-        # gloo's errors can only be recognised by their text.
-        if "gloo/transport" not in str(error) and "Timed out" not in str(error):
+        # gloo's errors, and the meeting point's, can only be recognised by their text.
+        if not any(
+            text in str(error) for text in ("gloo/transport", "Gloo connectFullMesh", "Timed out", "Wait timeout")
+        ):
             raise
         raise ParallelError(LOST) from error

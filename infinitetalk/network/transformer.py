@@ -84,6 +84,20 @@ def weighted_norm(norm: nn.LayerNorm, hidden_states: Tensor) -> Tensor:
     return F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps)
 
 
+class PatchEmbedding(nn.Conv3d):
+    """A convolution whose stride is its kernel's size, as one product of patches.
+
+    The result has the order of tokens in memory, while a convolution's has to be copied into it.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(1, in_channels, t, h, w), each a multiple of the patch's size → (1, out_channels, t', h', w')."""
+        frames, height, width = self.kernel_size
+        patches = hidden_states.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
 class SelfAttnProcessor(WanAttnProcessor):
     """Self-attention over all video tokens; if regions are given, also returns the reference attention map."""
 
@@ -141,6 +155,9 @@ class CrossAttnProcessor(WanAttnProcessor):
         """Attend: hidden_states (1, tokens, dim), encoder_hidden_states as the block takes them."""
         image_states, text_states, *negative = encoder_hidden_states
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        if torch.compiler.is_compiling():
+            # The compiler would write the query once for each attention. It makes one tensor of what has strides.
+            query = query.as_strided(query.shape, query.stride())
         attended = self._attend_to_text(attn, query, text_states)
         if negative:
             negative_states, strengths = negative
@@ -279,6 +296,7 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         )
         self.register_to_config(num_layers=num_layers)
         dim = num_attention_heads * attention_head_dim
+        self.patch_embedding = PatchEmbedding(in_channels, dim, patch_size, patch_size)
         self.blocks = nn.ModuleList(
             InfiniteTalkTransformerBlock(dim, ffn_dim, num_attention_heads, eps, added_kv_proj_dim, audio_output_dim)
             for _ in range(num_layers)
@@ -380,7 +398,8 @@ class InfiniteTalkTransformer3DModel(WanTransformer3DModel):
         temb, timestep_proj = self.embed_timestep(timestep)
         tokens = self.patch_embedding(hidden_states)
         grid = tokens.shape[2:]
-        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
+        # Not a view in torch's books: the compiler would make graphs for views, too.
+        tokens = torch.ops.aten._unsafe_view(tokens.permute(0, 2, 3, 4, 1), (1, grid.numel(), tokens.shape[1]))
         if self.token_split is not None:
             tokens = self.token_split.part(tokens, grid[0])
             rotary_emb = self.token_split.part(rotary_emb, grid[0])
