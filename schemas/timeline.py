@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints
 
@@ -91,14 +91,12 @@ def check_times(entries: Sequence[Any]) -> Sequence[Any]:
     return entries
 
 
-def only_prompt(prompts: list[PromptFrom]) -> list[PromptFrom] | str:
-    """The prompts, or the prompt alone if there is only one."""
-    return prompts if len(prompts) > 1 else prompts[0].prompt
-
-
-def only_picture(pictures: list[PictureFrom]) -> list[PictureFrom] | str:
-    """The pictures, or the picture alone if there is only one."""
-    return pictures if len(pictures) > 1 else pictures[0].media
+def only_entry(entries: list[PromptFrom] | list[PictureFrom]) -> list[PromptFrom] | list[PictureFrom] | str:
+    """The entries, or the prompt or the picture alone if there is only one."""
+    if len(entries) > 1:
+        return entries
+    (entry,) = entries
+    return entry.prompt if isinstance(entry, PromptFrom) else entry.media
 
 
 def only_media(voice: VoiceFrom) -> VoiceFrom | str:
@@ -119,27 +117,17 @@ def object_or_text(value: Any) -> str:
 FIRST_AT_0 = Published({"allOf": [{"prefixItems": [{"properties": {"from_s": {"const": 0}}}]}]})
 """What `check_times` checks, as far as JSON Schema can say it. Beside `items`, `prefixItems` would take its place."""
 
-Prompts = Annotated[
-    list[PromptFrom],
-    Field(min_length=1, max_length=MOST_PROMPTS),
-    AfterValidator(check_times),
-    AfterValidator(only_prompt),
-    FIRST_AT_0,
-]
-Prompt = Annotated[
-    Annotated[PromptText, choice("text")] | Annotated[Prompts, choice("list")], Discriminator(list_or_text)
-]
+Alone, Entries = TypeVar("Alone"), TypeVar("Entries")
 
-Pictures = Annotated[
-    list[PictureFrom],
-    Field(min_length=1, max_length=MOST_PICTURES),
-    AfterValidator(check_times),
-    AfterValidator(only_picture),
-    FIRST_AT_0,
+Changing = Annotated[
+    Annotated[Alone, choice("text")]
+    | Annotated[Entries, AfterValidator(check_times), AfterValidator(only_entry), FIRST_AT_0, choice("list")],
+    Discriminator(list_or_text),
 ]
-PictureMedia = Annotated[
-    Annotated[Media, choice("text")] | Annotated[Pictures, choice("list")], Discriminator(list_or_text)
-]
+"""What is the same along the whole video, or a list of entries that are in force from their times on."""
+
+Prompt = Changing[PromptText, Annotated[list[PromptFrom], Field(min_length=1, max_length=MOST_PROMPTS)]]
+PictureMedia = Changing[Media, Annotated[list[PictureFrom], Field(min_length=1, max_length=MOST_PICTURES)]]
 
 Voice = Annotated[
     Annotated[Media, choice("text")] | Annotated[VoiceFrom, AfterValidator(only_media), choice("object")],
