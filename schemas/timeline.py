@@ -24,7 +24,7 @@ LONGEST_PROMPT = 5000
 FRAME_S = 0.04
 """Seconds of a video frame, and the least between two entries."""
 
-Media = Annotated[str, StringConstraints(min_length=1)]
+MediaText = Annotated[str, StringConstraints(min_length=1)]
 PromptText = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT)]
 Time = Annotated[float, Field(ge=0, le=LATEST_S)]
 
@@ -45,14 +45,14 @@ class PictureFrom(StrictModel):
     from_s: Time
     """Seconds from which it is in force; of the first entry 0. A video starts then."""
 
-    media: Media
+    media: MediaText
     """Image or video of the speakers, in the same forms as cond_video."""
 
 
 class VoiceFrom(StrictModel):
     """A speaker's sound that begins later."""
 
-    media: Media
+    media: MediaText
     """Audio or a video with sound, in the same forms as cond_video."""
 
     from_s: Time = 0.0
@@ -127,16 +127,16 @@ Changing = Annotated[
 """What is the same along the whole video, or a list of entries that are in force from their times on."""
 
 Prompt = Changing[PromptText, Annotated[list[PromptFrom], Field(min_length=1, max_length=MOST_PROMPTS)]]
-PictureMedia = Changing[Media, Annotated[list[PictureFrom], Field(min_length=1, max_length=MOST_PICTURES)]]
+PictureMedia = Changing[MediaText, Annotated[list[PictureFrom], Field(min_length=1, max_length=MOST_PICTURES)]]
 
 Voice = Annotated[
-    Annotated[Media, choice("text")] | Annotated[VoiceFrom, AfterValidator(only_media), choice("object")],
+    Annotated[MediaText, choice("text")] | Annotated[VoiceFrom, AfterValidator(only_media), choice("object")],
     Discriminator(object_or_text),
 ]
 
 
 @dataclass(frozen=True)
-class Heard:
+class BoundedTurn:
     """A turn of a script with its end.
 
     Attributes:
@@ -149,13 +149,13 @@ class Heard:
     to_s: float | None
 
 
-def turns_of(script: Sequence[Turn]) -> list[Heard]:
+def turns_of(script: Sequence[Turn]) -> list[BoundedTurn]:
     """A script's turns with their ends.
 
     Raises:
         ValueError: turns are not in the order of time, a turn ends before it begins, or a speaker's turns overlap.
     """
-    heard: list[Heard] = []
+    bounded: list[BoundedTurn] = []
     ends: dict[str, float] = {}
     for index, turn in enumerate(script):
         following = script[index + 1] if index + 1 < len(script) else None
@@ -175,9 +175,9 @@ def turns_of(script: Sequence[Turn]) -> list[Heard]:
                 f"needs one turn of a speaker at a time: script.{index} begins at {turn.from_s:g}, before the last "
                 f"turn of {turn.speaker} ends at {ends[turn.speaker]:g}"
             )
-        heard.append(Heard(turn.speaker, turn.from_s, to_s))
+        bounded.append(BoundedTurn(turn.speaker, turn.from_s, to_s))
         ends[turn.speaker] = float("inf") if to_s is None else to_s
-    return heard
+    return bounded
 
 
 def check_turns(script: list[Turn]) -> list[Turn]:

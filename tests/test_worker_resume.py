@@ -32,7 +32,7 @@ from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import resume
 from infinitetalk.worker.job.bill import Spent
 from infinitetalk.worker.job.resources import Resources
-from infinitetalk.worker.job.resume import JobStates, Part, Rendering, TaskState, part_file, request_fingerprint
+from infinitetalk.worker.job.resume import ChunkPart, JobStates, Rendering, TaskState, part_file, request_fingerprint
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.settings import Settings
@@ -539,13 +539,13 @@ def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_
         return TaskState(place, "job-1", "request", 3600, b"secret", 1_000_000, get_logger())
 
     lost = holder()
-    made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0, "float32")], b"state 1")
+    made = Rendering(7, thumbnail, 64, 64, [ChunkPart(part, 5, 1, 0, "float32")], b"state 1")
     lost.save_rendering(made, "fingerprint", Spent())
     # Both go on from what the lost one has made.
     first, second = holder(), holder()
     for state in (first, second):
         state._stored_parts, state._thumbnail = list(state._rendering.parts), state._rendering.thumbnail
-        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0, "float32")], b"state 2")
+        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, ChunkPart(part, 5, 1, 0, "float32")], b"state 2")
         state.save_rendering(longer, "fingerprint", Spent())
     first.discard()
     (folder,) = tmp_path.rglob(".resume/*")
