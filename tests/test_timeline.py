@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,6 +25,7 @@ from infinitetalk.worker.traffic.fetch import Media
 from schemas import Stage, parse_input
 from tests.job_inputs import data_uri, picture_bytes, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
+from tools.frames import read_frames
 
 NUM_FRAMES = 17
 CHANGE = 8
@@ -56,8 +56,7 @@ def run(worker: LocalWorker, job_id: str, job: dict[str, Any], **options: Any) -
 
 def video(worker: LocalWorker, result: dict[str, Any]) -> np.ndarray:
     """A result's frames, uint8 (T, H, W, 3)."""
-    with av.open(str(worker.volume / result["video"]["path"])) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return read_frames(worker.volume / result["video"]["path"])
 
 
 @pytest.fixture
