@@ -50,10 +50,7 @@ BUILD = f"kernels/sage_hub/{COMMIT}/build/{OWN}"
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in WeightsSettings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("VOLUME_DIR", str(tmp_path / "volume"))
+def no_other_place(no_weights_settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(locating, "CHECKOUT", tmp_path / "image")
 
 

@@ -113,12 +113,6 @@ def site() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
 
 
-@pytest.fixture
-def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the worker fetch from the loopback address."""
-    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
-
-
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets downloads be tried again at once."""
