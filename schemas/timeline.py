@@ -117,7 +117,8 @@ def object_or_text(value: Any) -> str:
 FIRST_AT_0 = Published({"allOf": [{"prefixItems": [{"properties": {"from_s": {"const": 0}}}]}]})
 """What `check_times` checks, as far as JSON Schema can say it. Beside `items`, `prefixItems` would take its place."""
 
-Alone, Entries = TypeVar("Alone"), TypeVar("Entries")
+Alone = TypeVar("Alone")
+Entries = TypeVar("Entries")
 
 Changing = Annotated[
     Annotated[Alone, choice("text")]
