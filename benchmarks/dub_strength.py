@@ -25,8 +25,8 @@ from infinitetalk.worker.job.resume import JobStates
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
+from tools.frames import read_frames
 from tools.talker.faces import Place, Pose, draw, random_face
-from tools.talker.measure import read_frames
 
 STRENGTHS = (0.3, 0.6, 1.0)
 #: The default, that of recipes of few steps, and none.

@@ -1,6 +1,5 @@
 """Encoding frames to a finished MP4 with sound: against the reference's two encodes, and memory by video length."""
 
-import multiprocessing
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from benchmarks.growth import peaks_of
 from benchmarks.measure import Comparison, Goal, Measurement, compare, peak_memory_bytes
 from benchmarks.reference import UNSET, import_reference, reference_folder
 from infinitetalk.generation.pipeline import to_frames
@@ -98,9 +98,7 @@ def measure_encoding(repeats: int) -> list[Measurement]:
         with tempfile.TemporaryDirectory() as folder:
             comparison = against_reference(Path(folder), repeats)
         ratio, how = comparison.ratio, str(comparison)
-    # Each task of the pool has a new interpreter, so that no length inherits another's peak.
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        short, long = pool.map(peak_memory_mb, MEMORY_FRAMES, chunksize=1)
+    short, long = peaks_of(peak_memory_mb, MEMORY_FRAMES)
     return [
         Measurement(what, "the reference's two encodes", Goal(2, at_least=True, unit="× faster"), ratio, how),
         Measurement(

@@ -4,7 +4,6 @@ Each job runs through `handler.py --test_input` in a separate process: `python -
 """
 
 import json
-import multiprocessing
 import os
 import resource
 import subprocess
@@ -15,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from benchmarks.growth import compare_durations
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
 
 CHECKOUT = Path(__file__).parents[1]
-DURATIONS_S = (10, 120)
 
 
 def peak_memory_mb(duration_s: int) -> float:
@@ -44,17 +43,5 @@ def peak_memory_mb(duration_s: int) -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
-def main() -> int:
-    """Print one line for each length and the difference; return 1 if it is 5 % or more."""
-    # Each task of the pool has a new interpreter, so that no length inherits another's peak.
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peaks = pool.map(peak_memory_mb, DURATIONS_S, chunksize=1)
-    for duration_s, peak in zip(DURATIONS_S, peaks, strict=True):
-        print(f"{duration_s:4d} s of speech: {peak:.0f} MB")
-    difference = peaks[-1] / peaks[0] - 1.0
-    print(f"difference {difference:+.1%}")
-    return int(difference >= 0.05)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare_durations(peak_memory_mb))

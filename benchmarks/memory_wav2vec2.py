@@ -3,17 +3,15 @@
 Each length runs in a separate process with random weights: `python -m benchmarks.memory_wav2vec2`.
 """
 
-import multiprocessing
 import resource
 import sys
 
 import numpy as np
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from benchmarks.growth import compare_durations
 from infinitetalk.encoders.wav2vec2 import SpeechEncoder
 from infinitetalk.media.speech import SAMPLING_RATE
-
-DURATIONS_S = (10, 120)
 
 
 def peak_memory_mb(duration_s: int) -> float:
@@ -27,17 +25,5 @@ def peak_memory_mb(duration_s: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> int:
-    """Print one line for each length and the difference; return 1 if it is 5 % or more."""
-    # Each task of the pool has a new interpreter, so that no length inherits another's peak.
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peaks = pool.map(peak_memory_mb, DURATIONS_S, chunksize=1)
-    for duration_s, peak in zip(DURATIONS_S, peaks, strict=True):
-        print(f"{duration_s:4d} s of speech: {peak:.0f} MB")
-    difference = peaks[-1] / peaks[0] - 1.0
-    print(f"difference {difference:+.1%}")
-    return int(difference >= 0.05)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare_durations(peak_memory_mb))

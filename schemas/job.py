@@ -26,8 +26,8 @@ from schemas.addresses import MAX_ADDRESS_CHARACTERS, check_address
 from schemas.base import Published, StrictModel, choice
 from schemas.dub import AudioMix, Dub, Output
 from schemas.timeline import (
-    Heard,
-    Media,
+    BoundedTurn,
+    MediaText,
     PictureFrom,
     PictureMedia,
     Prompt,
@@ -423,7 +423,7 @@ class SingleJob(StrictModel):
     bbox_order: Literal["xy", "yx"] = "xy"
     """"xy": [x_min, y_min, x_max, y_max]; "yx": [y_min, x_min, y_max, x_max], as in the published code."""
 
-    mask: Annotated[dict[str, Media], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
+    mask: Annotated[dict[str, MediaText], IS_BY_SPEAKER, NAMES_SPEAKERS, SPEAKER_NAMES] | None = None
     """Each speaker's mask: an image that is white where the speaker is; where dub keeps a film, also a video that says
     it of each frame. Give this or bbox."""
 
@@ -625,7 +625,7 @@ class SingleJob(StrictModel):
         }
 
     @property
-    def turns(self) -> list[Heard]:
+    def turns(self) -> list[BoundedTurn]:
         """The turns of the script; none without one."""
         return turns_of(self.script or [])
 

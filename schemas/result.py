@@ -175,7 +175,7 @@ class RecipeCost(StrictModel):
     """Fields that the job must leave out if it names this recipe, because the recipe fixes other values."""
 
 
-class Stretch(StrictModel):
+class PlannedStretch(StrictModel):
     """Chunks, one after the other, that take the same prompt and the same picture of the job's lists."""
 
     first_chunk: Annotated[int, Field(ge=1)]
@@ -239,7 +239,7 @@ class Plan(StrictModel):
 
     speakers: list[SpeakerPlace] = Field(default_factory=list)
     """Each speaker's place in the source, person1 first."""
-    timeline: list[Stretch] | None = None
+    timeline: list[PlannedStretch] | None = None
     """Which chunks take which prompt and picture; null if the job has only one of each."""
     voices: list[str] = Field(default_factory=list)
     """Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints
 
@@ -24,7 +24,7 @@ LONGEST_PROMPT = 5000
 FRAME_S = 0.04
 """Seconds of a video frame, and the least between two entries."""
 
-Media = Annotated[str, StringConstraints(min_length=1)]
+MediaText = Annotated[str, StringConstraints(min_length=1)]
 PromptText = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT)]
 Time = Annotated[float, Field(ge=0, le=LATEST_S)]
 
@@ -45,14 +45,14 @@ class PictureFrom(StrictModel):
     from_s: Time
     """Seconds from which it is in force; of the first entry 0. A video starts then."""
 
-    media: Media
+    media: MediaText
     """Image or video of the speakers, in the same forms as cond_video."""
 
 
 class VoiceFrom(StrictModel):
     """A speaker's sound that begins later."""
 
-    media: Media
+    media: MediaText
     """Audio or a video with sound, in the same forms as cond_video."""
 
     from_s: Time = 0.0
@@ -91,14 +91,12 @@ def check_times(entries: Sequence[Any]) -> Sequence[Any]:
     return entries
 
 
-def only_prompt(prompts: list[PromptFrom]) -> list[PromptFrom] | str:
-    """The prompts, or the prompt alone if there is only one."""
-    return prompts if len(prompts) > 1 else prompts[0].prompt
-
-
-def only_picture(pictures: list[PictureFrom]) -> list[PictureFrom] | str:
-    """The pictures, or the picture alone if there is only one."""
-    return pictures if len(pictures) > 1 else pictures[0].media
+def only_entry(entries: list[PromptFrom] | list[PictureFrom]) -> list[PromptFrom] | list[PictureFrom] | str:
+    """The entries, or the prompt or the picture alone if there is only one."""
+    if len(entries) > 1:
+        return entries
+    (entry,) = entries
+    return entry.prompt if isinstance(entry, PromptFrom) else entry.media
 
 
 def only_media(voice: VoiceFrom) -> VoiceFrom | str:
@@ -119,36 +117,27 @@ def object_or_text(value: Any) -> str:
 FIRST_AT_0 = Published({"allOf": [{"prefixItems": [{"properties": {"from_s": {"const": 0}}}]}]})
 """What `check_times` checks, as far as JSON Schema can say it. Beside `items`, `prefixItems` would take its place."""
 
-Prompts = Annotated[
-    list[PromptFrom],
-    Field(min_length=1, max_length=MOST_PROMPTS),
-    AfterValidator(check_times),
-    AfterValidator(only_prompt),
-    FIRST_AT_0,
-]
-Prompt = Annotated[
-    Annotated[PromptText, choice("text")] | Annotated[Prompts, choice("list")], Discriminator(list_or_text)
-]
+Alone = TypeVar("Alone")
+Entries = TypeVar("Entries")
 
-Pictures = Annotated[
-    list[PictureFrom],
-    Field(min_length=1, max_length=MOST_PICTURES),
-    AfterValidator(check_times),
-    AfterValidator(only_picture),
-    FIRST_AT_0,
+Changing = Annotated[
+    Annotated[Alone, choice("text")]
+    | Annotated[Entries, AfterValidator(check_times), AfterValidator(only_entry), FIRST_AT_0, choice("list")],
+    Discriminator(list_or_text),
 ]
-PictureMedia = Annotated[
-    Annotated[Media, choice("text")] | Annotated[Pictures, choice("list")], Discriminator(list_or_text)
-]
+"""What is the same along the whole video, or a list of entries that are in force from their times on."""
+
+Prompt = Changing[PromptText, Annotated[list[PromptFrom], Field(min_length=1, max_length=MOST_PROMPTS)]]
+PictureMedia = Changing[MediaText, Annotated[list[PictureFrom], Field(min_length=1, max_length=MOST_PICTURES)]]
 
 Voice = Annotated[
-    Annotated[Media, choice("text")] | Annotated[VoiceFrom, AfterValidator(only_media), choice("object")],
+    Annotated[MediaText, choice("text")] | Annotated[VoiceFrom, AfterValidator(only_media), choice("object")],
     Discriminator(object_or_text),
 ]
 
 
 @dataclass(frozen=True)
-class Heard:
+class BoundedTurn:
     """A turn of a script with its end.
 
     Attributes:
@@ -161,13 +150,13 @@ class Heard:
     to_s: float | None
 
 
-def turns_of(script: Sequence[Turn]) -> list[Heard]:
+def turns_of(script: Sequence[Turn]) -> list[BoundedTurn]:
     """A script's turns with their ends.
 
     Raises:
         ValueError: turns are not in the order of time, a turn ends before it begins, or a speaker's turns overlap.
     """
-    heard: list[Heard] = []
+    bounded: list[BoundedTurn] = []
     ends: dict[str, float] = {}
     for index, turn in enumerate(script):
         following = script[index + 1] if index + 1 < len(script) else None
@@ -187,9 +176,9 @@ def turns_of(script: Sequence[Turn]) -> list[Heard]:
                 f"needs one turn of a speaker at a time: script.{index} begins at {turn.from_s:g}, before the last "
                 f"turn of {turn.speaker} ends at {ends[turn.speaker]:g}"
             )
-        heard.append(Heard(turn.speaker, turn.from_s, to_s))
+        bounded.append(BoundedTurn(turn.speaker, turn.from_s, to_s))
         ends[turn.speaker] = float("inf") if to_s is None else to_s
-    return heard
+    return bounded
 
 
 def check_turns(script: list[Turn]) -> list[Turn]:

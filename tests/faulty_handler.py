@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infinitetalk.generation.pipeline import DecodedChunk
-    from infinitetalk.worker.engine import Engine, Request
+    from infinitetalk.worker.engine import Engine, VideoRequest
 
 
 def fail_gpu() -> None:
@@ -54,7 +54,9 @@ NAN_RESULT = "fault: NaN in the result"
 def with_faults(generate: Callable[..., Iterator[DecodedChunk]]) -> Callable[..., Iterator[DecodedChunk]]:
     """`Engine.generate` that fails after its first chunk, where the prompt says so."""
 
-    def generate_or_fail(engine: Engine, request: Request, *arguments: Any, **options: Any) -> Iterator[DecodedChunk]:
+    def generate_or_fail(
+        engine: Engine, request: VideoRequest, *arguments: Any, **options: Any
+    ) -> Iterator[DecodedChunk]:
         for chunk in generate(engine, request, *arguments, **options):
             yield chunk
             FAULTS.get(request.job.prompt, lambda: None)()

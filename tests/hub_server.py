@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.serving import serving
 
 #: The only commit of every repository.
 COMMIT = "b" * 40
@@ -48,13 +49,8 @@ def serve_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", fetched
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Hub) as server:
+        yield f"http://127.0.0.1:{server.server_port}", fetched
 
 
 def fetching(address: str, folder: Path, *names: str) -> subprocess.CompletedProcess[str]:

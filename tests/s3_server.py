@@ -23,6 +23,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from infinitetalk.worker.settings import Settings
+
 TESTS = Path(__file__).parent
 CACHE = TESTS.parent / ".cache"
 ENVIRONMENT = CACHE / "swift"
@@ -153,6 +155,12 @@ class S3Server:
             client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
         for key in self.keys():
             client.delete_object(Bucket=self.bucket, Key=key)
+
+
+def with_bucket(settings: Settings, server: S3Server, **changes: Any) -> Settings:
+    """A worker's settings with those of the server's bucket."""
+    store = {f"s3_{name}": getattr(server, name) for name in ("endpoint", "access_key", "secret_key", "bucket")}
+    return Settings.model_validate(settings.model_dump(exclude_unset=True) | store | changes)
 
 
 @pytest.fixture(scope="session")

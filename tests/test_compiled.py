@@ -26,7 +26,7 @@ from infinitetalk.network.audio_attention import rotary_embedding, rotate_pairs
 from infinitetalk.network.teacache import TeaCache
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.kernels.artifacts import Artifacts
+from infinitetalk.runtime.kernels.compiled import CompiledBlocks
 from infinitetalk.runtime.kernels.findings import Machine
 from infinitetalk.runtime.kernels.registry import (
     CPP_COMPILERS,
@@ -36,7 +36,7 @@ from infinitetalk.runtime.kernels.registry import (
     run_as_written,
     suitable,
 )
-from infinitetalk.runtime.lora import Lora
+from infinitetalk.runtime.lora import ScaledLora
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
@@ -73,13 +73,13 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> CheckpointPaths:
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Lora:
+def lora(tmp_path_factory: pytest.TempPathFactory) -> ScaledLora:
     file = tmp_path_factory.mktemp("loras") / "lora.safetensors"
     save_file(lightx2v(4, i2v=True)[0], file)
-    return Lora(file, 1.0)
+    return ScaledLora(file, 1.0)
 
 
-def choice(memory: MemoryMode = MemoryMode(), kernels: Kernels = COMPILED, *loras: Lora) -> NetworkChoice:  # noqa: B008
+def choice(memory: MemoryMode = MemoryMode(), kernels: Kernels = COMPILED, *loras: ScaledLora) -> NetworkChoice:  # noqa: B008
     return NetworkChoice(torch.float32, memory, loras=loras, kernels=kernels)
 
 
@@ -157,7 +157,7 @@ def test_teacache_skips_compiled_blocks(transformer: InfiniteTalkTransformer3DMo
 
 
 @torch.no_grad()
-def test_a_lora_counts_in_blocks_that_were_compiled_before(paths: CheckpointPaths, lora: Lora) -> None:
+def test_a_lora_counts_in_blocks_that_were_compiled_before(paths: CheckpointPaths, lora: ScaledLora) -> None:
     eager, compiled = Models(paths, CPU), Models(paths, CPU)
     transformer = compiled.transformer(choice(kernels=Kernels()))
     compile_blocks(transformer, CompileCounter())
@@ -196,7 +196,7 @@ def test_compiled_blocks_go_with_fused_loras_and_with_quantised_weights() -> Non
         assert suitable(COMPILED, setup) == (COMPILED, {})
 
 
-def test_a_choice_that_would_ignore_loras_is_refused(paths: CheckpointPaths, lora: Lora) -> None:
+def test_a_choice_that_would_ignore_loras_is_refused(paths: CheckpointPaths, lora: ScaledLora) -> None:
     with pytest.raises(CheckpointError, match="'compiled' cannot be used here: compiled blocks would ignore LoRAs"):
         Models(paths, CPU).transformer(choice(MemoryMode("fp8"), COMPILED, lora))
 
@@ -246,8 +246,8 @@ def start(volume: Path, own: Path, machine: Machine = MACHINE) -> Start:
     """A worker's start, in a process of its own with nothing compiled yet on its disk."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)
     torch.set_num_threads(1)
-    artifacts = Artifacts(volume, machine)
-    loaded = artifacts.load()
+    compiled = CompiledBlocks(volume, machine)
+    loaded = compiled.load()
     models = Models(talker_paths(), CPU)
     with torch.no_grad():
         config = models.transformer(choice(kernels=Kernels())).config
@@ -260,9 +260,9 @@ def start(volume: Path, own: Path, machine: Machine = MACHINE) -> Start:
     error = float((found - expected).abs().max() / expected.abs().max())
     hits, misses = counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]
     with patch.object(torch.compiler, "save_cache_artifacts", wraps=torch.compiler.save_cache_artifacts) as pack:
-        stored = artifacts.store()
-        assert not artifacts.store()
-        assert not artifacts.store()
+        stored = compiled.store()
+        assert not compiled.store()
+        assert not compiled.store()
     return Start(loaded, hits, misses, error, stored, pack.call_count)
 
 
@@ -300,13 +300,13 @@ def test_a_second_start_compiles_nothing_and_a_damaged_file_is_ignored(tmp_path:
 
     file.write_bytes(file.read_bytes()[:-20])
     with capture_logs() as lines:
-        assert Artifacts(volume, MACHINE).load() == 0
+        assert CompiledBlocks(volume, MACHINE).load() == 0
     assert lines[0]["details"] == {"file": file.name, "reason": "its content is damaged"}
     file.write_bytes(b"nonsense\n")
     with capture_logs() as lines:
-        assert Artifacts(volume, MACHINE).load() == 0
+        assert CompiledBlocks(volume, MACHINE).load() == 0
     assert lines[0]["details"] == {"file": file.name, "reason": "its first line is damaged"}
     # Of another machine, nothing is loaded.
     with capture_logs() as lines:
-        assert Artifacts(volume, MACHINE.model_copy(update={"driver": "580.1"})).load() == 0
+        assert CompiledBlocks(volume, MACHINE.model_copy(update={"driver": "580.1"})).load() == 0
     assert not lines

@@ -13,7 +13,7 @@ from torch import Tensor
 from infinitetalk.errors import CheckpointError
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.lora import Delta, Lora, LoraStack, find_lora, find_loras, lora_names
+from infinitetalk.runtime.lora import Delta, LoraStack, ScaledLora, find_lora, find_loras, lora_names
 from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
 from tests import checkpoint_factory as factory
@@ -110,11 +110,18 @@ def test_mixed_loras_add_their_scaled_deltas_and_go_without_trace(tmp_path: Path
         files[name], differences[name] = save(tmp_path / f"{name}.safetensors", stored), difference
     transformer = factory.plain_transformer()
     stack = stack_on(transformer)
-    stack.apply([Lora(files["fusionx"], 1.0), Lora(files["t2v_rank32"], -0.5), Lora(files["i2v_rank64"], 0.7)], CPU)
+    stack.apply(
+        [
+            ScaledLora(files["fusionx"], 1.0),
+            ScaledLora(files["t2v_rank32"], -0.5),
+            ScaledLora(files["i2v_rank64"], 0.7),
+        ],
+        CPU,
+    )
     assert_fused(
         transformer, (1.0, differences["fusionx"]), (-0.5, differences["t2v_rank32"]), (0.7, differences["i2v_rank64"])
     )
-    stack.apply([Lora(files["t2v_rank32"], 1.0)], CPU)
+    stack.apply([ScaledLora(files["t2v_rank32"], 1.0)], CPU)
     assert_fused(transformer, (1.0, differences["t2v_rank32"]))
     stack.remove()
     for name, parameter in plain_base().items():
@@ -136,7 +143,7 @@ def test_every_spelling_of_names_means_the_same(tmp_path: Path, rename: Callable
     differences = {name: tensor for name, tensor in differences.items() if name.endswith("weight")}
     transformer = factory.plain_transformer()
     file = save(tmp_path / "lora.safetensors", {rename(name): tensor for name, tensor in stored.items()})
-    stack_on(transformer).apply([Lora(file, 1.0)], CPU)
+    stack_on(transformer).apply([ScaledLora(file, 1.0)], CPU)
     assert_fused(transformer, (1.0, differences))
 
 
@@ -148,7 +155,7 @@ def test_diffusers_names_and_partial_files_are_served(tmp_path: Path) -> None:
         {f"transformer.{name}.lora_A.default.weight": down, f"transformer.{name}.lora_B.default.weight": up},
     )
     transformer = factory.plain_transformer()
-    stack_on(transformer).apply([Lora(file, 2.0)], CPU)
+    stack_on(transformer).apply([ScaledLora(file, 2.0)], CPU)
     assert_fused(transformer, (2.0, {f"{name}.weight": up @ down}))
 
 
@@ -156,7 +163,7 @@ def test_the_input_layer_of_a_t2v_lora_changes_the_noise_channels(tmp_path: Path
     difference = random("patch", DIM, 16, 1, 2, 2)
     file = save(tmp_path / "lora.safetensors", {"diffusion_model.patch_embedding.diff": difference})
     transformer = factory.plain_transformer()
-    stack_on(transformer).apply([Lora(file, 1.0)], CPU)
+    stack_on(transformer).apply([ScaledLora(file, 1.0)], CPU)
     padded = torch.cat([difference, torch.zeros(DIM, 20, 1, 2, 2)], dim=1)
     assert_fused(transformer, (1.0, {"patch_embedding.weight": padded}))
 
@@ -198,7 +205,7 @@ def test_a_file_that_does_not_fit_names_the_tensor_and_changes_nothing(
     stack = stack_on(transformer)
     file = save(tmp_path / "wrong.safetensors", stored)
     with pytest.raises(CheckpointError, match=message) as caught:
-        stack.apply([Lora(file, 1.0)], CPU)
+        stack.apply([ScaledLora(file, 1.0)], CPU)
     assert "wrong.safetensors" in str(caught.value)
     assert_fused(transformer)
 
@@ -217,7 +224,7 @@ def test_a_lora_that_is_broken_off_leaves_nothing_behind(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Delta, "compute", run_out)
     with pytest.raises(torch.OutOfMemoryError):
-        stack.apply([Lora(file, 1.0)], CPU)
+        stack.apply([ScaledLora(file, 1.0)], CPU)
     stack.apply([], CPU)
     assert len(computed) == 3
     assert_fused(transformer)
@@ -237,7 +244,7 @@ def test_quantised_weights_keep_the_lora_beside_them(tmp_path: Path) -> None:
             for name, parameter in transformer.named_parameters()
         }
         stack = LoraStack(transformer, dequantised.__getitem__)
-        stack.apply([Lora(file, 0.8)], CPU)
+        stack.apply([ScaledLora(file, 0.8)], CPU)
         plain = factory.plain_transformer()
         with torch.no_grad():
             for name, parameter in plain.named_parameters():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from infinitetalk.errors import CheckpointError
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.runtime.lora import Lora, LoraStack
+from infinitetalk.runtime.lora import LoraStack, ScaledLora
 from infinitetalk.weights.lora_files import ALPHA_UNKNOWN, CONFIG_VARIANTS, read_lora
 from tests import checkpoint_factory as factory
 
@@ -139,7 +139,7 @@ def merged_by_diffusers(path: Path) -> Tensors:
 def merged_by_us(path: Path) -> InfiniteTalkTransformer3DModel:
     transformer = factory.plain_transformer()
     stack = LoraStack(transformer, lambda name: factory.plain_transformer().get_parameter(name))
-    stack.apply([Lora(path, 1.0)], CPU)
+    stack.apply([ScaledLora(path, 1.0)], CPU)
     return transformer
 
 

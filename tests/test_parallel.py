@@ -32,7 +32,7 @@ from infinitetalk.network.teacache import TeaCache
 from infinitetalk.network.teams import rounds_of
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
 from infinitetalk.runtime.choice import NetworkChoice
-from infinitetalk.runtime.followers import TIMEOUT_S, Followed, Followers, Watch, follow_until_dismissed
+from infinitetalk.runtime.followers import TIMEOUT_S, Followed, Followers, ProcessWatch, follow_until_dismissed
 from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import adapter_kind
 from tests.small_network import small_transformer
@@ -307,7 +307,7 @@ def test_a_lost_process_aborts_the_group_within_seconds_whatever_the_leader_wait
     aborted = threading.Event()
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
     process.start()
-    watch = Watch([process], aborted.set)
+    watch = ProcessWatch([process], aborted.set)
     assert not watch.has_lost()
     process.kill()
     assert aborted.wait(PATIENCE_S)
@@ -319,7 +319,7 @@ def test_the_end_of_a_group_is_no_loss() -> None:
     aborted = threading.Event()
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
     process.start()
-    watch = Watch([process], aborted.set)
+    watch = ProcessWatch([process], aborted.set)
     watch.close()
     process.kill()
     process.join()

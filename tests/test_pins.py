@@ -3,13 +3,13 @@
 import hashlib
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from tests.serving import serving
 from tools.pins import ACTION, IMAGE, WHEEL, PinError, Services, pin_files, with_pins
 
 CHECKOUT = Path(__file__).parents[1]
@@ -50,11 +50,8 @@ def site() -> Iterator[str]:
         "/repos/actions/checkout/commits/v4": COMMIT.encode(),
         "/repos/actions/cache/commits/v4.2": COMMIT.encode(),
     }
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Site) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""README and the plan of the code stay true: tables are the models', the library example runs, modules are named."""
+"""Documents stay true: tables are the models', the example runs, modules, links and tests that they name exist."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ from tools.generated import README_TABLES, generated_files
 
 CHECKOUT = Path(__file__).parents[1]
 JOB = {"prompt": "A woman talks", "cond_video": "face.png", "cond_audio": {"person1": "voice.wav"}, "mode": "streaming"}
+DOCUMENTS = [CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md"), *(CHECKOUT / "examples").glob("**/*.md")]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
@@ -36,6 +37,41 @@ def test_the_plan_of_the_house_names_every_folder() -> None:
     named = re.findall(r"`(?:…/)?((?:infinitetalk|worker)/[\w/]+/)`", plan)
     for name in named:
         assert (package / name.removeprefix("infinitetalk/")).is_dir(), name
+
+
+def heading_anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def prose(document: Path) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_links_within_the_repository_lead_to_files_and_headings_that_are_there() -> None:
+    links = [
+        (document, link)
+        for document in DOCUMENTS
+        for link in re.findall(r'(?:\]\(|src=")([^)\s"]+)', prose(document))
+        if not link.startswith("http")
+    ]
+    assert len(links) > 100
+    for document, link in links:
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), f"{document.name}: {link}"
+        assert not anchor or anchor in heading_anchors(target), f"{document.name}: {link}"
+
+
+def test_the_tests_that_documents_name_are_there() -> None:
+    tests = "".join(file.read_text(encoding="utf-8") for file in (CHECKOUT / "tests").glob("*.py"))
+    named = {
+        name for document in DOCUMENTS for name in re.findall(r"`(test_\w+)`", document.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 100
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
 
 
 def test_every_error_code_is_explained() -> None:

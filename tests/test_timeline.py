@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,14 +17,15 @@ from infinitetalk.encoders.text import PromptEncoder
 from infinitetalk.errors import GenerationStopped
 from infinitetalk.media.decode import Picture, probe, read_waveform
 from infinitetalk.media.speech import SAMPLING_RATE, arrange_tracks
-from infinitetalk.media.turns import Turn, arrange_turns
+from infinitetalk.media.turns import SampleTurn, arrange_turns
 from infinitetalk.worker.engine import Scene
-from infinitetalk.worker.engine.timeline import first_frame, open_stretches, plan_stretches
+from infinitetalk.worker.engine.timeline import first_frame_at, open_stretches, plan_stretches
 from infinitetalk.worker.job.resume import request_fingerprint
 from infinitetalk.worker.traffic.fetch import Media
 from schemas import Stage, parse_input
 from tests.job_inputs import data_uri, picture_bytes, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
+from tools.frames import read_frames
 
 NUM_FRAMES = 17
 CHANGE = 8
@@ -56,8 +56,7 @@ def run(worker: LocalWorker, job_id: str, job: dict[str, Any], **options: Any) -
 
 def video(worker: LocalWorker, result: dict[str, Any]) -> np.ndarray:
     """A result's frames, uint8 (T, H, W, 3)."""
-    with av.open(str(worker.volume / result["video"]["path"])) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return read_frames(worker.volume / result["video"]["path"])
 
 
 @pytest.fixture
@@ -189,7 +188,7 @@ def test_times_are_those_of_the_video_in_each_of_its_scenes() -> None:
 
 @pytest.mark.parametrize(("seconds", "frame"), [(0, 0), (0.04, 1), (0.3, 8), (0.32, 8), (0.33, 9), (2.88, 72)])
 def test_a_time_is_the_first_frame_that_is_not_before_it(seconds: float, frame: int) -> None:
-    assert first_frame(seconds) == frame
+    assert first_frame_at(seconds) == frame
 
 
 def test_a_job_that_is_stopped_before_a_change_goes_on_with_it(local_worker: LocalWorker) -> None:
@@ -226,7 +225,7 @@ def test_a_silent_speaker_does_not_make_the_video_longer() -> None:
 
 def test_in_its_next_turn_a_speakers_sound_goes_on_where_it_was() -> None:
     count = np.arange(1, 1001, dtype=np.float32)
-    turns = [Turn(0, 0, 100), Turn(1, 100, 300), Turn(0, 250, 400), Turn(1, 500, None)]
+    turns = [SampleTurn(0, 0, 100), SampleTurn(1, 100, 300), SampleTurn(0, 250, 400), SampleTurn(1, 500, None)]
     first, second = arrange_turns([count, -count[:350]], turns)
     assert len(first) == len(second) == 650
     assert np.array_equal(first[:100], count[:100])

@@ -18,7 +18,7 @@ from infinitetalk.media.tts import (
     TINY_VOICES,
     WEIGHTS_FILE,
     SpeechSynthesiser,
-    Turn,
+    TextTurn,
     make_tiny_kokoro,
     split_phonemes,
     split_turns,
@@ -70,12 +70,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_speaker_says_the_whole_text() -> None:
-    assert split_turns(" Hello,\n  world. ", 1) == [Turn(0, "Hello, world.")]
+    assert split_turns(" Hello,\n  world. ", 1) == [TextTurn(0, "Hello, world.")]
 
 
 def test_markers_say_whose_turn_it_is() -> None:
     text = "(s1) Hello. (s2) Hi (there)!\n(S2)Again. (s1) Bye."
-    assert split_turns(text, 2) == [Turn(0, "Hello."), Turn(1, "Hi (there)!"), Turn(1, "Again."), Turn(0, "Bye.")]
+    assert split_turns(text, 2) == [
+        TextTurn(0, "Hello."),
+        TextTurn(1, "Hi (there)!"),
+        TextTurn(1, "Again."),
+        TextTurn(0, "Bye."),
+    ]
 
 
 @pytest.mark.parametrize(

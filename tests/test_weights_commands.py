@@ -24,6 +24,8 @@ from tests.hub_server import fetching, serve_hub
 
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.usefixtures("no_weights_settings")
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,13 +38,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     factory.save_pickled_wav2vec2(speech, _speech_encoder())
     Wav2Vec2FeatureExtractor(sampling_rate=16000).save_pretrained(speech)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in WeightsSettings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("VOLUME_DIR", str(tmp_path / "volume"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from infinitetalk.weights.fingerprint import PIECE_BYTES, WHOLE_BYTES, contents_of, files_below
+from infinitetalk.weights.fingerprint import PIECE_BYTES, WHOLE_BYTES, contents_of, files_that_count
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.worker.engine.checkpoint import PublishedCheckpoint
 from tests import checkpoint_factory as factory
@@ -50,7 +50,7 @@ def test_of_a_folder_what_decides_the_numbers_counts(tmp_path: Path) -> None:
     for name in ("config.json", "model.SAFETENSORS", "tokenizer/spiece.model", "README.md", ".cache/fetched.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    names = [str(file.relative_to(tmp_path)) for file in files_below(tmp_path)]
+    names = [str(file.relative_to(tmp_path)) for file in files_that_count(tmp_path)]
     assert names == ["config.json", "model.SAFETENSORS", "tokenizer/spiece.model"]
 
 

@@ -24,12 +24,7 @@ FLASHTALK_FOLDER = "SoulX-FlashTalk-14B"
 #: Folders of a volume's weights/, as `download` makes them.
 WAN_FOLDERS = ("Wan2.1-I2V-14B-480P", "InfiniteTalk")
 
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in WeightsSettings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("VOLUME_DIR", str(tmp_path / "volume"))
+pytestmark = pytest.mark.usefixtures("no_weights_settings")
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,7 @@ from infinitetalk.worker.settings import Settings
 from tests import checkpoint_factory as factory
 from tests.job_inputs import small_job
 from tests.local_jobs import LocalWorker
+from tests.serving import serving
 from tests.test_hub_kernels import COMMIT, OWN
 from tests.test_hub_kernels import save as save_kernel
 from tests.test_worker_recipes import write_lora
@@ -50,10 +50,7 @@ BUILD = f"kernels/sage_hub/{COMMIT}/build/{OWN}"
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in WeightsSettings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("VOLUME_DIR", str(tmp_path / "volume"))
+def no_other_place(no_weights_settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(locating, "CHECKOUT", tmp_path / "image")
 
 
@@ -464,13 +461,8 @@ def serve_uploads(*held: str) -> Iterator[tuple[str, dict[str, bytes], list[list
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", files, commits
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Hub) as server:
+        yield f"http://127.0.0.1:{server.server_port}", files, commits
 
 
 def test_push_uploads_what_is_listed_and_then_the_manifest(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from infinitetalk.worker.traffic.transport import is_public
 from schemas import ErrorCode, OutputConfig
 from tests.job_inputs import data_uri, picture_bytes, small_job
 from tests.local_jobs import LocalWorker
+from tests.serving import serving
 
 PICTURE = picture_bytes()
 
@@ -220,11 +221,8 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[http.server.ThreadingHTTPServer]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(Site) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -413,18 +411,12 @@ def test_a_certificate_is_held_against_the_name_and_not_the_number(
 ):
     file = certificate_of(name, tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(file)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Site, context) as server:
         address = f"https://public.test:{server.server_port}/picture"
         if name == "public.test":
             assert fetched(address, tmp_path) == PICTURE
         else:
             with pytest.raises(WorkerError, match="did not answer"):
                 fetched(address, tmp_path)
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -20,7 +20,7 @@ from infinitetalk.worker.engine.checkpoint import (
     find_checkpoints,
 )
 from infinitetalk.worker.engine.conditions import workload_of
-from infinitetalk.worker.engine.placement import Devices, MemoryBudget, Placement
+from infinitetalk.worker.engine.placement import Devices, MemoryBudget, ModeChooser
 from infinitetalk.worker.settings import ALLOCATION, Settings, default_environment
 from schemas import SingleJob
 from tests import checkpoint_factory as factory
@@ -112,33 +112,33 @@ def test_settings_name_the_checkpoint(published: Settings, tmp_path: Path) -> No
 
 
 def test_a_job_that_ran_out_of_memory_is_placed_in_a_mode_that_takes_less() -> None:
-    placement = Placement(MemoryBudget(79 * GIB, INFINITETALK.model_sizes), INFINITETALK)
-    taken = placement.choose(job(), SMALL)
-    assert taken == placement.choose_at_start(1) == MemoryMode()
-    lesson = placement.learn(job(), SMALL, taken, torch.bfloat16)
+    chooser = ModeChooser(MemoryBudget(79 * GIB, INFINITETALK.model_sizes), INFINITETALK)
+    taken = chooser.choose(job(), SMALL)
+    assert taken == chooser.choose_at_start(1) == MemoryMode()
+    lesson = chooser.learn(job(), SMALL, taken, torch.bfloat16)
     assert lesson.retryable
-    assert placement.choose(job(), SMALL) == replace(taken, stream_text_encoder=True)
+    assert chooser.choose(job(), SMALL) == replace(taken, stream_text_encoder=True)
     assert "this worker will run it in the mode bf16, text encoder streamed" in str(lesson)
 
 
 def test_where_no_mode_fits_a_job_is_told_what_would() -> None:
-    placement = Placement(MemoryBudget(1 * GIB, INFINITETALK.model_sizes), INFINITETALK)
+    chooser = ModeChooser(MemoryBudget(1 * GIB, INFINITETALK.model_sizes), INFINITETALK)
     with pytest.raises(DoesNotFitError, match="GPU with more memory"):
-        placement.choose(job(), SMALL)
-    roomier = Placement(MemoryBudget(30 * GIB, INFINITETALK.model_sizes), INFINITETALK)
+        chooser.choose(job(), SMALL)
+    roomier = ModeChooser(MemoryBudget(30 * GIB, INFINITETALK.model_sizes), INFINITETALK)
     with pytest.raises(DoesNotFitError, match="offload_model false"):
-        Placement(MemoryBudget(20 * GIB, INFINITETALK.model_sizes), INFINITETALK).choose(
+        ModeChooser(MemoryBudget(20 * GIB, INFINITETALK.model_sizes), INFINITETALK).choose(
             job(offload_model=False), SMALL
         )
     assert roomier.choose(job(offload_model=False), SMALL).resident_parameters is None
 
 
 def test_where_memory_is_not_counted_a_job_gets_what_it_asks_for() -> None:
-    placement = Placement(None, INFINITETALK)
-    assert placement.choose_at_start(1) == MemoryMode()
+    chooser = ModeChooser(None, INFINITETALK)
+    assert chooser.choose_at_start(1) == MemoryMode()
     asked = job(quant="int8", num_persistent_param_in_dit=5, offload_model=True)
-    assert placement.choose(asked, SMALL) == MemoryMode("int8", 5, stream_text_encoder=True)
-    assert placement.learn(asked, SMALL, MemoryMode(), torch.float32) is None
+    assert chooser.choose(asked, SMALL) == MemoryMode("int8", 5, stream_text_encoder=True)
+    assert chooser.learn(asked, SMALL, MemoryMode(), torch.float32) is None
 
 
 def test_activations_are_quantised_only_where_there_is_memory_for_it() -> None:
@@ -147,10 +147,10 @@ def test_activations_are_quantised_only_where_there_is_memory_for_it() -> None:
     fast = Kernels(attention="sage", products="fp8_rows")
     workload = Workload(num_frames=81, height=704, width=1280)
     for free, expected in ((33 * GIB, replace(fast, products="widened")), (44 * GIB, fast)):
-        placement = Placement(MemoryBudget(free, INFINITETALK.model_sizes), INFINITETALK)
-        assert placement.affordable(fast, mode, workload) == expected
-        assert placement.affordable(Kernels(), mode, workload) == Kernels()
-    assert Placement(None, INFINITETALK).affordable(fast, mode, workload) == fast
+        chooser = ModeChooser(MemoryBudget(free, INFINITETALK.model_sizes), INFINITETALK)
+        assert chooser.affordable(fast, mode, workload) == expected
+        assert chooser.affordable(Kernels(), mode, workload) == Kernels()
+    assert ModeChooser(None, INFINITETALK).affordable(fast, mode, workload) == fast
 
 
 def test_devices_of_a_group_are_numbered() -> None:

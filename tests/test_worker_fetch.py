@@ -22,6 +22,7 @@ from infinitetalk.worker.traffic.fetch import Wanted, fetch_all
 from schemas import ErrorCode
 from tests.hostile import REDIRECT_TARGETS
 from tests.job_inputs import data_uri, picture_bytes, speech_bytes
+from tests.serving import serving
 
 PICTURE = picture_bytes()
 
@@ -108,17 +109,8 @@ FAILS_ONCE = ("/once/dropped", "/once/short", "/once/busy", "/once/wait")
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the worker fetch from the loopback address."""
-    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
+    with serving(Site) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture(autouse=True)

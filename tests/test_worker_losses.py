@@ -36,6 +36,7 @@ from tests.job_inputs import (
     speech_uri,
 )
 from tests.local_jobs import LocalWorker
+from tools.frames import read_frames
 
 NAME = "diffusion_model.blocks.0.self_attn.q"
 TWO = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
@@ -85,8 +86,7 @@ def pair(worker: LocalWorker) -> dict[str, Tensor]:
 def frames_of(worker: LocalWorker, **changes: Any) -> np.ndarray:
     result = worker.run({"id": "job-1", "input": small_job(**changes)})
     assert result["status"] == "success", result
-    with av.open(str(worker.volume / result["video"]["path"])) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return read_frames(worker.volume / result["video"]["path"])
 
 
 def error_of(worker: LocalWorker, **changes: Any) -> dict[str, Any]:

@@ -11,11 +11,7 @@ from tests.odd_store import DATE, Answer, Oddity, odd_store
 
 PROBE = ".check-"
 
-
-@pytest.fixture(autouse=True)
-def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a job name a store at the loopback address."""
-    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
+pytestmark = pytest.mark.usefixtures("open_network")
 
 
 def always(method: str, answer: Answer, part: str = "") -> Oddity:

@@ -12,11 +12,10 @@ import pytest
 import requests
 
 from infinitetalk.errors import GenerationStopped
-from infinitetalk.worker.settings import Settings
 from schemas import Stage, Success
 from tests.job_inputs import small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tests.s3_server import S3Server
+from tests.s3_server import S3Server, with_bucket
 from tools.queue_server import API_KEY, LocalQueue
 from tools.worker_process import JOB_TIMEOUT_S, worker_of
 
@@ -186,10 +185,3 @@ def test_a_job_that_goes_on_publishes_what_was_there_at_once(local_worker: Local
 def test_a_store_without_a_place_for_it_is_refused(store, local_worker: LocalWorker):
     error = local_worker.run(job(store))["error"]
     assert error["code"] == "E_INPUT_VALIDATION"
-
-
-def with_bucket(settings: Settings, s3: S3Server) -> Settings:
-    """A worker's settings with those of a bucket."""
-    names = ("endpoint", "access_key", "secret_key", "bucket")
-    store = {f"s3_{name}": getattr(s3, name) for name in names}
-    return Settings.model_validate(settings.model_dump(exclude_unset=True) | store)

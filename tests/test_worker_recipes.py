@@ -6,7 +6,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from infinitetalk.worker.settings import Settings
 from schemas import Stage
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker, worker_on
+from tools.frames import read_frames
 
 #: Of product teams, as they send them.
 PAYLOADS = json.loads((Path(__file__).parent / "data" / "payloads.json").read_text(encoding="utf-8"))
@@ -183,12 +183,6 @@ def has_stored(worker: LocalWorker, num_chunks: int) -> bool:
     # Not `rglob`, which fails where the worker removes a folder meanwhile.
     names = [name for _, _, names in os.walk(worker.volume) for name in names]
     return len(fnmatch.filter(names, "part-*.mp4")) >= num_chunks
-
-
-def read_frames(path: Path) -> np.ndarray:
-    """The frames of a video, uint8 (T, H, W, 3)."""
-    with av.open(path) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import requests
@@ -32,7 +31,7 @@ from infinitetalk.worker.engine.placement import MemoryBudget
 from infinitetalk.worker.job import resume
 from infinitetalk.worker.job.bill import Spent
 from infinitetalk.worker.job.resources import Resources
-from infinitetalk.worker.job.resume import JobStates, Part, Rendering, TaskState, part_file, request_fingerprint
+from infinitetalk.worker.job.resume import ChunkPart, JobStates, Rendering, TaskState, part_file, request_fingerprint
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.queue.runner import Runner
 from infinitetalk.worker.settings import Settings
@@ -41,7 +40,8 @@ from infinitetalk.worker.stores.volume import VolumeObjects
 from schemas import SingleJob, Stage, Success
 from tests.job_inputs import picture_bytes, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker, ready
-from tests.s3_server import S3Server
+from tests.s3_server import S3Server, with_bucket
+from tools.frames import read_frames
 from tools.queue_server import LocalQueue
 from tools.worker_process import JOB_TIMEOUT_S, START_TIMEOUT_S, Worker, worker_of
 
@@ -141,8 +141,7 @@ def interrupt(worker: LocalWorker, job: dict[str, Any], num_chunks: int) -> None
 
 def frames_of(worker: LocalWorker, job_id: str) -> np.ndarray:
     """The video of a job: uint8 (T, H, W, 3)."""
-    with av.open(str(worker.volume / "infinitetalk/jobs" / f"{job_id}.mp4")) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return read_frames(worker.volume / "infinitetalk/jobs" / f"{job_id}.mp4")
 
 
 def kept(worker: LocalWorker) -> list[str]:
@@ -431,11 +430,7 @@ def test_what_is_stale_of_other_jobs_goes_with_the_next_job_that_ends(local_work
 def test_it_goes_on_from_a_bucket_after_an_upload_that_failed_without_another_evaluation(
     local_worker, s3_server: S3Server
 ):
-    names = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
-    store = dict(
-        zip(names, (s3_server.endpoint, s3_server.access_key, s3_server.secret_key, s3_server.bucket), strict=True)
-    )
-    local_worker.settings = Settings.model_validate(local_worker.settings.model_dump(exclude_unset=True) | store)
+    local_worker.settings = with_bucket(local_worker.settings, s3_server)
     in_bucket = job(output_config={"store": "s3"}, **SHORT)
 
     def uploading() -> bool:
@@ -539,13 +534,13 @@ def test_what_another_holder_goes_on_from_stays_when_one_ends(local_worker, tmp_
         return TaskState(place, "job-1", "request", 3600, b"secret", 1_000_000, get_logger())
 
     lost = holder()
-    made = Rendering(7, thumbnail, 64, 64, [Part(part, 5, 1, 0, "float32")], b"state 1")
+    made = Rendering(7, thumbnail, 64, 64, [ChunkPart(part, 5, 1, 0, "float32")], b"state 1")
     lost.save_rendering(made, "fingerprint", Spent())
     # Both go on from what the lost one has made.
     first, second = holder(), holder()
     for state in (first, second):
         state._stored_parts, state._thumbnail = list(state._rendering.parts), state._rendering.thumbnail
-        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, Part(part, 5, 1, 0, "float32")], b"state 2")
+        longer = Rendering(7, thumbnail, 64, 64, [*made.parts, ChunkPart(part, 5, 1, 0, "float32")], b"state 2")
         state.save_rendering(longer, "fingerprint", Spent())
     first.discard()
     (folder,) = tmp_path.rglob(".resume/*")
@@ -595,16 +590,8 @@ def test_a_random_seed_is_the_same_for_all_who_try_a_job(local_worker):
     assert seeds[0] == seeds[1] != seeds[2]
 
 
-def with_bucket(worker: LocalWorker, server: S3Server, **changes: Any) -> None:
-    """Gives a worker a bucket of its own."""
-    names = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
-    values = (server.endpoint, server.access_key, server.secret_key, server.bucket)
-    store = dict(zip(names, values, strict=True))
-    worker.settings = Settings.model_validate(worker.settings.model_dump(exclude_unset=True) | store | changes)
-
-
 def test_a_result_that_was_lost_is_told_with_addresses_signed_anew(local_worker, s3_server):
-    with_bucket(local_worker, s3_server, s3_url_expiry_s=3)
+    local_worker.settings = with_bucket(local_worker.settings, s3_server, s3_url_expiry_s=3)
     in_bucket = job(output_config={"store": "s3"}, **SHORT)
     told = local_worker.run(in_bucket, keep=True)
     time.sleep(3.1)
@@ -653,7 +640,7 @@ def test_state_of_a_job_with_its_own_store_is_kept_there_only_signed(
 
 
 def test_an_upload_of_a_lost_worker_is_ended_when_it_is_old(local_worker, s3_server):
-    with_bucket(local_worker, s3_server, resume_ttl_s=1.0)
+    local_worker.settings = with_bucket(local_worker.settings, s3_server, resume_ttl_s=1.0)
     keys = ["infinitetalk/jobs/lost.mp4", "infinitetalk/jobs/foreign.bin"]
     for key in keys:
         s3_server.client().create_multipart_upload(Bucket=s3_server.bucket, Key=key)

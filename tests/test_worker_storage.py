@@ -73,12 +73,6 @@ def s3_settings(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Setting
     )
 
 
-@pytest.fixture
-def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a job name a store at the loopback address."""
-    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
-
-
 def own_store(server: S3Server, **changes: str) -> S3Config:
     """The server as a job names it."""
     fields = {

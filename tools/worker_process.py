@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import psutil
 
 from schemas import Failure, Success
+from tools.frames import read_frames
 from tools.queue_server import LocalQueue, QueuedJob
 
 CHECKOUT = Path(__file__).parents[1]
@@ -123,8 +123,7 @@ class Worker:
     def frames(self, result: Success) -> np.ndarray:
         """The decoded video of a result: uint8 (T, H, W, 3)."""
         assert result.video.path is not None
-        with av.open(str(self.volume / result.video.path)) as container:
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        return read_frames(self.volume / result.video.path)
 
     def kill(self) -> None:
         """Kills the worker like the loss of its machine; its job goes back to the queue."""

@@ -154,28 +154,13 @@ class Hour:
         step.status, step.reason, step.figures = "running", None, {}
         self.keep()
         began = time.monotonic()
-        try:
-            with self.paying():
-                self._works[step.name](self, step)
+        with self._ending(step):
+            try:
+                with self.paying():
+                    self._works[step.name](self, step)
+            finally:
+                step.seconds = time.monotonic() - began
             step.status = "done"
-        except LeftOutError as error:
-            step.status, step.reason = "left out", str(error)
-        except (StepError, InfiniteTalkError) as error:
-            step.status, step.reason = "failed", str(error)
-        except OverLimitError:
-            step.status, step.reason = "stopped", f"{LIMITS}used up"
-        except LostError as error:
-            step.status, step.reason = "lost", str(error)
-            raise
-        except KeyboardInterrupt:
-            step.status, step.reason = "stopped", self._interrupted()
-            raise
-        except Exception as error:
-            # Whatever it is, what follows may be done and what was paid for is kept.
-            step.status, step.reason = "failed", f"{type(error).__name__}: {error}"
-        finally:
-            step.seconds = time.monotonic() - began
-            self.keep()
 
     def _run(self, job: Job) -> None:
         """Runs a job, if the limits allow."""
@@ -187,22 +172,34 @@ class Hour:
             self.keep()
             return
         self.show(job.name, 0.0)
-        try:
+        with self._ending(job):
             with self.paying():
                 answer = self._answer(job)
             self._take(job, answer)
+
+    @contextmanager
+    def _ending(self, part: Step | Job) -> Iterator[None]:
+        """Says as the part's status and reason what ended it early, and keeps the report however it ends.
+
+        Raises:
+            LostError, KeyboardInterrupt: they end the run too; whatever else it is, what follows is done.
+        """
+        try:
+            yield
+        except LeftOutError as error:
+            part.status, part.reason = "left out", str(error)
+        except (StepError, InfiniteTalkError) as error:
+            part.status, part.reason = "failed", str(error)
         except OverLimitError:
-            job.status, job.reason = "stopped", f"{LIMITS}used up while it ran"
-        except (InfiniteTalkError, StepError) as error:
-            job.status, job.reason = "failed", str(error)
+            part.status, part.reason = "stopped", f"{LIMITS}used up while it ran"
         except LostError as error:
-            job.status, job.reason = "lost", str(error)
+            part.status, part.reason = "lost", str(error)
             raise
         except KeyboardInterrupt:
-            job.status, job.reason = "stopped", self._interrupted()
+            part.status, part.reason = "stopped", self._interrupted()
             raise
         except Exception as error:
-            job.status, job.reason = "failed", f"{type(error).__name__}: {error}"
+            part.status, part.reason = "failed", f"{type(error).__name__}: {error}"
         finally:
             self.keep()
 

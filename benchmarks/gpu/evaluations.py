@@ -24,7 +24,7 @@ from infinitetalk.family import INFINITETALK
 from infinitetalk.network.quantised import quantise_linear
 from infinitetalk.network.teacache import TeaCache
 from infinitetalk.network.transformer import InfiniteTalkTransformer3DModel
-from infinitetalk.runtime.lora import Lora, LoraStack
+from infinitetalk.runtime.lora import LoraStack, ScaledLora
 from infinitetalk.runtime.memory import TOKEN_CHANNEL_BYTES
 from infinitetalk.weights.loading import quantised
 
@@ -152,7 +152,7 @@ def lora(state: Evaluations) -> Iterator[Figure]:
         path = Path(folder) / "lora.safetensors"
         save_file(tensors, path)
         stack = LoraStack(state.transformer, state.transformer.get_parameter)
-        took = seconds(lambda: stack.apply((Lora(path, 1.0),), device()))
+        took = seconds(lambda: stack.apply((ScaledLora(path, 1.0),), device()))
     yield Figure("a LoRA of rank 32 laid on every block", took, "s", f"{len(tensors) // 2} layers")
 
 

@@ -92,7 +92,7 @@ class Recorder(TorchDispatchMode):
         devices = {tensor.device.type for tensor in given + made} - {"meta"}
         if "cuda" in devices:
             place, library = places()
-            self._note_waits(name, args, kwargs, out, devices, given, place)
+            self._note_waits(name, args, kwargs, devices, given, place)
             if name not in _NO_KERNEL:
                 self.log.operations.append(operation(func, name, args, kwargs, out, place, library))
             self._follow(given, made, f"{name} {place}")
@@ -118,7 +118,6 @@ class Recorder(TorchDispatchMode):
         name: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        out: Any,
         devices: set[str],
         given: list[Tensor],
         place: Place,

@@ -279,7 +279,7 @@ export interface ItemPlan {
   /** Each speaker's place in the source, person1 first. */
   speakers: SpeakerPlace[];
   /** Which chunks take which prompt and picture; null if the job has only one of each. */
-  timeline?: Stretch[] | null;
+  timeline?: PlannedStretch[] | null;
   /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
   voices: string[];
   /** The parameters as they would be used; a random seed is still -1. */
@@ -421,7 +421,7 @@ export interface Plan {
   /** Each speaker's place in the source, person1 first. */
   speakers: SpeakerPlace[];
   /** Which chunks take which prompt and picture; null if the job has only one of each. */
-  timeline?: Stretch[] | null;
+  timeline?: PlannedStretch[] | null;
   /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
   voices: string[];
   /** The parameters as they would be used; a random seed is still -1. */
@@ -432,6 +432,20 @@ export interface Plan {
   worker: string;
   /** Likely flaws of the result, in words. */
   warnings: string[];
+}
+
+/** Chunks, one after the other, that take the same prompt and the same picture of the job's lists. */
+export interface PlannedStretch {
+  /** The first of these chunks; chunks are counted from 1. ≥ 1. */
+  first_chunk: number;
+  /** The last of these chunks. ≥ 1. */
+  last_chunk: number;
+  /** Seconds of the video at which the first chunk begins. ≥ 0. */
+  from_s: number;
+  /** The prompt that they take: its index in the job's list, from 0. ≥ 0. */
+  prompt: number;
+  /** The image or video that they take: its index in the job's list, from 0. ≥ 0. */
+  cond_video: number;
 }
 
 /** Runpod's limits on a job, in milliseconds. */
@@ -626,20 +640,6 @@ export interface SpeechOptions {
 
 /** The stages of a job, in order; progress, timings and errors use the same list. */
 export type Stage = "validation" | "download" | "embedding" | "load" | "sampling" | "decode" | "mux" | "upload" | "completed";
-
-/** Chunks, one after the other, that take the same prompt and the same picture of the job's lists. */
-export interface Stretch {
-  /** The first of these chunks; chunks are counted from 1. ≥ 1. */
-  first_chunk: number;
-  /** The last of these chunks. ≥ 1. */
-  last_chunk: number;
-  /** Seconds of the video at which the first chunk begins. ≥ 0. */
-  from_s: number;
-  /** The prompt that they take: its index in the job's list, from 0. ≥ 0. */
-  prompt: number;
-  /** The image or video that they take: its index in the job's list, from 0. ≥ 0. */
-  cond_video: number;
-}
 
 /** A finished job. */
 export interface Success {

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from torch import Tensor
 
-from infinitetalk.runtime.streams import Mark, mark
+from infinitetalk.runtime.streams import Moment, moment
 
 
 class DecodingEndedError(Exception):
@@ -22,11 +22,11 @@ class ArrivingFrames:
     """
 
     def __init__(self) -> None:
-        self._groups: SimpleQueue[tuple[Tensor, Mark] | bool] = SimpleQueue()
+        self._groups: SimpleQueue[tuple[Tensor, Moment] | bool] = SimpleQueue()
 
     def put(self, frames: Tensor) -> None:
         """Adds the next frames. What the device has been given to do so far makes them."""
-        self._groups.put((frames, mark(frames.device)))
+        self._groups.put((frames, moment(frames.device)))
 
     def end(self, are_all: bool) -> None:
         """Says that no more frames come; `are_all`: these were all."""
@@ -42,7 +42,7 @@ class ArrivingFrames:
         finally:
             self.end(are_all)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Mark]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Moment]]:
         """The groups, each with the point in the device's work from which on it is there; waits for the next one.
 
         Raises:

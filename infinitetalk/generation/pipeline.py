@@ -159,8 +159,8 @@ class Conditions:
     changes: Sequence[Change[Tensor]] = ()
 
     @property
-    def stretches(self) -> list[Change[Tensor]]:
-        """What is in force from the start, and the changes."""
+    def all_changes(self) -> list[Change[Tensor]]:
+        """What is in force from the start, as a change at frame 0, and the changes."""
         return [Change(0, self.prompt_embeds, self.source, 0), *self.changes]
 
 
@@ -204,7 +204,7 @@ class Video:
 
     def color_reference(self, plan: ChunkPlan) -> Tensor:
         """The frame whose colours a chunk gets: float (1, 3, 1, height, width) in [-1, 1]."""
-        return self.color_references[id(in_force(self.conditions.stretches, plan.start).source)]
+        return self.color_references[id(in_force(self.conditions.all_changes, plan.start).source)]
 
     def num_held_frames(self, plan: ChunkPlan) -> int:
         """Number of a chunk's frames that are not shown with it but held for the fade into the next chunk."""
@@ -442,7 +442,7 @@ class InfiniteTalkPipeline:
         finisher = Finisher(video, held_frames)
 
         for plan in video.plans[0 if state is None else state.next_chunk :]:
-            taken = in_force(conditions.stretches, plan.start)
+            taken = in_force(conditions.all_changes, plan.start)
             frame = taken.source.frame_at((plan.start - taken.source_start) / VIDEO_FPS)
             is_other = reference is None or reference.frame is not frame
             if reference is None or is_other:
@@ -489,8 +489,8 @@ class InfiniteTalkPipeline:
             width=width,
             regions=self.place_speakers(conditions, height, width),
             color_references={
-                id(stretch.source): self.to_pixels(stretch.source.frame_at(0.0), height, width)
-                for stretch in conditions.stretches
+                id(change.source): self.to_pixels(change.source.frame_at(0.0), height, width)
+                for change in conditions.all_changes
             },
         )
 
@@ -503,7 +503,7 @@ class InfiniteTalkPipeline:
         nag, device = video.settings.nag_in_force, self.networks.device
         mask = first_frame_mask(reference.latents, self.networks.family.vae_scale_factor_temporal)
         return ChunkConditions(
-            prompt_embeds=in_force(conditions.stretches, plan.start).prompt,
+            prompt_embeds=in_force(conditions.all_changes, plan.start).prompt,
             negative_prompt_embeds=conditions.negative_prompt_embeds,
             image_embeds=reference.image_embeds,
             condition=torch.cat([mask, reference.latents], dim=1),

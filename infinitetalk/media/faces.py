@@ -31,8 +31,8 @@ KEYPOINTS = ("right eye", "left eye", "nose", "mouth", "right ear", "left ear")
 """A face's key points, in the order of `Face.keypoints`; right and left are the person's own."""
 
 NUM_LANDMARKS = 468
-UPPER_LIP, LOWER_LIP = 13, 14
-"""Landmarks at the middle of the lips' inner edges."""
+UPPER_LIP = 13
+"""The landmark at the middle of the upper lip's inner edge."""
 
 MOUTH_CORNERS = (61, 291)
 """Landmarks of the mouth's corners, the person's right one first."""
@@ -40,8 +40,8 @@ MOUTH_CORNERS = (61, 291)
 EYE_CORNERS = (33, 263)
 """Landmarks of the eyes' outer corners, the person's right one first."""
 
-FOREHEAD, CHIN = 10, 152
-"""The highest and the lowest landmark of an upright face."""
+CHIN = 152
+"""The lowest landmark of an upright face."""
 
 LEAST_SCORE = 0.6
 """Lowest score, 0 to 1, of a box that counts as a face."""
@@ -114,14 +114,6 @@ class Landmarks:
 
     points: np.ndarray
     score: float
-
-    @property
-    def mouth_opening(self) -> float:
-        """The distance of the lips' inner edges, in heights of the face."""
-        points = self.points[:, :2]
-        return float(
-            np.linalg.norm(points[UPPER_LIP] - points[LOWER_LIP]) / np.linalg.norm(points[FOREHEAD] - points[CHIN])
-        )
 
 
 @dataclass(frozen=True)

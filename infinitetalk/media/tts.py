@@ -95,14 +95,14 @@ _VOICE = re.compile(r"(?:(?:.*/)?voices/)?([A-Za-z0-9][A-Za-z0-9_-]*?)(?:\.pt)?"
 
 
 @dataclass(frozen=True)
-class Turn:
+class TextTurn:
     """The text of one speaker until the next one speaks. `speaker` is counted from 0."""
 
     speaker: int
     text: str
 
 
-def split_turns(text: str, num_speakers: int) -> list[Turn]:
+def split_turns(text: str, num_speakers: int) -> list[TextTurn]:
     """Splits a text into turns: one turn for one speaker, "(s1) … (s2) …" for several. White space is normalised.
 
     A speaker without a turn stays silent.
@@ -122,7 +122,7 @@ def split_turns(text: str, num_speakers: int) -> list[Turn]:
                 f'the text has turns, such as "(s{parts[0][:9]})", but one voice: give a second voice or remove the '
                 "markers"
             )
-        return [Turn(0, _spoken(before, "the text"))]
+        return [TextTurn(0, _spoken(before, "the text"))]
     if not parts or before:
         raise SynthesisError(
             'the text of several speakers must begin with a marker and have one before each turn: "(s1) … (s2) …"'
@@ -131,7 +131,7 @@ def split_turns(text: str, num_speakers: int) -> list[Turn]:
     for number, words in zip(parts[::2], parts[1::2], strict=True):
         if not 1 <= int(number[:9]) <= num_speakers:
             raise SynthesisError(f'the text has a turn "(s{number[:9]})", but speakers are 1 to {num_speakers}')
-        turns.append(Turn(int(number) - 1, _spoken(words, f'the turn "(s{number})"')))
+        turns.append(TextTurn(int(number) - 1, _spoken(words, f'the turn "(s{number})"')))
     return turns
 
 
@@ -261,7 +261,7 @@ class SpeechSynthesiser:
         ]
         return [track[:max_samples] for track in tracks]
 
-    def _pronounce(self, turn: Turn, voice: str) -> list[str]:
+    def _pronounce(self, turn: TextTurn, voice: str) -> list[str]:
         phonemes, _ = self._pipeline(voice[0]).g2p(turn.text)
         if not any(character.isalpha() for character in phonemes):
             raise SynthesisError(f'"{turn.text[:40]}" has nothing that can be spoken: write it in words')

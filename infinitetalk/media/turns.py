@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Turn:
+class SampleTurn:
     """A turn, in samples of the video's sound.
 
     Attributes:
@@ -24,7 +24,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Taken:
+class HeardTurn:
     """A turn as it is heard.
 
     Attributes:
@@ -32,7 +32,7 @@ class Taken:
         sound: samples of the speaker's own sound; shorter than the turn if the sound ends before.
     """
 
-    turn: Turn
+    turn: SampleTurn
     sound: slice
 
     @property
@@ -46,7 +46,7 @@ class Taken:
         return self.turn.start + self.num_samples if self.num_samples else 0
 
 
-def take_turns(lengths: Sequence[int], turns: Sequence[Turn]) -> list[Taken]:
+def take_turns(lengths: Sequence[int], turns: Sequence[SampleTurn]) -> list[HeardTurn]:
     """What is heard in each turn of speakers whose sounds have so many samples."""
     heard = [0] * len(lengths)
     taken = []
@@ -54,11 +54,11 @@ def take_turns(lengths: Sequence[int], turns: Sequence[Turn]) -> list[Taken]:
         begin, length = heard[turn.speaker], lengths[turn.speaker]
         end = length if turn.end is None else min(begin + turn.end - turn.start, length)
         heard[turn.speaker] = end
-        taken.append(Taken(turn, slice(begin, end)))
+        taken.append(HeardTurn(turn, slice(begin, end)))
     return taken
 
 
-def arrange_turns(waveforms: Sequence[np.ndarray | None], turns: Sequence[Turn]) -> list[np.ndarray]:
+def arrange_turns(waveforms: Sequence[np.ndarray | None], turns: Sequence[SampleTurn]) -> list[np.ndarray]:
     """One track for each speaker, float32 (samples,), up to the last sound that is heard.
 
     `waveforms` holds one waveform (samples,) for each speaker, or None for a silent one.

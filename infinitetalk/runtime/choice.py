@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from infinitetalk.runtime.kernels.registry import PUBLISHED, Kernels, Setup
-from infinitetalk.runtime.lora import Lora
+from infinitetalk.runtime.lora import ScaledLora
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.weights.layouts import AdapterKind
 
@@ -32,7 +32,7 @@ class NetworkChoice:
     dtype: torch.dtype
     memory: MemoryMode = DEFAULT_MODE
     adapter: AdapterKind = "single"
-    loras: tuple[Lora, ...] = ()
+    loras: tuple[ScaledLora, ...] = ()
     kernels: Kernels = PUBLISHED
 
     def setup(self, num_devices: int = 1) -> Setup:

@@ -49,7 +49,7 @@ class Followed:
 MakeLoader = Callable[[torch.device], Callable[[Any], Followed]]
 
 
-class Watch:
+class ProcessWatch:
     """Notices in a thread that a process of the group has ended.
 
     Args:
@@ -99,7 +99,7 @@ class Followers:
         self._processes: list[BaseProcess] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._waiting = False
-        self._watch: Watch | None = None
+        self._watch: ProcessWatch | None = None
         self.connections: list[Connection] = []
         self.group: Group | None = None
 
@@ -156,7 +156,7 @@ class Followers:
                     raise CheckpointError(answer)
         if self.group is None:
             self.group = join(0, len(self._devices) + 1, self._address, self._device, TIMEOUT_S)
-            self._watch = Watch(self._processes, self.group.abort)
+            self._watch = ProcessWatch(self._processes, self.group.abort)
         return self.group
 
     def end(self) -> None:

@@ -27,7 +27,7 @@ from infinitetalk.weights.lora_files import Delta, files_of, read_lora
 
 
 @dataclass(frozen=True)
-class Lora:
+class ScaledLora:
     """A file and its scale.
 
     Attributes:
@@ -46,12 +46,12 @@ class LoraStack:
         """`read_base` returns a parameter, by its name, as it is without LoRAs."""
         self._transformer = transformer
         self._read_base = read_base
-        self._applied: tuple[Lora, ...] = ()
+        self._applied: tuple[ScaledLora, ...] = ()
         self._fused: set[str] = set()
         self._hooks: list[RemovableHandle] = []
 
     @torch.no_grad()
-    def apply(self, loras: Sequence[Lora], device: torch.device) -> None:
+    def apply(self, loras: Sequence[ScaledLora], device: torch.device) -> None:
         """Replaces the LoRAs on the transformer by these; does nothing if they are the same.
 
         An unquantised parameter becomes base + Σ scale · delta, summed in float32 and rounded once.
@@ -146,14 +146,14 @@ def find_lora(folders: Sequence[Path], name: str) -> Path:
     raise CheckpointError(f"there is no LoRA {name!r}; there are: {', '.join(lora_names(folders)) or 'none'}")
 
 
-def find_loras(folders: Sequence[Path], wanted: Iterable[tuple[str, float]]) -> tuple[Lora, ...]:
+def find_loras(folders: Sequence[Path], wanted: Iterable[tuple[str, float]]) -> tuple[ScaledLora, ...]:
     """LoRAs by their names below the folders, with their scales.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
     found = [(find_lora(folders, name), scale) for name, scale in wanted]
-    return tuple(Lora(path, scale, contents_of(files_of(path))) for path, scale in found)
+    return tuple(ScaledLora(path, scale, contents_of(files_of(path))) for path, scale in found)
 
 
 def lora_names(folders: Sequence[Path]) -> list[str]:

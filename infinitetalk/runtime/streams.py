@@ -11,30 +11,30 @@ import torch
 
 
 @dataclass(frozen=True)
-class Mark:
+class Moment:
     """A point in what a device has been given to do.
 
     Attributes:
         device: the device.
-        event: on a GPU, takes place when everything before the mark is done; None on a CPU, where it is done already.
+        event: on a GPU, takes place when everything before the moment is done; None on a CPU, where it is done already.
     """
 
     device: torch.device
     event: torch.cuda.Event | None
 
 
-def mark(device: torch.device) -> Mark:
+def moment(device: torch.device) -> Moment:
     """The end of what this thread has given the device to do so far."""
     if device.type != "cuda":
-        return Mark(device, None)
+        return Moment(device, None)
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
-    return Mark(device, event)
+    return Moment(device, event)
 
 
 @contextmanager
-def beside(begin: Mark) -> Iterator[None]:
-    """On a GPU, what is inside runs after the mark, but does not wait for what the device is given to do later.
+def beside(begin: Moment) -> Iterator[None]:
+    """On a GPU, what is inside runs after the moment, but does not wait for what the device is given to do later.
 
     Memory that was allocated outside must be held until results of the inside have been copied to the CPU: the
     allocator does not know who else still uses it.

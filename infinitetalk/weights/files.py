@@ -326,7 +326,7 @@ class GgufFile:
         return data.view(header.dtype).view(header.shape)
 
 
-READERS: dict[str, Callable[[Path], TensorFile]] = {
+FORMATS: dict[str, Callable[[Path], TensorFile]] = {
     ".safetensors": SafetensorsFile,
     ".pth": PickleFile,
     ".pt": PickleFile,
@@ -344,13 +344,13 @@ def open_file(path: Path) -> TensorFile:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path.name} in the folder {path.parent.name}")
     if not is_tensor_file(path):
-        raise CheckpointError(f"{path.name} is none of {', '.join(READERS)}")
-    return READERS[path.suffix.lower()](path)
+        raise CheckpointError(f"{path.name} is none of {', '.join(FORMATS)}")
+    return FORMATS[path.suffix.lower()](path)
 
 
 def is_tensor_file(path: Path) -> bool:
     """Whether a file has the suffix of a tensor file, in any case."""
-    return path.suffix.lower() in READERS
+    return path.suffix.lower() in FORMATS
 
 
 def open_shards(index_path: Path) -> list[TensorFile]:

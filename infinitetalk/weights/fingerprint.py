@@ -50,7 +50,7 @@ def content_of(file: Path) -> bytes:
     return _read(file, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-def files_below(part: Path) -> list[Path]:
+def files_that_count(part: Path) -> list[Path]:
     """The files of a checkpoint's part that affect its results, in the order of their names.
 
     A folder from a hub also holds texts, and hidden files with the time of the download.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tools.talker.measure import read_frames
+from tools.frames import read_frames
 
 DESTINATION = Path(__file__).parents[2] / "docs" / "images" / "talker.gif"
 HEIGHT = 144

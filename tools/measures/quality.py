@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from infinitetalk.media.decode import read_waveform
+from tools.frames import read_frames
 from tools.measures.mouths import FEWEST_FRAMES, Mouth, compare, opening_of
 from tools.measures.pictures import border_ratio, colour_drift, flicker, identity, sharpness_drift
-from tools.measures.watch import Watched, frames_of, watch
+from tools.measures.watch import Watched, watch
 from tools.talker.measure import read_openings
 
 
@@ -124,7 +125,7 @@ def measure(
 def _openings(path: Path, watched: Watched, num_faces: int, is_drawn: bool) -> tuple[list[np.ndarray], dict[str, str]]:
     """Each face's opening over time; none, and why, if a face was not found."""
     if is_drawn:
-        return list(read_openings(np.stack(list(frames_of(path))), num_faces)), {}
+        return list(read_openings(read_frames(path), num_faces)), {}
     if (found := len(watched.landmarks)) < num_faces:
         names = ("follows", "lag", "correlation", "movement", "rest")
         return [], dict.fromkeys(names, f"{found} of {num_faces} faces were found")

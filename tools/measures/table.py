@@ -14,10 +14,10 @@ from scipy.ndimage import gaussian_filter
 from infinitetalk.media.decode import read_waveform
 from infinitetalk.media.faces import FaceDetector
 from infinitetalk.media.speech import VIDEO_FPS
+from tools.frames import frames_of
 from tools.measures.puppet import puppet, read_photograph, write_video
 from tools.measures.quality import BOUNDS, Quality, measure
 from tools.measures.speech import SAMPLES_A_FRAME
-from tools.measures.watch import frames_of
 
 CHECKOUT = Path(__file__).parents[2]
 PORTRAIT = CHECKOUT / "examples/media/portrait.jpg"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
 from infinitetalk.media.face_tracks import FaceTracker
 from infinitetalk.media.faces import NUM_LANDMARKS, FaceDetector
+from tools.frames import frames_of
 from tools.measures.pictures import PATCH, SMALL_SIDE, face_patch, sharpness
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -44,13 +43,6 @@ class Watched:
     def num_frames(self) -> int:
         """Number of frames."""
         return len(self.colours)
-
-
-def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """A video's frames, uint8 (height, width, 3)."""
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
 
 
 class Watcher:

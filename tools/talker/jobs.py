@@ -18,8 +18,8 @@ from infinitetalk.worker.job.resume import JobStates
 from infinitetalk.worker.job.run import run_job
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.stop import Stop
+from tools.frames import read_frames
 from tools.talker.faces import Place, random_background, random_face
-from tools.talker.measure import read_frames
 from tools.talker.music import random_music
 from tools.talker.rule import SAMPLES_A_FRAME, MouthTrack, follow_speech
 from tools.talker.scenes import Scene

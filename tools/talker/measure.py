@@ -1,8 +1,5 @@
 """Measures finished videos: how far mouths are open, and how much frames differ."""
 
-from pathlib import Path
-
-import av
 import numpy as np
 
 from tools.talker.faces import Place, mouth_boxes
@@ -11,12 +8,6 @@ from tools.talker.faces import Place, mouth_boxes
 INSIDE_LUMA, OUTSIDE_LUMA = 45.0, 80.0
 #: Candidate lags in frames.
 LAGS = range(-5, 6)
-
-
-def read_frames(path: Path) -> np.ndarray:
-    """A video's frames, uint8 (T, height, width, 3)."""
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:

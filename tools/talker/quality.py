@@ -27,13 +27,13 @@ from infinitetalk.family import FLASHTALK
 from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.speech import VIDEO_FPS
+from tools.frames import read_frames
 from tools.talker.jobs import PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
 from tools.talker.measure import (
     best_lag,
     border_change,
     correlation,
     psnr_outside_mouths,
-    read_frames,
     read_lips,
     read_openings,
 )

@@ -6,7 +6,7 @@ fields, and `engine` generates videos.
 """
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
-from infinitetalk.worker.engine.engine import Engine, Request
+from infinitetalk.worker.engine.engine import Engine, VideoRequest
 from infinitetalk.worker.engine.estimate import VideoCost
 from infinitetalk.worker.engine.people import (
     bounding_box,
@@ -31,10 +31,10 @@ __all__ = [
     "Engine",
     "FilmView",
     "Overlap",
-    "Request",
     "Scene",
     "Stretch",
     "VideoCost",
+    "VideoRequest",
     "bounding_box",
     "chunk_ends",
     "chunk_grid",

@@ -20,7 +20,7 @@ from infinitetalk.errors import CheckpointError
 from infinitetalk.family import FAMILIES, FLASHTALK, INFINITETALK, Family
 from infinitetalk.runtime.check import check_checkpoint
 from infinitetalk.runtime.memory import choose_mode, model_sizes
-from infinitetalk.weights.fingerprint import contents_of, files_below
+from infinitetalk.weights.fingerprint import contents_of, files_that_count
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import MissingWeightsError, locate_all
 from infinitetalk.worker.engine.placement import usual_workload
@@ -64,7 +64,7 @@ class Checkpoint(ABC):
         adapters = [file for file in paths.adapters.values() if file.exists()]
         parts = (paths.base, *adapters, paths.wav2vec2)
         others = [part for part in (paths.transformer, paths.quantised) if part is not None]
-        return contents_of(file for part in (*parts, *others) for file in files_below(part))
+        return contents_of(file for part in (*parts, *others) for file in files_that_count(part))
 
     def check(self) -> None:
         """Reads the headers of every file that videos need and compares them with the networks.

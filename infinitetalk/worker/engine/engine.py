@@ -32,7 +32,7 @@ from infinitetalk.runtime.lora import find_lora, find_loras, lora_names
 from infinitetalk.runtime.memory import DoesNotFitError, Workload, release_cached_memory
 from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.weights.fingerprint import contents_of, files_below
+from infinitetalk.weights.fingerprint import contents_of, files_that_count
 from infinitetalk.weights.layouts import adapter_kind
 from infinitetalk.weights.locate import kernels_folders
 from infinitetalk.weights.lora_files import files_of, read_lora
@@ -49,19 +49,18 @@ from infinitetalk.worker.engine.scenes import (
     generation_settings,
     plan_scenes,
     read_footage,
-    stretch_of,
+    speech_of,
     view_of,
 )
 from infinitetalk.worker.engine.timeline import num_references, open_stretches, plan_stretches
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
-from schemas import ErrorCode, SingleJob
-from schemas import Lora as JobLora
+from schemas import ErrorCode, Lora, SingleJob
 
 
 @dataclass(frozen=True)
-class Request:
+class VideoRequest:
     """A request to generate a video.
 
     Attributes:
@@ -165,7 +164,7 @@ class Engine:
             folders = checkpoint.lora_folders
             files = [file for lora in job.loras for file in files_of(find_lora(folders, lora.name))]
             if job.tts_audio is not None:
-                files += files_below(checkpoint.find_kokoro())
+                files += files_that_count(checkpoint.find_kokoro())
             return f"{checkpoint.fingerprint}\n{contents_of(files)}"
 
     def lacks(self, recipe: Recipe) -> str | None:
@@ -186,7 +185,7 @@ class Engine:
             raise WorkerError(ErrorCode.INPUT_VALIDATION, problem)
         if not wanted:
             return job
-        added = [JobLora(name=name) for lora in wanted if (name := lora.choose(names)) is not None]
+        added = [Lora(name=name) for lora in wanted if (name := lora.choose(names)) is not None]
         return job.model_copy(update={"loras": [*job.loras, *added]})
 
     def _lora_names(self) -> list[str]:
@@ -276,13 +275,13 @@ class Engine:
         """
         found = self._loading.loaded(job.family, should_stop)
         workload = self._workload(job, source, found.models)
-        memory = found.placement.choose(job, workload)
+        memory = found.modes.choose(job, workload)
         try:
             with self.reading_weights():
                 loras = find_loras(self.checkpoint.lora_folders, [(lora.name, lora.scale) for lora in job.loras])
                 adapter = adapter_kind(len(job.speakers))
                 choice = self._loading.with_kernels(NetworkChoice(self.devices.dtype, memory, adapter, loras))
-                choice = replace(choice, kernels=found.placement.affordable(choice.kernels, memory, workload))
+                choice = replace(choice, kernels=found.modes.affordable(choice.kernels, memory, workload))
                 self._loading.make_room(found, memory, workload)
                 return found.models.prepare(choice)
         except ParallelError:
@@ -355,7 +354,7 @@ class Engine:
         found = self._loading.found(job.family, should_stop)
         workload = self._workload(job, source, found.models)
         settings = [generation_settings(job, 0, scene) for scene in scenes]
-        memory = found.placement.choose(job, workload)
+        memory = found.modes.choose(job, workload)
         chunk = chunk_work(settings[0], workload, memory, len(job.speakers))
         stretches = plan_stretches(job, scenes)
         references = num_references(stretches, [source, *later_sources])
@@ -385,7 +384,7 @@ class Engine:
 
     def generate(
         self,
-        request: Request,
+        request: VideoRequest,
         should_stop: Callable[[], bool],
         on_step: Callable[[Step], None],
         num_done: int = 0,
@@ -412,7 +411,7 @@ class Engine:
         with self._telling(request):
             yield from self._generate(request, should_stop, on_step, num_done, chunk_state, is_beside)
 
-    def finish(self, request: Request, chunk: DecodedChunk, on_frames: Callable[[np.ndarray], None]) -> Chunk:
+    def finish(self, request: VideoRequest, chunk: DecodedChunk, on_frames: Callable[[np.ndarray], None]) -> Chunk:
         """Finishes a chunk, beside the steps of the next one; `on_frames` takes its frames as they come.
 
         Raises:
@@ -424,7 +423,7 @@ class Engine:
             return chunk.finish(is_beside=True, on_frames=on_frames)
 
     @contextmanager
-    def _telling(self, request: Request) -> Iterator[None]:
+    def _telling(self, request: VideoRequest) -> Iterator[None]:
         """Wraps the work on a video: its errors become those that `generate` describes, and a job that runs out of
         memory is the last one in its mode."""
         try:
@@ -445,14 +444,14 @@ class Engine:
                     "the GPU has too little memory for two models: send the job again, this worker has freed the other",
                     fits_next_time=True,
                 ) from error
-            lesson = found.placement.learn(job, workload, choice.memory, choice.dtype)
+            lesson = found.modes.learn(job, workload, choice.memory, choice.dtype)
             if lesson is None:
                 raise
             raise lesson from error
 
     def _generate(
         self,
-        request: Request,
+        request: VideoRequest,
         should_stop: Callable[[], bool],
         on_step: Callable[[Step], None],
         num_done: int,
@@ -468,7 +467,7 @@ class Engine:
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = list(accumulate((number_of_chunks(each, family) for each in all_settings), initial=0))
         memory = request.networks.choice.memory
-        can_finish_beside = self._loading.found(job.family).placement.can_finish_beside(memory, workload)
+        can_finish_beside = self._loading.found(job.family).modes.can_finish_beside(memory, workload)
 
         for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
             if num_done >= chunks_before[index + 1]:
@@ -482,7 +481,7 @@ class Engine:
             first, *changes = open_stretches(job, sources, request.folder, scene)
             conditions = pipeline.embed_prompts(
                 source=view_of(first.source, request.film, scene.start),
-                speech=[stretch_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
+                speech=[speech_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
                 prompt=first.prompt,
                 settings=settings,
                 negative_prompt=negative_prompt_of(job),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import structlog
 
-from infinitetalk.runtime.kernels.artifacts import Artifacts
 from infinitetalk.runtime.kernels.bench import Case
+from infinitetalk.runtime.kernels.compiled import CompiledBlocks
 from infinitetalk.runtime.kernels.findings import Findings, Machine, machine_of, read_findings, write_findings
 from infinitetalk.runtime.kernels.registry import (
     CANDIDATES,
@@ -67,7 +67,7 @@ class KernelSelection:
         self._num_devices = devices.count
         self._limits = limits
         self._outcomes: tuple[Outcome, ...] = ()
-        self._artifacts: Artifacts | None = None
+        self._compiled: CompiledBlocks | None = None
         self._should_stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -91,8 +91,8 @@ class KernelSelection:
         setup = Setup(case.quantisation, case.streams_blocks, num_devices=self._num_devices)
         self._candidates = [each for each in self._candidates if each.obstacle(setup) is None]
         if any(candidate.is_compiled for candidate in self._candidates):
-            self._artifacts = Artifacts(self._folder, machine, case.paths.findings)
-            if loaded := self._artifacts.load():
+            self._compiled = CompiledBlocks(self._folder, machine, case.paths.findings)
+            if loaded := self._compiled.load():
                 packed = None if case.paths.findings is None else str(case.paths.findings)
                 self._log("info", "kernels.compiled_loaded", artifacts=loaded, packed=packed)
         if not self._is_auto:
@@ -138,10 +138,10 @@ class KernelSelection:
         Returns:
             Whether there is any.
         """
-        if self._artifacts is None or not candidate_named(self._chosen.blocks).is_compiled:
+        if self._compiled is None or not candidate_named(self._chosen.blocks).is_compiled:
             return False
         try:
-            return self._artifacts.store()
+            return self._compiled.store()
         except OSError as error:
             self._log("warning", "kernels.not_stored", reason=type(error).__name__, remedy="attach a network volume")
             return True

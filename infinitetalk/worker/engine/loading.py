@@ -27,7 +27,7 @@ from infinitetalk.runtime.models import Models
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.worker.engine.checkpoint import Checkpoint, Checkpoints
 from infinitetalk.worker.engine.kernels import KernelSelection
-from infinitetalk.worker.engine.placement import Devices, MeasureMemory, Placement
+from infinitetalk.worker.engine.placement import Devices, MeasureMemory, ModeChooser
 from infinitetalk.worker.errors import failed_to_read, load_error, may_load_elsewhere
 from infinitetalk.worker.stop import wait_for
 
@@ -66,7 +66,7 @@ class Health:
 
 @dataclass
 class FoundModels:
-    """The models of a checkpoint with all its files, and the placement of its networks in memory.
+    """The models of a checkpoint with all its files, and what chooses their memory modes.
 
     Attributes:
         memory: the mode of the networks that may be loaded; None before the first are asked for, and once they are
@@ -74,7 +74,7 @@ class FoundModels:
     """
 
     models: Models
-    placement: Placement
+    modes: ModeChooser
     memory: MemoryMode | None = None
 
 
@@ -161,8 +161,8 @@ class Loading:
             memory, workload: its mode and size.
         """
         for other in self._others(wanted):
-            fits = other.memory is not None and wanted.placement.has_room_beside(
-                memory, workload, other.placement, other.memory
+            fits = other.memory is not None and wanted.modes.has_room_beside(
+                memory, workload, other.modes, other.memory
             )
             if self._one_at_a_time or not fits:
                 self._release(other)
@@ -195,8 +195,8 @@ class Loading:
 
     def _find(self, checkpoint: Checkpoint) -> FoundModels:
         paths = checkpoint.files()
-        placement = Placement(self._measure(self._devices.first, paths), paths.family)
-        return FoundModels(Models(paths, self._devices.first, self._devices.others), placement)
+        modes = ModeChooser(self._measure(self._devices.first, paths), paths.family)
+        return FoundModels(Models(paths, self._devices.first, self._devices.others), modes)
 
     def _find_later(self, family: Family, checkpoint: Checkpoint) -> None:
         """Finds models that the start does not load; if that fails, the next job tries again."""
@@ -232,7 +232,7 @@ class Loading:
         waiting: Future[FoundModels] | Future[None] = self._found[self._first.name]
         try:
             found = self._find(self._checkpoints.of(self._first))
-            found.memory = found.placement.choose_at_start(self._devices.count)
+            found.memory = found.modes.choose_at_start(self._devices.count)
             self._found[self._first.name].set_result(found)
             waiting = self._loaded
             case = usual_case(found.models, self._checkpoints.of(self._first).files(), self._devices, found.memory)

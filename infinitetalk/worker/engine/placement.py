@@ -105,7 +105,7 @@ def available_bytes(device: torch.device) -> int:
     return free_bytes(device) + torch.cuda.memory_allocated(device)
 
 
-class Placement:
+class ModeChooser:
     """Chooses memory modes.
 
     Args:
@@ -160,7 +160,7 @@ class Placement:
         """Whether a job's chunks can be finished beside the next one's steps; true if memory is not counted."""
         return self._budget is None or can_finish_beside(mode, self._budget.sizes, workload)
 
-    def has_room_beside(self, mode: MemoryMode, workload: Workload, other: Placement, other_mode: MemoryMode) -> bool:
+    def has_room_beside(self, mode: MemoryMode, workload: Workload, other: ModeChooser, other_mode: MemoryMode) -> bool:
         """Whether a job in a mode fits while another checkpoint's networks stay loaded in theirs.
 
         False if memory is not counted, or if either streams weights from the host's memory, which is not counted.

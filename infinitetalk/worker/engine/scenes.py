@@ -171,7 +171,7 @@ def chunk_ends(job: SingleJob, scenes: Sequence[Scene]) -> list[int]:
     return ends
 
 
-def stretch_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:
+def speech_of(embeddings: SpeechEmbeddings, scene: Scene, grid: ChunkGrid) -> SpeechEmbeddings:
     """The rows of a scene, and the following rows that are context of its last frames."""
     end = min(scene.start + grid.usable_rows(scene.num_frames), len(embeddings))
     if (scene.start, end) == (0, len(embeddings)):

@@ -37,7 +37,7 @@ class Stretch:
     picture: int
 
 
-def first_frame(seconds: float) -> int:
+def first_frame_at(seconds: float) -> int:
     """The first video frame that is not before a time."""
     return math.ceil(seconds * VIDEO_FPS - TOLERANCE_FRAMES)
 
@@ -48,8 +48,8 @@ def stretches_of(job: SingleJob, scene: Scene, num_chunks_before: int = 0) -> li
     Args:
         num_chunks_before: number of chunks of the scenes before.
     """
-    prompts = [first_frame(entry.from_s) for entry in job.prompts]
-    pictures = [first_frame(entry.from_s) for entry in job.pictures]
+    prompts = [first_frame_at(entry.from_s) for entry in job.prompts]
+    pictures = [first_frame_at(entry.from_s) for entry in job.pictures]
     found: list[Stretch] = []
     for plan in chunk_grid(job).plans(scene.num_frames):
         start = scene.start + plan.start
@@ -93,7 +93,7 @@ def open_stretches(job: SingleJob, sources: Sequence[Media], folder: Path, scene
     opened: dict[int, Source] = {}
     for (picture, begin), end in zip(begins.items(), ends, strict=True):
         field = "cond_video" if len(sources) == 1 else f"cond_video.{picture}"
-        skipped = begin - first_frame(job.pictures[picture].from_s)
+        skipped = begin - first_frame_at(job.pictures[picture].from_s)
         opened[picture] = open_source(sources[picture], field, folder, Scene(skipped, end - begin), stride)
     return [
         Change(

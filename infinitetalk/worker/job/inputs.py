@@ -130,7 +130,7 @@ class Tracks:
 
 
 @dataclass(frozen=True)
-class Voice:
+class NormalisedVoice:
     """The normalised sound of a speaker, float32 (samples,) at 16 kHz, and the part of it that moves the mouth, of the
     same length."""
 
@@ -198,7 +198,7 @@ def count_rows(tracks: Sequence[np.ndarray]) -> int:
     return len(tracks[0]) * VIDEO_FPS // SAMPLING_RATE
 
 
-def make_voices(job: SingleJob, media: JobMedia, should_stop: Callable[[], bool]) -> list[Voice | None]:
+def make_voices(job: SingleJob, media: JobMedia, should_stop: Callable[[], bool]) -> list[NormalisedVoice | None]:
     """The voice of each speaker; None for a silent speaker, and for one who begins in the last frame or later.
 
     Appends to `media.warnings`.
@@ -206,7 +206,7 @@ def make_voices(job: SingleJob, media: JobMedia, should_stop: Callable[[], bool]
     Raises:
         GenerationStopped: `should_stop` returned true.
     """
-    voices: list[Voice | None] = []
+    voices: list[NormalisedVoice | None] = []
     for speaker, medium in zip(job.speakers, media.speech, strict=True):
         if medium is None or medium.sound is None:
             voices.append(None)
@@ -218,7 +218,9 @@ def make_voices(job: SingleJob, media: JobMedia, should_stop: Callable[[], bool]
     return voices
 
 
-def make_voice(waveform: np.ndarray, is_gated: bool, should_stop: Callable[[], bool]) -> tuple[Voice, list[str]]:
+def make_voice(
+    waveform: np.ndarray, is_gated: bool, should_stop: Callable[[], bool]
+) -> tuple[NormalisedVoice, list[str]]:
     """The voice in a sound (samples,) of 16 kHz, and warnings about it.
 
     Args:
@@ -230,10 +232,10 @@ def make_voice(waveform: np.ndarray, is_gated: bool, should_stop: Callable[[], b
     loudness = measure_loudness(waveform)
     if not is_gated or loudness < -SILENCE_LUFS:
         sound = normalise_loudness(waveform, loudness)
-        return Voice(sound, sound), loudness_warnings(loudness)
+        return NormalisedVoice(sound, sound), loudness_warnings(loudness)
     speech = find_speech(waveform, should_stop)
     if speech:
         loudness = measure_loudness(only_speech(waveform, speech))
     sound = normalise_loudness(waveform, loudness)
     warnings = loudness_warnings(loudness) if speech else [NO_SPEECH]
-    return Voice(sound, silence_between(sound, speech)), warnings
+    return NormalisedVoice(sound, silence_between(sound, speech)), warnings

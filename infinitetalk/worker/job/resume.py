@@ -67,7 +67,7 @@ STORE_ERRORS = (OSError, WorkerError)
 
 
 @dataclass(frozen=True)
-class Part:
+class ChunkPart:
     """One chunk as an encoded file; `arithmetic` says how the worker that made it computed."""
 
     path: Path
@@ -94,7 +94,7 @@ class Rendering:
     thumbnail: Path
     height: int = 0
     width: int = 0
-    parts: list[Part] = field(default_factory=list)
+    parts: list[ChunkPart] = field(default_factory=list)
     chunk_state: bytes | None = None
 
     @property
@@ -459,7 +459,7 @@ class TaskState:
                 return None
             (folder / name).write_bytes(data)
         parts = [
-            Part(
+            ChunkPart(
                 folder / part_file(index),
                 part.num_frames,
                 part.evaluations,

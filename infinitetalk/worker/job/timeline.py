@@ -9,12 +9,11 @@ import numpy as np
 
 from infinitetalk.media.decode import MediaInfo, sound_seconds
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS, arrange_tracks
-from infinitetalk.media.turns import Taken, Turn, arrange_turns, take_turns
+from infinitetalk.media.turns import HeardTurn, SampleTurn, arrange_turns, take_turns
 from infinitetalk.worker.engine import Stretch
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.traffic.fetch import Media
-from schemas import ErrorCode, SingleJob
-from schemas import Stretch as ToldStretch
+from schemas import ErrorCode, PlannedStretch, SingleJob
 
 SHORTEST_LOSS_S = 0.1
 """Sounds' lengths are known to within a packet; less than this counts as nothing."""
@@ -27,10 +26,10 @@ def samples_of(seconds: float) -> int:
     return round(seconds * SAMPLING_RATE)
 
 
-def turns_in_samples(job: SingleJob) -> list[Turn]:
+def turns_in_samples(job: SingleJob) -> list[SampleTurn]:
     """The turns of a job's script."""
     return [
-        Turn(
+        SampleTurn(
             job.speakers.index(turn.speaker),
             samples_of(turn.from_s),
             None if turn.to_s is None else samples_of(turn.to_s),
@@ -70,14 +69,14 @@ def end_of_voices(job: SingleJob, speech: Sequence[Media | None]) -> float:
         speech: each speaker's speech; None for a silent speaker.
     """
     if job.audio_type == "script":
-        return max(part.end for part in taken_turns(job, speech)) / SAMPLING_RATE
+        return max(part.end for part in heard_turns(job, speech)) / SAMPLING_RATE
     lengths = [sound_seconds(medium.path) if medium is not None else 0.0 for medium in speech]
     if job.audio_type == "add":
         return sum(lengths)
     return max(voice.from_s + length for voice, length in zip(job.voices.values(), lengths, strict=True) if voice)
 
 
-def taken_turns(job: SingleJob, speech: Sequence[Media | None]) -> list[Taken]:
+def heard_turns(job: SingleJob, speech: Sequence[Media | None]) -> list[HeardTurn]:
     """What is heard in each turn of a job's script.
 
     Args:
@@ -97,7 +96,7 @@ def script_losses(job: SingleJob, speech: Sequence[Media | None]) -> list[str]:
         return []
     warnings: list[str] = []
     heard = dict.fromkeys(range(len(speech)), 0)
-    for index, part in enumerate(taken_turns(job, speech)):
+    for index, part in enumerate(heard_turns(job, speech)):
         heard[part.turn.speaker] = part.sound.stop
         if part.turn.end is None:
             continue
@@ -157,12 +156,12 @@ def shape_warnings(field: str, info: MediaInfo, first: MediaInfo) -> list[str]:
     ]
 
 
-def told_stretches(job: SingleJob, stretches: Sequence[Stretch]) -> list[ToldStretch] | None:
+def told_stretches(job: SingleJob, stretches: Sequence[Stretch]) -> list[PlannedStretch] | None:
     """The stretches as a plan tells them; None if neither prompt nor picture changes."""
     if not job.changes:
         return None
     return [
-        ToldStretch(
+        PlannedStretch(
             first_chunk=stretch.first_chunk + 1,
             last_chunk=stretch.first_chunk + stretch.num_chunks,
             from_s=stretch.start / VIDEO_FPS,

@@ -31,9 +31,9 @@ from infinitetalk.runtime.networks import Networks
 from infinitetalk.worker.engine import (
     Engine,
     Overlap,
-    Request,
     Scene,
     Stretch,
+    VideoRequest,
     find_faces,
     first_frame,
     needs_faces,
@@ -98,7 +98,7 @@ from infinitetalk.worker.job.result import (
 )
 from infinitetalk.worker.job.resume import (
     THUMBNAIL_FILE,
-    Part,
+    ChunkPart,
     Rendering,
     TaskState,
     part_file,
@@ -538,7 +538,7 @@ class VideoJob:
         part = None if film is None else film.part
         if inputs.frame is not None and part is not None and regions is not None:
             source, regions = inputs.frame.seen_of(source), part.view.cut_regions(regions)
-        request = Request(
+        request = VideoRequest(
             self.job,
             rendering.seed,
             source,
@@ -581,7 +581,7 @@ class VideoJob:
     def _add(
         self,
         rendering: Rendering,
-        request: Request,
+        request: VideoRequest,
         decoded: DecodedChunk,
         arithmetic: str,
         film: Film | None,
@@ -619,7 +619,7 @@ class VideoJob:
             write_thumbnail(first, rendering.thumbnail, self.mark)
             rendering.height, rendering.width = first.shape[:2]
         self.bill.video_s += len(chunk.frames) / VIDEO_FPS
-        part = Part(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
+        part = ChunkPart(file, num_frames, chunk.evaluations, chunk.evaluations_skipped, arithmetic, chunk.is_flat)
         rendering.parts.append(part)
         rendering.chunk_state = None if chunk.state is None else chunk.state.to_bytes()
 

@@ -40,7 +40,7 @@ class Header(BaseModel):
     sha256: str
 
 
-class Artifacts:
+class CompiledBlocks:
     """What has been compiled on one kind of machine: each file holds what one process has used.
 
     Args:
