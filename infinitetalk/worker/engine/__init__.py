@@ -12,7 +12,6 @@ from infinitetalk.worker.engine.people import (
     bounding_box,
     face_detector,
     face_of,
-    find_faces,
     needs_faces,
     speaker_places,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "chunk_grid",
     "face_detector",
     "face_of",
-    "find_faces",
     "first_frame",
     "generation_settings",
     "needs_faces",
