@@ -2,7 +2,7 @@
 
 `checkpoint` finds the weights, `loading` loads them into memory, `placement` chooses devices and memory modes,
 `estimate` computes a video's cost from the seconds in `rehearsed`, `scenes`, `timeline` and `conditions` read a job's
-fields, and `engine` generates videos.
+fields, `footage` the frames of a video that sampling starts from, and `engine` generates videos.
 """
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
