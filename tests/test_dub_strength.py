@@ -12,21 +12,23 @@ from benchmarks.dub_strength import make_film, measure
 from infinitetalk.embedded.tiny import ensure_tiny_model
 from infinitetalk.encoders.vae import encode_frames
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
+from infinitetalk.errors import GenerationStopped
 from infinitetalk.family import FLASHTALK, INFINITETALK
 from infinitetalk.generation.chunks import ChunkPlan
 from infinitetalk.generation.pipeline import ChunkState, InfiniteTalkPipeline, Step
 from infinitetalk.generation.sampling import GenerationSettings, chunk_noise, first_latents, make_sampler
-from infinitetalk.media.decode import MediaInfo, Picture
+from infinitetalk.media.decode import MediaInfo, Picture, even_frames, extract_frames
 from infinitetalk.media.sizes import resize_and_crop
 from infinitetalk.runtime.choice import NetworkChoice
 from infinitetalk.runtime.models import Models
 from infinitetalk.runtime.networks import Networks
-from infinitetalk.worker.engine.scenes import Scene, read_footage
+from infinitetalk.worker.engine.footage import FootageReader
+from infinitetalk.worker.engine.scenes import Scene
 from infinitetalk.worker.traffic.fetch import Media
 from schemas import Plan, Success
 from tests.job_inputs import data_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tests.media_factory import make_numbered_video, read_number
+from tests.media_factory import HEIGHT, WIDTH, make_numbered_video, read_number
 
 SETTINGS = GenerationSettings(
     frame_num=9,
@@ -120,11 +122,48 @@ def test_footage_goes_on_with_the_last_frame_where_the_film_has_ended(tmp_path: 
     make_numbered_video(tmp_path / "film.mp4", range(10), "25")
     source = Media(tmp_path / "film.mp4", MediaInfo("video", 64, 64, 0.4, False))
     plan = ChunkPlan(0, start, 5, 0, 5, 0, 0)
-    assert [
-        read_number(frame.permute(1, 2, 0).numpy())
-        for frame in read_footage(source, tmp_path, None, Scene(0, 30), plan)
-    ] == numbers
-    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+    with FootageReader(source, None, (HEIGHT, WIDTH), [start], 5, lambda: False) as footage:
+        frames = list(footage.chunk(Scene(0, 30), plan))
+    assert [read_number(frame.permute(1, 2, 0).numpy()) for frame in frames] == numbers
+
+
+@pytest.mark.parametrize("first_chunk", [0, 1, 2])
+def test_footage_is_decoded_once_and_a_resumed_job_reads_the_same_frames(
+    first_chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two scenes: the second begins where the last chunk of the first has not ended."""
+    make_numbered_video(tmp_path / "film.mp4", range(30), "30")
+    source = Media(tmp_path / "film.mp4", MediaInfo("video", HEIGHT, WIDTH, 1.0, False))
+    (tmp_path / "whole").mkdir()
+    whole = extract_frames(source.path, tmp_path / "whole", 1, 13)
+    read: list[tuple[int, int]] = []
+
+    def reading(path: Path, start: int, count: int, should_stop):
+        read.append((start, count))
+        return even_frames(path, start, count, should_stop)
+
+    monkeypatch.setattr("infinitetalk.worker.engine.footage.even_frames", reading)
+    chunks = [(Scene(0, 7), 0), (Scene(0, 7), 4), (Scene(7, 6), 0)]
+    starts = [0, 4, 7]
+    with FootageReader(source, None, (HEIGHT, WIDTH), starts, 6, lambda: False) as footage:
+        for scene, start in chunks[first_chunk:]:
+            frames = list(footage.chunk(scene, ChunkPlan(0, start, 6, 0, 6, 0, 0)))
+            numbers = range(scene.start + start, scene.start + start + 6)
+            assert all(torch.equal(frame, whole.frame_at(n / 25)) for frame, n in zip(frames, numbers, strict=True))
+    assert read == [(starts[first_chunk], 13 - starts[first_chunk])]
+
+
+def test_a_cancelled_job_reads_no_further_footage(tmp_path: Path) -> None:
+    make_numbered_video(tmp_path / "film.mp4", range(30), "25")
+    source = Media(tmp_path / "film.mp4", MediaInfo("video", HEIGHT, WIDTH, 1.0, False))
+    frames: list[Tensor] = []
+    with (
+        pytest.raises(GenerationStopped),
+        FootageReader(source, None, (HEIGHT, WIDTH), [0], 20, lambda: len(frames) == 3) as footage,
+    ):
+        for frame in footage.chunk(Scene(0, 30), ChunkPlan(0, 0, 20, 0, 20, 0, 0)):
+            frames.append(frame)
+    assert len(frames) == 3
 
 
 def test_a_plan_says_the_evaluations_and_the_job_makes_them(local_worker: LocalWorker) -> None:

@@ -241,6 +241,23 @@ def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
         encoder.write(np.zeros((2, 64, 64, 3), np.uint8))
 
 
+def test_a_part_that_fails_leaves_no_threads(tmp_path: Path) -> None:
+    """Although whoever wrote it may still hold it, as the traceback does."""
+    before = num_threads()
+    with (
+        pytest.raises(ValueError, match="frames are") as caught,
+        PartEncoder(tmp_path / "part.mp4", 480, 640) as encoder,
+    ):
+        encoder.write(np.zeros((3, 480, 640, 3), np.uint8))
+        assert num_threads() > before
+        encoder.write(np.zeros((3, 480, 640), np.uint8))
+    assert caught.value is not None and num_threads() <= before
+
+
+def num_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_part_that_is_cut_short_is_found_and_not_taken_for_a_full_disk(share: float, tmp_path: Path) -> None:
     first, second = make_parts(tmp_path, [5, 4])

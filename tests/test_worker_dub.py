@@ -3,6 +3,7 @@
 Short form of `python -m benchmarks.dub`.
 """
 
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,13 +18,15 @@ from PIL import Image
 from benchmarks import dub as bench
 from infinitetalk.dubbing.composite import lay_over
 from infinitetalk.errors import GenerationStopped, MediaError
-from infinitetalk.media.decode import film_times, probe
+from infinitetalk.media.decode import detect_scenes, even_frames, film_frames, film_times, probe, white_in
 from infinitetalk.media.encode import PartEncoder
+from infinitetalk.worker.engine import Engine, first_frame
 from infinitetalk.worker.job.film import follow_mask
 from infinitetalk.worker.job.resume import Rendering, TaskState
 from infinitetalk.worker.traffic.fetch import Media
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
-from tests.local_jobs import LocalWorker
+from tests.local_jobs import LocalWorker, worker_on
+from tests.media_factory import run_ffmpeg
 from tools.talker.jobs import TalkerWorker
 
 CHECKOUT = Path(__file__).parents[1]
@@ -170,19 +173,51 @@ def test_a_cancelled_job_reads_no_further_times_of_a_film_or_mask(film: Path, tm
         return asked[-1]
 
     with pytest.raises(GenerationStopped):
-        film_times(film, 1.0, should_stop)
+        film_times(film, 1.0, 120, should_stop)
     assert len(asked) == 4
     mask = moving_mask(tmp_path / "mask.gif", BLACK, WHITE)
-    seen: list[bool] = []
+    seen: list[np.ndarray] = []
 
-    def stops_in_the_frames() -> bool:
-        """Asked for each of the 10 times, and then before each frame."""
-        seen.append(len(seen) >= 14)
-        return seen[-1]
+    def see(frame: np.ndarray) -> np.ndarray:
+        seen.append(frame)
+        return white_in(frame)
 
-    with pytest.raises(GenerationStopped):
-        follow_mask(mask, [0.0, 0.36], stops_in_the_frames)
-    assert len(seen) == 15
+    with pytest.MonkeyPatch.context() as watching, pytest.raises(GenerationStopped):
+        watching.setattr("infinitetalk.worker.job.film.white_in", see)
+        follow_mask(mask, [0.0, 0.2, 0.36], lambda: len(seen) == 1)
+    assert len(seen) == 1
+
+
+def test_a_cancelled_job_waits_for_no_frame(film: Path, tmp_path: Path) -> None:
+    """The film is long, and only its last frame is asked for."""
+    run_ffmpeg("-stream_loop", "400", "-i", film, "-c", "copy", tmp_path / "long.mp4")
+    asked: list[float] = []
+
+    def stops_at_the_second_question() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) > 1
+
+    for read in (film_frames, even_frames):
+        asked.clear()
+        with (
+            pytest.raises(GenerationStopped),
+            read(tmp_path / "long.mp4", 9990, 1, should_stop=stops_at_the_second_question) as frames,
+        ):
+            next(frames)
+        assert len(asked) == 2
+
+
+def test_a_mask_video_of_too_many_frames_is_refused(local_worker: LocalWorker) -> None:
+    """It would cost more than the film."""
+    frames = [white_at(8, 64, 128)] * 240
+    job = small_job(
+        cond_video=data_uri(bench.video_bytes(frames[:5]), "video/mp4"),
+        mask={"person1": data_uri(bench.video_bytes(frames, Fraction(2000)), "video/mp4")},
+        dub={"keep": "all"},
+    )
+    error = run(local_worker, job)["error"]
+    assert error["code"] == "E_INPUT_VALIDATION"
+    assert "mask.person1: The video has more than 120 frames a second" in error["message"]
 
 
 def test_the_films_own_sound_is_mixed_under_the_speech_at_its_place(
@@ -267,6 +302,53 @@ def test_what_cannot_be_dubbed_is_refused_with_what_to_change(
     make, words = REFUSED[name]
     result = run(local_worker, make(film) | {"dry_run": dry_run})
     assert result["error"]["code"] == "E_INPUT_VALIDATION" and words in result["error"]["message"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(("box", "share"), [([0, 20, 128, 50], 0.33), ([40, 20, 104, 50], 0.66), ([48, 20, 80, 50], 1)])
+def test_a_size_of_another_shape_than_the_regions_warns_or_is_refused(
+    box: list[int], share: float, dry_run: bool, local_worker: LocalWorker
+) -> None:
+    """Of a film of 128x64, a part of 43x64 is generated."""
+    job = small_job(
+        cond_video=picture_uri(height=64, width=128),
+        bbox={"person1": box},
+        dub={"keep": "all", "margin": 0},
+        size={"width": 256, "height": 512},
+        dry_run=dry_run,
+    )
+    result = run(local_worker, job)
+    words = f"size 256x512: only {share:.0%} of the place of person1 lies in the part of cond_video that is generated"
+    if share < 0.5:
+        assert result["error"]["code"] == "E_INPUT_VALIDATION"
+        assert words in result["error"]["message"] and "Way out: set a size of about" in result["error"]["message"]
+    else:
+        assert sum(words in warning for warning in result["warnings"]) == (share < 0.95), result["warnings"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_scenes_are_detected_once_and_the_first_frame_is_read_once(
+    dry_run: bool, tiny_engine: Engine, tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            calls.append(name)
+            return call(*arguments)
+
+        return counted
+
+    monkeypatch.setattr("infinitetalk.worker.engine.scenes.detect_scenes", counting("scenes", detect_scenes))
+    monkeypatch.setattr("infinitetalk.worker.job.video.first_frame", counting("first", first_frame))
+    # The embedded talker's worker also looks whether the first frame is a photograph.
+    worker = worker_on(tmp_path / "volume", tiny_engine, infinitetalk_model="talker")
+    plain = dub_job(film, dub={"keep": "none"}, output={"fps": "source"}, scene_seg=True, dry_run=dry_run)
+    assert "error" not in (result := run(worker, plain)), result
+    assert calls == ["first", "scenes"]
+    if dry_run:
+        assert "error" not in (result := run(worker, dub_job(film, dry_run=True))), result
+        assert calls == ["first", "scenes", "first"]
 
 
 def test_a_region_without_a_face_stays_in_place_with_a_warning(local_worker: LocalWorker) -> None:

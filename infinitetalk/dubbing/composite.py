@@ -146,9 +146,11 @@ def drawn_from(
 ) -> np.ndarray:
     """A picture as it is placed in an empty one of `height` × `width` pixels; made smaller, it is averaged first.
 
+    Memory does not grow with how much smaller it is made: what lies beyond it is added after averaging.
+
     Args:
-        picture: uint8 (h, w, 3), or float32 (h, w).
-        beyond: the value beyond the picture; None: its edges go on.
+        picture: uint8 (h, w, 3), or float32 (h, w) of weights, which are not averaged.
+        beyond: the value beyond weights; None: the edges of a picture go on.
     """
     step = 1 / placed.scale
     x, y = placed.origin_x - placed.x * step, placed.origin_y - placed.y * step
@@ -157,18 +159,50 @@ def drawn_from(
     right, bottom = int(np.ceil(x + width * step)) + 2, int(np.ceil(y + height * step)) + 2
     rows = np.arange(top, bottom).clip(0, picture.shape[0] - 1)
     columns = np.arange(left, right).clip(0, picture.shape[1] - 1)
-    part = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    around = [(rows[0] - top, bottom - 1 - rows[-1]), (columns[0] - left, right - 1 - columns[-1])]
-    if any(map(any, around)):
-        around += [(0, 0)] * (picture.ndim - 2)
-        part = np.pad(part, around, "edge") if beyond is None else np.pad(part, around, constant_values=beyond)
-    image = Image.fromarray(np.ascontiguousarray(part))
-    factor = max(1, int(step)) if picture.dtype == np.uint8 else 1
-    if factor > 1:
-        image = image.reduce(factor)
-    affine = (step / factor, 0, (x - left) / factor, 0, step / factor, (y - top) / factor)
-    kernel = Image.Resampling.BICUBIC if picture.dtype == np.uint8 else Image.Resampling.BILINEAR
-    return np.asarray(image.transform((width, height), Image.Transform.AFFINE, affine, kernel))
+    part = np.ascontiguousarray(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    factor = max(1, int(step)) if beyond is None else 1
+    lacking = np.array([[rows[0] - top, bottom - 1 - rows[-1]], [columns[0] - left, right - 1 - columns[-1]]])
+    # Of a picture that lies wholly on one side, none is lacking on the other.
+    lacking = lacking.clip(min=0)
+    # A value is all that lies beyond two pixels, which is as far as the filter reaches.
+    around = -(-lacking // factor) if beyond is None else lacking.clip(max=2)
+    (above, _), (before, _) = around
+    if beyond is None:
+        part = _averaged(part, factor, around)
+    elif around.any():
+        part = np.pad(part, around, constant_values=beyond)
+    x, y = (x - columns[0]) / factor + before, (y - rows[0]) / factor + above
+    affine = (step / factor, 0, x, 0, step / factor, y)
+    kernel = Image.Resampling.BICUBIC if beyond is None else Image.Resampling.BILINEAR
+    image = Image.fromarray(part)
+    return np.asarray(image.transform((width, height), Image.Transform.AFFINE, affine, kernel, fillcolor=beyond))
+
+
+def _averaged(part: np.ndarray, factor: int, around: np.ndarray) -> np.ndarray:
+    """A picture, uint8 (height, width, 3), of which each `factor` × `factor` pixels become one, and around it its edge.
+
+    Args:
+        around: pixels of the result above and below, and to the left and right.
+    """
+
+    def reduced(piece: np.ndarray, across: int, down: int) -> np.ndarray:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(piece)).reduce((across, down)))
+
+    if not around.any():
+        return reduced(part, factor, factor)
+    # What goes on is the outermost pixels, not their mean with those within.
+    ringed = np.concatenate(
+        [
+            np.concatenate(
+                [reduced(band[:, :1], 1, down), reduced(band, factor, down), reduced(band[:, -1:], 1, down)], axis=1
+            )
+            for band, down in ((part[:1], 1), (part, factor), (part[-1:], 1))
+        ]
+    )
+    (above, below), (before, after) = around
+    rows = np.arange(1 - above, ringed.shape[0] - 1 + below).clip(0, ringed.shape[0] - 1)
+    columns = np.arange(1 - before, ringed.shape[1] - 1 + after).clip(0, ringed.shape[1] - 1)
+    return ringed[rows[:, None], columns]
 
 
 def _bounds(region: Region, frame: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:

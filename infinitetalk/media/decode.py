@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import select
 import shutil
 import signal
 import struct
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -62,6 +64,9 @@ KEPT_FILES = 64
 PROBE_TIMEOUT_S = 60.0
 DECODE_TIMEOUT_S = 600.0
 DECODER_THREADS = 4
+
+ASK_EVERY_S = 0.2
+"""Whoever waits for a child's frames asks so often whether the job is to stop."""
 
 PICTURE_SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "png_pipe",
@@ -143,6 +148,10 @@ TIMED_CONTAINERS = (b"mov", b"matroska", b"mpegts", b"ogg", b"flv")
 
 SYNC_TOLERANCE_S = 0.05
 """Jitter of a sound's timestamps that does not count as a gap."""
+
+TIMES_BASE = "1:9000000"
+"""Seconds of a tick of a film's times, as ffmpeg reads it: a whole part of a microsecond and of 1/90000 s. By itself
+ffmpeg rounds them to the film's usual rate."""
 
 SCENE_FRAME_WIDTH = 256
 MIN_SCENE_FRAMES = 15
@@ -436,17 +445,36 @@ def extract_frames(path: Path, folder: Path, stride: int, max_frames: int, start
     return VideoFrames(paths, stride, max_frames, first_frame.height, first_frame.width)
 
 
-def film_times(path: Path, max_seconds: float, should_stop: Callable[[], bool] = lambda: False) -> list[float]:
+def film_times(
+    path: Path, max_seconds: float, max_rate: int, should_stop: Callable[[], bool] = lambda: False
+) -> list[float]:
     """When each frame of a video is shown, in seconds from the first one, ascending; those before `max_seconds`.
 
-    Every frame is decoded, with the filters of `film_frames`. Raises `MediaError`, and `GenerationStopped` once
-    `should_stop` returns true.
+    Every frame is decoded, since a container tells neither which are damaged nor which are shown, and none is
+    converted: the filters of `film_frames` change no times. Only while a frame is waited for does the child's time run.
+    Raises `MediaError`, also if there are more frames than `max_rate` a second make in one second more, and
+    `GenerationStopped` once `should_stop` returns true.
     """
     contents, first_frame = _film(path)
-    frames = _film_node(contents, first_frame).filter("trim", end=max_seconds)
-    with _child(path, frames.output("pipe:", format="framecrc", fps_mode="passthrough"), DECODE_TIMEOUT_S) as child:
-        time_base, starts = Fraction(1), []
-        for line in child.stdout:
+    max_frames = math.floor(max_rate * (max_seconds + 1))
+    frames = (
+        _whole_frames(contents, first_frame)
+        .filter("setpts", "PTS-STARTPTS")
+        .filter("trim", end=max_seconds)
+        # What is written and summed up of a frame is small, and has one size even if the film changes its own.
+        .filter("crop", "min(iw,16)", "min(ih,16)", 0, 0, exact=1)
+        .output(
+            "pipe:",
+            format="framecrc",
+            fps_mode="passthrough",
+            enc_time_base=TIMES_BASE,
+            flush_packets=1,
+            **{"frames:v": max_frames + 1},
+        )
+    )
+    time_base, starts = Fraction(1), []
+    with _child(path, frames, None) as child:
+        for line in child.lines(should_stop):
             text = line.decode("ascii", "replace")
             if text.startswith("#tb 0: "):
                 time_base = Fraction(text.removeprefix("#tb 0: ").strip())
@@ -456,39 +484,81 @@ def film_times(path: Path, max_seconds: float, should_stop: Callable[[], bool] =
                 starts.append(int(text.split(",")[2]))
     if not starts:
         raise MediaError("The video has no frame that can be decoded: export it again as H.264 MP4")
+    if len(starts) > max_frames:
+        raise MediaError(f"The video has more than {max_rate} frames a second: convert it to fewer")
     # Timestamps of a damaged file may run backwards.
     return [float((start - starts[0]) * time_base) for start in accumulate(starts, max)]
 
 
 @contextmanager
-def film_frames(path: Path, first: int, count: int, ground: int = 255) -> Iterator[Iterator[np.ndarray]]:
+def film_frames(
+    path: Path, first: int, count: int, ground: int = 255, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Iterator[np.ndarray]]:
     """A video's own frames, from frame `first` on, each as it is shown: uint8 (height, width, 3), RGB.
 
     They have the size, the shape and the colours of `extract_frames`, with transparency over a grey of level `ground`,
     which is white for pictures and black, 0, for masks. The child decodes as they are taken, and waits
     meanwhile; only while one is waited for does its time run. Raises `MediaError`, also if there are fewer than
-    `count`.
+    `count`, and `GenerationStopped` once `should_stop` returns true.
     """
     contents, first_frame = _film(path)
+    # The frames before are decoded, not converted.
+    frames = _whole_frames(contents, first_frame).filter("setpts", "PTS-STARTPTS").filter("trim", start_frame=first)
+    with _raw_frames(path, frames, first_frame, first, count, ground, should_stop) as taken:
+        yield taken
+
+
+@contextmanager
+def even_frames(
+    path: Path, start: int, count: int, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Iterator[np.ndarray]]:
+    """The frames that `extract_frames` keeps at a stride of 1, one after the other as `film_frames` gives them: uint8
+    (height, width, 3), RGB. There are fewer than `count` if the video ends before; the last is then its last frame.
+
+    Raises `MediaError`, and `GenerationStopped` once `should_stop` returns true.
+    """
+    contents, first_frame = _film(path)
+    frames = _frames_at_steps(contents, first_frame, 1, start)
+    with _raw_frames(path, frames, first_frame, start, count, 255, should_stop) as taken:
+        yield taken
+
+
+@contextmanager
+def _raw_frames(
+    path: Path,
+    frames: Any,
+    first_frame: "_FirstFrame",
+    num_skipped: int,
+    count: int,
+    ground: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[Iterator[np.ndarray]]:
+    """The pixels of at most `count` frames of an ffmpeg node, which are converted here.
+
+    Args:
+        num_skipped: number of frames that are decoded before the first one of them.
+        ground: level of the grey under what is transparent.
+    """
     pixel_format = _film_format(first_frame)
     has_alpha = pixel_format == "rgba"
     shape = (first_frame.height, first_frame.width, 4 if has_alpha else 3)
-    frames = (
-        _film_node(contents, first_frame)
-        .filter("trim", start_frame=first)
-        .output("pipe:", format="rawvideo", pix_fmt=pixel_format, fps_mode="passthrough", **{"frames:v": count})
+    output = _fitted(frames, first_frame, pixel_format).output(
+        "pipe:", format="rawvideo", pix_fmt=pixel_format, fps_mode="passthrough", **{"frames:v": count}
     )
-    num_bytes = math.prod(shape)
-    with _child(path, frames, None) as child:
+    with _child(path, output, None) as child:
 
         def taken() -> Iterator[np.ndarray]:
+            # What is skipped may take as long as it is.
+            timeout_s = DECODE_TIMEOUT_S + num_skipped / VIDEO_FPS
             for _ in range(count):
-                with child.watched(DECODE_TIMEOUT_S):
-                    data = child.stdout.read(num_bytes)
-                if len(data) < num_bytes:
+                if should_stop():
+                    raise GenerationStopped
+                data = child.read(math.prod(shape), should_stop, timeout_s)
+                if len(data) < math.prod(shape):
                     return
                 pixels = np.frombuffer(data, np.uint8).reshape(shape)
                 yield _over(pixels, ground).permute(1, 2, 0).numpy() if has_alpha else pixels
+                timeout_s = DECODE_TIMEOUT_S
 
         yield taken()
 
@@ -517,11 +587,12 @@ def _film(path: Path) -> tuple["_Contents", "_FirstFrame"]:
     return contents, _first_frame_of(path)
 
 
-def detect_scenes(path: Path, max_frames: int) -> list[int]:
+def detect_scenes(path: Path, max_frames: int, should_stop: Callable[[], bool] = lambda: False) -> list[int]:
     """Start frames, counted at 25 fps, of the scenes in a video's first `max_frames`; the first is 0.
 
     No scene is shorter than `MIN_SCENE_FRAMES`, because each costs at least one chunk. PySceneDetect's content detector
-    gets small frames, decoded by the child. Raises `MediaError`.
+    gets small frames, decoded by the child. Raises `MediaError`, and `GenerationStopped` once `should_stop` returns
+    true.
     """
     # PySceneDetect imports OpenCV; only jobs that ask for scenes pay for that.
     from scenedetect import ContentDetector, FrameTimecode
@@ -543,8 +614,11 @@ def detect_scenes(path: Path, max_frames: int) -> list[int]:
     detector = ContentDetector(min_scene_len=MIN_SCENE_FRAMES)
     cuts: list[int] = []
     frame_bytes = small_height * SCENE_FRAME_WIDTH * 3
-    with _child(path, frames, DECODE_TIMEOUT_S) as child:
-        for index, frame in enumerate(iter(lambda: child.stdout.read(frame_bytes), b"")):
+    with _child(path, frames, None) as child:
+        small_frames = iter(lambda: child.read(frame_bytes, should_stop, DECODE_TIMEOUT_S), b"")
+        for index, frame in enumerate(small_frames):
+            if should_stop():
+                raise GenerationStopped
             pixels = np.frombuffer(frame, np.uint8).reshape(small_height, SCENE_FRAME_WIDTH, 3)
             found = detector.process_frame(FrameTimecode(index, fps=float(VIDEO_FPS)), pixels)
             cuts += [cut.frame_num for cut in found]
@@ -804,31 +878,31 @@ def _upright(contents: _Contents) -> Any:
 
 def _frames(contents: _Contents, first_frame: _FirstFrame, stride: int, max_frames: int, start: int) -> Any:
     """ffmpeg with the filters of `extract_frames`; it writes PNG files one after another to its standard output."""
+    frames = _frames_at_steps(contents, first_frame, stride, start)
+    return _fitted(frames, first_frame, "rgba").output(
+        "pipe:",
+        format="image2pipe",
+        vcodec="png",
+        pix_fmt="rgba",
+        compression_level=1,
+        fps_mode="passthrough",
+        **{"frames:v": -(-max_frames // stride)},
+    )
+
+
+def _frames_at_steps(contents: _Contents, first_frame: _FirstFrame, stride: int, start: int) -> Any:
+    """The frames that a video shows at `start`/25, (`start` + `stride`)/25 … seconds, as they are decoded."""
     # Each frame's time is rounded up to the grid, so position n shows the last frame that is not later than n ms;
     # rounding up to 1 ms does not change the frames shown at 40 ms steps. The grid is finer than any frame is long, so
     # even a last frame between two 40 ms steps is on it; repeated for one more stride, it is also the last selected. It
     # is repeated up to `start` as well, where the video ends before.
-    frames = (
+    return (
         _whole_frames(contents, first_frame)
         .filter("setpts", "PTS-STARTPTS")
         .filter("fps", fps=GRID_FPS, round="up")
         .filter("tpad", stop_mode="clone", stop=GRID_STEPS_PER_FRAME * (start + stride))
         .filter("trim", start_frame=GRID_STEPS_PER_FRAME * start)
         .filter("select", f"not(mod(n,{GRID_STEPS_PER_FRAME * stride}))")
-    )
-    return (
-        _shown(frames, first_frame)
-        .filter("format", "rgba")
-        .filter("pad", first_frame.width, first_frame.height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame")
-        .output(
-            "pipe:",
-            format="image2pipe",
-            vcodec="png",
-            pix_fmt="rgba",
-            compression_level=1,
-            fps_mode="passthrough",
-            **{"frames:v": -(-max_frames // stride)},
-        )
     )
 
 
@@ -838,12 +912,11 @@ def _film_format(first_frame: _FirstFrame) -> str:
     return "rgba" if name in ("pal8", "unknown") or "a" in name.replace("gray", "") else "rgb24"
 
 
-def _film_node(contents: _Contents, first_frame: _FirstFrame) -> Any:
-    """A video's own frames, as `extract_frames` shows them."""
-    frames = _whole_frames(contents, first_frame).filter("setpts", "PTS-STARTPTS")
+def _fitted(frames: Any, first_frame: _FirstFrame, pixel_format: str) -> Any:
+    """Frames as they are shown, of the first one's size: those of another shape get black bars."""
     return (
         _shown(frames, first_frame)
-        .filter("format", _film_format(first_frame))
+        .filter("format", pixel_format)
         .filter("pad", first_frame.width, first_frame.height, "(ow-iw)/2", "(oh-ih)/2", color="black", eval="frame")
     )
 
@@ -1061,21 +1134,52 @@ def _over(rgba: np.ndarray, ground: int) -> Tensor:
 
 @dataclass
 class _Child:
-    """A running ffmpeg: its standard output, and its log once it has ended. `stop` ends it as too slow."""
+    """A running ffmpeg: its standard output, and its log once it has ended. `stop` ends it as too slow: it took longer
+    than so many seconds."""
 
     stdout: IO[bytes]
     log: bytes = b""
-    stop: Callable[[], None] = lambda: None
+    stop: Callable[[float], None] = lambda seconds: None
 
     @contextmanager
     def watched(self, timeout_s: float) -> Iterator[None]:
         """Ends the child if the code within takes longer."""
-        watchdog = threading.Timer(timeout_s, self.stop)
+        watchdog = threading.Timer(timeout_s, self.stop, [timeout_s])
         watchdog.start()
         try:
             yield
         finally:
             watchdog.cancel()
+
+    def read(self, num_bytes: int, should_stop: Callable[[], bool], timeout_s: float) -> bytearray:
+        """The next bytes of its output, fewer at the end. Raises `GenerationStopped` if `should_stop` returns true
+        while they are waited for; ends the child if that takes longer than `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        data, filled = bytearray(num_bytes), 0
+        while filled < num_bytes and (block := self._arrived(num_bytes - filled, should_stop, deadline, timeout_s)):
+            data[filled : filled + len(block)] = block
+            filled += len(block)
+        return data[:filled]
+
+    def lines(self, should_stop: Callable[[], bool]) -> Iterator[bytes]:
+        """The lines of its output, likewise; each may take `DECODE_TIMEOUT_S`."""
+        rest = b""
+        while block := self._arrived(
+            MAX_LOG_LINE_BYTES, should_stop, time.monotonic() + DECODE_TIMEOUT_S, DECODE_TIMEOUT_S
+        ):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from lines
+
+    def _arrived(self, num_bytes: int, should_stop: Callable[[], bool], deadline: float, timeout_s: float) -> bytes:
+        """Up to `num_bytes` as soon as there are some; none at the end."""
+        arrival = select.poll()
+        arrival.register(self.stdout, select.POLLIN)
+        while not arrival.poll(1000 * ASK_EVERY_S):
+            if should_stop():
+                raise GenerationStopped
+            if time.monotonic() > deadline:
+                self.stop(timeout_s)
+        return os.read(self.stdout.fileno(), num_bytes)
 
 
 @contextmanager
@@ -1124,12 +1228,11 @@ def _running(
     """Runs a child on a file, in a sandbox. Without `stdout`, the caller must read its standard output to the end.
 
     The child is killed after `timeout_s`; None: the caller watches it. Raises `MediaError` if the child refuses the
-    file, crashes, or takes too long
-    or too much memory; `DecoderError` if another process kills it.
+    file, crashes, or takes too long or too much memory; `DecoderError` if another process kills it.
     """
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
-    timed_out = threading.Event()
+    exceeded: list[float] = []
     with child_slots, _handed_over(path, command[0]) as media, tempfile.TemporaryFile() as log:
         with subprocess.Popen(
             confined(command),
@@ -1140,8 +1243,8 @@ def _running(
             cwd="/",
         ) as process:
 
-            def stop() -> None:
-                timed_out.set()
+            def stop(seconds: float) -> None:
+                exceeded.append(seconds)
                 process.kill()
 
             child = _Child(process.stdout or io.BytesIO(), stop=stop)
@@ -1155,9 +1258,8 @@ def _running(
         log.seek(0)
         child.log = _read_log(log)
     complaints = b"\n".join(COMPLAINT.findall(child.log))
-    if timed_out.is_set():
-        allowed_s = DECODE_TIMEOUT_S if timeout_s is None else timeout_s
-        raise MediaError(f"The file could not be decoded within {allowed_s:g} s: send a shorter or simpler one")
+    if exceeded:
+        raise MediaError(f"The file could not be decoded within {exceeded[0]:g} s: send a shorter or simpler one")
     if any(complaint in complaints for complaint in CUT_SHORT_COMPLAINTS):
         raise MediaError("The file is cut short: upload it again")
     if any(complaint in complaints for complaint in CHANGE_COMPLAINTS):

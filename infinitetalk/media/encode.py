@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import av
 import numpy as np
@@ -91,7 +93,10 @@ def because(error: BaseException) -> str:
 
 
 class PartEncoder:
-    """Encodes one part of a video: an MP4 file with H.264, yuv420p, BT.709 colours in limited range."""
+    """Encodes one part of a video: an MP4 file with H.264, yuv420p, BT.709 colours in limited range.
+
+    Its threads end with its `with` block; after an error, the part is not complete.
+    """
 
     def __init__(self, path: Path, height: int, width: int, rate: Fraction = EVEN.rate) -> None:
         """Opens a part of `width`×`height` pixels, both even, and `rate` frames a second. Raises `EncodeError`."""
@@ -114,6 +119,17 @@ class PartEncoder:
             self._container.start_encoding()
         except av.FFmpegError as error:
             raise EncodeError("A part of the video could not be opened for writing") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._container.close()
+        # Their threads end only with them.
+        del self._stream, self._reformatter
 
     def write(self, frames: np.ndarray) -> None:
         """Encodes frames: uint8 (T, height, width, 3), RGB. Raises `EncodeError`."""

@@ -2,7 +2,7 @@
 
 `checkpoint` finds the weights, `loading` loads them into memory, `placement` chooses devices and memory modes,
 `estimate` computes a video's cost from the seconds in `rehearsed`, `scenes`, `timeline` and `conditions` read a job's
-fields, and `engine` generates videos.
+fields, `footage` the frames of a video that sampling starts from, and `engine` generates videos.
 """
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
@@ -12,7 +12,6 @@ from infinitetalk.worker.engine.people import (
     bounding_box,
     face_detector,
     face_of,
-    find_faces,
     needs_faces,
     speaker_places,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "chunk_grid",
     "face_detector",
     "face_of",
-    "find_faces",
     "first_frame",
     "generation_settings",
     "needs_faces",

@@ -39,6 +39,7 @@ from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
 from infinitetalk.worker.engine.estimate import ChunkWork, Speed, VideoCost, chunk_work, number_of_chunks, video_cost
+from infinitetalk.worker.engine.footage import FootageReader, chunk_starts
 from infinitetalk.worker.engine.kernels import PUBLISHED_SETTING, KernelSelection, setting_of_kernels
 from infinitetalk.worker.engine.loading import Health, Loading
 from infinitetalk.worker.engine.placement import MeasureMemory, available_bytes, devices_of, gpu_of, measure_memory
@@ -47,8 +48,6 @@ from infinitetalk.worker.engine.scenes import (
     FilmView,
     Scene,
     generation_settings,
-    plan_scenes,
-    read_footage,
     speech_of,
     view_of,
 )
@@ -74,6 +73,7 @@ class VideoRequest:
         later_sources: the images and videos that take the source's place, in the job's order.
         film: the part of the source that is generated; None: all of it. If it is given, `source.info` says its size,
             and `regions` are of its pixels.
+        scenes: the video's scenes; each is generated separately.
     """
 
     job: SingleJob
@@ -83,6 +83,7 @@ class VideoRequest:
     regions: Tensor | None
     folder: Path
     networks: Networks
+    scenes: Sequence[Scene]
     later_sources: Sequence[Media] = ()
     film: FilmView | None = None
 
@@ -463,48 +464,53 @@ class Engine:
         job = request.job
         family = request.networks.family
         workload = self._workload(job, request.source.info, request.networks)
-        scenes = plan_scenes(job, request.source, len(request.speech[0]))
+        scenes = request.scenes
         all_settings = [generation_settings(job, request.seed, scene) for scene in scenes]
         chunks_before = list(accumulate((number_of_chunks(each, family) for each in all_settings), initial=0))
         memory = request.networks.choice.memory
         can_finish_beside = self._loading.found(job.family).modes.can_finish_beside(memory, workload)
 
-        for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
-            if num_done >= chunks_before[index + 1]:
-                continue
-            goes_on = num_done > chunks_before[index]
+        resolution, starts = (workload.height, workload.width), chunk_starts(job, scenes)
 
-            def count_step(step: Step, before: int = chunks_before[index]) -> None:
-                on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
+        with FootageReader(
+            request.source, request.film, resolution, starts, job.chunk_frame_num, should_stop
+        ) as footage:
+            for index, (scene, settings) in enumerate(zip(scenes, all_settings, strict=True)):
+                if num_done >= chunks_before[index + 1]:
+                    continue
+                goes_on = num_done > chunks_before[index]
 
-            sources = [request.source, *request.later_sources]
-            first, *changes = open_stretches(job, sources, request.folder, scene)
-            conditions = pipeline.embed_prompts(
-                source=view_of(first.source, request.film, scene.start),
-                speech=[speech_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
-                prompt=first.prompt,
-                settings=settings,
-                negative_prompt=negative_prompt_of(job),
-                regions=request.regions,
-                changes=changes,
-                footage=partial(read_footage, request.source, request.folder, request.film, scene),
-            )
-            state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
-            work = chunk_work(settings, workload, memory, len(job.speakers))
-            control = Control(state, should_stop, count_step, is_beside and can_finish_beside)
-            chunks = pipeline.decoded_chunks(conditions, settings, control)
-            begin = time.monotonic()
-            for chunk in chunks:
-                if not can_finish_beside:
-                    chunk.finish()
-                if not chunk.is_arriving:
+                def count_step(step: Step, before: int = chunks_before[index]) -> None:
+                    on_step(replace(step, chunk=before + step.chunk, num_chunks=chunks_before[-1]))
+
+                sources = [request.source, *request.later_sources]
+                first, *changes = open_stretches(job, sources, request.folder, scene)
+                conditions = pipeline.embed_prompts(
+                    source=view_of(first.source, request.film, scene.start),
+                    speech=[speech_of(embeddings, scene, settings.grid(family)) for embeddings in request.speech],
+                    prompt=first.prompt,
+                    settings=settings,
+                    negative_prompt=negative_prompt_of(job),
+                    regions=request.regions,
+                    changes=changes,
+                    footage=partial(footage.chunk, scene),
+                )
+                state = ChunkState.from_bytes(chunk_state) if goes_on and chunk_state is not None else None
+                work = chunk_work(settings, workload, memory, len(job.speakers))
+                control = Control(state, should_stop, count_step, is_beside and can_finish_beside)
+                chunks = pipeline.decoded_chunks(conditions, settings, control)
+                begin = time.monotonic()
+                for chunk in chunks:
+                    if not can_finish_beside:
+                        chunk.finish()
+                    if not chunk.is_arriving:
+                        self._record(chunk, time.monotonic() - begin, work)
+                    yield chunk
+                    if not chunk.is_arriving:
+                        begin = time.monotonic()
+                if chunk.is_arriving:
+                    # It was decoded after it was given out.
                     self._record(chunk, time.monotonic() - begin, work)
-                yield chunk
-                if not chunk.is_arriving:
-                    begin = time.monotonic()
-            if chunk.is_arriving:
-                # It was decoded after it was given out.
-                self._record(chunk, time.monotonic() - begin, work)
 
     def _record(self, chunk: DecodedChunk, seconds: float, work: ChunkWork) -> None:
         """Learns this worker's speed from a chunk."""

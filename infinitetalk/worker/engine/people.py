@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 from torch import Tensor
 
 from infinitetalk.media.faces import Face, FaceDetector
 from infinitetalk.network.regions import default_regions
-from infinitetalk.worker.engine.scenes import first_frame
-from infinitetalk.worker.traffic.fetch import Media
 from schemas import SingleJob, SpeakerPlace
 
 
@@ -30,19 +27,6 @@ def needs_faces(job: SingleJob) -> bool:
     if job.keeps_film:
         return True
     return job.regions == "faces" and len(job.speakers) > 1 and job.bbox is None and job.mask is None
-
-
-def find_faces(source: Media, folder: Path) -> list[Face]:
-    """The faces in a source's picture, or in its first frame, from left to right.
-
-    Args:
-        folder: folder for temporary files.
-
-    Raises:
-        WorkerError: the source cannot be decoded.
-        FacesSetupError: the networks that find faces are not installed.
-    """
-    return face_detector().find(first_frame(source, folder))
 
 
 def speaker_places(job: SingleJob, regions: Tensor | None, height: int, width: int) -> list[SpeakerPlace]:

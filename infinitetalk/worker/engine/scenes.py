@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from infinitetalk.dubbing.view import View, ViewedFilm
 from infinitetalk.encoders.wav2vec2 import SpeechEmbeddings
-from infinitetalk.generation.chunks import ChunkGrid, ChunkPlan
+from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.decode import Picture, Source, detect_scenes, extract_frames
 from infinitetalk.media.speech import VIDEO_FPS
@@ -30,22 +29,23 @@ class Scene:
     num_frames: int
 
 
-def plan_scenes(job: SingleJob, source: Media, num_rows: int) -> list[Scene]:
+def plan_scenes(job: SingleJob, source: Media, num_rows: int, should_stop: Callable[[], bool]) -> list[Scene]:
     """The scenes of the video: the scenes of the source video if the job asks for them, else one.
 
-    The last scene continues to the end of the speech.
+    The last scene continues to the end of the speech. To find scenes, the video is decoded to the end of the speech.
 
     Args:
         num_rows: number of rows of the speech, one per video frame.
 
     Raises:
         WorkerError: the source cannot be decoded.
+        GenerationStopped: `should_stop` returned true.
     """
     num_frames = min(job.frame_limit, num_rows)
     if not job.scene_seg or source.info.kind != "video":
         return [Scene(0, num_frames)]
     with naming("cond_video"):
-        starts = detect_scenes(source.path, num_frames)
+        starts = detect_scenes(source.path, num_frames, should_stop)
     ends = [*starts[1:], num_frames]
     return [Scene(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
@@ -137,25 +137,6 @@ def view_of(source: Source, film: FilmView | None, start: int) -> Source:
     if film is None:
         return source
     return ViewedFilm(source, film.view, film.times, start / VIDEO_FPS)
-
-
-def read_footage(source: Media, folder: Path, film: FilmView | None, scene: Scene, plan: ChunkPlan) -> Iterator[Tensor]:
-    """All frames of a source video in a chunk of a scene, or what is generated of them: uint8 (3, height, width) each,
-    the last one repeated where the video has ended.
-
-    Each chunk decodes the video from its begin, and keeps its frames as files only while they are read.
-
-    Args:
-        folder: folder for temporary files.
-
-    Raises:
-        WorkerError: the source cannot be decoded.
-    """
-    with naming("cond_video"), TemporaryDirectory(prefix="footage-", dir=folder) as frames:
-        start = scene.start + plan.start
-        footage = view_of(extract_frames(source.path, Path(frames), 1, plan.num_frames, start), film, start)
-        for index in range(plan.num_frames):
-            yield footage.frame_at(index / VIDEO_FPS)
 
 
 def chunk_ends(job: SingleJob, scenes: Sequence[Scene]) -> list[int]:

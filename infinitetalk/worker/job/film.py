@@ -22,13 +22,19 @@ from infinitetalk.media.encode import EVEN
 from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
 from infinitetalk.media.faces import Face, overlap
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
-from infinitetalk.worker.engine import Engine, FilmView, bounding_box, chunk_ends, face_detector, face_of, plan_scenes
+from infinitetalk.worker.engine import Engine, FilmView, Scene, bounding_box, chunk_ends, face_detector, face_of
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import ErrorCode, SingleJob
 
 MOST_KEPT_PIXELS = 4096 * 2304
 """Largest frame of a film that is kept: the largest that players of H.264 take."""
+
+LEAST_GENERATED = 0.5
+"""Share of a speaker's place that must lie in the part of the film that is generated."""
+
+USUALLY_GENERATED = 0.95
+"""Below this share, the job warns: a few pixels are lost to the rounding of sizes."""
 
 SAME_PLACE = 0.5
 """Share of the union of the boxes of a face that was found and of the one that was followed."""
@@ -51,9 +57,47 @@ class Frame:
     regions: Tensor
     faces: Sequence[Face | None]
 
-    def seen_of(self, source: Media) -> Media:
-        """The source as the model sees it: its file, and the size of the part that is generated."""
-        return replace(source, info=replace(source.info, height=self.height, width=self.width))
+    def places(self, keep: str) -> list[np.ndarray]:
+        """Where what is generated of each speaker is shown, bool (height, width) of the film: in the region, or with
+        `keep` "face", in the part of it that is the face."""
+        masks = [region.numpy() for region in self.regions]
+        if keep != "face":
+            return masks
+        shape = masks[0].shape
+        return [
+            mask if face is None else mask & face_mask(face, *shape)
+            for mask, face in zip(masks, self.faces, strict=True)
+        ]
+
+    def generated_shares(self, keep: str) -> list[float]:
+        """How much of each speaker's place lies in the part that is generated, 0 to 1; the rest stays the film's."""
+        window = self.window
+        left, top = round(window.x - window.width / 2), round(window.y - window.height / 2)
+        right, bottom = round(window.x + window.width / 2), round(window.y + window.height / 2)
+        return [float(place[top:bottom, left:right].sum() / max(place.sum(), 1)) for place in self.places(keep)]
+
+
+def what_is_generated(job: SingleJob, frame: Frame, speaker: str, share: float) -> str:
+    """A message that only a share of a speaker's place is generated, and what to change."""
+    assert job.dub is not None
+    lengths = np.array([bounding_box(region) for region in frame.regions]).T
+    wide, high = lengths[2].max() - lengths[0].min(), lengths[3].max() - lengths[1].min()
+    size = f'"{job.size_table}"' if job.resolution is None else f"{job.resolution[1]}x{job.resolution[0]}"
+    shape = f"set a size of about the shape of the speakers' regions together, which are {wide}x{high}"
+    ways = [shape] if job.resolution is None else [shape, "name a table of sizes"]
+    ways += ["set dub.margin to a number"] if job.dub.margin is None else []
+    return (
+        f"size {size}: only {share:.0%} of the place of {speaker} lies in the part of cond_video that is generated, "
+        f"{round(frame.window.width)}x{round(frame.window.height)} of its pixels; the rest stays the film's. Way out: "
+        f"{', or '.join(ways)}"
+    )
+
+
+def seen_by_model(source: Media, frame: Frame | None) -> Media:
+    """The source as the model sees it: its file, and the size of the part that is generated; None: all of it is."""
+    if frame is None:
+        return source
+    return replace(source, info=replace(source.info, height=frame.height, width=frame.width))
 
 
 def frame_speakers(
@@ -71,7 +115,7 @@ def frame_speakers(
         faces: those in its first frame.
 
     Raises:
-        WorkerError: the source is too large or too small.
+        WorkerError: the source is too large or too small, or less than half of a speaker's place would be generated.
         CheckpointError: the model could not be found.
         GenerationStopped: `should_stop` returned true.
     """
@@ -95,7 +139,11 @@ def frame_speakers(
     shape = (height, width) if job.dub.margin is None else (int(high), int(wide))
     bucket = engine.frame_size(job, *shape, should_stop)
     window = window_around(boxes, job.dub.margin, (height, width), bucket)
-    return Frame(window, *bucket, regions, [face_of(region, faces) for region in regions])
+    frame = Frame(window, *bucket, regions, [face_of(region, faces) for region in regions])
+    for speaker, share in zip(job.speakers, frame.generated_shares(job.dub.keep), strict=True):
+        if share < LEAST_GENERATED:
+            raise WorkerError(ErrorCode.INPUT_VALIDATION, what_is_generated(job, frame, speaker, share))
+    return frame
 
 
 def frame_warnings(job: SingleJob, frame: Frame, source: Media, masks: Sequence[Media] | None) -> list[str]:
@@ -110,6 +158,9 @@ def frame_warnings(job: SingleJob, frame: Frame, source: Media, masks: Sequence[
     if height % 2 or width % 2:
         kept = f"{width // 2 * 2}x{height // 2 * 2}"
         found.append(f"cond_video: it has {width}x{height} pixels and H.264 needs even sides: the result has {kept}")
+    for speaker, share in zip(job.speakers, frame.generated_shares(job.dub.keep), strict=True):
+        if share < USUALLY_GENERATED:
+            found.append(what_is_generated(job, frame, speaker, share))
     for index, (speaker, face) in enumerate(zip(job.speakers, frame.faces, strict=True)):
         moves = source.info.kind == "image" or (masks is not None and masks[index].info.kind == "video")
         parts = [] if moves else ["it stays where it is in the first frame"]
@@ -144,14 +195,12 @@ class Film:
         """The part of it that is generated; None: all of it."""
         return None if self.view is None else FilmView(self.view, self.times)
 
-    def reader(self, chunk: int) -> FilmReader:
+    def reader(self, chunk: int, should_stop: Callable[[], bool]) -> FilmReader:
         """Its own frames, from those of a chunk on."""
         first = self.clock.shown_during(0 if chunk == 0 else self.ends[chunk - 1], self.ends[chunk]).start
-        return FilmReader(self, self.clock.film[first])
+        return FilmReader(self, self.clock.film[first], should_stop)
 
-    def frames(
-        self, chunk: int, generated: np.ndarray, reader: FilmReader, should_stop: Callable[[], bool]
-    ) -> Iterator[np.ndarray]:
+    def frames(self, chunk: int, generated: np.ndarray, reader: FilmReader) -> Iterator[np.ndarray]:
         """The frames to show of a chunk, each uint8 (height, width, 3).
 
         Args:
@@ -159,11 +208,11 @@ class Film:
 
         Raises:
             WorkerError: the film cannot be decoded to its end.
-            GenerationStopped: `should_stop` returned true.
+            GenerationStopped: the reader's `should_stop` returned true.
         """
         first = 0 if chunk == 0 else self.ends[chunk - 1]
         for shown in self.clock.shown_during(first, self.ends[chunk]):
-            if should_stop():
+            if reader.should_stop():
                 raise GenerationStopped
             pixels = generated[self.clock.generated[shown] - first]
             if self.view is None:
@@ -181,9 +230,11 @@ class FilmReader:
     Args:
         film: the film; of a picture, every frame is the same.
         first: number of the first frame.
+        should_stop: is asked for each frame, and while one is waited for.
     """
 
-    def __init__(self, film: Film, first: int) -> None:
+    def __init__(self, film: Film, first: int, should_stop: Callable[[], bool]) -> None:
+        self.should_stop = should_stop
         self._film = film
         self._stack = ExitStack()
         self._number = first - 1
@@ -201,7 +252,8 @@ class FilmReader:
     @cached_property
     def _frames(self) -> Iterator[np.ndarray]:
         source, first = self._film.source, self._number + 1
-        return self._stack.enter_context(film_frames(source.path, first, self._film.clock.film[-1] + 1 - first))
+        count = self._film.clock.film[-1] + 1 - first
+        return self._stack.enter_context(film_frames(source.path, first, count, should_stop=self.should_stop))
 
     @cached_property
     def _picture(self) -> np.ndarray:
@@ -214,6 +266,7 @@ class FilmReader:
 
         Raises:
             WorkerError: the film cannot be decoded.
+            GenerationStopped: `should_stop` returned true.
         """
         with naming("cond_video"):
             if self._film.source.info.kind == "image":
@@ -243,7 +296,7 @@ def film_facts(
     job: SingleJob,
     source: Media,
     frame: Frame | None,
-    num_rows: int,
+    scenes: Sequence[Scene],
     warnings: list[str],
     should_stop: Callable[[], bool],
 ) -> FilmFacts | None:
@@ -251,7 +304,7 @@ def film_facts(
 
     Args:
         frame: the part that is generated; None: nothing of the film is kept.
-        num_rows: number of rows of the speech, one per generated frame.
+        scenes: of the generated video.
         warnings: warnings for the client are added to this list.
 
     Raises:
@@ -261,15 +314,10 @@ def film_facts(
     is_video = source.info.kind == "video"
     if frame is None and not (is_video and job.shows_film_times):
         return None
-    ends = chunk_ends(job, plan_scenes(job, source, num_rows))
+    ends = chunk_ends(job, scenes)
     length = ends[-1] / VIDEO_FPS
     with naming("cond_video"):
-        times = film_times(source.path, length, should_stop) if is_video else [0.0]
-    if len(times) > MOST_FRAMES_A_SECOND * (length + 1):
-        raise WorkerError(
-            ErrorCode.INPUT_VALIDATION,
-            f"cond_video has more than {MOST_FRAMES_A_SECOND} frames a second: convert it to fewer to dub it",
-        )
+        times = film_times(source.path, length, MOST_FRAMES_A_SECOND, should_stop) if is_video else [0.0]
     if is_video and source.info.duration_s < length - 1 / VIDEO_FPS:
         warnings.append(
             f"cond_video: the film ends after {source.info.duration_s:.2f} s, the speech after {length:.2f} s: its "
@@ -285,7 +333,7 @@ def open_film(
     source: Media,
     masks: Sequence[Media] | None,
     frame: Frame | None,
-    num_rows: int,
+    scenes: Sequence[Scene],
     warnings: list[str],
     should_stop: Callable[[], bool],
 ) -> Film | None:
@@ -295,14 +343,14 @@ def open_film(
     Args:
         masks: each speaker's mask, if the job has masks; a video says where the speaker is in each frame.
         frame: the part that is generated; None: nothing of the film is kept.
-        num_rows: number of rows of the speech, one per generated frame.
+        scenes: of the generated video.
         warnings: warnings for the client are added to this list.
 
     Raises:
         WorkerError: the film cannot be decoded, or has too many frames a second.
         GenerationStopped: `should_stop` returned true.
     """
-    facts = film_facts(job, source, frame, num_rows, warnings, should_stop)
+    facts = film_facts(job, source, frame, scenes, warnings, should_stop)
     if facts is None:
         return None
     is_video, times, ends = source.info.kind == "video", facts.times, facts.ends
@@ -321,12 +369,10 @@ def open_film(
             warnings.append(f"{speaker} was lost in {hidden:.0%} of the film's frames, which stay as they are")
     view = View(frame.window, frame.height, frame.width, motions)
     assert job.dub is not None
-    regions = []
-    for face, region, motion in zip(frame.faces, frame.regions, motions, strict=True):
-        mask = region.numpy()
-        if job.dub.keep == "face" and face is not None:
-            mask = mask & face_mask(face, *mask.shape)
-        regions.append(soft_region(mask, job.dub.feather, motion))
+    regions = [
+        soft_region(place, job.dub.feather, motion)
+        for place, motion in zip(frame.places(job.dub.keep), motions, strict=True)
+    ]
     return Film(clock, ends, source, times, view, regions)
 
 
@@ -350,10 +396,8 @@ def follow(source: Media, frame: Frame, times: Sequence[float], should_stop: Cal
     if all(face is None for face in frame.faces):
         return still
     tracker = FaceTracker(face_detector(), search_every=None)
-    with naming("cond_video"), film_frames(source.path, 0, len(times)) as frames:
+    with naming("cond_video"), film_frames(source.path, 0, len(times), should_stop=should_stop) as frames:
         for pixels in frames:
-            if should_stop():
-                raise GenerationStopped
             tracker.add(pixels)
     fps = mean_rate(times)
 
@@ -371,18 +415,16 @@ def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], b
         times: seconds at which the film's frames begin; after the mask's end, its last frame holds.
 
     Raises:
-        MediaError: it cannot be decoded, or its first frame is white nowhere.
+        MediaError: it cannot be decoded, has too many frames a second, or its first frame is white nowhere.
         GenerationStopped: `should_stop` returned true.
     """
-    mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS, should_stop)
+    mask_times = film_times(mask.path, times[-1] + 1 / VIDEO_FPS, MOST_FRAMES_A_SECOND, should_stop)
     wanted = [frame_at(mask_times, time) for time in times]
 
     def shown(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         number, white = -1, np.empty(0, bool)
         for other in wanted:
             while number < other:
-                if should_stop():
-                    raise GenerationStopped
                 frame, number = next(frames), number + 1
                 if number in (0, other):
                     white = white_in(frame)
@@ -393,7 +435,7 @@ def follow_mask(mask: Media, times: Sequence[float], should_stop: Callable[[], b
                     )
             yield white
 
-    with film_frames(mask.path, 0, wanted[-1] + 1, ground=0) as frames:
+    with film_frames(mask.path, 0, wanted[-1] + 1, 0, should_stop) as frames:
         return Motion.of_masks(shown(frames))
 
 

@@ -34,7 +34,7 @@ from infinitetalk.worker.engine import (
     Scene,
     Stretch,
     VideoRequest,
-    find_faces,
+    face_detector,
     first_frame,
     needs_faces,
     plan_scenes,
@@ -76,6 +76,7 @@ from infinitetalk.worker.job.film import (
     frame_speakers,
     frame_warnings,
     open_film,
+    seen_by_model,
 )
 from infinitetalk.worker.job.inputs import (
     MIN_SPEECH_FRAMES,
@@ -112,7 +113,7 @@ from infinitetalk.worker.machine.checks import machine_problem
 from infinitetalk.worker.release import SOFTWARE, release_of
 from infinitetalk.worker.stores.base import Artifacts, Store
 from infinitetalk.worker.stores.registry import make_store
-from infinitetalk.worker.traffic.fetch import naming
+from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import Failure, OutputConfig, Plan, RecipeCost, SingleJob, Stage, Success, Video
 
 BEFORE_TENSORS = (Stage.VALIDATION, Stage.DOWNLOAD)
@@ -183,8 +184,9 @@ class Inputs:
 
     Attributes:
         media: the job's media as local files.
+        seen: the source, with the size of the part of it that is generated.
         regions: each speaker's region, bool (speakers, height, width) of the source; None: side by side.
-        frame: the part of a film that is generated; None: all of the source is, and nothing of it is kept.
+        scenes: of the generated video.
         film: the film whose frames, or whose times, the video has; None: the model's alone.
         tracks: each speaker's track of the sound, float32 (samples,) at 16 kHz.
         sound: the video's sound, float32 (samples,) at 16 kHz.
@@ -196,8 +198,9 @@ class Inputs:
     """
 
     media: JobMedia
+    seen: Media
     regions: Tensor | None
-    frame: Frame | None
+    scenes: Sequence[Scene]
     film: Film | None
     tracks: list[np.ndarray]
     sound: np.ndarray
@@ -356,7 +359,7 @@ class VideoJob:
         """
         job, engine, stop = self.job, self.engine, self.context.stop
         media, regions, frame = self._download()
-        seen = media.source if frame is None else frame.seen_of(media.source)
+        seen = seen_by_model(media.source, frame)
         if job.tts_audio is None:
             tracks = make_tracks(job, media, engine, stop)
             num_rows, speech_s = count_rows(tracks.sound), speech_seconds(job, media, tracks.sound)
@@ -365,10 +368,10 @@ class VideoJob:
         else:
             num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
             speech_s = num_rows / VIDEO_FPS
-        film_facts(job, media.source, frame, num_rows, media.warnings, stop)
+        scenes = plan_scenes(job, media.source, num_rows, stop)
+        film_facts(job, media.source, frame, scenes, media.warnings, stop)
         check_film_sound(job, media.source)
         self.clock.enter(Stage.LOAD)
-        scenes = plan_scenes(job, media.source, num_rows)
         stretches = plan_stretches(job, scenes)
         later_sources = [later.info for later in media.later_sources]
         video = engine.plan(job, seen.info, scenes, stop, later_sources)
@@ -443,8 +446,7 @@ class VideoJob:
         speech_s = speech_seconds(self.job, inputs.media, inputs.tracks)
         stretches: list[Stretch] = []
         if self.job.changes:
-            scenes = plan_scenes(self.job, inputs.media.source, count_rows(inputs.tracks))
-            stretches = plan_stretches(self.job, scenes)
+            stretches = plan_stretches(self.job, inputs.scenes)
         num_chunks, num_frames = len(rendering.parts), inputs.num_generated
         warnings += self._losses(inputs.media, overlaps, speech_s, num_chunks, num_frames, stretches)
         warnings += flat_chunks([part.is_flat for part in rendering.parts])
@@ -457,9 +459,11 @@ class VideoJob:
         job, clock = self.job, self.clock
         clock.enter(Stage.DOWNLOAD)
         media = download(job, self.folder, self.context.resources.settings, clock.count_bytes, self.context.stop)
-        if self.context.resources.settings.model == "talker":
-            media.warnings.extend(not_drawn(first_frame(media.source, self.folder)))
-        faces = find_faces(media.source, self.folder) if needs_faces(job) else None
+        is_talker, faces = self.context.resources.settings.model == "talker", None
+        if is_talker or needs_faces(job):
+            picture = first_frame(media.source, self.folder)
+            media.warnings.extend(not_drawn(picture) if is_talker else [])
+            faces = face_detector().find(picture) if needs_faces(job) else None
         regions = speaker_regions(job, media.source.info, media.masks, faces, media.warnings)
         if not job.keeps_film:
             return media, regions, None
@@ -484,7 +488,8 @@ class VideoJob:
         tracks = make_tracks(job, media, engine, stop)
         num_rows = count_rows(tracks.sound)
         num_frames = min(job.frame_limit, num_rows)
-        film = open_film(job, media.source, media.masks, frame, num_rows, media.warnings, stop)
+        scenes = plan_scenes(job, media.source, num_rows, stop)
+        film = open_film(job, media.source, media.masks, frame, scenes, media.warnings, stop)
         sound = add_film_sound(job, media.source, mix_tracks(tracks.sound), media.warnings)
         encoded_sound = EncodedSound(sound, EVEN if film is None else film.clock.timing)
         num_shown = num_frames if film is None else len(film.clock.generated)
@@ -492,11 +497,12 @@ class VideoJob:
         speech = engine.embed(job, tracks.voices, stop)
         self.bill.model = engine.model_name_for(job)
         self.clock.enter(Stage.LOAD)
-        seen = media.source if frame is None else frame.seen_of(media.source)
+        seen = seen_by_model(media.source, frame)
         return Inputs(
             media=media,
+            seen=seen,
             regions=regions,
-            frame=frame,
+            scenes=scenes,
             film=film,
             tracks=tracks.sound,
             sound=sound,
@@ -534,18 +540,19 @@ class VideoJob:
             WorkerError: `keep` raised it.
         """
         stop, clock = self.context.stop, self.clock
-        source, regions, networks, film = inputs.media.source, inputs.regions, inputs.networks, inputs.film
+        regions, networks, film = inputs.regions, inputs.networks, inputs.film
         part = None if film is None else film.part
-        if inputs.frame is not None and part is not None and regions is not None:
-            source, regions = inputs.frame.seen_of(source), part.view.cut_regions(regions)
+        if part is not None and regions is not None:
+            regions = part.view.cut_regions(regions)
         request = VideoRequest(
             self.job,
             rendering.seed,
-            source,
+            inputs.seen,
             inputs.speech,
             regions,
             self.folder,
             networks,
+            inputs.scenes,
             inputs.media.later_sources,
             part,
         )
@@ -563,7 +570,7 @@ class VideoJob:
 
         preview.publish(rendering.parts)
         with (
-            nullcontext() if film is None or num_done == len(film.ends) else film.reader(num_done) as reader,
+            nullcontext() if film is None or num_done == len(film.ends) else film.reader(num_done, stop) as reader,
             closing(run_ahead(generate, self.engine.thread, stop)) as chunks,
         ):
             for decoded in chunks:
@@ -603,18 +610,19 @@ class VideoJob:
         """
         file = self.folder / part_file(len(rendering.parts))
         if film is None or reader is None:
-            encoder = PartEncoder(file, *decoded.resolution)
-            chunk = self.engine.finish(request, decoded, encoder.write)
+            with PartEncoder(file, *decoded.resolution) as encoder:
+                chunk = self.engine.finish(request, decoded, encoder.write)
+                num_frames = encoder.close()
             first = chunk.frames[0]
         else:
             chunk = self.engine.finish(request, decoded, lambda frames: None)
-            remaining = film.frames(len(rendering.parts), chunk.frames, reader, self.context.stop)
+            remaining = film.frames(len(rendering.parts), chunk.frames, reader)
             first = next(remaining)
             height, width, _ = first.shape
-            encoder = PartEncoder(file, height, width, film.clock.timing.rate)
-            for frame in chain([first], remaining):
-                encoder.write(frame[None])
-        num_frames = encoder.close()
+            with PartEncoder(file, height, width, film.clock.timing.rate) as encoder:
+                for frame in chain([first], remaining):
+                    encoder.write(frame[None])
+                num_frames = encoder.close()
         if not rendering.parts:
             write_thumbnail(first, rendering.thumbnail, self.mark)
             rendering.height, rendering.width = first.shape[:2]
