@@ -7,7 +7,7 @@ fields, and `engine` generates videos.
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, Request
-from infinitetalk.worker.engine.estimate import VideoCost
+from infinitetalk.worker.engine.estimate import FilmWork, VideoCost
 from infinitetalk.worker.engine.people import (
     bounding_box,
     face_detector,
@@ -30,6 +30,7 @@ from infinitetalk.worker.engine.timeline import Stretch, plan_stretches
 __all__ = [
     "Engine",
     "FilmView",
+    "FilmWork",
     "Overlap",
     "Request",
     "Scene",
