@@ -22,6 +22,7 @@ MEDIA = Path(__file__).parents[1] / "examples/media"
 SET_BY_HAND: dict[str, list[tuple[int, int, int, int]]] = {
     "portrait.jpg": [(168, 82, 262, 178)],
     "two_speakers.jpg": [(134, 62, 208, 138), (432, 62, 506, 138)],
+    "two_people.jpg": [(132, 71, 204, 142), (406, 124, 548, 246)],
     "drawn_portrait.png": [(85, 120, 435, 480)],
     "drawn_pair.png": [(45, 85, 275, 298), (367, 85, 592, 298)],
 }

@@ -429,7 +429,7 @@ class SingleJob(StrictModel):
 
     regions: Literal["halves", "faces"] = "halves"
     """Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video
-    (in a video's first frame), left to right."""
+    (in a video's first frame), left to right; of faces one above the other, from the top."""
 
     loras: list[Lora] = Field(default_factory=list, max_length=8)
     """LoRA files to apply to the base model."""

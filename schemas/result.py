@@ -132,7 +132,8 @@ class Success(StrictModel):
     all together."""
 
     params: dict[str, Any]
-    """The parameters as used, with defaults filled in and the drawn seed."""
+    """The parameters as used, with defaults filled in and the drawn seed. Of cond_video and cond_audio,
+    only from when on their media count."""
 
     model: str
     """The model that made the video; "tiny-random" makes noise."""
@@ -245,7 +246,8 @@ class Plan(StrictModel):
     """Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak."""
 
     params: dict[str, Any]
-    """The parameters as they would be used; a random seed is still -1."""
+    """The parameters as they would be used; a random seed is still -1. Of cond_video and cond_audio,
+    only from when on their media count."""
 
     model: str
     """The model that would make the video."""

@@ -70,6 +70,28 @@ BATCH = {
 }
 STORE = {"endpointUrl": "http://127.0.0.1:9", "accessId": "id", "accessSecret": "secret", "bucketName": "bucket"}
 
+
+def film() -> str:
+    """A short video with sound."""
+    return data_uri(movie(), "video/mp4")
+
+
+def dubbed_job() -> dict[str, Any]:
+    """A job with all fields that have fields of their own."""
+    return small_job(
+        cond_video=film(),
+        bbox={"person1": [8, 8, 56, 56]},
+        dub={"strength": 0.5, "keep": "all", "feather": 4, "margin": 0.5},
+        output={"fps": "source", "size": "source"},
+        audio_mix={"source": -12},
+        regions="halves",
+        speech={"gate": "auto"},
+        size={"width": 640, "height": 640},
+        negative_prompt="blur",
+        nag={"scale": 11, "tau": 2.5, "alpha": 0.25},
+    )
+
+
 scalars = (
     st.none()
     | st.booleans()
@@ -157,7 +179,7 @@ def envelope(job_input: Any, **more: Any) -> dict[str, Any]:
 
 def any_jobs() -> st.SearchStrategy[dict[str, Any]]:
     """Jobs that are wrong in some way, most of them."""
-    bases = st.sampled_from([JOB, JOB, TIMED_JOB, SCRIPTED_JOB, SPOKEN_JOB, BATCH])
+    bases = st.sampled_from([JOB, JOB, TIMED_JOB, SCRIPTED_JOB, dubbed_job(), SPOKEN_JOB, BATCH])
     with_media = st.builds(
         lambda source, voice: JOB | {"cond_video": source, "cond_audio": {"person1": voice}},
         damaged_media(pictures()),
@@ -205,7 +227,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
     sides = st.integers(8, 40).map(lambda tokens: 16 * tokens)
     later = st.floats(0, 1).map(lambda from_s: {"person1": VOICE, "person2": {"media": VOICE, "from_s": from_s}})
     fields = {
-        "cond_video": st.just(PICTURE) | damaged_media(pictures()) | timed("media", st.just(PICTURE)),
+        "cond_video": st.sampled_from([PICTURE, film()]) | damaged_media(pictures()) | timed("media", st.just(PICTURE)),
         "cond_audio": st.just(JOB["cond_audio"]) | speakers | later,
         "prompt": st.text(min_size=1, max_size=40) | timed("prompt", st.text(min_size=1, max_size=40)),
         "frame_num": st.sampled_from([5, 9]),
@@ -250,7 +272,10 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
                 "margin": st.none() | st.floats(0, 4),
             },
         ),
-        "output": st.none() | st.fixed_dictionaries({}, optional={"fps": st.sampled_from(["model", "source"])}),
+        "output": st.none()
+        | st.fixed_dictionaries(
+            {}, optional={"fps": st.sampled_from(["model", "source"]), "size": st.sampled_from(["model", "source"])}
+        ),
         "audio_mix": st.none() | st.fixed_dictionaries({"source": st.floats(-60, 12)}),
         "bbox": st.none() | st.just({"person1": [0, 0, 20, 20]}),
         "output_config": st.sampled_from([{"store": "volume"}, {"store": "inline"}]),
@@ -263,7 +288,7 @@ def whole_jobs() -> st.SearchStrategy[dict[str, Any]]:
         envelope,
         st.one_of(
             *(right, right, right, items, mutated(right, 1), mutated(st.just(SPOKEN_JOB), 1)),
-            mutated(st.sampled_from([TIMED_JOB, SCRIPTED_JOB]), 1),
+            mutated(st.sampled_from([TIMED_JOB, SCRIPTED_JOB, dubbed_job()]), 1),
         ),
     )
 

@@ -13,13 +13,18 @@ from infinitetalk.family import INFINITETALK
 from infinitetalk.recipes import RECIPES
 from infinitetalk.runtime.memory import MemoryMode
 from infinitetalk.worker.engine.estimate import (
+    FOLLOWING_S_PER_PIXEL,
+    LAYING_S_PER_PIXEL,
+    READING_S_PER_PIXEL,
     ChunkWork,
+    FilmWork,
     Speed,
     VideoWork,
     chunk_seconds,
     chunk_work,
     evaluation_seconds,
     exchange_seconds,
+    film_seconds,
     step_seconds,
     vae_seconds,
     video_seconds,
@@ -101,6 +106,29 @@ def test_a_video_costs_its_parts_and_further_speakers_more() -> None:
     # Two of three branches have audio.
     assert speakers[1] - speakers[0] == pytest.approx(speakers[2] - speakers[1])
     assert 1.01 < speakers[1] / speakers[0] < 1.05
+
+
+def test_a_film_adds_what_is_not_done_beside_sampling() -> None:
+    chunk = work_of("flashtalk")
+    plain = VideoWork(chunk, 10, 1, 12.0)
+    film = FilmWork(300, 1280 * 720, is_followed=True, is_kept=True)
+    pixels = film.num_frames * film.pixels
+    follows = FOLLOWING_S_PER_PIXEL * pixels
+    lays = LAYING_S_PER_PIXEL * pixels / 10
+    dubbed = replace(plain, film=film)
+    assert film_seconds(plain, 100.0) == 0
+    assert film_seconds(dubbed, 1e6) == pytest.approx(follows + lays)
+    # Nine chunks wait until the one before is laid over.
+    assert film_seconds(dubbed, 10 * (lays - 1)) == pytest.approx(follows + lays + 9)
+    assert film_seconds(replace(plain, film=replace(film, is_followed=False)), 1e6) == pytest.approx(lays)
+    started = replace(plain, chunk=replace(chunk, encodes_source=True))
+    starts = film_seconds(replace(started, film=FilmWork(300, 1280 * 720, is_followed=False, is_kept=False)), 1e6)
+    assert starts == pytest.approx(READING_S_PER_PIXEL * pixels)
+    for likeness in (likeness_of(H200_GPU), None):
+        speed = Speed(likeness)
+        speed.record(8.0, chunk, chunk.evaluations, encodes_reference=False)
+        alone, with_film = speed.seconds(plain), speed.seconds(dubbed)
+        assert alone is not None and with_film == pytest.approx(alone + film_seconds(dubbed, alone))
 
 
 def test_blocks_that_are_streamed_and_gpus_that_share_cost_what_they_exchange() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tools.talker.breakages import (
     swapped_speakers,
 )
 from tools.talker.faces import Place, random_background, random_face
-from tools.talker.jobs import CROSSED_BOXES, PORTRAIT_SIDE, Example, ExampleMaker, TalkerWorker
+from tools.talker.jobs import CROSSED_BOXES, LAYOUTS, PORTRAIT_SIDE, Example, ExampleMaker, TalkerWorker
 from tools.talker.measure import (
     best_lag,
     border_change,
@@ -43,6 +44,8 @@ from tools.talker.rule import MouthTrack
 from tools.talker.scenes import Scene, to_video
 
 SECONDS = 3.24
+SHORT_S, SHORT_FRAMES = 1.64, 41
+"""One short chunk."""
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +195,27 @@ def test_ignored_boxes_are_told(worker: TalkerWorker, two: Example) -> None:
     with ignored_boxes():
         shown = read_openings(worker.frames(two, bbox=CROSSED_BOXES), 2)[:, 1:]
     assert all(own <= other - 0.25 for own, other in own_and_other_where_crossed(shown, two))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_voice_moves_its_own_mouth_where_boxes_are_not_the_halves(
+    name: str, worker: TalkerWorker, maker: ExampleMaker
+) -> None:
+    """A short form of `make quality`'s rows. With the published halves, the first voice moves both mouths."""
+    layout = LAYOUTS[name]
+    example = maker.placed(maker.make(0, num_people=2, seconds=SHORT_S), layout)
+
+    def follows(**places: Any) -> list[list[float]]:
+        """Each mouth's correlation with each voice."""
+        frames = worker.frames(example, size=layout.size, frame_num=SHORT_FRAMES, **places)
+        mouths = read_openings(frames, places=layout.places)[:, 1:]
+        return [[correlation(mouth, rule(example, voice)) for voice in range(2)] for mouth in mouths]
+
+    told, halves = follows(bbox=layout.boxes), follows()
+    for mouth in range(2):
+        assert told[mouth][mouth] >= 0.65
+        assert told[mouth][mouth] >= told[mouth][1 - mouth] + 0.25
+    assert halves[1][0] >= halves[1][1] + 0.25
 
 
 def test_the_second_chunk_talks_too_and_the_picture_stays(long_video: np.ndarray, long: Example) -> None:

@@ -153,6 +153,10 @@ def test_a_plan_says_which_chunk_takes_what_and_what_none_takes(local_worker: Lo
     ]
     made = run(local_worker, "made", job | {"dry_run": False})
     assert set(plan["warnings"]) <= set(made["warnings"])
+    # Media may hold credentials; from when on they count is told.
+    for told in (plan, made):
+        assert told["params"]["cond_video"] == [{"from_s": 0.0}, {"from_s": 0.1}]
+        assert told["params"]["cond_audio"] == {"person1": {"from_s": 0.0}}
     assert "timeline" not in run(local_worker, "plain-plan", streaming_job(dry_run=True))
 
 
@@ -269,10 +273,13 @@ def test_a_voice_that_begins_later_makes_the_video_longer_and_one_beyond_its_end
         "person1": speech_uri(0.2),
         "person2": {"media": speech_uri(0.28), "from_s": 0.4},
         "person3": {"media": speech_uri(0.28), "from_s": 50},
+        "person4": None,
     }
     job = streaming_job(cond_audio=voices, max_frame_num=40, dry_run=True)
     plan = run(local_worker, "late", job)
     assert plan["num_frames"] == 17
+    begins = {"person1": {"from_s": 0.0}, "person2": {"from_s": 0.4}, "person3": {"from_s": 50.0}, "person4": None}
+    assert plan["params"]["cond_audio"] == begins
     assert "cond_audio.person3 is not heard: it begins at 50 s, and the video ends at 0.68 s" in plan["warnings"]
     nobody = job | {"cond_audio": {"person1": {"media": speech_uri(0.2), "from_s": 50}}}
     failure = run(local_worker, "nobody", nobody)

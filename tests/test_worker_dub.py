@@ -4,7 +4,7 @@ Short form of `python -m benchmarks.dub`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from torch import Tensor
 
 from benchmarks import dub as bench
 from infinitetalk.dubbing.composite import lay_over
+from infinitetalk.dubbing.view import window_around
 from infinitetalk.errors import GenerationStopped, MediaError
+from infinitetalk.generation.chunks import ChunkPlan
 from infinitetalk.media.decode import detect_scenes, even_frames, film_frames, film_times, probe, white_in
 from infinitetalk.media.encode import PartEncoder
-from infinitetalk.worker.engine import Engine, first_frame
+from infinitetalk.worker.engine import Engine, Scene, first_frame
+from infinitetalk.worker.engine.footage import FootageReader
 from infinitetalk.worker.job.film import follow_mask
 from infinitetalk.worker.job.resume import Rendering, TaskState
 from infinitetalk.worker.traffic.fetch import Media
@@ -31,6 +35,10 @@ from tools.talker.jobs import TalkerWorker
 
 CHECKOUT = Path(__file__).parents[1]
 FILM = "examples/media/drawn_video.mp4"
+
+BORDER = np.ones((256, 256), bool)
+"""What is no speaker's in the example's film."""
+BORDER[16:, 24:-24] = False
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +112,7 @@ def test_a_dubbed_film_keeps_its_size_its_times_and_all_but_the_face(
     source = np.stack([frame for _, frame in bench.read(film)])[:24].astype(float)
     change = np.abs(frames - source).mean(axis=(0, 3))
     encoded = np.abs(again(film, tmp_path, 24) - source).mean(axis=(0, 3))
-    border = np.ones((256, 256), bool)
-    border[16:, 24:-24] = False
-    assert change[border].mean() < 1.3 * encoded[border].mean()
+    assert change[BORDER].mean() < 1.3 * encoded[BORDER].mean()
     # The tiny model makes noise.
     assert change[100:180, 90:160].mean() > 5 * encoded[100:180, 90:160].mean()
 
@@ -130,11 +136,51 @@ def test_a_dubbed_picture_keeps_its_size(local_worker: LocalWorker) -> None:
     assert np.abs(frames[0, :60].astype(int) - frames[-1, :60]).mean() < 1
 
 
-@pytest.mark.parametrize("chunks_before", [1, 2])
-def test_a_dubbed_film_goes_on_in_another_worker_with_the_same_frames(
-    chunks_before: int, local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_strength_makes_its_share_of_the_steps_from_the_part_that_is_generated(
+    local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, whole_times = shown(local_worker, run(local_worker, dub_job(film)))
+    begun: list[np.ndarray] = []
+    read = FootageReader.chunk
+
+    def watch(reader: FootageReader, scene: Scene, plan: ChunkPlan) -> Iterator[Tensor]:
+        for frame in read(reader, scene, plan):
+            begun.append(frame.numpy())
+            yield frame
+
+    monkeypatch.setattr(FootageReader, "chunk", watch)
+    whole = dub_job(film, sample_steps=4, bbox={"person1": [70, 70, 190, 190]})
+    half = whole | {"dub": whole["dub"] | {"strength": 0.5}}
+    # It teaches the worker's speed, by which the plan estimates.
+    all_new = run(local_worker, whole)
+    frames, _ = shown(local_worker, all_new)
+    assert begun == []
+    result = run(local_worker, half)
+    num_begun = len(begun)
+    plan = run(local_worker, half | {"dry_run": True})
+    assert len(begun) == num_begun
+    with monkeypatch.context() as slow:
+        slow.setattr("infinitetalk.worker.engine.estimate.FOLLOWING_S_PER_PIXEL", 1e-3)
+        slower = run(local_worker, half | {"dry_run": True})
+    assert slower["estimate_s"] - plan["estimate_s"] == pytest.approx(24 * 256 * 256 * 1e-3, abs=2)
+    assert result["evaluations"] == plan["evaluations"] == all_new["evaluations"] // 2
+    # Sampling starts from the film's own pixels around the face: 9 frames of each chunk, in the generated size.
+    assert (len(begun), {frame.shape for frame in begun}) == (plan["num_chunks"] * 9, {(3, 64, 64)})
+    window = window_around([result["speakers"][0]["box"]], 0.0, (256, 256), (64, 64))
+    left, top = window.x - window.width / 2, window.y - window.height / 2
+    first = Image.fromarray(next(frame for _, frame in bench.read(film)))
+    for box, is_seen in (((left, top, left + window.width, top + window.height), True), ((0, 0, 256, 256), False)):
+        part = np.asarray(first.resize((64, 64), Image.Resampling.BOX, box)).transpose(2, 0, 1)
+        assert (np.abs(begun[0].astype(int) - part).mean() < 6) == is_seen
+    change = np.abs(shown(local_worker, result)[0].astype(int) - frames).mean(axis=(0, 3))
+    assert change[BORDER].mean() < 1 and change[100:180, 90:160].mean() > 2
+
+
+@pytest.mark.parametrize(("chunks_before", "strength"), [(1, 0.5), (2, 1.0)])
+def test_a_dubbed_film_goes_on_in_another_worker_with_the_same_frames(
+    chunks_before: int, strength: float, local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = dub_job(film, dub={"keep": "face", "margin": 0, "strength": strength})
+    whole, whole_times = shown(local_worker, run(local_worker, job))
 
     stored: list[int] = []
     save = TaskState.save_rendering
@@ -145,9 +191,9 @@ def test_a_dubbed_film_goes_on_in_another_worker_with_the_same_frames(
 
     with monkeypatch.context() as counting, pytest.raises(GenerationStopped):
         counting.setattr(TaskState, "save_rendering", count)
-        local_worker.run({"id": "other", "input": dub_job(film)}, lambda: chunks_before in stored, keep=True)
+        local_worker.run({"id": "other", "input": job}, lambda: chunks_before in stored, keep=True)
     assert stored[-1] < 3
-    result = local_worker.run({"id": "other", "input": dub_job(film)})
+    result = local_worker.run({"id": "other", "input": job})
     frames, times = shown(local_worker, result)
     assert np.array_equal(frames, whole) and np.array_equal(times, whole_times)
 

@@ -4,7 +4,8 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.job_inputs import small_job, speech_uri
+from tests.hostile import movie
+from tests.job_inputs import data_uri, small_job, speech_uri
 from tools.worker_process import JOB_TIMEOUT_S, running_worker
 
 VOICES = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
@@ -12,8 +13,17 @@ CHANGING = {
     "mode": "streaming",
     "cond_audio": {"person1": speech_uri(0.36)},
     "prompt": [{"from_s": 0, "prompt": "A woman talks"}, {"from_s": 0.1, "prompt": "She laughs"}],
+    "negative_prompt": "blur",
+    "nag": {},
 }
-"""Two chunks, each with its own prompt."""
+"""Two chunks, each with its own prompt and with normalised attention guidance."""
+DUBBED = {
+    "cond_video": data_uri(movie(), "video/mp4"),
+    "bbox": {"person1": [8, 8, 56, 56]},
+    "dub": {"strength": 0.5, "keep": "all", "margin": 0},
+    "sample_steps": 4,
+}
+"""Sampling starts from the film's own frames, which stay around what is generated."""
 
 
 def follower_of(worker) -> psutil.Process:
@@ -29,10 +39,12 @@ def difference(frames: np.ndarray, others: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_two_processes_make_the_video_of_one_and_outlive_the_loss_of_one_of_them(tmp_path_factory):
-    jobs = [small_job(), small_job(cond_audio=VOICES), small_job(**CHANGING)]
+    jobs = [small_job(), small_job(cond_audio=VOICES), small_job(**CHANGING), small_job(**DUBBED)]
+    is_new = small_job(**DUBBED | {"dub": DUBBED["dub"] | {"strength": 1}})
     with running_worker(tmp_path_factory.mktemp("one")) as worker:
         alone = [worker.frames(worker.success(job)[1]) for job in jobs]
         assert difference(alone[0], alone[1]) > 2
+        assert difference(alone[3], worker.frames(worker.success(is_new)[1])) > 1
     with running_worker(tmp_path_factory.mktemp("two"), GPUS_PER_JOB="2") as worker:
         for job, expected in zip(jobs, alone, strict=True):
             _, result = worker.success(job)

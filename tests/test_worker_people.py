@@ -11,11 +11,11 @@ from PIL import Image
 from benchmarks.faces import MEDIA, SET_BY_HAND
 from infinitetalk.errors import RegionError
 from infinitetalk.media.faces import Face, overlap
-from infinitetalk.media.people import head_regions
+from infinitetalk.media.people import head_regions, speakers_faces
 from infinitetalk.worker.engine import bounding_box
 from tests.job_inputs import data_uri, picture_uri, small_job, speech_uri
 from tests.local_jobs import LocalWorker
-from tools.talker.jobs import ExampleMaker, TalkerWorker
+from tools.talker.jobs import LAYOUTS, ExampleMaker, TalkerWorker
 from tools.talker.measure import correlation, read_openings
 
 TWO = {"person1": speech_uri(0.2), "person2": speech_uri(0.2, 220)}
@@ -64,6 +64,25 @@ def test_a_head_of_which_nothing_is_left_is_refused() -> None:
         places(head(60, 60), head(400, 60))
 
 
+def test_speakers_go_from_left_to_right_and_one_above_the_other_from_the_top() -> None:
+    above, below, right = head(61, 60), head(60, 130), head(82, 100)
+    assert speakers_faces([below, above], 2) == [above, below]
+    assert speakers_faces([right, below, above], 3) == [above, below, right]
+    assert speakers_faces([right, below], 2) == [below, right]
+
+
+def test_the_faces_of_two_photographed_people_set_their_regions(local_worker: LocalWorker) -> None:
+    photograph = data_uri((MEDIA / "two_people.jpg").read_bytes(), "image/jpeg")
+    result = run(local_worker, cond_video=photograph, regions="faces")
+    assert (result["status"], result["warnings"]) == ("success", [])
+    (one, told, left), (two, _, right) = boxes(result)
+    assert (one, two, told) == ("person1", "person2", "faces")
+    for box, face in zip((left, right), SET_BY_HAND["two_people.jpg"], strict=True):
+        assert box[0] <= face[0] + 12 and box[1] <= face[1] and box[2] >= face[2] - 12 and box[3] >= face[3] - 12
+        assert box[2] - box[0] < 2 * (face[2] - face[0])
+    assert left[2] <= right[0]
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_faces_set_the_regions_from_left_to_right(dry_run: bool, local_worker: LocalWorker) -> None:
     result = run(local_worker, cond_video=people_uri(250, 580), regions="faces", dry_run=dry_run)
@@ -105,10 +124,11 @@ def test_the_result_says_where_each_speaker_is_without_faces_too(local_worker: L
 
 @pytest.mark.slow
 def test_each_voice_moves_the_mouth_of_the_face_that_was_found_for_it(tmp_path: Path) -> None:
-    """On the talker, whose people are not where halves would be wrong, but whose regions are the heads alone."""
-    worker = TalkerWorker(tmp_path)
-    example = ExampleMaker(tmp_path).make(0, num_people=2, seconds=3.24)
-    openings = read_openings(worker.frames(example, regions="faces"), 2)[:, 1:]
+    """On the talker, whose people are one above the other, where halves are wrong (`test_talker.py`)."""
+    worker, maker, layout = TalkerWorker(tmp_path), ExampleMaker(tmp_path), LAYOUTS["one above the other"]
+    example = maker.placed(maker.make(0, num_people=2, seconds=3.24), layout)
+    frames = worker.frames(example, regions="faces", size=layout.size)
+    openings = read_openings(frames, places=layout.places)[:, 1:]
     for mouth in range(2):
         own, other = (correlation(openings[mouth], example.rules[voice].opening[1:]) for voice in (mouth, 1 - mouth))
         assert own > 0.7 and own > other + 0.4

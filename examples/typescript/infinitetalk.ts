@@ -29,7 +29,7 @@ export interface BatchItem {
   bbox_order?: "xy" | "yx";
   /** Each speaker's mask: an image that is white where the speaker is; where dub keeps a film, also a video that says it of each frame. Give this or bbox. */
   mask?: Record<string, string> | null;
-  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
+  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right; of faces one above the other, from the top. Default: "halves". */
   regions?: "halves" | "faces";
   /** LoRA files to apply to the base model. */
   loras?: Lora[];
@@ -282,7 +282,7 @@ export interface ItemPlan {
   timeline?: PlannedStretch[] | null;
   /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
   voices: string[];
-  /** The parameters as they would be used; a random seed is still -1. */
+  /** The parameters as they would be used; a random seed is still -1. Of cond_video and cond_audio, only from when on their media count. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
   model: string;
@@ -304,7 +304,7 @@ export interface ItemSuccess {
   video: Video;
   /** Milliseconds: <stage>_ms for each stage, and total_ms. If several workers made the video one after the other, of all together. */
   timings: Record<string, number>;
-  /** The parameters as used, with defaults filled in and the drawn seed. */
+  /** The parameters as used, with defaults filled in and the drawn seed. Of cond_video and cond_audio, only from when on their media count. */
   params: Record<string, unknown>;
   /** The model that made the video; "tiny-random" makes noise. */
   model: string;
@@ -424,7 +424,7 @@ export interface Plan {
   timeline?: PlannedStretch[] | null;
   /** Names of the voices in which this worker can speak `tts_audio`; empty if it cannot speak. */
   voices: string[];
-  /** The parameters as they would be used; a random seed is still -1. */
+  /** The parameters as they would be used; a random seed is still -1. Of cond_video and cond_audio, only from when on their media count. */
   params: Record<string, unknown>;
   /** The model that would make the video. */
   model: string;
@@ -558,7 +558,7 @@ export interface SingleJob {
   bbox_order?: "xy" | "yx";
   /** Each speaker's mask: an image that is white where the speaker is; where dub keeps a film, also a video that says it of each frame. Give this or bbox. */
   mask?: Record<string, string> | null;
-  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right. Default: "halves". */
+  /** Places of several speakers without bbox and mask: "halves", side by side; "faces", the faces found in cond_video (in a video's first frame), left to right; of faces one above the other, from the top. Default: "halves". */
   regions?: "halves" | "faces";
   /** LoRA files to apply to the base model. */
   loras?: Lora[];
@@ -651,7 +651,7 @@ export interface Success {
   video: Video;
   /** Milliseconds: <stage>_ms for each stage, and total_ms. If several workers made the video one after the other, of all together. */
   timings: Record<string, number>;
-  /** The parameters as used, with defaults filled in and the drawn seed. */
+  /** The parameters as used, with defaults filled in and the drawn seed. Of cond_video and cond_audio, only from when on their media count. */
   params: Record<string, unknown>;
   /** The model that made the video; "tiny-random" makes noise. */
   model: string;

@@ -18,11 +18,22 @@ HEAD_MARGINS = (0.3, 0.5, 0.3, 0.25)
 LEAST_SHARE = 0.35
 """A face of less than this share of the largest face's side is in the background."""
 
+SAME_COLUMN = 0.5
+"""Faces whose centres are less than this share of a face's side apart across are one above the other."""
+
 
 def speakers_faces(faces: Sequence[Face], num_speakers: int) -> list[Face]:
-    """The largest faces, one for each speaker, from left to right; fewer if there are not as many."""
+    """The largest faces, one for each speaker, from left to right, those one above the other from the top; fewer if
+    there are not as many."""
     largest = sorted(faces, key=lambda face: -face.side)[:num_speakers]
-    return sorted(largest, key=lambda face: face.centre[0])
+    columns: list[list[Face]] = []
+    for face in sorted(largest, key=lambda face: face.centre[0]):
+        first = columns[-1][0] if columns else None
+        if first is not None and face.centre[0] - first.centre[0] < SAME_COLUMN * min(face.side, first.side):
+            columns[-1].append(face)
+        else:
+            columns.append([face])
+    return [face for column in columns for face in sorted(column, key=lambda face: face.centre[1])]
 
 
 def foreground(faces: Sequence[Face]) -> list[Face]:

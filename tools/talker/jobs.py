@@ -28,6 +28,8 @@ from tools.talker.voices import HELD_OUT_VOICES, random_speech
 #: No training clip uses a generator with this seed.
 HELD_OUT_SEED = 977
 PORTRAIT_SIDE = 512
+#: Side of a person's square in a job's own resolution.
+SQUARE_SIDE = 480
 
 #: Default parameters of the tiny talker's jobs, those of `make demo`.
 PARAMETERS: dict[str, Any] = {
@@ -41,6 +43,55 @@ PARAMETERS: dict[str, Any] = {
     "sample_audio_guide_scale": 2.0,
     "base_seed": 42,
     "output_config": {"store": "volume", "prefix": "quality"},
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where people are in a portrait that is divided into squares.
+
+    Attributes:
+        rows, columns: number of squares below and beside each other.
+        squares: each person's square: its row and its column.
+    """
+
+    rows: int
+    columns: int
+    squares: tuple[tuple[int, int], ...]
+
+    @property
+    def places(self) -> list[Place]:
+        """Each person's place, as drawn people have it: from the middle of their column of the portrait."""
+        own_column = self.columns / len(self.squares)
+        largest = min(own_column, self.rows)
+        return [
+            Place(
+                (column + 0.5 - own_column * (index + 0.5)) / largest,
+                (row + 0.5 - self.rows / 2) / largest,
+                1 / largest,
+            )
+            for index, (row, column) in enumerate(self.squares)
+        ]
+
+    @property
+    def boxes(self) -> dict[str, list[int]]:
+        """Each person's square, as a job's `bbox`."""
+        corners = {number: (column, row) for number, (row, column) in enumerate(self.squares, start=1)}
+        return {
+            f"person{number}": [PORTRAIT_SIDE * edge for edge in (column, row, column + 1, row + 1)]
+            for number, (column, row) in corners.items()
+        }
+
+    @property
+    def size(self) -> dict[str, int]:
+        """A job's `size`, of which the tiny talker makes 96 pixels for each square, as for two people side by side."""
+        return {"width": SQUARE_SIDE * self.columns, "height": SQUARE_SIDE * self.rows}
+
+
+#: Two people who do not stand in the halves of the picture, which are beside each other.
+LAYOUTS = {
+    "both on the left": Layout(1, 3, ((0, 0), (0, 1))),
+    "one above the other": Layout(2, 1, ((0, 0), (1, 0))),
 }
 
 
@@ -76,6 +127,15 @@ class ExampleMaker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def placed(self, example: Example, layout: Layout) -> Example:
+        """An example's people with their voices, elsewhere in their portrait."""
+        height, width = PORTRAIT_SIDE * layout.rows, PORTRAIT_SIDE * layout.columns
+        scene = replace(example.scene, height=height, width=width, places=layout.places)
+        name = "-".join(f"{row}{column}" for row, column in layout.squares)
+        portrait = example.portrait.with_stem(f"{example.portrait.stem}-{layout.rows}x{layout.columns}-{name}")
+        Image.fromarray(scene.portrait()).save(portrait)
+        return replace(example, portrait=portrait, scene=scene)
 
     def make(self, number: int, num_people: int = 1, seconds: float = 5.0, silent: bool = False) -> Example:
         """Makes example `number`; the same arguments give the same faces and voices."""

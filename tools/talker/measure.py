@@ -1,5 +1,7 @@
 """Measures finished videos: how far mouths are open, and how much frames differ."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tools.talker.faces import Place, mouth_boxes
@@ -10,16 +12,21 @@ INSIDE_LUMA, OUTSIDE_LUMA = 45.0, 80.0
 LAGS = range(-5, 6)
 
 
-def read_openings(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
+def read_openings(frames: np.ndarray, num_people: int = 1, places: Sequence[Place] | None = None) -> np.ndarray:
     """The opening of each person's mouth, from the pixels alone: mean height, in pixels, of the dark part in the middle
     columns of the mouth; float64 (people, T).
 
     Dark is defined by the tones of the first frame, the portrait. The worker's colour correction shifts all tones of a
     frame when a mouth opens, because a drawn mouth is a tenth of the image; the pixels outside mouths show the shift.
+
+    Args:
+        frames: uint8 (T, height, width, 3).
+        places: of the people; None: side by side, each in the middle of their column.
     """
-    luma = _luma_as_in_first(frames, num_people)
+    places = [Place()] * num_people if places is None else places
+    luma = _luma_as_in_first(frames, places)
     darkness = ((OUTSIDE_LUMA - luma) / (OUTSIDE_LUMA - INSIDE_LUMA)).clip(0.0, 1.0)
-    boxes = mouth_boxes([Place()] * num_people, *frames.shape[1:3])
+    boxes = mouth_boxes(places, *frames.shape[1:3])
     return np.stack(
         [darkness[:, top:bottom, left:right].sum(axis=1).mean(axis=1) for left, top, right, bottom in boxes]
     )
@@ -35,25 +42,26 @@ def read_openings_as_shown(frames: np.ndarray) -> np.ndarray:
 
 def read_lips(frames: np.ndarray, num_people: int = 1) -> np.ndarray:
     """The darkest tone of each person's mouth, which lies between the lips if it is closed: luma (people, T)."""
-    luma = _luma_as_in_first(frames, num_people)
-    boxes = mouth_boxes([Place()] * num_people, *frames.shape[1:3])
+    places = [Place()] * num_people
+    luma = _luma_as_in_first(frames, places)
+    boxes = mouth_boxes(places, *frames.shape[1:3])
     return np.stack([luma[:, top:bottom, left:right].min(axis=(1, 2)) for left, top, right, bottom in boxes])
 
 
-def _luma_as_in_first(frames: np.ndarray, num_people: int) -> np.ndarray:
+def _luma_as_in_first(frames: np.ndarray, places: Sequence[Place]) -> np.ndarray:
     """Luma (T, height, width); each frame is scaled and shifted to match the first one outside mouths."""
     luma = frames.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    outside = luma[:, _outside_mouths(num_people, *luma.shape[1:])]
+    outside = luma[:, _outside_mouths(places, *luma.shape[1:])]
     centred = outside - outside.mean(axis=1, keepdims=True)
     gain = centred @ centred[0] / np.square(centred).sum(axis=1)
     level = outside.mean(axis=1)
     return (luma - level[:, None, None]) * gain[:, None, None] + level[0]
 
 
-def _outside_mouths(num_people: int, height: int, width: int) -> np.ndarray:
+def _outside_mouths(places: Sequence[Place], height: int, width: int) -> np.ndarray:
     """Bool (height, width): the pixels outside mouths."""
     kept = np.ones((height, width), dtype=bool)
-    for left, top, right, bottom in mouth_boxes([Place()] * num_people, height, width):
+    for left, top, right, bottom in mouth_boxes(places, height, width):
         reach = right - left
         kept[top - 2 : bottom + 2, left - reach : right + reach] = False
     return kept
@@ -77,7 +85,7 @@ def best_lag(opening: np.ndarray, rule: np.ndarray) -> int:
 def psnr_outside_mouths(first: np.ndarray, second: np.ndarray, num_people: int = 1) -> float:
     """Peak signal-to-noise ratio in dB between the mean frames of two stretches, each uint8 (T, height, width, 3),
     outside mouths."""
-    kept = _outside_mouths(num_people, *first.shape[1:3])
+    kept = _outside_mouths([Place()] * num_people, *first.shape[1:3])
     difference = first.astype(np.float64).mean(axis=0) - second.astype(np.float64).mean(axis=0)
     return float(10 * np.log10(255.0**2 / np.square(difference[kept]).mean()))
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from infinitetalk.generation.chunks import ChunkGrid
 from infinitetalk.generation.sampling import GenerationSettings
 from infinitetalk.media.speech import VIDEO_FPS
 from tools.frames import read_frames
-from tools.talker.jobs import PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
+from tools.talker.jobs import LAYOUTS, PARAMETERS, Example, ExampleMaker, TalkerWorker, job_input
 from tools.talker.measure import (
     best_lag,
     border_change,
@@ -193,6 +194,38 @@ class Bench:
                 median(own) >= 0.7 and median(other) <= 0.25,
             )
         ]
+
+    def placed_speakers(self, num_clips: int = 2) -> list[Row]:
+        """Two people who do not stand in the halves of the picture, with boxes or faces that say where they are, and
+        with the published halves."""
+        rows = []
+        for name, layout in LAYOUTS.items():
+            told: dict[str, dict[str, Any]] = {
+                "boxes": {"bbox": layout.boxes},
+                "faces": {"regions": "faces"},
+                "halves": {},
+            }
+            own: dict[str, list[float]] = {how: [] for how in told}
+            other: dict[str, list[float]] = {how: [] for how in told}
+            for number in range(num_clips):
+                example = self.maker.placed(self.maker.make(number, num_people=2, seconds=SONG_S), layout)
+                spoken = [rule.opening[1:] for rule in example.rules]
+                for how, fields in told.items():
+                    frames = self.worker.frames(example, size=layout.size, **fields)
+                    openings = read_openings(frames, places=layout.places)[:, 1:]
+                    own[how] += [correlation(openings[person], spoken[person]) for person in range(2)]
+                    other[how] += [correlation(openings[person], spoken[1 - person]) for person in range(2)]
+            shown = {how: f"{min(own[how]):.3f} / {max(other[how]):.3f}" for how in told}
+            is_told = all(min(own[how]) >= 0.7 and max(other[how]) <= 0.25 for how in ("boxes", "faces"))
+            rows.append(
+                Row(
+                    f"two speakers, {name}, {num_clips} clips of {SONG_S:g} s: own voice, worst / the other's, most",
+                    "≥ 0.7 / ≤ 0.25 with boxes and with faces; not with halves",
+                    f"boxes {shown['boxes']}; faces {shown['faces']}; halves {shown['halves']}",
+                    is_told and min(own["halves"]) < 0.7 and max(other["halves"]) > 0.25,
+                )
+            )
+        return rows
 
     def streaming(self, num_clips: int = 10) -> list[Row]:
         """20 s in several chunks: whether the mouth still follows, the image stays the same, and the chunks join."""
@@ -411,6 +444,7 @@ def main() -> None:
             "silence": bench.silence,
             "music": bench.music,
             "two_speakers": bench.two_speakers,
+            "placed_speakers": bench.placed_speakers,
             "streaming": bench.streaming,
             "audio_guidance": bench.audio_guidance,
             "flashtalk": bench.flashtalk,

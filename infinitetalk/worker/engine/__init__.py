@@ -7,7 +7,7 @@ fields, `footage` the frames of a video that sampling starts from, and `engine` 
 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, VideoRequest
-from infinitetalk.worker.engine.estimate import VideoCost
+from infinitetalk.worker.engine.estimate import FilmWork, VideoCost
 from infinitetalk.worker.engine.people import (
     bounding_box,
     face_detector,
@@ -29,6 +29,7 @@ from infinitetalk.worker.engine.timeline import Stretch, plan_stretches
 __all__ = [
     "Engine",
     "FilmView",
+    "FilmWork",
     "Overlap",
     "Scene",
     "Stretch",

@@ -38,7 +38,15 @@ from infinitetalk.weights.locate import kernels_folders
 from infinitetalk.weights.lora_files import files_of, read_lora
 from infinitetalk.worker.engine.checkpoint import find_checkpoints
 from infinitetalk.worker.engine.conditions import negative_prompt_of, workload_of
-from infinitetalk.worker.engine.estimate import ChunkWork, Speed, VideoCost, chunk_work, number_of_chunks, video_cost
+from infinitetalk.worker.engine.estimate import (
+    ChunkWork,
+    FilmWork,
+    Speed,
+    VideoCost,
+    chunk_work,
+    number_of_chunks,
+    video_cost,
+)
 from infinitetalk.worker.engine.footage import FootageReader, chunk_starts
 from infinitetalk.worker.engine.kernels import PUBLISHED_SETTING, KernelSelection, setting_of_kernels
 from infinitetalk.worker.engine.loading import Health, Loading
@@ -339,6 +347,7 @@ class Engine:
         scenes: Sequence[Scene],
         should_stop: Callable[[], bool] = lambda: False,
         later_sources: Sequence[MediaInfo] = (),
+        film: FilmWork | None = None,
     ) -> VideoCost:
         """The cost of a job's video; loads nothing and computes nothing on the GPU.
 
@@ -346,6 +355,7 @@ class Engine:
             source: what the source is.
             scenes: the scenes of the video.
             later_sources: what the images and videos are that take the source's place.
+            film: what the film asks of the processor; None: nothing.
 
         Raises:
             CheckpointError: the model could not be found.
@@ -360,7 +370,8 @@ class Engine:
         stretches = plan_stretches(job, scenes)
         references = num_references(stretches, [source, *later_sources])
         prompts = len({job.prompts[stretch.prompt].prompt for stretch in stretches})
-        return video_cost(settings, chunk, references, prompts, memory.describe(self.devices.dtype), self._speed)
+        mode = memory.describe(self.devices.dtype)
+        return video_cost(settings, chunk, references, prompts, mode, self._speed, film)
 
     def frame_size(self, job: SingleJob, height: int, width: int, should_stop: Callable[[], bool]) -> tuple[int, int]:
         """Height and width that a job's model generates for a part of a source of about this height and width.

@@ -16,6 +16,12 @@ from infinitetalk.worker.engine.rehearsed import Card, Likeness
 #: Seconds of one core for a pixel of a frame, to finished H.264. Measured on one core of an AMD EPYC
 #: (docs/performance.md): 250 frames of 640x640 in 7.2 s.
 ENCODING_S_PER_PIXEL = 7.2 / (250 * 640 * 640)
+#: Seconds of one core for a pixel of a film's frame: to decode it and follow two faces; to decode it, lay two speakers
+#: over it and encode it; to decode it and cut out what sampling starts from. Measured on one core of an
+#: AMD EPYC: `python -m benchmarks.film_costs` (docs/dub.md).
+FOLLOWING_S_PER_PIXEL = 0.035e-6
+LAYING_S_PER_PIXEL = 0.135e-6
+READING_S_PER_PIXEL = 0.21e-6
 #: Seconds of a job beside networks and H.264: looking at media, decoding them, thumbnail, joining, the queue. Measured
 #: on the same machine: a warm job's time less sampling and VAE.
 JOB_S = 0.86
@@ -74,6 +80,23 @@ class ChunkWork:
 
 
 @dataclass(frozen=True)
+class FilmWork:
+    """What a film asks of the processor.
+
+    Attributes:
+        num_frames: number of its frames that the video shows.
+        pixels: of each.
+        is_followed: whether speakers are followed in it before anything is generated.
+        is_kept: whether what is generated is laid over it.
+    """
+
+    num_frames: int
+    pixels: int
+    is_followed: bool
+    is_kept: bool
+
+
+@dataclass(frozen=True)
 class VideoWork:
     """What a video asks of the GPUs.
 
@@ -83,6 +106,7 @@ class VideoWork:
         references: number of frames of the sources that are encoded: one of an image, one for each chunk of a video.
         speech_s: seconds of speech, of all speakers together.
         prompts: number of different prompts, without the negative one.
+        film: what the film asks of the processor; None: nothing.
     """
 
     chunk: ChunkWork
@@ -90,6 +114,7 @@ class VideoWork:
     references: int
     speech_s: float
     prompts: int = 1
+    film: FilmWork | None = None
 
 
 @dataclass(frozen=True)
@@ -224,10 +249,30 @@ def last_encoding_seconds(work: ChunkWork) -> float:
 
 
 def video_seconds(card: Card, work: VideoWork) -> float:
-    """Seconds of a job on a card, with its networks loaded; without fetching and storing."""
+    """Seconds of a job on a card, with its networks loaded; without fetching, storing and `film_seconds`."""
     chunks = work.num_chunks * chunk_seconds(card, work.chunk, work.chunk.evaluations, encodes_reference=False)
     chunks += work.references * reference_seconds(card, work.chunk)
     return chunks + encoders_seconds(card, work) + last_encoding_seconds(work.chunk) + JOB_S
+
+
+def film_seconds(work: VideoWork, sampling_s: float) -> float:
+    """Seconds that a film adds to a video that takes `sampling_s` without it.
+
+    A chunk is laid over the film while the next one is sampled. Where sampling starts from the film, it waits for each
+    chunk's frames.
+    """
+    film, num_chunks = work.film, work.num_chunks
+    if film is None:
+        return 0.0
+    pixels = film.num_frames * film.pixels
+    seconds = FOLLOWING_S_PER_PIXEL * pixels if film.is_followed else 0.0
+    if work.chunk.encodes_source:
+        reading_s = READING_S_PER_PIXEL * pixels
+        sampling_s, seconds = sampling_s + reading_s, seconds + reading_s
+    if film.is_kept:
+        laying_s = LAYING_S_PER_PIXEL * pixels / num_chunks
+        seconds += laying_s + (num_chunks - 1) * max(0.0, laying_s - sampling_s / num_chunks)
+    return seconds
 
 
 def first_chunk_seconds(card: Card, work: VideoWork) -> float:
@@ -262,8 +307,10 @@ class Speed:
         if self._factor is None:
             return None
         if self._card is None:
-            return self._factor * work.num_chunks * work.chunk.evaluations * evaluation_flop(work.chunk)
-        return self._factor * video_seconds(self._card, work)
+            seconds = self._factor * work.num_chunks * work.chunk.evaluations * evaluation_flop(work.chunk)
+        else:
+            seconds = self._factor * video_seconds(self._card, work)
+        return seconds + film_seconds(work, seconds)
 
 
 def evaluation_flop(work: ChunkWork) -> float:
@@ -292,6 +339,7 @@ def video_cost(
     prompts: int,
     memory_mode: str,
     speed: Speed,
+    film: FilmWork | None = None,
 ) -> VideoCost:
     """The cost of a video.
 
@@ -302,6 +350,7 @@ def video_cost(
         prompts: number of different prompts.
         memory_mode: name of the job's memory mode.
         speed: this worker's speed.
+        film: what the film asks of the processor; None: nothing.
     """
     workload = chunk.workload
     num_chunks = [number_of_chunks(settings, workload.family) for settings in scenes]
@@ -316,6 +365,7 @@ def video_cost(
         references=references,
         speech_s=chunk.speakers * num_frames / VIDEO_FPS,
         prompts=prompts,
+        film=film,
     )
     return VideoCost(
         width=workload.width,

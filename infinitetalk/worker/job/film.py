@@ -22,7 +22,16 @@ from infinitetalk.media.encode import EVEN
 from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
 from infinitetalk.media.faces import Face, overlap
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
-from infinitetalk.worker.engine import Engine, FilmView, Scene, bounding_box, chunk_ends, face_detector, face_of
+from infinitetalk.worker.engine import (
+    Engine,
+    FilmView,
+    FilmWork,
+    Scene,
+    bounding_box,
+    chunk_ends,
+    face_detector,
+    face_of,
+)
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.traffic.fetch import Media, naming
 from schemas import ErrorCode, SingleJob
@@ -326,6 +335,27 @@ def film_facts(
     elif is_video and source.info.duration_s > length + 1 / VIDEO_FPS:
         warnings.append(f"cond_video: {source.info.duration_s:.2f} s are cut to {length:.2f} s, where the speech ends")
     return FilmFacts(times, ends)
+
+
+def film_work(
+    job: SingleJob, source: Media, frame: Frame | None, facts: FilmFacts | None, num_frames: int
+) -> FilmWork | None:
+    """What a film asks of the processor, for the estimate; None: nothing of it is kept, nor sampling starts from it.
+
+    Args:
+        frame: the part that is generated; None: nothing of the film is kept.
+        facts: the film's; None if only the model's frames are shown.
+        num_frames: number of generated frames.
+    """
+    if frame is None and job.strength == 1:
+        return None
+    is_video = source.info.kind == "video"
+    return FilmWork(
+        num_frames=len(facts.times) if facts is not None and is_video else num_frames,
+        pixels=source.info.height * source.info.width,
+        is_followed=is_video and frame is not None and any(face is not None for face in frame.faces),
+        is_kept=frame is not None,
+    )
 
 
 def open_film(

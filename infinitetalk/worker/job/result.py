@@ -24,10 +24,13 @@ VERSIONED = ("torch", "diffusers", "transformers", "kokoro", "av", "silero-vad",
 
 
 def resolved_parameters(job: SingleJob, seed: int) -> dict[str, Any]:
-    """The parameters as used, without media."""
+    """The parameters as used, without media; of pictures and voices, from when on they count."""
     params = job.model_dump(mode="json", exclude={*MEDIA_FIELDS, "dry_run", "output_config", "id"})
     output_config = job.output_config or OutputConfig()
+    voices = {name: None if voice is None else {"from_s": voice.from_s} for name, voice in job.voices.items()}
     resolved = {
+        "cond_video": [{"from_s": picture.from_s} for picture in job.pictures],
+        "cond_audio": voices or None,
         "chunk_frame_num": job.chunk_frame_num,
         "size_table": job.size_table,
         "sample_shift": job.shift,

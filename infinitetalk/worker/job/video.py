@@ -30,6 +30,7 @@ from infinitetalk.runtime.memory import DoesNotFitError
 from infinitetalk.runtime.networks import Networks
 from infinitetalk.worker.engine import (
     Engine,
+    FilmWork,
     Overlap,
     Scene,
     Stretch,
@@ -73,6 +74,7 @@ from infinitetalk.worker.job.film import (
     add_film_sound,
     check_film_sound,
     film_facts,
+    film_work,
     frame_speakers,
     frame_warnings,
     open_film,
@@ -369,19 +371,20 @@ class VideoJob:
             num_rows = max(round(len(job.tts_audio.text) / SPOKEN_CHARACTERS_PER_S * VIDEO_FPS), MIN_SPEECH_FRAMES)
             speech_s = num_rows / VIDEO_FPS
         scenes = plan_scenes(job, media.source, num_rows, stop)
-        film_facts(job, media.source, frame, scenes, media.warnings, stop)
+        facts = film_facts(job, media.source, frame, scenes, media.warnings, stop)
+        film = film_work(job, media.source, frame, facts, min(job.frame_limit, num_rows))
         check_film_sound(job, media.source)
         self.clock.enter(Stage.LOAD)
         stretches = plan_stretches(job, scenes)
         later_sources = [later.info for later in media.later_sources]
-        video = engine.plan(job, seen.info, scenes, stop, later_sources)
+        video = engine.plan(job, seen.info, scenes, stop, later_sources, film)
         warnings = warnings + media.warnings
         warnings += self._losses(
             media, region_overlaps(job, regions), speech_s, video.num_chunks, video.num_frames, stretches
         )
         if job.tts_audio is not None:
             warnings.append("the length is estimated from the text; it is known only after the text is spoken")
-        recipes, left_out = self._recipe_costs(seen.info, later_sources, scenes)
+        recipes, left_out = self._recipe_costs(seen.info, later_sources, scenes, film)
         self.bill.model = engine.model_name_for(job)
         plan = Plan(
             job_id=self.context.job_id,
@@ -400,7 +403,7 @@ class VideoJob:
         return plan
 
     def _recipe_costs(
-        self, source: MediaInfo, later_sources: Sequence[MediaInfo], scenes: Sequence[Scene]
+        self, source: MediaInfo, later_sources: Sequence[MediaInfo], scenes: Sequence[Scene], film: FilmWork | None
     ) -> tuple[list[RecipeCost], list[str]]:
         """The cost of the video by each recipe that this worker can run the job with; the other recipes that it has
         the weights for, each with the reason, as warnings.
@@ -415,7 +418,7 @@ class VideoJob:
                 continue
             try:
                 job = engine.equip(sent.by_recipe(recipe))
-                video = engine.plan(job, source, scenes, self.context.stop, later_sources)
+                video = engine.plan(job, source, scenes, self.context.stop, later_sources, film)
             except (CheckpointError, DoesNotFitError) as error:
                 left_out.append(f'recipes leaves out "{recipe.name}": {error}')
                 continue
