@@ -19,9 +19,9 @@ ENCODING_S_PER_PIXEL = 7.2 / (250 * 640 * 640)
 #: Seconds of one core for a pixel of a film's frame: to decode it and follow two faces; to decode it, lay two speakers
 #: over it and encode it; to decode it and cut out what sampling starts from. Measured on one core of an
 #: AMD EPYC: `python -m benchmarks.film_costs` (docs/dub.md).
-FOLLOWING_S_PER_PIXEL = 0.035e-6
-LAYING_S_PER_PIXEL = 0.135e-6
-READING_S_PER_PIXEL = 0.21e-6
+FOLLOWING_S_PER_PIXEL = 0.03e-6
+LAYING_S_PER_PIXEL = 0.115e-6
+READING_S_PER_PIXEL = 0.04e-6
 #: Seconds of a job beside networks and H.264: looking at media, decoding them, thumbnail, joining, the queue. Measured
 #: on the same machine: a warm job's time less sampling and VAE.
 JOB_S = 0.86
