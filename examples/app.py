@@ -110,7 +110,7 @@ KEEPS = [
 ]
 PLACES = [("side by side", "halves"), ("the faces in the picture", "faces"), ("boxes of your own", OWN_BOXES)]
 SIZES = ["infinitetalk-480", "infinitetalk-720", ("a resolution of your own", OWN_SIZE)]
-FRAME_TIMES = [("null", ""), "source", "model"]
+FRAME_TIMES = [("null: as dub needs it", ""), "source", "model"]
 ORDERS = ["para", "add", "script"]
 
 DISABLED = frozenset(
@@ -217,27 +217,21 @@ def direct(inputs: dict[str, Any]) -> list[Any]:
         notes.append(gr.HTML(visible=False))
         inputs["keep"] = gr.Radio(KEEPS, value="none", **told("dub.keep"), elem_id="keep")
         with gr.Row():
-            empty = "Empty: null."
+            empty = "Empty means null."
             inputs["strength"] = gr.Slider(
                 0.05, 1, 1.0, step=0.05, **told("dub.strength"), visible=False, elem_id="strength"
             )
-            inputs["margin"] = gr.Number(
-                0.5, minimum=0, maximum=4, step=0.1, **told("dub.margin", empty), visible=False, elem_id="margin"
-            )
-            inputs["feather"] = gr.Number(
-                None, minimum=0, maximum=512, **told("dub.feather", empty), visible=False, elem_id="feather"
-            )
             inputs["fps"] = gr.Dropdown(FRAME_TIMES, value="", **told("output.fps"), visible=False, elem_id="fps")
-        with gr.Row():
-            inputs["mix"] = gr.Checkbox(
-                label="audio_mix: the film's own sound under the speech",
-                info=help_of("audio_mix"),
-                visible=False,
-                elem_id="mix",
-            )
-            inputs["mix_db"] = gr.Slider(
-                -60, 12, -12, step=1, **told("audio_mix.source"), visible=False, elem_id="mix_db"
-            )
+            # Texts, since a number's field cannot be empty.
+            inputs["margin"] = gr.Textbox("0.5", **told("dub.margin", empty), visible=False, elem_id="margin")
+            inputs["feather"] = gr.Textbox("", **told("dub.feather", empty), visible=False, elem_id="feather")
+        inputs["mix"] = gr.Checkbox(
+            label="audio_mix: the film's own sound under the speech",
+            info=help_of("audio_mix"),
+            visible=False,
+            elem_id="mix",
+        )
+        inputs["mix_db"] = gr.Slider(-60, 12, -12, step=1, **told("audio_mix.source"), visible=False, elem_id="mix_db")
         inputs["scene_seg"] = gr.Checkbox(**told("scene_seg"), visible=False, elem_id="scene_seg")
     return notes
 
@@ -305,7 +299,8 @@ def build(client: InfiniteTalkClient, samples: VoiceSamples) -> gr.Blocks:
                 inputs["prompt"] = gr.Textbox(
                     "A person talks to the camera",
                     label="prompt",
-                    info="Description of the video; only its first 512 tokens count. Directing changes it on the way.",
+                    info="Description of the video; only its first 512 tokens count. Other prompts from a time on: "
+                    "Directing, Changes.",
                     elem_id="prompt",
                 )
                 inputs["recipe"] = gr.Dropdown(
@@ -432,7 +427,7 @@ def build(client: InfiniteTalkClient, samples: VoiceSamples) -> gr.Blocks:
             except InfiniteTalkError as error:
                 raise gr.Error(str(error)) from error
 
-        def select(corner: Point | None, *values: Any, event: gr.SelectData) -> tuple[Any, ...]:
+        def select(event: gr.SelectData, corner: Point | None, *values: Any) -> tuple[Any, ...]:
             filled = dict(zip(deciding, values, strict=True))
             if not effective(filled)["regions"]:
                 gr.Info(place_note(filled))
@@ -462,8 +457,10 @@ def build(client: InfiniteTalkClient, samples: VoiceSamples) -> gr.Blocks:
         clicked.then(draw, look, picture)
         inputs["source"].change(lambda: None, None, corner)
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
-        gr.on([places.change, *(field.change for field in decide)], draw, look, picture, **quick)
-        gr.on([field.change for field in decide], adapt, decide, [*(inputs[name] for name in adapted), *notes], **quick)
+        # A text decides by being there: its letters need not be looked at one by one.
+        decided = [field.blur if field is inputs["text"] else field.change for field in decide]
+        gr.on([places.change, *decided], draw, look, picture, **quick)
+        gr.on(decided, adapt, decide, [*(inputs[name] for name in adapted), *notes], **quick)
         fields, shown = list(inputs.values()), [status, growing, video, job_id, places]
         # Each event has as many runs at once as there are tabs: a job of one tab waits for none of another.
         many: dict[str, Any] = {"concurrency_limit": None}

@@ -17,9 +17,9 @@ OWN_SIZE, OWN_BOXES = "own", "boxes"
 KEPT = ("face", "all")
 """Values of `dub.keep` with which something of a film is shown."""
 
-SECONDS = r"\d+(?:\.\d*)?|\.\d+"
-TIMED_LINE = re.compile(rf"({SECONDS})\s*s?\s*:\s*(.*)")
-TURN_LINE = re.compile(rf"({SECONDS})\s*s?(?:\s*(?:-|–|to)\s*({SECONDS})\s*s?)?\s*:\s*(person[1-9])")
+NUMBER = r"\d+(?:\.\d*)?|\.\d+"
+TIMED_LINE = re.compile(rf"({NUMBER})\s*s?\s*:\s*(.*)")
+TURN_LINE = re.compile(rf"({NUMBER})\s*s?(?:\s*(?:-|–|to)\s*({NUMBER})\s*s?)?\s*:\s*(person[1-9])")
 
 DECIDING = (
     "source",
@@ -173,7 +173,7 @@ def times_of(pictures: Sequence[str], text: str) -> list[float]:
     """
     parts = [part for part in re.split(r"[\s,;]+", text.strip()) if part]
     for part in parts:
-        if not re.fullmatch(SECONDS, part):
+        if not re.fullmatch(NUMBER, part):
             raise ValueError(f"times of later pictures: {part!r} is no number of seconds")
     times = [float(part) for part in parts]
     if len(times) != len(pictures):
@@ -184,6 +184,18 @@ def times_of(pictures: Sequence[str], text: str) -> list[float]:
         if time <= before:
             raise ValueError(f"times of later pictures: {time:g} s must come after {before:g} s")
     return times
+
+
+def number_or_null(field: str, text: str) -> float | None:
+    """A number that is typed; None if the text is blank.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    text = text.strip()
+    if text and not re.fullmatch(NUMBER, text):
+        raise ValueError(f"{field}: {text!r} is no number; leave it empty for null")
+    return float(text) if text else None
 
 
 def directed(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,9 +230,9 @@ def _of_the_film(fields: Mapping[str, Any]) -> dict[str, Any]:
     if fields["keep"] in KEPT or strength != 1:
         job["dub"] = {"keep": fields["keep"]} | ({"strength": strength} if strength != 1 else {})
     if fields["keep"] in KEPT:
-        job["dub"]["margin"] = fields["margin"]
-        if fields["feather"] is not None:
-            job["dub"]["feather"] = fields["feather"]
+        job["dub"]["margin"] = number_or_null("dub.margin", fields["margin"])
+        if (feather := number_or_null("dub.feather", fields["feather"])) is not None:
+            job["dub"]["feather"] = feather
     if fields.get("fps"):
         job["output"] = {"fps": fields["fps"]}
     if fields.get("mix"):

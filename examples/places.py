@@ -32,9 +32,9 @@ TOLD_BY = {
 """How the endpoint knows a place."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Told:
-    """The speakers' places as the endpoint told them.
+    """The speakers' places as the endpoint told them, once: not equal to what it tells another time.
 
     Attributes:
         of: what they are true for, as `basis` gives it.
@@ -145,10 +145,11 @@ def preview(source: str | None, corner: Point | None, boxes: Sequence[Box | None
     for number, (box, colour) in enumerate(zip(boxes, COLOURS, strict=False), 1):
         if box is not None:
             draw.rectangle(box, outline=colour, width=line)
-            name, place = f"person{number}", (box[0] + 2 * line, box[1] + 2 * line)
-            left, top, right, bottom = draw.textbbox(place, name, font=font)
+            # At the bottom, since the picture's own label covers its upper left corner.
+            name, place = f"person{number}", (box[0] + 2 * line, box[3] - 2 * line)
+            left, top, right, bottom = draw.textbbox(place, name, font=font, anchor="lb")
             draw.rectangle((left - line, top - line, right + line, bottom + line), fill=colour)
-            draw.text(place, name, fill="white", font=font)
+            draw.text(place, name, fill="white", font=font, anchor="lb")
     if corner is not None:
         draw.circle(corner, 2 * line, fill=COLOURS[0], outline="white")
     return picture

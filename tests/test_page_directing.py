@@ -25,8 +25,8 @@ FILLED_IN: dict[str, Any] = OWN_BOXES | {
     "gate": True,
     "later_prompts": "1 s: She laughs",
     "strength": 0.5,
-    "margin": None,
-    "feather": 3,
+    "margin": "",
+    "feather": "3",
     "fps": "source",
     "mix": True,
     "max_frame_num": 200,
@@ -112,11 +112,13 @@ def test_what_stays_of_a_film_arrives_in_the_job_and_there_is_no_preview(page: M
     fields = FIELDS | FILM | ONE_VOICE | streaming
     plain = page.job_input(client, fields)
     assert plain["output_config"]["preview"] and plain.keys().isdisjoint({"dub", "output", "audio_mix", "scene_seg"})
-    kept = page.job_input(client, fields | {"keep": "face", "strength": 0.6, "feather": 4, "mix": True, "mix_db": -20})
+    kept = page.job_input(
+        client, fields | {"keep": "face", "strength": 0.6, "feather": "4", "mix": True, "mix_db": -20}
+    )
     assert kept["dub"] == {"keep": "face", "strength": 0.6, "margin": 0.5, "feather": 4}
     assert kept["audio_mix"] == {"source": -20}
     assert "preview" not in kept["output_config"]
-    even = page.job_input(client, fields | {"keep": "all", "fps": "model", "margin": None})
+    even = page.job_input(client, fields | {"keep": "all", "fps": "model", "margin": ""})
     assert even["dub"] == {"keep": "all", "margin": None} and even["output"] == {"fps": "model"}
     assert even["output_config"]["preview"]
     moved = page.job_input(client, fields | {"strength": 0.3, "fps": "source"})
@@ -154,6 +156,7 @@ def test_boxes_and_voices_go_to_the_speaker_they_are_given_for(page: ModuleType,
         ({"later_pictures": ["b.png"]}, "there are 1 pictures and 0 times"),
         ({"later_pictures": ["b.png"], "later_times": "soon"}, "'soon' is no number of seconds"),
         ({"later_pictures": ["b.png", "c.png"], "later_times": "8 4"}, "4 s must come after 8 s"),
+        ({"keep": "face", "feather": "wide"}, "dub.feather: 'wide' is no number; leave it empty for null"),
         ({"size": "own", "width": None}, "size: give width and height"),
     ],
 )
@@ -226,7 +229,7 @@ def test_boxes_of_a_turned_photograph_are_in_the_pixels_that_the_worker_counts(t
     picture.save(tmp_path / "turned.jpg", exif=exif)
     want = read_picture(tmp_path / "turned.jpg").permute(1, 2, 0).numpy()
     shown = np.asarray(places.still(str(tmp_path / "turned.jpg")))
-    assert shown.shape == want.shape and np.abs(shown.astype(int) - want).mean() < 1
+    assert shown.shape == want.shape and np.abs(shown.astype(int) - want).mean() < 3
 
 
 def test_an_endpoints_places_are_text_and_one_speakers_are_not_told() -> None:
