@@ -160,7 +160,8 @@ def test_a_recipe_takes_the_place_of_the_parameters_that_it_sets(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE | {"recipe": "quality"})
     assert job["recipe"] == "quality"
     assert not job.keys() & RECIPES["quality"].values.keys()
-    assert page.job_input(client, FIELDS | ONE_VOICE).keys() > RECIPES["quality"].values.keys()
+    streaming = FIELDS | ONE_VOICE | {"mode": "streaming"}
+    assert page.job_input(client, streaming).keys() > RECIPES["quality"].values.keys()
 
 
 def test_prices_are_those_of_the_endpoints_recipes(page, client):
