@@ -54,7 +54,7 @@ STYLE = """
 .model.embedded {border-left-color: #b45309; background: #fef3c7; color: #451a03}
 .model.embedded b {color: inherit}
 .warnings {margin-top: 0.5em; padding: 0.5em 0.8em; border-left: 4px solid #b45309; background: #fef3c7; color: #451a03}
-.warnings b {color: inherit}
+.warnings b, .warnings li {color: inherit}
 .warnings ul {margin: 0.2em 0 0 1.2em; list-style: disc}
 .note {color: var(--body-text-color-subdued)}
 .places ul {margin: 0.2em 0 0 1.2em; list-style: disc}
@@ -83,8 +83,22 @@ ACCESSIBLE = """() => {
         document.querySelectorAll(".download-link button:not([tabindex])").forEach(button => {
             button.tabIndex = -1;
         });
+        // These say in their text what they are for; their other name is not in it.
+        document.querySelectorAll(".upload-container[aria-label]").forEach(button => {
+            button.removeAttribute("aria-label");
+        });
+        // A name needs something that can have one.
+        document.querySelectorAll(".empty[aria-label]:not([role])").forEach(place => {
+            place.setAttribute("role", "img");
+        });
+        // What is heard must contain what is seen: "1x" on a button that is called "Adjust playback speed to 1.5x".
+        document.querySelectorAll("button.playback").forEach(button => {
+            const [seen, heard] = [button.innerText.trim(), button.getAttribute("aria-label") ?? ""];
+            if (!heard.includes(seen)) button.setAttribute("aria-label", `${seen}, ${heard}`);
+        });
     };
-    new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+    const changes = {childList: true, subtree: true, characterData: true, attributeFilter: ["aria-label"]};
+    new MutationObserver(name).observe(document.body, changes);
     name();
 }"""
 THEME = gr.themes.Default(primary_hue=gr.themes.colors.blue).set(

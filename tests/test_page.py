@@ -519,6 +519,8 @@ def status_has(page: Page, words: str) -> None:
 def test_a_reload_and_a_second_tab_find_the_job_again(address, browser):
     page = OnPage(browser, address).page
     page.set_default_timeout(VIDEO_TIMEOUT_MS)
+    # Many chunks: the job must last until two more pages have loaded.
+    page.fill("#frame_num input[type=number]", "17")
     page.fill("#sample_steps input[type=number]", "80")
     page.click("#generate")
     status_has(page, "sampling")
