@@ -54,7 +54,7 @@ STYLE = """
 .model.embedded {border-left-color: #b45309; background: #fef3c7; color: #451a03}
 .model.embedded b {color: inherit}
 .warnings {margin-top: 0.5em; padding: 0.5em 0.8em; border-left: 4px solid #b45309; background: #fef3c7; color: #451a03}
-.warnings b, .warnings li {color: inherit}
+.warnings * {color: inherit !important}
 .warnings ul {margin: 0.2em 0 0 1.2em; list-style: disc}
 .note {color: var(--body-text-color-subdued)}
 .places ul {margin: 0.2em 0 0 1.2em; list-style: disc}
