@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import html
 import json
-import mimetypes
 import shlex
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,12 +15,11 @@ from typing import Any
 from urllib.parse import urljoin
 
 import requests
+from directing import OWN_SIZE, directed, effective, shows_film_times, times_of
 from infinitetalk_client import RECIPES, InfiniteTalkClient, InfiniteTalkError, plan_lines
-from PIL import Image, ImageDraw
+from places import bbox, in_words
 
 SCHEMA = Path(__file__).parents[1] / "schemas/single_job.schema.json"
-COLOURS = ("#ff5722", "#2196f3")
-CORNER_RADIUS = 4
 
 EMBEDDED = {
     "tiny-talker": "the embedded model. It animates drawn people at 128×128 pixels, to show and test the worker. It "
@@ -52,96 +49,80 @@ GROWS_FROM = 3
 
 PREVIEW_TIMEOUT_S = 5.0
 
-Point = list[int]
-Box = list[int]
+SENT_AS_THEY_ARE = (
+    "mode",
+    "frame_num",
+    "max_frame_num",
+    "motion_frame",
+    "crossfade_frame",
+    "sample_steps",
+    "sample_text_guide_scale",
+    "sample_audio_guide_scale",
+    "color_correction_strength",
+    "use_teacache",
+    "use_apg",
+    "base_seed",
+)
+"""Fields whose values on the page are a job's."""
 
 
-def parse_box(text: str) -> Box | None:
-    """Parses a box typed as "x_min, y_min, x_max, y_max"; None if the text is blank.
-
-    Raises:
-        ValueError: the text is not four whole numbers, each minimum below its maximum.
-    """
-    if not text.strip():
-        return None
-    try:
-        x_min, y_min, x_max, y_max = (int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{text!r} is not a box: give four whole numbers, x_min, y_min, x_max, y_max") from None
-    if x_min >= x_max or y_min >= y_max:
-        raise ValueError(f"{text!r} is not a box: x_min must be below x_max, and y_min below y_max")
-    return [x_min, y_min, x_max, y_max]
-
-
-def is_picture(source: str | None) -> bool:
-    """Whether a file is an image, judged by its name."""
-    return source is not None and str(mimetypes.guess_type(source)[0]).startswith("image/")
-
-
-def preview(source: str | None, corner: Point | None, *boxes: str) -> Image.Image | None:
-    """The image with the speakers' boxes and the first corner of the next box drawn on it; None for a video."""
-    if not is_picture(source):
-        return None
-    picture = Image.open(str(source)).convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    for number, (text, colour) in enumerate(zip(boxes, COLOURS, strict=True), 1):
-        # An incomplete box is not an error: the user may still be typing.
-        with suppress(ValueError):
-            if box := parse_box(text):
-                draw.rectangle(box, outline=colour, width=3)
-                draw.text((box[0] + 6, box[1] + 4), f"person{number}", fill=colour)
-    if corner is not None:
-        draw.circle(corner, CORNER_RADIUS, fill=COLOURS[0])
-    return picture
-
-
-def click(corner: Point | None, first: str, second: str, point: Point) -> tuple[Point | None, str, str]:
-    """Makes a box of two clicks on its corners: the first box is person1's, the next one person2's.
-
-    Returns:
-        The first corner of an incomplete box, or None, and both boxes.
-    """
-    if corner is None:
-        return point, first, second
-    (x_min, x_max), (y_min, y_max) = (sorted(pair) for pair in zip(corner, point, strict=True))
-    box = f"{x_min}, {y_min}, {x_max}, {y_max}"
-    return (None, box, second) if not first.strip() or second.strip() else (None, first, box)
-
-
-def job_input(client: InfiniteTalkClient, fields: dict[str, Any]) -> dict[str, Any]:
+def job_input(client: InfiniteTalkClient, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the page's fields into a job's input; makes files readable for the endpoint.
 
+    Fields that have no effect, by what the others say, are left out.
+
     Raises:
-        ValueError: the source or the speech is missing, or a box is invalid.
+        ValueError: the source or the speech is missing, or a field cannot be read.
         InfiniteTalkError: a file does not reach the endpoint: it is too large, say, and no store for it is set.
     """
     if not fields["source"]:
         raise ValueError("choose an image or a video")
-    boxes = [parse_box(fields["box1"]), parse_box(fields["box2"])]
     voices = [voice for voice in (fields["voice1"], fields["voice2"]) if voice]
     text = fields["text"].strip()
     if not voices and not text:
         raise ValueError("choose a voice, or type a text")
-    source, *voices = client.media(fields["source"], *([] if text else voices))
-    job: dict[str, Any] = {"prompt": fields["prompt"], "cond_video": source}
+    counts = effective(fields)
+    used = {name: value for name, value in fields.items() if counts.get(name, True)}
+    pictures = fields["later_pictures"] or []
+    times = times_of(pictures, used["later_times"]) if pictures else []
+    job = directed(used) | _resolution(used)
+    if boxes := bbox(fields):
+        job["bbox"] = boxes
+    source, *media = client.media(fields["source"], *pictures, *([] if text else voices))
+    later = [{"from_s": time, "media": picture} for time, picture in zip(times, media, strict=False)]
+    job["cond_video"] = [{"from_s": 0.0, "media": source}, *later] if later else source
     if text:
         job["tts_audio"] = {"text": text, "human1_voice": fields["speaker1"]}
         if fields["speaker2"]:
             job["tts_audio"]["human2_voice"] = fields["speaker2"]
     else:
-        job["cond_audio"] = {f"person{number}": voice for number, voice in enumerate(voices, 1)}
-        job["audio_type"] = fields["audio_type"]
-    if any(boxes):
-        job["bbox"] = {f"person{number}": box for number, box in enumerate(boxes, 1) if box}
-    same: tuple[str, ...] = ("size", "mode", "max_frame_num", "crossfade_frame", "base_seed")
+        begins = [used.get(begin) for begin, voice in (("begin1", "voice1"), ("begin2", "voice2")) if fields[voice]]
+        job["cond_audio"] = {
+            f"person{number}": {"media": voice, "from_s": begin} if begin else voice
+            for number, (voice, begin) in enumerate(zip(media[len(later) :], begins, strict=True), 1)
+        }
+    if used.get("negative_prompt", "").strip():
+        job["negative_prompt"] = fields["negative_prompt"]
+    if used.get("nag"):
+        job["nag"] = {"scale": fields["nag_scale"]}
+    job |= {name: used[name] for name in SENT_AS_THEY_ARE if name in used}
     if fields["recipe"]:
-        # The recipe sets the others.
-        same += ("recipe",)
-    else:
-        same += ("frame_num", "motion_frame", "sample_steps", "sample_text_guide_scale", "sample_audio_guide_scale")
-        same += ("color_correction_strength", "use_teacache", "use_apg")
-    output_config = client.output_config | ({"preview": True} if fields["mode"] == "streaming" else {})
-    return job | {name: fields[name] for name in same} | {"output_config": output_config}
+        job["recipe"] = fields["recipe"]
+    has_preview = fields["mode"] == "streaming" and not shows_film_times(job)
+    return job | {"output_config": client.output_config | ({"preview": True} if has_preview else {})}
+
+
+def _resolution(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The `size` of a job.
+
+    Raises:
+        ValueError: a side of a resolution of one's own is missing.
+    """
+    if fields["size"] != OWN_SIZE:
+        return {"size": fields["size"]}
+    if not fields["width"] or not fields["height"]:
+        raise ValueError("size: give width and height of your own resolution, multiples of 16")
+    return {"size": {"width": fields["width"], "height": fields["height"]}}
 
 
 def plan_of(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> dict[str, Any]:
@@ -156,7 +137,7 @@ def plan_of(client: InfiniteTalkClient, job: dict[str, Any], poll_s: float) -> d
 def prices(plan: dict[str, Any]) -> str:
     """What a plan's job costs, by each recipe of the endpoint, and the plan's warnings, as HTML."""
     told = [*plan_lines(plan), *plan["warnings"], "Seconds and dollars are estimated."]
-    return "<br>".join(html.escape(line) for line in told)
+    return "<br>".join(html.escape(line) for line in told) + in_words(plan["speakers"])
 
 
 def recipe_choices(plan: dict[str, Any] | None, is_of_this_job: bool) -> list[tuple[str, str]]:
@@ -264,18 +245,37 @@ class VoiceSamples:
 
 
 @cache
-def _descriptions() -> dict[str, str]:
-    fields = json.loads(SCHEMA.read_text(encoding="utf-8"))["properties"]
-    return {name: " ".join(field["description"].split()) for name, field in fields.items()}
+def _schema() -> dict[str, Any]:
+    return dict(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
 def help_of(field: str) -> str:
     """What a field of a job means, as the worker's interface describes it.
 
+    Args:
+        field: its name; of a field within another one, "dub.keep".
+
     Raises:
         KeyError: there is no such field.
     """
-    return _descriptions()[field]
+    node = _schema()
+    for name in field.split("."):
+        known = [form["properties"] for form in _forms(node) if name in form.get("properties", {})]
+        if not known:
+            raise KeyError(field)
+        node = known[0][name]
+    return " ".join(node["description"].split())
+
+
+def _forms(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The forms that a value may have, each value of an object of any names included."""
+    yield node
+    if "$ref" in node:
+        yield from _forms(_schema()["$defs"][node["$ref"].rpartition("/")[2]])
+    for inner in (*node.get("anyOf", ()), *node.get("oneOf", ())):
+        yield from _forms(inner)
+    if isinstance(others := node.get("additionalProperties"), dict):
+        yield from _forms(others)
 
 
 def curl(client: InfiniteTalkClient, payload: str) -> str:
@@ -347,12 +347,14 @@ class Shown:
         video: file of the finished video.
         job_id: the job's id, once it has one.
         preview: address of a playlist of the finished chunks.
+        speakers: each speaker's place, once the job has ended well.
     """
 
     status: str
     video: str | None = None
     job_id: str | None = None
     preview: str | None = None
+    speakers: Sequence[Mapping[str, Any]] = ()
 
 
 class Tabs:
@@ -442,8 +444,9 @@ def follow(client: InfiniteTalkClient, job_id: str, poll_s: float) -> Iterator[S
         yield Shown(f"<b>{html.escape(str(error))}</b>", job_id=job_id)
         return
     done = bar({"stage": "completed", "pct": 100})
-    told = f"{done} by {html.escape(result['model'])}{warning_list(result['warnings'])}"
-    yield Shown(told, video=str(file), job_id=job_id)
+    places = in_words(result["speakers"])
+    told = f"{done} by {html.escape(result['model'])}{places}{warning_list(result['warnings'])}"
+    yield Shown(told, video=str(file), job_id=job_id, speakers=result["speakers"])
 
 
 def warning_list(warnings: list[str]) -> str:

@@ -21,7 +21,7 @@ import av
 import infinitetalk_client as client_module
 import pytest
 import requests
-from infinitetalk_client import InfiniteTalkClient
+from infinitetalk_client import InfiniteTalkClient, command
 
 from infinitetalk.recipes import RECIPES
 from schemas import BatchResult, Success, parse_input
@@ -207,6 +207,21 @@ def test_the_command_line_changes_prompt_and_picture_along_the_video(client, tmp
     assert "warning: prompt.1, from 1 s on, has no effect: no chunk begins from then to 2.5 s" in captured.err
 
 
+def test_the_command_line_says_who_is_where_who_begins_when_and_what_stays_of_a_film(tmp_path):
+    film, *voices = (str(CHECKOUT / "examples/media" / name) for name in ("talk.mp4", "speech.wav", "speech2.wav"))
+    where = ["-o", str(tmp_path / "talk.mp4"), "--url", "http://example.invalid/v2/endpoint"]
+    dubbing = ["--dub=face", "--strength=0.6", "--mix=-12", "--faces", "--begins", "person2", "2.5"]
+    options = command.arguments([film, *voices, *where, *dubbing])
+    job, _ = command.job_from(options, InfiniteTalkClient(options.url))
+    parse_input(job)
+    assert job["dub"] == {"keep": "face", "strength": 0.6}
+    assert (job["audio_mix"], job["regions"]) == ({"source": -12.0}, "faces")
+    assert job["cond_audio"]["person2"]["from_s"] == 2.5
+    options = command.arguments([film, voices[0], *where, "--strength=0.3"])
+    job, _ = command.job_from(options, InfiniteTalkClient(options.url))
+    assert job["dub"] == {"keep": "none", "strength": 0.3}
+
+
 def test_the_command_line_tells_the_price_by_each_recipe(client, tmp_path, capsys):
     picture, voice = (str(CHECKOUT / "examples/media" / name) for name in ("portrait.jpg", "speech.wav"))
     where = ["-o", str(tmp_path / "talk.mp4"), "--url", client.url, "--key", "local"]
@@ -234,6 +249,12 @@ def test_the_command_line_says_where_nothing_answers(capsys):
         (["a.png", "b.wav", "--voice", "af_heart"], "--voice names the voice of --text, which is missing"),
         (["a.png", "b.wav", "--prompt-at", "soon", "She laughs"], "--prompt-at takes seconds first, not soon"),
         (["--payload", "c.json", "--gate"], "--payload has the whole job: change its fields with --set"),
+        (["--payload", "c.json", "--dub", "face"], "--payload has the whole job: change its fields with --set"),
+        (
+            ["a.png", "b.wav", "--begins", "person2", "1"],
+            "--begins takes a speaker with a voice (person1), not person2",
+        ),
+        (["a.png", "b.wav", "--begins", "person1", "soon"], "--begins takes seconds after person1, not soon"),
         (["a.png", "b.wav", "--set", "sample_steps"], "--set takes NAME=VALUE, not sample_steps"),
         (["a.png", "b.wav", "-o", "absent/talk.mp4"], "--output: the folder absent does not exist"),
         (["a.png", "b.wav", "-o", "folder"], "--output: folder is no file that can be replaced"),

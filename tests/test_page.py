@@ -26,10 +26,13 @@ from infinitetalk.embedded import tiny
 from infinitetalk.embedded.tiny import TALKER_FOLDER
 from infinitetalk.recipes import RECIPES
 from schemas import SingleJob, parse_input
+from schemas.dub import Dub
+from schemas.job import FrameSize, Nag
+from schemas.timeline import VoiceFrom
 from tests import npm
+from tests.page_fields import FIELDS, FILM, MEDIA, ONE_VOICE, TWO_PEOPLE, TWO_VOICES
 
 CHECKOUT = Path(__file__).parents[1]
-MEDIA = CHECKOUT / "examples/media"
 PAGE_PYTHON = CHECKOUT / ".venv-page/bin/python"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 START_TIMEOUT_S = 90
@@ -38,40 +41,13 @@ POLL_S = 0.1
 AXE = "axe-core@4.14.1"
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
-FIELDS: dict[str, Any] = {
-    "source": str(MEDIA / "portrait.jpg"),
-    "voice1": None,
-    "voice2": None,
-    "text": "",
-    "speaker1": "am_adam",
-    "speaker2": "",
-    "box1": "",
-    "box2": "",
-    "prompt": "A person talks",
-    "audio_type": "para",
-    "recipe": "",
-    "size": "infinitetalk-480",
-    "mode": "clip",
-    "frame_num": 9,
-    "max_frame_num": 9,
-    "motion_frame": 5,
-    "crossfade_frame": 4,
-    "sample_steps": 1,
-    "sample_text_guide_scale": 1.0,
-    "sample_audio_guide_scale": 1.0,
-    "color_correction_strength": 1.0,
-    "use_teacache": False,
-    "use_apg": False,
-    "base_seed": 42,
-}
-ONE_VOICE = {"voice1": str(MEDIA / "speech.wav")}
-TWO_VOICES = ONE_VOICE | {"voice2": str(MEDIA / "speech2.wav")}
-TWO_PEOPLE = {"source": str(MEDIA / "two_speakers.jpg"), "box1": "10, 20, 200, 300", "box2": "220, 20, 400, 300"}
+SCRIPT = {"audio_type": "script", "script": "0 s: person1\n0.2 s: person2"}
 PATHS = {
     "picture": ONE_VOICE,
-    "video": ONE_VOICE | {"source": str(MEDIA / "talk.mp4")},
+    "video": ONE_VOICE | FILM,
     "two speakers": TWO_PEOPLE | TWO_VOICES,
     "two speakers in turns": TWO_PEOPLE | TWO_VOICES | {"audio_type": "add"},
+    "two speakers by a script": TWO_PEOPLE | TWO_VOICES | SCRIPT,
     "text": {"text": "Welcome to our show."},
     "text of two speakers": TWO_PEOPLE | {"text": "(s1) Welcome. (s2) Thank you.", "speaker2": "af_heart"},
 }
@@ -170,6 +146,7 @@ def test_what_is_filled_in_becomes_a_video(changes, page, client):
     *followed, last = sent(page, client, job)
     assert "completed 100 %" in last.status
     assert "by tiny-random" in last.status
+    assert ("Places of the speakers" in last.status) == (changes.get("regions") == "boxes")
     with av.open(last.video) as container:
         assert sum(1 for _ in container.decode(video=0)) == 9
     assert {shown.job_id for shown in followed} == {last.job_id}
@@ -183,7 +160,8 @@ def test_a_recipe_takes_the_place_of_the_parameters_that_it_sets(page, client):
     job = page.job_input(client, FIELDS | ONE_VOICE | {"recipe": "quality"})
     assert job["recipe"] == "quality"
     assert not job.keys() & RECIPES["quality"].values.keys()
-    assert page.job_input(client, FIELDS | ONE_VOICE).keys() > RECIPES["quality"].values.keys()
+    streaming = FIELDS | ONE_VOICE | {"mode": "streaming"}
+    assert page.job_input(client, streaming).keys() > RECIPES["quality"].values.keys()
 
 
 def test_prices_are_those_of_the_endpoints_recipes(page, client):
@@ -195,6 +173,19 @@ def test_prices_are_those_of_the_endpoints_recipes(page, client):
     assert lines[0] == "  recipe quality: 1 evaluations"
     assert lines[-1] == "Seconds and dollars are estimated."
     assert "Model <b>tiny-random</b>: the embedded model with random weights" in page.model_banner(plan)
+
+
+def test_a_plan_tells_the_faces_that_it_found_and_they_are_drawn_as_long_as_they_are_true(page, client):
+    places = importlib.import_module("places")
+    fields = FIELDS | TWO_VOICES | {"source": str(MEDIA / "two_people.jpg"), "regions": "faces"}
+    plan = page.plan_of(client, page.job_input(client, fields), POLL_S)
+    told = places.Told(places.basis(fields), plan["speakers"])
+    left, right = places.drawn_boxes(fields, told)
+    assert left[0] < left[2] <= right[0] < right[2], "person1 is on the left"
+    assert f"person1: x {left[0]} to {left[2]}" in page.prices(plan)
+    assert page.prices(plan).count("a face that was found") == 2
+    for changed in ({"regions": "halves"}, {"voice2": None}, {"source": FIELDS["source"]}, {"keep": "face"}):
+        assert places.drawn_boxes(fields | changed, told) == [None, None]
 
 
 def test_recipes_are_listed_with_what_the_job_would_cost_by_each(page):
@@ -296,21 +287,18 @@ def test_the_page_knows_the_embedded_models_by_their_names(page):
 
 def test_every_parameter_has_the_interfaces_own_description(page):
     fields = {name for name in FIELDS if name in SingleJob.model_fields}
-    assert len(fields) > 15
+    assert len(fields) > 20
     for name in fields:
         assert page.help_of(name) == " ".join(SingleJob.model_fields[name].description.split())
+    within = {"dub.keep": Dub, "nag.scale": Nag, "size.width": FrameSize, "cond_audio.from_s": VoiceFrom}
+    for name, model in within.items():
+        assert page.help_of(name) == " ".join(model.model_fields[name.partition(".")[2]].description.split())
+    with pytest.raises(KeyError, match=r"dub\.feet"):
+        page.help_of("dub.feet")
 
 
 def test_the_page_and_the_client_know_every_recipe(page):
     assert tuple(RECIPES) == importlib.import_module("infinitetalk_client").RECIPES
-
-
-def test_boxes_and_voices_go_to_the_speaker_they_are_given_for(page, client):
-    job = page.job_input(client, FIELDS | TWO_PEOPLE | TWO_VOICES | {"audio_type": "add"})
-    assert job["bbox"] == {"person1": [10, 20, 200, 300], "person2": [220, 20, 400, 300]}
-    assert list(job["cond_audio"]) == ["person1", "person2"]
-    assert job["audio_type"] == "add"
-    assert "tts_audio" not in job
 
 
 def test_a_text_takes_the_place_of_voices(page, client):
@@ -323,22 +311,6 @@ def test_a_text_takes_the_place_of_voices(page, client):
         "human2_voice": "af_heart",
     }
     assert "cond_audio" not in job
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"source": None}, "choose an image or a video"),
-        ({"voice1": None}, "choose a voice, or type a text"),
-        ({"box1": "1, 2, 3"}, "four whole numbers"),
-        ({"box2": "left, 2, 3, 4"}, "four whole numbers"),
-        ({"box1": "30, 2, 3, 40"}, "x_min must be below x_max"),
-    ],
-)
-def test_a_field_that_cannot_be_sent_is_told_before_anything_is_uploaded(changes, words, page):
-    nowhere = page.InfiniteTalkClient("http://127.0.0.1:9/v2/local", inline_bytes=0)
-    with pytest.raises(ValueError, match=words):
-        page.job_input(nowhere, FIELDS | ONE_VOICE | changes)
 
 
 def test_a_cancelled_job_is_shown_as_such(page, client):
@@ -427,29 +399,6 @@ def test_an_endpoint_that_does_not_answer_is_told(page):
     assert (shown.video, shown.job_id) == (None, None)
 
 
-def test_two_clicks_make_a_box_whichever_corner_comes_first(page):
-    corner, first, second = page.click(None, "", "", [150, 20])
-    assert (corner, first, second) == ([150, 20], "", "")
-    corner, first, second = page.click(corner, first, second, [40, 180])
-    assert (corner, first, second) == (None, "40, 20, 150, 180", "")
-    corner, first, second = page.click(corner, first, second, [200, 30])
-    assert page.click(corner, first, second, [300, 190]) == (None, "40, 20, 150, 180", "200, 30, 300, 190")
-
-
-def test_a_third_box_starts_again_with_person1(page):
-    assert page.click([1, 2], "5, 5, 9, 9", "15, 5, 19, 9", [3, 4]) == (None, "1, 2, 3, 4", "15, 5, 19, 9")
-
-
-def test_the_preview_shows_boxes_and_the_corner_that_waits(page):
-    source = FIELDS["source"]
-    plain = page.preview(source, None, "", "")
-    assert page.preview(source, None, "40, 20, 150, 180", "") != plain
-    assert page.preview(source, [40, 20], "", "") != plain
-    assert page.preview(source, None, "40, 20,", "9, 9, 1, 1") == plain, "boxes that are being typed"
-    assert page.preview(str(MEDIA / "talk.mp4"), None, "", "") is None
-    assert page.preview(None, None, "", "") is None
-
-
 class OnPage:
     """The page in a browser, with a picture and a voice chosen."""
 
@@ -461,6 +410,16 @@ class OnPage:
         self.page.wait_for_selector("#preview img")
         self.page.set_input_files("#voice1 input[type=file]", MEDIA / "speech.wav")
         self.page.wait_for_selector("#voice1 audio", state="attached")
+
+    def choose(self, name: str) -> None:
+        """Chooses another source, and waits until it is shown."""
+        before = self.page.get_attribute("#preview img", "src")
+        self.page.click("#source button[aria-label='Clear']")
+        self.page.set_input_files("#source input[type=file]", MEDIA / name)
+        shown = (
+            "before => { const image = document.querySelector('#preview img'); return image && image.src != before }"
+        )
+        self.page.wait_for_function(shown, arg=before)
 
     def click_corner(self, x: int, y: int) -> None:
         """Clicks into the picture and waits until it is drawn anew."""
@@ -476,16 +435,49 @@ def test_a_click_turns_a_picture_and_a_voice_into_a_video_that_plays(address, br
     page = on_page.page
     page.fill("#frames input", "17")
     page.fill("#frame_num input[type=number]", "17")
+    page.set_input_files("#voice2 input[type=file]", MEDIA / "speech2.wav")
+    page.wait_for_selector("#voice2 audio", state="attached")
 
-    on_page.click_corner(40, 20)
-    on_page.click_corner(150, 180)
-    page.wait_for_function("document.querySelector('#box1 textarea, #box1 input').value.split(',').length == 4")
+    page.click("#directing button")
+    for corner in ((40, 20), (150, 180), (160, 20), (250, 180)):
+        on_page.click_corner(*corner)
+    for number in (1, 2):
+        box = f"document.querySelector('#box{number} textarea, #box{number} input')"
+        page.wait_for_function(f"{box}?.value.split(',').length == 4")
+    assert page.is_checked("#regions input[value=boxes]")
 
     page.click("#generate")
     page.wait_for_selector("#video video", timeout=VIDEO_TIMEOUT_MS)
+    status_has(page, "person2: x")
+    assert "your box" in page.inner_text("#status")
     page.wait_for_function("document.querySelector('#status').innerText.includes('completed')")
     page.wait_for_function("document.querySelector('#video video').currentTime > 0.1")
     assert page.evaluate("document.querySelector('#video video').videoWidth") == 64
+
+
+@needs_chromium
+@needs_packages
+def test_what_a_film_can_have_is_asked_for_a_film_and_a_line_that_cannot_be_read_is_named(address, browser):
+    on_page = OnPage(browser, address)
+    page = on_page.page
+    page.click("#directing button")
+    page.get_by_role("tab", name="Film").click()
+    page.wait_for_selector("#keep")
+    assert page.query_selector("#strength") is None and page.query_selector("#margin") is None
+    on_page.choose("talk.mp4")
+    page.wait_for_selector("#strength")
+    page.check("#keep input[value=face]")
+    page.wait_for_selector("#margin")
+    page.get_by_role("tab", name="Changes").click()
+    page.fill("#later_prompts textarea", "8 s: She laughs\nShe looks away")
+    page.click("#prices")
+    page.wait_for_function("document.body.innerText.includes(\"line 2: 'She looks away' needs seconds\")")
+    page.fill("#later_prompts textarea", "2 s: She laughs")
+    # The plan finds the speaker's face in the film, and the page draws it.
+    before = page.get_attribute("#preview img", "src")
+    page.click("#prices")
+    status_has(page, "a face that was found")
+    page.wait_for_function("before => document.querySelector('#preview img').src != before", arg=before)
 
 
 @needs_chromium
@@ -527,6 +519,8 @@ def status_has(page: Page, words: str) -> None:
 def test_a_reload_and_a_second_tab_find_the_job_again(address, browser):
     page = OnPage(browser, address).page
     page.set_default_timeout(VIDEO_TIMEOUT_MS)
+    # Many chunks: the job must last until two more pages have loaded.
+    page.fill("#frame_num input[type=number]", "17")
     page.fill("#sample_steps input[type=number]", "80")
     page.click("#generate")
     status_has(page, "sampling")
@@ -615,6 +609,18 @@ def test_the_page_is_accessible_at_the_width_of_desktops_and_of_phones(address, 
         page.get_by_role("tab", name="Text").click()
         page.wait_for_selector("#speaker1 input")
         assert faults_of(page, axe) == []
+        page.click("#directing button")
+        on_page.choose("talk.mp4")
+        for tab, field in {
+            "Places": "#regions",
+            "Voices": "#gate",
+            "Changes": "#later_prompts",
+            "Film": "#mix",
+        }.items():
+            page.get_by_role("tab", name=tab).click()
+            page.wait_for_selector(field)
+            assert faults_of(page, axe) == [], tab
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
         page.emulate_media(color_scheme="dark")
         page.reload()
         page.wait_for_selector("#model .embedded")

@@ -198,9 +198,21 @@ def job_from(options: argparse.Namespace, client: InfiniteTalkClient) -> tuple[d
             names = {f"human{number}_voice": name for number, name in enumerate(options.voice, 1)}
             job_input["tts_audio"] = {"text": options.text, **names}
         else:
-            job_input["cond_audio"] = {f"person{number}": voice for number, voice in enumerate(voices, 1)}
+            job_input["cond_audio"] = {
+                speaker: {"media": voice, "from_s": options.begins[speaker]} if speaker in options.begins else voice
+                for speaker, voice in ((f"person{number}", voice) for number, voice in enumerate(voices, 1))
+            }
         if options.gate:
             job_input["speech"] = {"gate": "auto"}
+        if options.faces:
+            job_input["regions"] = "faces"
+        if options.dub or options.strength is not None:
+            # A strength alone moves the whole frame, as without dub.
+            job_input["dub"] = {"keep": options.dub or "none"}
+        if options.strength is not None:
+            job_input["dub"]["strength"] = options.strength
+        if options.mix is not None:
+            job_input["audio_mix"] = {"source": options.mix}
     if options.recipe:
         job_input["recipe"] = options.recipe
     if options.prices:
@@ -230,6 +242,21 @@ def timed(
             found.append((float(seconds), value))
         except ValueError:
             parser.error(f"{option} takes seconds first, not {seconds}")
+    return found
+
+
+def beginnings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, float]:
+    """The seconds at which speakers begin, by name; a speaker without a voice ends the program."""
+    speakers = [f"person{number}" for number in range(1, len(options.voices) + 1)]
+    found = {}
+    for speaker, seconds in options.begins or []:
+        if speaker not in speakers:
+            named = ", ".join(speakers) or "there is none"
+            parser.error(f"--begins takes a speaker with a voice ({named}), not {speaker}")
+        try:
+            found[speaker] = float(seconds)
+        except ValueError:
+            parser.error(f"--begins takes seconds after {speaker}, not {seconds}")
     return found
 
 
@@ -275,6 +302,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--picture-at", nargs=2, action="append", metavar=("SECONDS", "PICTURE"), help="another image from then on"
     )
     parser.add_argument("--gate", action="store_true", help="mouths rest where the sound is music or noise")
+    parser.add_argument(
+        "--begins",
+        nargs=2,
+        action="append",
+        metavar=("SPEAKER", "SECONDS"),
+        help="that voice begins later",
+    )
+    parser.add_argument("--faces", action="store_true", help="the speakers are the faces in the image, left to right")
+    parser.add_argument("--dub", choices=("face", "all"), help="what stays of the video: all but the faces, or regions")
+    parser.add_argument("--strength", type=float, help="how much of the video is made anew, above 0 to 1")
+    parser.add_argument("--mix", type=float, metavar="DB", help="gain of the video's own sound under the speech")
     parser.add_argument("--text", help="text to speak, instead of speech files")
     parser.add_argument("--voice", action="append", help="voice for --text, once per speaker (am_adam)")
     parser.add_argument("--payload", type=Path, help="a job as JSON, instead of all of the above")
@@ -288,9 +326,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--key", default=os.environ.get("RUNPOD_API_KEY"), help=f"RUNPOD_API_KEY, else {LOCAL_KEY}")
     options = parser.parse_args(argv)
     makes_one = options.picture or options.prompt or options.text or options.voice
-    makes_one = makes_one or options.prompt_at or options.picture_at or options.gate
+    makes_one = makes_one or options.prompt_at or options.picture_at or options.gate or options.begins or options.faces
+    makes_one = makes_one or options.dub or options.strength is not None or options.mix is not None
     options.prompt_at = timed(options.prompt_at, "--prompt-at", parser)
     options.picture_at = timed(options.picture_at, "--picture-at", parser)
+    options.begins = beginnings(options, parser)
     if options.job and (makes_one or options.payload or options.recipe or options.prices or options.set):
         parser.error("--job is about a job that was sent before: leave out what would make a new one")
     if options.cancel and not options.job:
