@@ -188,7 +188,9 @@ def test_a_broken_gpu_fails_its_job_and_has_the_worker_replaced(worker, workers)
 
 
 def test_a_cancelled_job_that_hangs_takes_its_worker_along(worker):
-    job_id = worker.queue.post(small_job(prompt="fault: hang"))
+    speech = {"person1": speech_uri(0.4)}
+    # The last chunk would be finished by what hangs.
+    job_id = worker.queue.post(small_job(mode="streaming", max_frame_num=9, cond_audio=speech, prompt="fault: hang"))
     worker.wait_for_event("resume.stored", job_id=job_id)
     worker.queue.cancel(job_id)
     assert worker.process.wait(60) == 1
