@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from PIL import Image
@@ -19,7 +20,7 @@ from torch import Tensor
 from benchmarks import dub as bench
 from infinitetalk.dubbing.composite import lay_over
 from infinitetalk.dubbing.view import window_around
-from infinitetalk.errors import GenerationStopped, MediaError
+from infinitetalk.errors import DecoderError, GenerationStopped, MediaError
 from infinitetalk.generation.chunks import ChunkPlan
 from infinitetalk.media.decode import detect_scenes, even_frames, film_frames, film_times, probe, white_in
 from infinitetalk.media.encode import PartEncoder
@@ -251,6 +252,32 @@ def test_a_cancelled_job_waits_for_no_frame(film: Path, tmp_path: Path) -> None:
         ):
             next(frames)
         assert len(asked) == 2
+
+
+def end_decoders() -> None:
+    for child in psutil.Process().children():
+        if "ffmpeg" in child.name():
+            child.kill()
+
+
+def test_the_end_of_a_decoder_is_not_taken_for_the_end_of_the_film(tmp_path: Path) -> None:
+    """What a chunk that is sampled next would show is lost, and the job is sent again."""
+    path = tmp_path / "film.mp4"
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=2", path)
+    for read in (film_frames, even_frames):
+        with pytest.raises(DecoderError, match="ended before it was done"), read(path, 0, 50) as frames:
+            next(frames)
+            end_decoders()
+            for _ in frames:
+                pass
+            pytest.fail("the film seems to have ended")
+
+    def should_stop() -> bool:
+        end_decoders()
+        return False
+
+    with pytest.raises(DecoderError, match="ended before it was done"):
+        detect_scenes(path, 50, should_stop)
 
 
 def test_a_mask_video_of_too_many_frames_is_refused(local_worker: LocalWorker) -> None:
