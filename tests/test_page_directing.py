@@ -107,6 +107,12 @@ def test_what_directs_a_video_arrives_in_the_job(page: ModuleType, client: Any) 
     assert {"width", "height", "regions", "dub", "output", "audio_mix"}.isdisjoint(job)
 
 
+def test_the_only_voice_begins_when_person1_does_in_whichever_field_it_is(page: ModuleType, client: Any) -> None:
+    for voice in ("voice1", "voice2"):
+        job = page.job_input(client, FIELDS | {voice: ONE_VOICE["voice1"], "begin1": 0.5, "begin2": 1.5})
+        assert {name: each["from_s"] for name, each in job["cond_audio"].items()} == {"person1": 0.5}
+
+
 def test_what_stays_of_a_film_arrives_in_the_job_and_there_is_no_preview(page: ModuleType, client: Any) -> None:
     streaming = {"mode": "streaming", "max_frame_num": 200, "frame_num": 81}
     fields = FIELDS | FILM | ONE_VOICE | streaming
