@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -22,13 +23,15 @@ from infinitetalk.dubbing.composite import lay_over
 from infinitetalk.dubbing.view import window_around
 from infinitetalk.errors import DecoderError, GenerationStopped, MediaError
 from infinitetalk.generation.chunks import ChunkPlan
-from infinitetalk.media.decode import detect_scenes, even_frames, film_frames, film_times, probe, white_in
+from infinitetalk.media.decode import MediaInfo, detect_scenes, even_frames, film_frames, film_times, probe, white_in
 from infinitetalk.media.encode import PartEncoder
-from infinitetalk.worker.engine import Engine, Scene, first_frame
+from infinitetalk.media.faces import Face
+from infinitetalk.worker.engine import Engine, FilmWork, Scene, first_frame
 from infinitetalk.worker.engine.footage import FootageReader
-from infinitetalk.worker.job.film import follow_mask
+from infinitetalk.worker.job.film import FilmFacts, Frame, film_work, follow_mask
 from infinitetalk.worker.job.resume import Rendering, TaskState
 from infinitetalk.worker.traffic.fetch import Media
+from schemas import SingleJob, parse_input
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker, worker_on
 from tests.media_factory import run_ffmpeg
@@ -174,6 +177,23 @@ def test_a_strength_makes_its_share_of_the_steps_from_the_part_that_is_generated
         assert (np.abs(begun[0].astype(int) - part).mean() < 6) == is_seen
     change = np.abs(shown(local_worker, result)[0].astype(int) - frames).mean(axis=(0, 3))
     assert change[BORDER].mean() < 1 and change[100:180, 90:160].mean() > 2
+
+
+@pytest.mark.parametrize(
+    ("num_times", "rate", "output", "num_shown"), [(10, 25, None, 50), (100, 50, None, 100), (100, 50, "model", 50)]
+)
+def test_an_estimate_counts_the_frames_that_are_shown_and_those_that_are_followed(
+    num_times: int, rate: int, output: str | None, num_shown: int
+) -> None:
+    """A film that ends before the speech is shown on, as its last frame; its faces are followed no longer."""
+    film = {"cond_video": "film.mp4", "cond_audio": {"person1": "speech.wav"}, "output": {"fps": output}}
+    job = parse_input(small_job(**film, dub={"keep": "face"}))
+    assert isinstance(job, SingleJob)
+    source = Media(Path("film.mp4"), MediaInfo("video", 48, 64, num_times / rate, False))
+    face = Face((8.0, 8.0, 24.0, 24.0), 0.9, np.zeros((6, 2), np.float32))
+    frame = Frame(window_around([[0, 0, 64, 48]], 0.0, (48, 64), (48, 64)), 48, 64, torch.ones(1, 48, 64) > 0, [face])
+    facts = FilmFacts([number / rate for number in range(num_times)], [30, 50])
+    assert film_work(job, source, frame, facts, 50) == FilmWork(num_shown, num_times, 48 * 64, is_kept=True)
 
 
 @pytest.mark.parametrize(("chunks_before", "strength"), [(1, 0.5), (2, 1.0)])
