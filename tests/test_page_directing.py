@@ -11,6 +11,7 @@ import directing
 import numpy as np
 import places
 import pytest
+from PIL import Image
 
 from infinitetalk.media.decode import extract_frames, read_picture
 from infinitetalk.worker.job.advice import unused_fields
@@ -209,6 +210,14 @@ def test_the_preview_shows_boxes_and_the_corner_that_waits(source: str) -> None:
     assert drawn.getpixel((41, 100)) == (0x18, 0x64, 0xAB), "person2's colour"
     assert places.preview(str(MEDIA / "speech.wav"), None, []) is None
     assert places.preview(None, None, []) is None
+
+
+def test_a_picture_too_large_to_be_drawn_is_left_to_the_endpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+    assert places.still(str(tmp_path / "large.png")) is None
 
 
 def test_boxes_that_are_being_typed_or_have_no_effect_are_not_drawn() -> None:
