@@ -300,6 +300,18 @@ def test_the_end_of_a_decoder_is_not_taken_for_the_end_of_the_film(tmp_path: Pat
         detect_scenes(path, 50, should_stop)
 
 
+def test_a_job_whose_decoder_is_ended_may_be_sent_again(
+    local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lay(*arguments: Any) -> None:
+        end_decoders()
+        lay_over(*arguments)
+
+    monkeypatch.setattr("infinitetalk.worker.job.film.lay_over", lay)
+    error = run(local_worker, dub_job(film))["error"]
+    assert (error["code"], error["retryable"]) == ("E_FFMPEG", True), error
+
+
 def test_a_mask_video_of_too_many_frames_is_refused(local_worker: LocalWorker) -> None:
     """It would cost more than the film."""
     frames = [white_at(8, 64, 128)] * 240
