@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import mimetypes
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -199,6 +200,22 @@ def test_two_clicks_make_a_box_whichever_corner_comes_first() -> None:
 
 def test_a_third_box_starts_again_with_person1() -> None:
     assert places.click([1, 2], "5, 5, 9, 9", "15, 5, 19, 9", [3, 4]) == (None, "1, 2, 3, 4", "15, 5, 19, 9")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("image", "a.png a.JPG a.webp a.heic a.avif a.gif"),
+        ("video", "a.mp4 a.MOV a.webm a.mkv a.m4v a.avi"),
+        (None, "a.wav a"),
+    ],
+)
+def test_a_file_is_known_by_its_name_on_every_machine(
+    kind: str | None, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the tables of types that some systems have."""
+    monkeypatch.setattr(mimetypes, "guess_type", mimetypes.MimeTypes(filenames=()).guess_type)
+    assert {directing.kind_of(name) for name in names.split()} == {kind}
 
 
 @pytest.mark.parametrize("source", [FIELDS["source"], FILM["source"]], ids=["picture", "film"])
