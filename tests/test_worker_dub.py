@@ -300,6 +300,17 @@ def test_the_end_of_a_decoder_is_not_taken_for_the_end_of_the_film(tmp_path: Pat
         detect_scenes(path, 50, should_stop)
 
 
+def test_an_interlaced_film_that_changes_its_size_is_no_failure_of_the_worker(tmp_path: Path) -> None:
+    """ffmpeg's filter refuses it, and another worker's would too."""
+    for size in ("320x240", "640x480"):
+        options = ("-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-field_order", "tt", "-pix_fmt", "yuv420p")
+        run_ffmpeg("-f", "lavfi", "-i", f"testsrc2=s={size}:r=25:d=1", *options, tmp_path / f"{size}.ts")
+    film = tmp_path / "film.ts"
+    film.write_bytes(b"".join((tmp_path / f"{size}.ts").read_bytes() for size in ("320x240", "640x480")))
+    with pytest.raises(MediaError, match="cannot be read"):
+        film_times(film, 2.0, 120)
+
+
 def test_a_job_whose_decoder_is_ended_may_be_sent_again(
     local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,10 @@ NO_MEMORY_COMPLAINTS = (b"Cannot allocate memory", b"MemoryError", b"Out of memo
 # Signals that no file can make a decoder send to itself, and the status with which ffmpeg exits after handling one.
 ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, 255)
 
+# With that status it also exits after a filter that failed with -1, as bwdif does where an interlaced video changes its
+# size.
+FAILED_FILTER_COMPLAINT = b"Terminating thread with return code -1 ("
+
 UNREADABLE = (
     "The file is damaged or of a kind that cannot be read: send an image as PNG, JPEG, WebP or HEIC, sound as WAV, "
     "MP3, M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
@@ -1298,7 +1302,7 @@ def _check_end(log: bytes, returncode: int, exceeded: list[float]) -> None:
         )
     if returncode == -signal.SIGXFSZ or TOO_LONG_COMPLAINT in complaints:
         raise MediaError("The sound takes too much space when it is decoded: send a shorter part, or mono at 48 kHz")
-    if returncode in ENDED_FROM_OUTSIDE:
+    if returncode in ENDED_FROM_OUTSIDE and FAILED_FILTER_COMPLAINT not in complaints:
         raise DecoderError("The decoder was ended before it was done: send the job again, or a smaller file")
     if returncode != 0:
         raise MediaError(UNREADABLE)
