@@ -9,6 +9,7 @@ import mimetypes
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 OWN_SIZE, OWN_BOXES = "own", "boxes"
@@ -20,6 +21,16 @@ KEPT = ("face", "all")
 NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 TIMED_LINE = re.compile(rf"({NUMBER})\s*s?\s*:\s*(.*)")
 TURN_LINE = re.compile(rf"({NUMBER})\s*s?(?:\s*(?:-|–|to)\s*({NUMBER})\s*s?)?\s*:\s*(person[1-9])")
+
+KINDS = {
+    ".webp": "image",
+    ".avif": "image",
+    ".heic": "image",
+    ".heif": "image",
+    ".mkv": "video",
+    ".m4v": "video",
+}
+"""What files are whose names not every machine knows."""
 
 DECIDING = (
     "source",
@@ -43,7 +54,8 @@ DECIDING = (
 
 def kind_of(source: str | None) -> str | None:
     """Whether a file is an "image" or a "video", judged by its name; None: neither, or no file."""
-    kind = str(mimetypes.guess_type(source or "")[0]).partition("/")[0]
+    guessed = str(mimetypes.guess_type(source or "")[0]).partition("/")[0]
+    kind = KINDS.get(Path(source or "").suffix.lower(), guessed)
     return kind if kind in ("image", "video") else None
 
 

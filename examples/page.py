@@ -96,7 +96,8 @@ def job_input(client: InfiniteTalkClient, fields: Mapping[str, Any]) -> dict[str
         if fields["speaker2"]:
             job["tts_audio"]["human2_voice"] = fields["speaker2"]
     else:
-        begins = [used.get(begin) for begin, voice in (("begin1", "voice1"), ("begin2", "voice2")) if fields[voice]]
+        # As the speakers are counted: a voice in the second field alone is person1's.
+        begins = [used.get(f"begin{number}") for number in range(1, len(voices) + 1)]
         job["cond_audio"] = {
             f"person{number}": {"media": voice, "from_s": begin} if begin else voice
             for number, (voice, begin) in enumerate(zip(media[len(later) :], begins, strict=True), 1)

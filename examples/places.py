@@ -115,7 +115,7 @@ def still(source: str) -> Image.Image | None:
                 return ImageOps.exif_transpose(picture).convert("RGB")
         if kind_of(source) == "video":
             return _first_frame(source)
-    except (OSError, av.FFmpegError, StopIteration, IndexError):
+    except (OSError, Image.DecompressionBombError, av.FFmpegError, StopIteration, IndexError):
         return None
     return None
 

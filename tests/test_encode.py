@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 import threading
 from fractions import Fraction
@@ -252,6 +253,22 @@ def test_a_part_that_fails_leaves_no_threads(tmp_path: Path) -> None:
         assert num_threads() > before
         encoder.write(np.zeros((3, 480, 640), np.uint8))
     assert caught.value is not None and num_threads() <= before
+
+
+def test_a_part_that_does_not_fit_on_the_disk_is_an_error_of_the_encoder(tmp_path: Path) -> None:
+    """Although what is left of it cannot be written either."""
+    frames = np.random.default_rng(0).integers(0, 256, (20, 256, 256, 3), np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with (
+            pytest.raises(EncodeError, match="A part of the video could not be written"),
+            PartEncoder(tmp_path / "part.mp4", 256, 256) as encoder,
+        ):
+            encoder.write(frames)
+            encoder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def num_threads() -> int:

@@ -111,18 +111,18 @@ def test_a_video_costs_its_parts_and_further_speakers_more() -> None:
 def test_a_film_adds_what_is_not_done_beside_sampling() -> None:
     chunk = work_of("flashtalk")
     plain = VideoWork(chunk, 10, 1, 12.0)
-    film = FilmWork(300, 1280 * 720, is_followed=True, is_kept=True)
+    film = FilmWork(300, 200, 1280 * 720, is_kept=True)
     pixels = film.num_frames * film.pixels
-    follows = FOLLOWING_S_PER_PIXEL * pixels
+    follows = FOLLOWING_S_PER_PIXEL * 200 * film.pixels
     lays = LAYING_S_PER_PIXEL * pixels / 10
     dubbed = replace(plain, film=film)
     assert film_seconds(plain, 100.0) == 0
     assert film_seconds(dubbed, 1e6) == pytest.approx(follows + lays)
     # Nine chunks wait until the one before is laid over.
     assert film_seconds(dubbed, 10 * (lays - 1)) == pytest.approx(follows + lays + 9)
-    assert film_seconds(replace(plain, film=replace(film, is_followed=False)), 1e6) == pytest.approx(lays)
+    assert film_seconds(replace(plain, film=replace(film, num_followed=0)), 1e6) == pytest.approx(lays)
     started = replace(plain, chunk=replace(chunk, encodes_source=True))
-    starts = film_seconds(replace(started, film=FilmWork(300, 1280 * 720, is_followed=False, is_kept=False)), 1e6)
+    starts = film_seconds(replace(started, film=FilmWork(300, 0, 1280 * 720, is_kept=False)), 1e6)
     assert starts == pytest.approx(READING_S_PER_PIXEL * pixels)
     for likeness in (likeness_of(H200_GPU), None):
         speed = Speed(likeness)

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import mimetypes
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import directing
 import numpy as np
 import places
 import pytest
+from PIL import Image
 
 from infinitetalk.media.decode import extract_frames, read_picture
 from infinitetalk.worker.job.advice import unused_fields
@@ -107,6 +109,12 @@ def test_what_directs_a_video_arrives_in_the_job(page: ModuleType, client: Any) 
     assert {"width", "height", "regions", "dub", "output", "audio_mix"}.isdisjoint(job)
 
 
+def test_the_only_voice_begins_when_person1_does_in_whichever_field_it_is(page: ModuleType, client: Any) -> None:
+    for voice in ("voice1", "voice2"):
+        job = page.job_input(client, FIELDS | {voice: ONE_VOICE["voice1"], "begin1": 0.5, "begin2": 1.5})
+        assert {name: each["from_s"] for name, each in job["cond_audio"].items()} == {"person1": 0.5}
+
+
 def test_what_stays_of_a_film_arrives_in_the_job_and_there_is_no_preview(page: ModuleType, client: Any) -> None:
     streaming = {"mode": "streaming", "max_frame_num": 200, "frame_num": 81}
     fields = FIELDS | FILM | ONE_VOICE | streaming
@@ -194,6 +202,22 @@ def test_a_third_box_starts_again_with_person1() -> None:
     assert places.click([1, 2], "5, 5, 9, 9", "15, 5, 19, 9", [3, 4]) == (None, "1, 2, 3, 4", "15, 5, 19, 9")
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("image", "a.png a.JPG a.webp a.heic a.avif a.gif"),
+        ("video", "a.mp4 a.MOV a.webm a.mkv a.m4v a.avi"),
+        (None, "a.wav a"),
+    ],
+)
+def test_a_file_is_known_by_its_name_on_every_machine(
+    kind: str | None, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the tables of types that some systems have."""
+    monkeypatch.setattr(mimetypes, "guess_type", mimetypes.MimeTypes(filenames=()).guess_type)
+    assert {directing.kind_of(name) for name in names.split()} == {kind}
+
+
 @pytest.mark.parametrize("source", [FIELDS["source"], FILM["source"]], ids=["picture", "film"])
 def test_the_preview_shows_boxes_and_the_corner_that_waits(source: str) -> None:
     plain = places.preview(source, None, [])
@@ -203,6 +227,14 @@ def test_the_preview_shows_boxes_and_the_corner_that_waits(source: str) -> None:
     assert drawn.getpixel((41, 100)) == (0x18, 0x64, 0xAB), "person2's colour"
     assert places.preview(str(MEDIA / "speech.wav"), None, []) is None
     assert places.preview(None, None, []) is None
+
+
+def test_a_picture_too_large_to_be_drawn_is_left_to_the_endpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+    assert places.still(str(tmp_path / "large.png")) is None
 
 
 def test_boxes_that_are_being_typed_or_have_no_effect_are_not_drawn() -> None:

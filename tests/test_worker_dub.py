@@ -11,23 +11,27 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from torch import Tensor
 
 from benchmarks import dub as bench
 from infinitetalk.dubbing.composite import lay_over
 from infinitetalk.dubbing.view import window_around
-from infinitetalk.errors import GenerationStopped, MediaError
+from infinitetalk.errors import DecoderError, GenerationStopped, MediaError
 from infinitetalk.generation.chunks import ChunkPlan
-from infinitetalk.media.decode import detect_scenes, even_frames, film_frames, film_times, probe, white_in
+from infinitetalk.media.decode import MediaInfo, detect_scenes, even_frames, film_frames, film_times, probe, white_in
 from infinitetalk.media.encode import PartEncoder
-from infinitetalk.worker.engine import Engine, Scene, first_frame
+from infinitetalk.media.faces import Face
+from infinitetalk.worker.engine import Engine, FilmWork, Scene, first_frame
 from infinitetalk.worker.engine.footage import FootageReader
-from infinitetalk.worker.job.film import follow_mask
+from infinitetalk.worker.job.film import FilmFacts, Frame, film_work, follow_mask
 from infinitetalk.worker.job.resume import Rendering, TaskState
 from infinitetalk.worker.traffic.fetch import Media
+from schemas import SingleJob, parse_input
 from tests.job_inputs import data_uri, picture_uri, scenes_bytes, small_job, speech_uri
 from tests.local_jobs import LocalWorker, worker_on
 from tests.media_factory import run_ffmpeg
@@ -175,6 +179,23 @@ def test_a_strength_makes_its_share_of_the_steps_from_the_part_that_is_generated
     assert change[BORDER].mean() < 1 and change[100:180, 90:160].mean() > 2
 
 
+@pytest.mark.parametrize(
+    ("num_times", "rate", "output", "num_shown"), [(10, 25, None, 50), (100, 50, None, 100), (100, 50, "model", 50)]
+)
+def test_an_estimate_counts_the_frames_that_are_shown_and_those_that_are_followed(
+    num_times: int, rate: int, output: str | None, num_shown: int
+) -> None:
+    """A film that ends before the speech is shown on, as its last frame; its faces are followed no longer."""
+    film = {"cond_video": "film.mp4", "cond_audio": {"person1": "speech.wav"}, "output": {"fps": output}}
+    job = parse_input(small_job(**film, dub={"keep": "face"}))
+    assert isinstance(job, SingleJob)
+    source = Media(Path("film.mp4"), MediaInfo("video", 48, 64, num_times / rate, False))
+    face = Face((8.0, 8.0, 24.0, 24.0), 0.9, np.zeros((6, 2), np.float32))
+    frame = Frame(window_around([[0, 0, 64, 48]], 0.0, (48, 64), (48, 64)), 48, 64, torch.ones(1, 48, 64) > 0, [face])
+    facts = FilmFacts([number / rate for number in range(num_times)], [30, 50])
+    assert film_work(job, source, frame, facts, 50) == FilmWork(num_shown, num_times, 48 * 64, is_kept=True)
+
+
 @pytest.mark.parametrize(("chunks_before", "strength"), [(1, 0.5), (2, 1.0)])
 def test_a_dubbed_film_goes_on_in_another_worker_with_the_same_frames(
     chunks_before: int, strength: float, local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
@@ -251,6 +272,55 @@ def test_a_cancelled_job_waits_for_no_frame(film: Path, tmp_path: Path) -> None:
         ):
             next(frames)
         assert len(asked) == 2
+
+
+def end_decoders() -> None:
+    for child in psutil.Process().children():
+        if "ffmpeg" in child.name():
+            child.kill()
+
+
+def test_the_end_of_a_decoder_is_not_taken_for_the_end_of_the_film(tmp_path: Path) -> None:
+    """What a chunk that is sampled next would show is lost, and the job is sent again."""
+    path = tmp_path / "film.mp4"
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=2", path)
+    for read in (film_frames, even_frames):
+        with pytest.raises(DecoderError, match="ended before it was done"), read(path, 0, 50) as frames:
+            next(frames)
+            end_decoders()
+            for _ in frames:
+                pass
+            pytest.fail("the film seems to have ended")
+
+    def should_stop() -> bool:
+        end_decoders()
+        return False
+
+    with pytest.raises(DecoderError, match="ended before it was done"):
+        detect_scenes(path, 50, should_stop)
+
+
+def test_an_interlaced_film_that_changes_its_size_is_no_failure_of_the_worker(tmp_path: Path) -> None:
+    """ffmpeg's filter refuses it, and another worker's would too."""
+    for size in ("320x240", "640x480"):
+        options = ("-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-field_order", "tt", "-pix_fmt", "yuv420p")
+        run_ffmpeg("-f", "lavfi", "-i", f"testsrc2=s={size}:r=25:d=1", *options, tmp_path / f"{size}.ts")
+    film = tmp_path / "film.ts"
+    film.write_bytes(b"".join((tmp_path / f"{size}.ts").read_bytes() for size in ("320x240", "640x480")))
+    with pytest.raises(MediaError, match="cannot be read"):
+        film_times(film, 2.0, 120)
+
+
+def test_a_job_whose_decoder_is_ended_may_be_sent_again(
+    local_worker: LocalWorker, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lay(*arguments: Any) -> None:
+        end_decoders()
+        lay_over(*arguments)
+
+    monkeypatch.setattr("infinitetalk.worker.job.film.lay_over", lay)
+    error = run(local_worker, dub_job(film))["error"]
+    assert (error["code"], error["retryable"]) == ("E_FFMPEG", True), error
 
 
 def test_a_mask_video_of_too_many_frames_is_refused(local_worker: LocalWorker) -> None:

@@ -195,6 +195,10 @@ NO_MEMORY_COMPLAINTS = (b"Cannot allocate memory", b"MemoryError", b"Out of memo
 # Signals that no file can make a decoder send to itself, and the status with which ffmpeg exits after handling one.
 ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, 255)
 
+# With that status it also exits after a filter that failed with -1, as bwdif does where an interlaced video changes its
+# size.
+FAILED_FILTER_COMPLAINT = b"Terminating thread with return code -1 ("
+
 UNREADABLE = (
     "The file is damaged or of a kind that cannot be read: send an image as PNG, JPEG, WebP or HEIC, sound as WAV, "
     "MP3, M4A, FLAC or OGG, a video as MP4, MOV, WebM or MKV"
@@ -498,8 +502,8 @@ def film_frames(
 
     They have the size, the shape and the colours of `extract_frames`, with transparency over a grey of level `ground`,
     which is white for pictures and black, 0, for masks. The child decodes as they are taken, and waits
-    meanwhile; only while one is waited for does its time run. Raises `MediaError`, also if there are fewer than
-    `count`, and `GenerationStopped` once `should_stop` returns true.
+    meanwhile; only while one is waited for does its time run. There are fewer than `count` if the video ends before.
+    Raises `MediaError`, and `GenerationStopped` once `should_stop` returns true.
     """
     contents, first_frame = _film(path)
     # The frames before are decoded, not converted.
@@ -555,6 +559,7 @@ def _raw_frames(
                     raise GenerationStopped
                 data = child.read(math.prod(shape), should_stop, timeout_s)
                 if len(data) < math.prod(shape):
+                    child.end()
                     return
                 pixels = np.frombuffer(data, np.uint8).reshape(shape)
                 yield _over(pixels, ground).permute(1, 2, 0).numpy() if has_alpha else pixels
@@ -619,6 +624,9 @@ def detect_scenes(path: Path, max_frames: int, should_stop: Callable[[], bool] =
         for index, frame in enumerate(small_frames):
             if should_stop():
                 raise GenerationStopped
+            if len(frame) < frame_bytes:
+                # The child has ended within a frame, and not by itself.
+                break
             pixels = np.frombuffer(frame, np.uint8).reshape(small_height, SCENE_FRAME_WIDTH, 3)
             found = detector.process_frame(FrameTimecode(index, fps=float(VIDEO_FPS)), pixels)
             cuts += [cut.frame_num for cut in found]
@@ -1134,12 +1142,17 @@ def _over(rgba: np.ndarray, ground: int) -> Tensor:
 
 @dataclass
 class _Child:
-    """A running ffmpeg: its standard output, and its log once it has ended. `stop` ends it as too slow: it took longer
-    than so many seconds."""
+    """A running ffmpeg: its standard output, and its log once it has ended.
+
+    `stop` ends it as too slow: it took longer than so many seconds. `end` waits for the end of a child that has closed
+    its output, and raises what `_running` would raise after it: whoever takes a short output for the end of a film
+    must know why it is short before, since the next frame may be taken hours later.
+    """
 
     stdout: IO[bytes]
+    stop: Callable[[float], None]
+    end: Callable[[], None]
     log: bytes = b""
-    stop: Callable[[float], None] = lambda seconds: None
 
     @contextmanager
     def watched(self, timeout_s: float) -> Iterator[None]:
@@ -1247,7 +1260,13 @@ def _running(
                 exceeded.append(seconds)
                 process.kill()
 
-            child = _Child(process.stdout or io.BytesIO(), stop=stop)
+            def end() -> None:
+                with child.watched(PROBE_TIMEOUT_S):
+                    process.wait()
+                log.seek(0)
+                _check_end(_read_log(log), process.returncode, exceeded)
+
+            child = _Child(process.stdout or io.BytesIO(), stop, end)
             try:
                 with nullcontext() if timeout_s is None else child.watched(timeout_s):
                     yield child
@@ -1257,7 +1276,16 @@ def _running(
                 process.kill()
         log.seek(0)
         child.log = _read_log(log)
-    complaints = b"\n".join(COMPLAINT.findall(child.log))
+    _check_end(child.log, process.returncode, exceeded)
+
+
+def _check_end(log: bytes, returncode: int, exceeded: list[float]) -> None:
+    """Raises the error by which a child has ended, if it has.
+
+    Args:
+        exceeded: seconds that it took too long; empty if it did not.
+    """
+    complaints = b"\n".join(COMPLAINT.findall(log))
     if exceeded:
         raise MediaError(f"The file could not be decoded within {exceeded[0]:g} s: send a shorter or simpler one")
     if any(complaint in complaints for complaint in CUT_SHORT_COMPLAINTS):
@@ -1268,13 +1296,13 @@ def _running(
         raise MediaError(TOO_LARGE)
     if NO_SPACE_COMPLAINT in complaints:
         raise DecoderError("The worker's disk is full: send the job again, or a smaller file")
-    if process.returncode != 0 and any(complaint in child.log for complaint in NO_MEMORY_COMPLAINTS):
+    if returncode != 0 and any(complaint in log for complaint in NO_MEMORY_COMPLAINTS):
         raise MediaError(
             f"The file takes more than {MAX_CHILD_MEMORY_BYTES // 2**30} GB of memory to decode: send a smaller one"
         )
-    if process.returncode == -signal.SIGXFSZ or TOO_LONG_COMPLAINT in complaints:
+    if returncode == -signal.SIGXFSZ or TOO_LONG_COMPLAINT in complaints:
         raise MediaError("The sound takes too much space when it is decoded: send a shorter part, or mono at 48 kHz")
-    if process.returncode in ENDED_FROM_OUTSIDE:
+    if returncode in ENDED_FROM_OUTSIDE and FAILED_FILTER_COMPLAINT not in complaints:
         raise DecoderError("The decoder was ended before it was done: send the job again, or a smaller file")
-    if process.returncode != 0:
+    if returncode != 0:
         raise MediaError(UNREADABLE)

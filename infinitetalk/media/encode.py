@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -127,7 +127,9 @@ class PartEncoder:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            self._container.close()
+            # What cannot be written to the end either has the same reason, which the first error says.
+            with suppress(av.FFmpegError):
+                self._container.close()
         # Their threads end only with them.
         del self._stream, self._reformatter
 

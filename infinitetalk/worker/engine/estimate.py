@@ -84,15 +84,15 @@ class FilmWork:
     """What a film asks of the processor.
 
     Attributes:
-        num_frames: number of its frames that the video shows.
+        num_frames: number of frames that the video shows of it, repeated ones too.
+        num_followed: number of its own frames in which speakers are followed before anything is generated.
         pixels: of each.
-        is_followed: whether speakers are followed in it before anything is generated.
         is_kept: whether what is generated is laid over it.
     """
 
     num_frames: int
+    num_followed: int
     pixels: int
-    is_followed: bool
     is_kept: bool
 
 
@@ -265,7 +265,7 @@ def film_seconds(work: VideoWork, sampling_s: float) -> float:
     if film is None:
         return 0.0
     pixels = film.num_frames * film.pixels
-    seconds = FOLLOWING_S_PER_PIXEL * pixels if film.is_followed else 0.0
+    seconds = FOLLOWING_S_PER_PIXEL * film.num_followed * film.pixels
     if work.chunk.encodes_source:
         reading_s = READING_S_PER_PIXEL * pixels
         sampling_s, seconds = sampling_s + reading_s, seconds + reading_s

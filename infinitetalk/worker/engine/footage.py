@@ -69,7 +69,8 @@ class FootageReader:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # With an error the child is ended; without one, it has written all that was asked for.
-        self._stack.__exit__(error_type, error, traceback)
+        with naming("cond_video"):
+            self._stack.__exit__(error_type, error, traceback)
 
     @cached_property
     def _frames(self) -> Iterator[np.ndarray]:

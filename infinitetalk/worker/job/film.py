@@ -256,7 +256,8 @@ class FilmReader:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # With an error the child is ended; without one, it has written all that was asked for.
-        self._stack.__exit__(error_type, error, traceback)
+        with naming("cond_video"):
+            self._stack.__exit__(error_type, error, traceback)
 
     @cached_property
     def _frames(self) -> Iterator[np.ndarray]:
@@ -349,13 +350,21 @@ def film_work(
     """
     if frame is None and job.strength == 1:
         return None
-    is_video = source.info.kind == "video"
+    has_faces = frame is not None and any(face is not None for face in frame.faces)
     return FilmWork(
-        num_frames=len(facts.times) if facts is not None and is_video else num_frames,
+        num_frames=num_frames if facts is None else len(film_clock(job, source, facts).film),
+        num_followed=len(facts.times) if facts is not None and has_faces and source.info.kind == "video" else 0,
         pixels=source.info.height * source.info.width,
-        is_followed=is_video and frame is not None and any(face is not None for face in frame.faces),
         is_kept=frame is not None,
     )
+
+
+def film_clock(job: SingleJob, source: Media, facts: FilmFacts) -> FilmClock:
+    """Which frames of a film are shown when."""
+    num_frames = facts.ends[-1]
+    if source.info.kind == "video" and job.shows_film_times:
+        return own_times(facts.times, num_frames, facts.ends)
+    return even_times(facts.times, num_frames)
 
 
 def open_film(
@@ -384,8 +393,7 @@ def open_film(
     if facts is None:
         return None
     is_video, times, ends = source.info.kind == "video", facts.times, facts.ends
-    num_frames = ends[-1]
-    clock = own_times(times, num_frames, ends) if is_video and job.shows_film_times else even_times(times, num_frames)
+    clock = film_clock(job, source, facts)
     if frame is None:
         return Film(clock, ends, source, times)
     motions = follow(source, frame, times, should_stop) if is_video else stay(frame, 1)
