@@ -151,7 +151,7 @@ def test_quantised_activations_take_no_more_memory_than_the_estimate(stage: Stag
 
 
 @pytest.mark.parametrize("speakers", [1, 2])
-@pytest.mark.parametrize(("gpus", "branches"), [(2, 1), (4, 1), (8, 1), (2, 3), (4, 2), (8, 3)])
+@pytest.mark.parametrize(("gpus", "branches"), [(2, 1), (4, 1), (8, 1), (10, 1), (20, 1), (2, 3), (4, 2), (8, 3)])
 def test_a_share_of_an_evaluation_takes_no_more_memory_than_the_estimate(
     stage: Stage, gpus: int, branches: int, speakers: int
 ) -> None:

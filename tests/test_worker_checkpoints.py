@@ -25,7 +25,7 @@ from infinitetalk.runtime.memory import GIB, DoesNotFitError, MemoryMode, Worklo
 from infinitetalk.weights.convert import convert
 from infinitetalk.weights.layouts import CheckpointPaths
 from infinitetalk.weights.locate import MissingWeightsError
-from infinitetalk.worker.engine import Engine, Scene, VideoRequest
+from infinitetalk.worker.engine import Engine, Scene, VideoRequest, plan_scenes
 from infinitetalk.worker.engine.placement import MemoryBudget, ModeChooser, model_sizes
 from infinitetalk.worker.settings import Settings
 from infinitetalk.worker.traffic.fetch import Media
@@ -216,12 +216,13 @@ def test_a_job_that_runs_out_of_memory_beside_another_model_is_told_to_come_agai
     source = worker._source
     speech = worker.engine.embed(job, [np.zeros(16_000, dtype=np.float32)])
     networks = worker.engine.prepare(job, source.info)
+    scenes = plan_scenes(job, source, len(speech[0]), lambda: False)
 
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     handle = networks.transformer.register_forward_pre_hook(fail)
-    request = VideoRequest(job, 1, source, speech, None, source.path.parent, networks, [Scene(0, len(speech[0]))])
+    request = VideoRequest(job, 1, source, speech, None, source.path.parent, networks, scenes)
     with pytest.raises(DoesNotFitError, match="too little memory for two models: send the job again") as raised:
         list(worker.engine.generate(request, lambda: False, lambda _: None))
     assert raised.value.retryable
@@ -238,7 +239,8 @@ def test_a_job_whose_chunks_cannot_be_finished_for_lack_of_memory_is_the_last_in
     source = worker._source
     speech = worker.engine.embed(job, [np.zeros(16_000, dtype=np.float32)])
     networks = worker.engine.prepare(job, source.info)
-    request = VideoRequest(job, 1, source, speech, None, source.path.parent, networks, [Scene(0, len(speech[0]))])
+    scenes = plan_scenes(job, source, len(speech[0]), lambda: False)
+    request = VideoRequest(job, 1, source, speech, None, source.path.parent, networks, scenes)
     chunk = next(worker.engine.generate(request, lambda: False, lambda _: None))
 
     def fail(*_: object) -> None:
