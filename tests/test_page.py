@@ -553,7 +553,7 @@ def test_two_users_have_their_jobs_at_once(address, browser):
     first, second = (OnPage(browser, address).page for _ in range(2))
     for page in (first, second):
         page.set_default_timeout(VIDEO_TIMEOUT_MS)
-        page.fill("#sample_steps input[type=number]", "80")
+        page.fill("#sample_steps input[type=number]", "200")
         page.click("#generate")
     # One worker makes one job at a time; both tabs are told of their own, and neither waits for the other's.
     status_has(first, "sampling")
