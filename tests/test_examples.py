@@ -38,6 +38,7 @@ EXAMPLES = {
     "dub_strength",
     "negative_prompt",
     "two_speakers",
+    "faces",
     "two_speakers_add",
     "script",
     "song",
