@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from directing import DECIDING, OWN_BOXES, OWN_SIZE, effective, film_note, place_note, speech_note
+from directing import DECIDING, OWN_BOXES, OWN_SIZE, SET_BY_RECIPE, effective, film_note, place_note, speech_note
 from infinitetalk_client import LOCAL_URL, RUNPOD_URL, InfiniteTalkClient, InfiniteTalkError
 from page import (
     PREVIEWS,
@@ -133,16 +133,10 @@ DISABLED = frozenset(
         "audio_type",
         "negative_prompt",
         "nag",
-        "frame_num",
         "max_frame_num",
         "motion_frame",
         "crossfade_frame",
-        "sample_steps",
-        "sample_text_guide_scale",
-        "sample_audio_guide_scale",
-        "color_correction_strength",
-        "use_teacache",
-        "use_apg",
+        *SET_BY_RECIPE,
     )
 )
 """Fields that stay in sight without an effect, so that the way to it can be read; others without one are hidden."""

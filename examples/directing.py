@@ -66,6 +66,18 @@ def num_speakers(fields: Mapping[str, Any]) -> int:
     return sum(bool(fields[name]) for name in ("voice1", "voice2"))
 
 
+SET_BY_RECIPE = (
+    "frame_num",
+    "sample_steps",
+    "sample_text_guide_scale",
+    "sample_audio_guide_scale",
+    "color_correction_strength",
+    "use_teacache",
+    "use_apg",
+)
+"""Fields that a recipe sets, so that the page's values have no effect beside one."""
+
+
 def effective(fields: Mapping[str, Any]) -> dict[str, bool]:
     """Whether each field that may lack an effect has one, by what is filled in.
 
@@ -78,15 +90,6 @@ def effective(fields: Mapping[str, Any]) -> dict[str, bool]:
     one_speaks, together = num_speakers(fields) == 1, fields["audio_type"] == "para"
     has_boxes = fields["regions"] == OWN_BOXES
     guides_text = fields["sample_text_guide_scale"] != 1
-    set_by_recipe = (
-        "frame_num",
-        "sample_steps",
-        "sample_text_guide_scale",
-        "sample_audio_guide_scale",
-        "color_correction_strength",
-        "use_teacache",
-        "use_apg",
-    )
     return {
         # With something kept, its faces are found even if there is only one speaker.
         "regions": not one_speaks or keeps,
@@ -114,7 +117,7 @@ def effective(fields: Mapping[str, Any]) -> dict[str, bool]:
         "negative_prompt": has_recipe or guides_text or fields["nag"],
         "nag": has_recipe or not guides_text,
         "nag_scale": fields["nag"] and (has_recipe or not guides_text),
-    } | dict.fromkeys(set_by_recipe, not has_recipe)
+    } | dict.fromkeys(SET_BY_RECIPE, not has_recipe)
 
 
 @dataclass(frozen=True)

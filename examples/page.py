@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 import requests
-from directing import OWN_SIZE, directed, effective, shows_film_times, times_of
+from directing import OWN_SIZE, SET_BY_RECIPE, directed, effective, shows_film_times, times_of
 from infinitetalk_client import RECIPES, InfiniteTalkClient, InfiniteTalkError, plan_lines
 from places import bbox, in_words
 
@@ -51,16 +51,10 @@ PREVIEW_TIMEOUT_S = 5.0
 
 SENT_AS_THEY_ARE = (
     "mode",
-    "frame_num",
     "max_frame_num",
     "motion_frame",
     "crossfade_frame",
-    "sample_steps",
-    "sample_text_guide_scale",
-    "sample_audio_guide_scale",
-    "color_correction_strength",
-    "use_teacache",
-    "use_apg",
+    *SET_BY_RECIPE,
     "base_seed",
 )
 """Fields whose values on the page are a job's."""

@@ -8,6 +8,7 @@ fields, `footage` the frames of a video that sampling starts from, and `engine` 
 from infinitetalk.worker.engine.conditions import Overlap, negative_prompt_of, region_overlaps, speaker_regions
 from infinitetalk.worker.engine.engine import Engine, VideoRequest
 from infinitetalk.worker.engine.estimate import FilmWork, VideoCost
+from infinitetalk.worker.engine.footage import VideoReader
 from infinitetalk.worker.engine.people import (
     bounding_box,
     face_detector,
@@ -34,6 +35,7 @@ __all__ = [
     "Scene",
     "Stretch",
     "VideoCost",
+    "VideoReader",
     "VideoRequest",
     "bounding_box",
     "chunk_ends",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from types import TracebackType
 from typing import Self
@@ -27,7 +28,33 @@ def chunk_starts(job: SingleJob, scenes: Sequence[Scene]) -> list[int]:
     return [scene.start + plan.start for scene in scenes for plan in chunk_grid(job).plans(scene.num_frames)]
 
 
-class FootageReader:
+class VideoReader(ABC):
+    """Reads cond_video's frames in order, in a child process from the first frame that is asked for to the end of the
+    `with` block."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # With an error the child is ended; without one, it has written all that was asked for.
+        with naming("cond_video"):
+            self._stack.__exit__(error_type, error, traceback)
+
+    @cached_property
+    def _frames(self) -> Iterator[np.ndarray]:
+        return self._stack.enter_context(self._open())
+
+    @abstractmethod
+    def _open(self) -> AbstractContextManager[Iterator[np.ndarray]]:
+        """Starts the child."""
+
+
+class FootageReader(VideoReader):
     """Reads a source video's frames at 25 a second, or what is generated of them, in the size of the generated video.
 
     The chunks must be read in order, from any of them on. Each frame is decoded once: the reader goes on where the last
@@ -57,25 +84,14 @@ class FootageReader:
         self._starts = starts
         self._chunk_frames = chunk_frames
         self._should_stop = should_stop
-        self._stack = ExitStack()
+        super().__init__()
         self._first = 0
         self._last: np.ndarray | None = None
         self._kept: dict[int, Tensor] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # With an error the child is ended; without one, it has written all that was asked for.
-        with naming("cond_video"):
-            self._stack.__exit__(error_type, error, traceback)
-
-    @cached_property
-    def _frames(self) -> Iterator[np.ndarray]:
+    def _open(self) -> AbstractContextManager[Iterator[np.ndarray]]:
         count = self._starts[-1] + self._chunk_frames - self._first
-        return self._stack.enter_context(even_frames(self._source.path, self._first, count, self._should_stop))
+        return even_frames(self._source.path, self._first, count, self._should_stop)
 
     def chunk(self, scene: Scene, plan: ChunkPlan) -> Iterator[Tensor]:
         """All frames of a chunk of a scene: uint8 (3, height, width) each, the last one repeated where the video has

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +16,6 @@ from infinitetalk.dubbing.motion import Motion
 from infinitetalk.dubbing.view import View, Window, window_around
 from infinitetalk.errors import GenerationStopped, MediaError
 from infinitetalk.media.decode import film_frames, film_times, read_sound, sound_delay, white_in
-from infinitetalk.media.encode import EVEN
 from infinitetalk.media.face_tracks import FaceTrack, FaceTracker
 from infinitetalk.media.faces import Face, overlap
 from infinitetalk.media.speech import SAMPLING_RATE, VIDEO_FPS
@@ -27,6 +24,7 @@ from infinitetalk.worker.engine import (
     FilmView,
     FilmWork,
     Scene,
+    VideoReader,
     bounding_box,
     chunk_ends,
     face_detector,
@@ -233,7 +231,7 @@ class Film:
             yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
 
 
-class FilmReader:
+class FilmReader(VideoReader):
     """Reads a film's own frames in order.
 
     Args:
@@ -243,27 +241,16 @@ class FilmReader:
     """
 
     def __init__(self, film: Film, first: int, should_stop: Callable[[], bool]) -> None:
+        super().__init__()
         self.should_stop = should_stop
         self._film = film
-        self._stack = ExitStack()
         self._number = first - 1
         self._last = np.empty(0)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # With an error the child is ended; without one, it has written all that was asked for.
-        with naming("cond_video"):
-            self._stack.__exit__(error_type, error, traceback)
-
-    @cached_property
-    def _frames(self) -> Iterator[np.ndarray]:
+    def _open(self) -> AbstractContextManager[Iterator[np.ndarray]]:
         source, first = self._film.source, self._number + 1
         count = self._film.clock.film[-1] + 1 - first
-        return self._stack.enter_context(film_frames(source.path, first, count, should_stop=self.should_stop))
+        return film_frames(source.path, first, count, should_stop=self.should_stop)
 
     @cached_property
     def _picture(self) -> np.ndarray:
@@ -514,8 +501,3 @@ def add_film_sound(job: SingleJob, source: Media, speech: np.ndarray, warnings: 
     begin = max(delay, 0)
     mixed[begin : begin + len(heard)] += 10 ** (job.audio_mix.source / 20) * heard
     return mixed
-
-
-def shown_fps(film: Film | None) -> float:
-    """The result's frames a second."""
-    return round(float((EVEN if film is None else film.clock.timing).rate), 3)
