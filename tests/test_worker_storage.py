@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -669,6 +669,34 @@ def test_a_holder_that_is_lost_between_video_and_account_is_finished_by_the_othe
     assert (content(second, told), told["bytes"]) == (VIDEO, len(VIDEO))
     assert content(second, told, "thumbnail_") == b"another picture"
     assert json.loads(content(second, told, "metadata_"))["video"]["bytes"] == len(VIDEO)
+
+
+def test_a_video_that_replaces_another_after_its_commit_is_the_one_that_both_tell(files, make_holder, monkeypatch):
+    """As in a store that looks for a name and then writes, where two new videos can both be taken."""
+    first, second = make_holder(), make_holder()
+    files.metadata.write_text(json.dumps({"request": "a request", "video": {"bytes": len(VIDEO)}}))
+    other = as_found(files, b"another video")
+    put_beside = first._put_beside
+
+    def put_after_the_other(name: str, *arguments: object, **options: object) -> None:
+        if name == "job-1.json":
+            monkeypatch.setattr(second, "_look", lambda name: None)
+            uploading = second.objects.uploading
+            monkeypatch.setattr(second.objects, "uploading", lambda *upload: as_if_free(uploading(*upload)))
+            second.save("job-1", other)
+        put_beside(name, *arguments, **options)
+
+    monkeypatch.setattr(first, "_put_beside", put_after_the_other)
+    told = first.save("job-1", files)
+    assert (content(second, told), told["bytes"]) == (b"another video", len(b"another video"))
+    assert json.loads(content(second, told, "metadata_"))["video"]["bytes"] == len(b"another video")
+
+
+@contextmanager
+def as_if_free(uploading: AbstractContextManager[Callable[[bool], bool]]) -> Iterator[Callable[[bool], bool]]:
+    """An upload that takes its name whether or not it is free."""
+    with uploading as commit:
+        yield lambda is_new: commit(False)
 
 
 def test_a_holder_that_is_stopped_in_its_upload_takes_nothing_of_the_others(files, make_holder):
