@@ -78,15 +78,16 @@ def test_a_chunk_is_estimated_as_an_h200_measured_it(recipe: str, name: str) -> 
     seconds += measured(f"{name}: from the last step to the frames, second chunk")
     # The chunk that was measured is the last: it encodes no motion frames.
     estimated = chunk_seconds(H200, work, work.evaluations, False) - vae_seconds(H200, work, "encode", 9)
-    # The VAE that was measured had diffusers' own layers, which take longer than today's by the rehearsal.
-    assert 0.87 * seconds < estimated < 1.05 * seconds
+    # The VAE that was measured had diffusers' own layers, and norms and gates were of mixed dtypes: by the rehearsal,
+    # both take longer than today's.
+    assert 0.85 * seconds < estimated < 1.05 * seconds
 
 
 def test_fp8_weights_and_a_vae_in_tiles_are_estimated_as_an_h200_measured_them() -> None:
     work = work_of("quality", mode=MemoryMode("fp8", vae_tiling=True))
     plain = measured("one evaluation, fp8 weights widened at each use")
-    # They were widened by more kernels than today, and norms with weights were, too.
-    assert 0.92 * plain < evaluation_seconds(H200, work) < plain
+    # They were widened by more kernels than today, and norms and gates were of mixed dtypes.
+    assert 0.91 * plain < evaluation_seconds(H200, work) < plain
     tiled = measured("decoding of a chunk, float32 with TF32, in tiles")
     # The VAE that was measured had diffusers' own layers, most of whose kernels in tiles are gone.
     assert 0.65 * tiled < vae_seconds(H200, work, "decode", 81) < 1.2 * tiled

@@ -50,7 +50,7 @@ FEW_FRAMES = Workload(9, 640, 640)
 #: Nine tiles.
 SMALL_PICTURE = Workload(9, 448, 448)
 #: Seconds of an evaluation: a third of a per cent above what it takes, less than one cast in each block.
-EVALUATION_BOUND_S = 2.666
+EVALUATION_BOUND_S = 2.650
 #: The same with compiled blocks: a third of a per cent above the 2.542 s that the compiler's count of a block gives.
 COMPILED_BOUND_S = 2.551
 TEACACHE_STEPS = 7
@@ -268,7 +268,7 @@ def test_weights_take_no_more_memory_than_the_estimate(stage: Stage) -> None:
 def test_an_evaluation_stays_under_its_bound(evaluation: Log) -> None:
     assert 2.39 < evaluation.floor_seconds(IDEAL) < 2.41
     assert seconds(evaluation) < EVALUATION_BOUND_S
-    assert len(evaluation.operations) <= 2_011
+    assert len(evaluation.operations) <= 2_172
 
 
 @pytest.fixture(scope="module")
@@ -393,12 +393,33 @@ def test_the_estimate_of_a_chunk_is_the_rehearsals_sum(stage: Stage, short_evalu
         assert estimated == pytest.approx(rehearsed, rel=0.03)
 
 
-def test_typical_rates_and_memory_agree_with_an_h200(evaluation: Log) -> None:
+def sum_in_mixed_dtypes(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    """The gated sum as the H200 computed it: its gate in float32."""
+    return torch.addcmul(addend, factor, weight, out=torch.empty_like(factor))
+
+
+def norm_in_mixed_dtypes(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The modulated norm as the H200 computed it: in two kernels."""
+    return sum_in_mixed_dtypes(shift, nn.functional.layer_norm(hidden_states, norm.normalized_shape), 1 + scale)
+
+
+def norm_in_float32(norm: nn.LayerNorm, hidden_states: Tensor) -> Tensor:
+    """The norm with weights as the H200 computed it: with casts before and after it."""
+    return norm(hidden_states)
+
+
+def test_typical_rates_and_memory_agree_with_an_h200(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernels that it had; they have become fewer since."""
+    monkeypatch.setattr(transformer_module, "add_product", sum_in_mixed_dtypes)
+    monkeypatch.setattr(transformer_module, "modulated_norm", norm_in_mixed_dtypes)
+    monkeypatch.setattr(transformer_module, "weighted_norm", norm_in_float32)
+    evaluation = parts.evaluation(stage, parts.SMALL, 1)
     name = "one evaluation, 640x640, 81 frames, 1 speaker"
     measured_s, measured_gib = figure(name, 1), figure(f"{name}: memory beside weights", 1)
     assert measured_s is not None
     assert measured_gib is not None
-    assert evaluation.seconds(CARDS["h200"].typical) == pytest.approx(measured_s, rel=0.05)
+    print(f"estimate {evaluation.seconds(CARDS['h200'].typical):.3f} s, measured {measured_s:.3f} s")
+    assert evaluation.seconds(CARDS["h200"].typical) == pytest.approx(measured_s, rel=0.01)
     assert evaluation.peak_bytes / GIB == pytest.approx(measured_gib, rel=0.01)
 
 

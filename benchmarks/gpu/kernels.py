@@ -121,6 +121,9 @@ def elementwise(state: Kernels) -> Iterator[Figure]:
     heads = hidden_states.unflatten(2, (-1, HEAD_DIM))
     compiled = torch.compile
 
+    def gate_in_mixed_dtypes() -> Tensor:
+        return torch.addcmul(hidden_states, factor, scale, out=torch.empty_like(factor))
+
     def gate_in_float32() -> Tensor:
         return torch.addcmul(hidden_states.float(), factor.float(), scale).type_as(hidden_states)
 
@@ -129,11 +132,12 @@ def elementwise(state: Kernels) -> Iterator[Figure]:
         return F.layer_norm(hidden_states.float(), (dim,), weight, bias, 1e-6).type_as(hidden_states)
 
     forms: dict[str, Callable[[], object]] = {
-        "gate, mixed dtypes": lambda: add_product(hidden_states, factor, scale),
+        "gate": lambda: add_product(hidden_states, factor, scale),
+        "gate, mixed dtypes": gate_in_mixed_dtypes,
         "gate, in float32": gate_in_float32,
         "gate, compiled": partial(compiled(gate_in_float32)),
-        "norm, then modulation in mixed dtypes": lambda: modulated_norm(norm, hidden_states, shift, scale),
-        "norm with modulation as its weights": norm_in_float32,
+        "norm with modulation as its weights": lambda: modulated_norm(norm, hidden_states, shift, scale),
+        "norm with modulation as its weights, in float32": norm_in_float32,
         "norm and modulation, compiled": partial(compiled(modulated_norm), norm, hidden_states, shift, scale),
         "rotary, complex": lambda: rotate_pairs(heads, rotary_emb),
         "rotary, compiled": partial(compiled(rotate_pairs), heads, rotary_emb),

@@ -35,53 +35,62 @@ ADAPTER_PATTERNS = ("audio_proj.", "audio_cross_attn.", "norm_x.")
 def add_product(addend: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
     """addend + factor · weight, computed in float32 and rounded once to the dtype of `factor`.
 
+    In narrow dtypes, the weight is rounded too, see `affine_norm`.
+
     Args:
-        addend: (1, tokens, dim), or float32 (1, 1, dim).
-        factor: (1, tokens, dim).
+        addend, factor: (1, tokens, dim).
         weight: float32 (1, 1, dim).
     """
-    if factor.dtype == torch.float32:
-        return torch.addcmul(addend, factor, weight)
-    # One kernel that widens the narrow operands while reading: 1.0 ms instead of 1.8 (docs/performance.md).
-    return torch.addcmul(addend, factor, weight, out=torch.empty_like(factor))
+    if torch.compiler.is_compiling():
+        return torch.addcmul(addend, factor, weight).to(factor.dtype)
+    return torch.addcmul(addend, factor, weight.to(factor.dtype))
+
+
+def affine_norm(hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The layer norm of x · weight + bias, computed in float32 and rounded once to the dtype of x.
+
+    In narrow dtypes, weight and bias are rounded too, as all other weights of the network are. That makes one kernel of
+    it, which reads and writes narrow numbers: one of mixed dtypes takes four times as long (docs/performance.md).
+
+    Args:
+        hidden_states: x, (1, tokens, dim).
+        weight, bias: float32 (dim,).
+
+    Returns:
+        Shape and dtype of `hidden_states`.
+    """
+    dtype = hidden_states.dtype
+    if torch.compiler.is_compiling():
+        # A compiled norm in float32 is one kernel anyway, and rounding the weights would be two more.
+        return F.layer_norm(hidden_states.float(), weight.shape, weight, bias, eps).to(dtype)
+    return F.layer_norm(hidden_states, weight.shape, weight.to(dtype), bias.to(dtype), eps)
 
 
 def modulated_norm(norm: nn.LayerNorm, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x)·(1 + scale) + shift. The norm is rounded to the dtype of x before modulation, as in the published code.
+    """norm(x)·(1 + scale) + shift, as `affine_norm` computes it.
 
     Args:
         norm: without weights.
-        hidden_states: (1, tokens, dim).
+        hidden_states: x, (1, tokens, dim).
         shift, scale: float32 (1, 1, dim).
 
     Returns:
         Shape and dtype of `hidden_states`.
     """
-    if hidden_states.dtype == torch.float32:
-        # No rounding in between, so one kernel can take the modulation as the norm's weights.
-        weight, bias = 1 + scale.flatten(), shift.flatten()
-        return F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps)
-    return add_product(shift, F.layer_norm(hidden_states, norm.normalized_shape, eps=norm.eps), 1 + scale)
+    return affine_norm(hidden_states, 1 + scale.flatten(), shift.flatten(), norm.eps)
 
 
 def weighted_norm(norm: nn.LayerNorm, hidden_states: Tensor) -> Tensor:
-    """norm(x), computed in float32 and rounded once to the dtype of x.
-
-    In narrow dtypes, weight and bias are rounded too, as all other weights of the network are. That makes one kernel of
-    it, which reads and writes narrow numbers, in place of a float32 copy of x, a norm and a copy back.
+    """norm(x), as `affine_norm` computes it.
 
     Args:
         norm: with float32 weight and bias.
-        hidden_states: (1, tokens, dim).
+        hidden_states: x, (1, tokens, dim).
 
     Returns:
         Shape and dtype of `hidden_states`.
     """
-    if torch.compiler.is_compiling():
-        # A compiled norm in float32 is one kernel anyway, and rounding the weights would be two more.
-        return norm(hidden_states)
-    weight, bias = norm.weight.to(hidden_states.dtype), norm.bias.to(hidden_states.dtype)
-    return F.layer_norm(hidden_states, norm.normalized_shape, weight, bias, norm.eps)
+    return affine_norm(hidden_states, norm.weight, norm.bias, norm.eps)
 
 
 class PatchEmbedding(nn.Conv3d):
