@@ -25,7 +25,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -157,7 +156,7 @@ SCENE_FRAME_WIDTH = 256
 MIN_SCENE_FRAMES = 15
 
 SWSCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
-RAW_PICTURE = {"format": "rawvideo", "pix_fmt": "rgba", "sws_flags": SWSCALE_FLAGS, "frames:v": 1}
+PICTURE_PIXELS = {"pix_fmt": "rgba", "sws_flags": SWSCALE_FLAGS, "frames:v": 1}
 
 WHITE_FROM = 128
 """Lowest level that counts as white, or as opaque, in a mask."""
@@ -314,6 +313,17 @@ def probe(path: Path) -> MediaInfo:
     return MediaInfo(kind, frame.height, frame.width, contents.duration_s, has_audio, contents.notes + frame.notes)
 
 
+def probe_and_read(path: Path) -> tuple[MediaInfo, Picture | None]:
+    """`probe`, and the pixels of an image, which ffmpeg decodes once for both; None if it is not an image."""
+    contents = _contents_of(path)
+    if not contents.is_picture or contents.reader == "pillow":
+        info = probe(path)
+        return info, Picture.open(path) if info.kind == "image" else None
+    rgba = _read_by_ffmpeg(path, contents, PROBE_TIMEOUT_S)
+    info = MediaInfo("image", rgba.shape[0], rgba.shape[1], 0.0, contents.audio is not None, contents.notes)
+    return info, Picture(_over(rgba, 255))
+
+
 def read_picture(path: Path) -> Tensor:
     """Reads an image, or the first frame of an animated one: uint8 (3, height, width), RGB.
 
@@ -357,10 +367,22 @@ def _read_rgba(path: Path) -> np.ndarray:
     if contents.reader == "pillow":
         facts, pixels = _ask_pillow(path, "read")
         return np.frombuffer(pixels, np.uint8).reshape(facts["height"], facts["width"], 4)
-    frame = _first_frame_of(path)
-    with _child(path, _upright(contents).output("pipe:", **RAW_PICTURE), DECODE_TIMEOUT_S) as child:
+    return _read_by_ffmpeg(path, contents, DECODE_TIMEOUT_S)
+
+
+def _read_by_ffmpeg(path: Path, contents: "_Contents", timeout_s: float) -> np.ndarray:
+    """An image, or the first frame of an animated one, upright: uint8 (height, width, 4)."""
+    # PAM begins with lines of a name and a value, such as the width, and ENDHDR.
+    output = _upright(contents).output("pipe:", format="image2pipe", vcodec="pam", **PICTURE_PIXELS)
+    with _child(path, output, timeout_s) as child:
+        header = {}
+        while (line := child.stdout.readline()) not in (b"", b"ENDHDR\n"):
+            name, _, value = line.partition(b" ")
+            header[name] = value
         rgba = child.stdout.read()
-    return np.frombuffer(rgba, np.uint8).reshape(frame.height, frame.width, 4)
+    if not rgba:
+        raise MediaError(NO_FRAME)
+    return np.frombuffer(rgba, np.uint8).reshape(int(header[b"HEIGHT"]), int(header[b"WIDTH"]), 4)
 
 
 def read_waveform(path: Path, max_seconds: float | None = None) -> np.ndarray:
@@ -744,29 +766,23 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         raise MediaError(ANIMATED)
     if demuxer not in LOOKED_AT:
         return _read_packets(path, demuxer)
-    if demuxer in ("tiff_pipe", "heif"):
-        looked, _ = _ask_pillow(path, "look")
-        if looked["reader"] == "pillow":
-            still = _Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0)
-            return _Contents({}, True, False, 1, still, None, reader="pillow", notes=tuple(looked["notes"]))
-        contents = _read_packets(path, demuxer)
-    else:
-        # Beside each other: both children take most of their time to start.
-        with ThreadPoolExecutor(1, thread_name_prefix="look") as beside:
-            looking = beside.submit(_ask_pillow, path, "look")
-            try:
-                contents = _read_packets(path, demuxer)
-            except MediaError:
-                # If Pillow refuses the file too, it knows better why.
-                looking.result()
-                raise
-            looked, _ = looking.result()
-    orientation, notes = looked["orientation"], tuple(looked["notes"])
-    return replace(contents, orientation=orientation, reader=looked["reader"], notes=notes)
+    looked, _ = _ask_pillow(path, "look")
+    # Where Pillow reads a format better than ffmpeg, ffmpeg may not read it at all.
+    is_pillows = looked["reader"] == "pillow" and demuxer in ("tiff_pipe", "heif")
+    return _Contents(
+        input_options={} if is_pillows else _input_options(demuxer),
+        is_picture=True,
+        animated=False,
+        orientation=looked["orientation"],
+        video=_Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0),
+        audio=None,
+        reader=looked["reader"],
+        notes=tuple(looked["notes"]),
+    )
 
 
-def _read_packets(path: Path, demuxer: str | None) -> _Contents:
-    """The contents of a file as ffmpeg describes them; `demuxer` is that of a picture."""
+def _input_options(demuxer: str | None) -> dict[str, Any]:
+    """What ffmpeg opens a file with; `demuxer` is that of a picture."""
     options: dict[str, Any] = {
         "protocol_whitelist": "file",
         "max_pixels": MAX_PIXELS,
@@ -776,6 +792,12 @@ def _read_packets(path: Path, demuxer: str | None) -> _Contents:
     if demuxer == "jpeg_pipe":
         # Otherwise ffmpeg silently fills the missing rows of a truncated JPEG with grey.
         options["err_detect"] = "explode"
+    return options
+
+
+def _read_packets(path: Path, demuxer: str | None) -> _Contents:
+    """The contents of a file as ffmpeg describes them; `demuxer` is that of a picture."""
+    options = _input_options(demuxer)
     file = ffmpeg.input("file:/dev/stdin", **options)
     packets = ffmpeg.output(file["V?"], file["a?"], "pipe:", format="framecrc", c="copy")
     with _child(path, packets, PROBE_TIMEOUT_S, loglevel="info") as child:
@@ -1018,7 +1040,7 @@ def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
     """Decodes the first frame with the filters that a job uses; a video's has square pixels (the height is kept)."""
     contents = _read_contents(path, version)
     if contents.is_picture and contents.input_options:
-        measured = _upright(contents).output("pipe:", **RAW_PICTURE | {"format": "framecrc"})
+        measured = _upright(contents).output("pipe:", format="framecrc", **PICTURE_PIXELS)
         with _child(path, measured, PROBE_TIMEOUT_S) as child:
             picture = _parse_packets(child.stdout).get(("video", 0))
         if picture is None:

@@ -11,12 +11,13 @@ import json
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps
+from PIL import ExifTags, Image
+
+# Most images need no conversion, and loading a module takes longer than looking at one: the modules for it, and numpy,
+# are imported where they are used.
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 READ_HERE = ("TIFF", "AVIF", "HEIF")
@@ -50,8 +51,7 @@ DAMAGED_PROFILE = "its colour profile is damaged or does not fit the image, and 
 Primaries = tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True)
-class Colours:
+class Colours(NamedTuple):
     """The colour space of an image without an ICC profile.
 
     Attributes:
@@ -117,7 +117,6 @@ def open_picture(file: IO[bytes], is_heif: bool) -> Image.Image:
     try:
         return Image.open(file, formats=["AVIF"])
     except Exception:
-        # Imported late: it takes a while to load, and few images need it.
         import pi_heif
 
         pi_heif.register_heif_opener(thumbnails=False)
@@ -128,6 +127,8 @@ def open_picture(file: IO[bytes], is_heif: bool) -> Image.Image:
 def read(image: Image.Image, file: IO[bytes], notes: list[str]) -> tuple[dict[str, Any], bytes]:
     """Size and pixels of an image."""
     orientation = orientation_of(image)
+    from PIL import ImageOps
+
     icc, colours = meaning_of(image, file)
     try:
         image.load()
@@ -141,7 +142,8 @@ def read(image: Image.Image, file: IO[bytes], notes: list[str]) -> tuple[dict[st
         base = from_profile(base, icc, notes)
     rgb = base.convert("RGB")
     if colours is not None:
-        # Imported late: loading numpy takes longer than reading most images.
+        from pathlib import Path
+
         sys.path.insert(0, str(Path(__file__).parents[2]))
         from infinitetalk.media.picture_colours import to_srgb
 
@@ -210,6 +212,8 @@ def changes_colours(image: Image.Image, file: IO[bytes], notes: list[str]) -> bo
         return colours is not None
     if image.mode == "CMYK":
         return True
+    from PIL import ImageChops
+
     samples = bytes(level for colour in product(range(0, 256, 15), repeat=3) for level in colour)
     before = Image.frombytes("RGB", (18, 18 * 18), samples)
     if is_grey(image):
@@ -319,6 +323,8 @@ def colour_boxes(data: bytes) -> Iterator[bytes]:
 
 def from_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Image:
     """Converts an image of mode L, RGB or CMYK from its profile to sRGB; a bad profile is ignored, with a note."""
+    from PIL import ImageCms
+
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         space = profile.profile.xcolor_space.strip()

@@ -10,7 +10,7 @@ import string
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -20,7 +20,7 @@ from urllib3 import BaseHTTPResponse, HTTPResponse
 from urllib3.exceptions import HTTPError
 
 from infinitetalk.errors import GenerationStopped, MediaError, SynthesisError
-from infinitetalk.media.decode import MediaInfo, Picture, Sound, probe, read_sound
+from infinitetalk.media.decode import MediaInfo, Picture, Sound, probe, probe_and_read, read_sound
 from infinitetalk.worker.errors import WorkerError
 from infinitetalk.worker.settings import MEGABYTE, Settings
 from infinitetalk.worker.traffic.retry import TRANSIENT_STATUSES, Transient, with_retries
@@ -188,8 +188,8 @@ def fetch_media(
             "is a web page (HTML) in place of a file: give the address of the file itself, not of a page that shows or "
             "shares it",
         )
-    with naming(field):
-        info = probe(path)
+    with naming(field), _reading if wanted.is_read else nullcontext():
+        info, picture = probe_and_read(path) if wanted.is_read else (probe(path), None)
     usable = info.kind in wanted.kinds or (info.kind == "video" and info.has_audio and "audio" in wanted.kinds)
     if not usable:
         raise _invalid(field, f"must be {_listed(wanted.kinds)}, but it is {_described(info)}")
@@ -200,7 +200,6 @@ def fetch_media(
     if path.stat().st_size > limits[info.kind]:
         raise _too_large(field, limits[info.kind])
     with naming(field), _reading:
-        picture = Picture.open(path) if wanted.is_read and info.kind == "image" else None
         sound = None if wanted.sound_s is None else read_sound(path, wanted.sound_s)
     return Media(path, info, picture, sound)
 
