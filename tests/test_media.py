@@ -4,13 +4,14 @@ import shutil
 import struct
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from infinitetalk.errors import MediaError
 from infinitetalk.media import decode as media
@@ -22,6 +23,7 @@ from infinitetalk.media.decode import (
     detect_scenes,
     extract_frames,
     probe,
+    probe_and_read,
     read_picture,
     read_waveform,
 )
@@ -188,11 +190,12 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (300, 200)).save(tmp_path / f"bomb.{suffix}")
-    with monkeypatch.context() as bounded:
-        bounded.setattr(media, "MAX_PIXELS", 59_999)
+    Image.new("RGB", (200, 200)).save(tmp_path / f"large.{suffix}")
+    monkeypatch.setattr(media, "MAX_PIXELS", 59_999)
+    for inspect in (probe, probe_and_read):
         with pytest.raises(MediaError, match="at most 64 million pixels"):
-            probe(tmp_path / f"bomb.{suffix}")
-    assert probe(tmp_path / f"bomb.{suffix}").width == 300
+            inspect(tmp_path / f"bomb.{suffix}")
+    assert probe(tmp_path / f"large.{suffix}").width == 200
 
 
 def test_pixels_too_wide_to_be_made_square_are_refused(tmp_path: Path) -> None:
@@ -306,6 +309,43 @@ def test_every_format_that_carries_an_orientation_is_read_upright(
     photograph().save(tmp_path / f"a.{suffix}", exif=exif, **options)
     with Image.open(tmp_path / f"a.{suffix}") as image:
         assert_pictures_close(read_picture(tmp_path / f"a.{suffix}"), ImageOps.exif_transpose(image), tolerance)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "gif", "bmp"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_picture_is_inspected_and_read_in_one_go(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph().save(tmp_path / f"a.{suffix}", exif=exif)
+    info, picture = probe_and_read(tmp_path / f"a.{suffix}")
+    assert info == probe(tmp_path / f"a.{suffix}")
+    assert picture is not None
+    assert torch.equal(picture.pixels, read_picture(tmp_path / f"a.{suffix}"))
+
+
+def test_of_a_film_nothing_is_read_when_it_is_inspected(media_folder: Path) -> None:
+    assert probe_and_read(media_folder / "film.mp4") == (probe(media_folder / "film.mp4"), None)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_picture_without_metadata_is_not_searched_for_it(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that only finds nothing takes as long as the rest of the inspection."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    photograph().save(tmp_path / f"plain.{suffix}")
+    photograph().save(tmp_path / f"told.{suffix}", icc_profile=profile.tobytes())
+    asked: list[Path] = []
+    ask = media._ask_pillow
+
+    def count(path: Path, task: Literal["look", "read"]) -> tuple[dict[str, Any], bytes]:
+        asked.append(path)
+        return ask(path, task)
+
+    monkeypatch.setattr(media, "_ask_pillow", count)
+    for name in ("plain", "told"):
+        probe(tmp_path / f"{name}.{suffix}")
+    assert {path.stem for path in asked} == {"told"}
 
 
 def test_a_picture_with_damaged_metadata_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -94,8 +94,15 @@ HEIF_BRANDS = (
 )
 """Major brands of HEIC and AVIF images, which start like MP4 files."""
 
-LOOKED_AT = ("png_pipe", "jpeg_pipe", "tiff_pipe", "webp_pipe", "heif")
-"""Demuxers of image formats with metadata that may rotate the image or change its colours."""
+LOOKED_AT: dict[str, tuple[bytes, ...]] = {
+    "png_pipe": (b"eXIf", b"iCCP", b"cICP", b"cHRM"),
+    "jpeg_pipe": (b"Exif\0", b"ICC_PROFILE\0"),
+    "webp_pipe": (b"EXIF", b"ICCP"),
+    "tiff_pipe": (b"",),
+    "heif": (b"",),
+}
+"""Demuxers of image formats with metadata that may rotate the image or change its colours, and how such metadata
+begins."""
 
 CONTAINERS = "mov,matroska,avi,flv,mpegts,ogg,wav,w64,flac,mp3,aac,aiff,amr"
 """ffmpeg demuxers of sound and video that never open a second file, unlike playlists, scripts and image sequences."""
@@ -756,7 +763,8 @@ def _picture_demuxer(head: bytes) -> str | None:
 
 @lru_cache(maxsize=KEPT_FILES)
 def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
-    """Reads every packet of a file and decodes none, except those that ffmpeg needs for a stream's parameters."""
+    """Reads every packet of a file and decodes none, except those that ffmpeg needs for a stream's parameters; of a
+    still image, only metadata."""
     with path.open("rb") as opened:
         head = opened.read(32)
     if not head:
@@ -766,19 +774,23 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         raise MediaError(ANIMATED)
     if demuxer not in LOOKED_AT:
         return _read_packets(path, demuxer)
-    looked, _ = _ask_pillow(path, "look")
-    # Where Pillow reads a format better than ffmpeg, ffmpeg may not read it at all.
-    is_pillows = looked["reader"] == "pillow" and demuxer in ("tiff_pipe", "heif")
-    return _Contents(
-        input_options={} if is_pillows else _input_options(demuxer),
+    still = _Contents(
+        input_options=_input_options(demuxer),
         is_picture=True,
         animated=False,
-        orientation=looked["orientation"],
+        orientation=1,
         video=_Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0),
         audio=None,
-        reader=looked["reader"],
-        notes=tuple(looked["notes"]),
     )
+    data = path.read_bytes()
+    if not any(name in data for name in LOOKED_AT[demuxer]):
+        return still
+    looked, _ = _ask_pillow(path, "look")
+    if looked["reader"] == "pillow" and demuxer in ("tiff_pipe", "heif"):
+        # ffmpeg may not read it at all.
+        still = replace(still, input_options={})
+    notes = tuple(looked["notes"])
+    return replace(still, orientation=looked["orientation"], reader=looked["reader"], notes=notes)
 
 
 def _input_options(demuxer: str | None) -> dict[str, Any]:
