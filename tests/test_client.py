@@ -418,6 +418,23 @@ def test_the_command_attaches_to_a_job(state, queue, output, capsys):
     assert len(queue.jobs) == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--strength", "nan"],
+        ["--mix", "-inf"],
+        ["--begins", "person1", "nan"],
+        ["--prompt-at", "inf", "A man"],
+        ["--picture-at", "soon", "https://a/c.png"],
+    ],
+)
+def test_a_number_that_json_does_not_have_is_refused_before_a_job_is_sent(options, queue, output, capsys):
+    with pytest.raises(SystemExit):
+        main([*ADDRESSES, *options, "--url", queue.endpoint.url, "--key", API_KEY, "-o", str(output)])
+    assert options[0] in capsys.readouterr().err.splitlines()[-1]
+    assert not queue.jobs
+
+
 def test_the_command_says_that_there_is_no_such_job(queue, output, capsys):
     assert main(["--job", "absent", "--url", queue.endpoint.url, "--key", API_KEY, "-o", str(output)]) == 1
     assert "has no job absent: its id is wrong, or its result is no longer kept" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -232,6 +233,18 @@ def along(first: str, field: str, later: Sequence[tuple[float, str]]) -> str | l
     return [{"from_s": time, field: value} for time, value in [(0.0, first), *sorted(later)]]
 
 
+def number(text: str) -> float:
+    """A number that JSON has.
+
+    Raises:
+        ValueError: it is none, or infinite or not a number.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
 def timed(
     values: Sequence[Sequence[str]] | None, option: str, parser: argparse.ArgumentParser
 ) -> list[tuple[float, str]]:
@@ -239,7 +252,7 @@ def timed(
     found = []
     for seconds, value in values or []:
         try:
-            found.append((float(seconds), value))
+            found.append((number(seconds), value))
         except ValueError:
             parser.error(f"{option} takes seconds first, not {seconds}")
     return found
@@ -254,7 +267,7 @@ def beginnings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             named = ", ".join(speakers) or "there is none"
             parser.error(f"--begins takes a speaker with a voice ({named}), not {speaker}")
         try:
-            found[speaker] = float(seconds)
+            found[speaker] = number(seconds)
         except ValueError:
             parser.error(f"--begins takes seconds after {speaker}, not {seconds}")
     return found
@@ -311,8 +324,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--faces", action="store_true", help="the speakers are the faces in the image, left to right")
     parser.add_argument("--dub", choices=("face", "all"), help="what stays of the video: all but the faces, or regions")
-    parser.add_argument("--strength", type=float, help="how much of the video is made anew, above 0 to 1")
-    parser.add_argument("--mix", type=float, metavar="DB", help="gain of the video's own sound under the speech")
+    parser.add_argument("--strength", type=number, help="how much of the video is made anew, above 0 to 1")
+    parser.add_argument("--mix", type=number, metavar="DB", help="gain of the video's own sound under the speech")
     parser.add_argument("--text", help="text to speak, instead of speech files")
     parser.add_argument("--voice", action="append", help="voice for --text, once per speaker (am_adam)")
     parser.add_argument("--payload", type=Path, help="a job as JSON, instead of all of the above")
