@@ -435,6 +435,13 @@ def test_a_number_that_json_does_not_have_is_refused_before_a_job_is_sent(option
     assert not queue.jobs
 
 
+@pytest.mark.parametrize("option", ["seed=NaN", "seed=1e400", 'dub={"strength": -Infinity}'])
+def test_a_field_that_json_does_not_have_is_refused_before_a_job_is_sent(option, queue, output, capsys):
+    assert main([*ADDRESSES, "--set", option, "--url", queue.endpoint.url, "--key", API_KEY, "-o", str(output)]) == 1
+    assert "infinite or not a number" in capsys.readouterr().err
+    assert not queue.jobs
+
+
 def test_the_command_says_that_there_is_no_such_job(queue, output, capsys):
     assert main(["--job", "absent", "--url", queue.endpoint.url, "--key", API_KEY, "-o", str(output)]) == 1
     assert "has no job absent: its id is wrong, or its result is no longer kept" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import shutil
 import struct
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from infinitetalk.media.decode import (
     probe,
     probe_and_read,
     read_picture,
+    read_region,
     read_waveform,
 )
 from infinitetalk.media.sandbox import ffmpeg_path
@@ -183,6 +186,34 @@ def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
     make_numbered_video(tmp_path / "none.mov", range(3), "25", filters="select=0")
     with pytest.raises(MediaError):
         probe(tmp_path / "none.mov")
+
+
+@pytest.mark.parametrize("read", [probe, probe_and_read, read_picture, read_region])
+def test_a_png_whose_end_is_zeros_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """As a download leaves it that had its space set aside. ffmpeg reads zeros as pixels."""
+    mask = Image.new("L", (640, 640))
+    mask.paste(255, (100, 100, 400, 400))
+    mask.save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2].ljust(len(data), b"\0"))
+    read(tmp_path / "whole.png")
+    with pytest.raises(MediaError, match="damaged or of a kind that cannot be read"):
+        read(tmp_path / "cut.png")
+
+
+def test_a_picture_with_more_pixels_than_ffmpeg_can_count_is_too_large(tmp_path: Path) -> None:
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 17_000, 17_000, 8, 2, 0, 0, 0)
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    data = (tmp_path / "small.png").read_bytes()
+    (tmp_path / "large.png").write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+    with pytest.raises(MediaError, match="at most 64 million pixels"):
+        probe(tmp_path / "large.png")
+
+
+def test_a_long_file_is_searched_for_metadata_piece_by_piece(tmp_path: Path) -> None:
+    """A name that lies across two pieces is found."""
+    (tmp_path / "file").write_bytes(bytes(media.SEARCHED_BLOCK_BYTES - 3) + b"ICC_PROFILE\0" + bytes(10))
+    assert media._found_in(tmp_path / "file", (b"Exif\0", b"ICC_PROFILE\0")) == {b"ICC_PROFILE\0"}
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

@@ -692,6 +692,38 @@ def test_a_video_that_replaces_another_after_its_commit_is_the_one_that_both_tel
     assert json.loads(content(second, told, "metadata_"))["video"]["bytes"] == len(b"another video")
 
 
+def test_an_account_of_another_requests_video_is_left_as_it_is(files, make_holder, monkeypatch):
+    first, second = make_holder(), make_holder()
+    other = as_found(files, b"another video", "another request")
+    addresses = first._addresses
+
+    def addresses_after_the_other(name: str) -> object:
+        monkeypatch.setattr(second, "_look", lambda name: None)
+        uploading = second.objects.uploading
+        monkeypatch.setattr(second.objects, "uploading", lambda *upload: as_if_free(uploading(*upload)))
+        second.save("job-1", other)
+        # What the other has stored, whole.
+        second.objects.put("job-1.json", other.metadata.read_bytes())
+        return addresses(name)
+
+    monkeypatch.setattr(first, "_addresses", addresses_after_the_other)
+    with pytest.raises(WorkerError, match="another worker has stored a video of another request"):
+        first.save("job-1", files)
+    monkeypatch.undo()
+    places, _ = second._addresses("job-1")
+    assert json.loads(content(second, places, "metadata_"))["request"] == "another request"
+
+
+def test_an_address_that_lags_behind_its_store_changes_no_account(files, make_holder, monkeypatch):
+    store = make_holder()
+    files.metadata.write_text(json.dumps({"request": "a request", "video": {"bytes": len(VIDEO)}}))
+    addresses = store._addresses
+    monkeypatch.setattr(store, "_addresses", lambda name: (addresses(name)[0], 100))
+    told = store.save("job-1", files)
+    assert told["bytes"] == 100
+    assert json.loads(content(store, told, "metadata_"))["video"]["bytes"] == len(VIDEO)
+
+
 @contextmanager
 def as_if_free(uploading: AbstractContextManager[Callable[[bool], bool]]) -> Iterator[Callable[[bool], bool]]:
     """An upload that takes its name whether or not it is free."""

@@ -132,12 +132,12 @@ def elementwise(state: Kernels) -> Iterator[Figure]:
         return F.layer_norm(hidden_states.float(), (dim,), weight, bias, 1e-6).type_as(hidden_states)
 
     forms: dict[str, Callable[[], object]] = {
-        "gate": lambda: add_product(hidden_states, factor, scale),
+        "gate, in one dtype": lambda: add_product(hidden_states, factor, scale),
         "gate, mixed dtypes": gate_in_mixed_dtypes,
         "gate, in float32": gate_in_float32,
         "gate, compiled": partial(compiled(gate_in_float32)),
-        "norm with modulation as its weights": lambda: modulated_norm(norm, hidden_states, shift, scale),
-        "norm with modulation as its weights, in float32": norm_in_float32,
+        "norm with modulation as its weights, in one dtype": lambda: modulated_norm(norm, hidden_states, shift, scale),
+        "norm with modulation as its weights": norm_in_float32,
         "norm and modulation, compiled": partial(compiled(modulated_norm), norm, hidden_states, shift, scale),
         "rotary, complex": lambda: rotate_pairs(heads, rotary_emb),
         "rotary, compiled": partial(compiled(rotate_pairs), heads, rotary_emb),

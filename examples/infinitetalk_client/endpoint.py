@@ -143,10 +143,14 @@ class InfiniteTalkClient:
             envelope: the fields next to input: policy, webhook, s3Config.
 
         Raises:
-            MediaError: the request is larger than Runpod takes; nothing was sent.
+            MediaError: the request is larger than Runpod takes, or a number in it is one that JSON does not have; nothing
+                was sent.
             EndpointError: the endpoint refuses the job or does not answer.
         """
-        body = json.dumps({"input": job_input, **envelope}).encode()
+        try:
+            body = json.dumps({"input": job_input, **envelope}, allow_nan=False).encode()
+        except ValueError:
+            raise MediaError("a number of the job is infinite or not a number: JSON has none such") from None
         if len(body) > REQUEST_BYTES:
             raise MediaError(
                 f"the request has {len(body) / MEGABYTE:.1f} MB, and at most {REQUEST_BYTES // MEGABYTE} MB are taken: "

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -98,11 +98,14 @@ LOOKED_AT: dict[str, tuple[bytes, ...]] = {
     "png_pipe": (b"eXIf", b"iCCP", b"cICP", b"cHRM"),
     "jpeg_pipe": (b"Exif\0", b"ICC_PROFILE\0"),
     "webp_pipe": (b"EXIF", b"ICCP"),
-    "tiff_pipe": (b"",),
-    "heif": (b"",),
+    "tiff_pipe": (),
+    "heif": (),
 }
 """Demuxers of image formats with metadata that may rotate the image or change its colours, and how such metadata
-begins."""
+begins; nothing where every file has some."""
+
+PNG_END = b"IEND"
+SEARCHED_BLOCK_BYTES = 2**20
 
 CONTAINERS = "mov,matroska,avi,flv,mpegts,ogg,wav,w64,flac,mp3,aac,aiff,amr"
 """ffmpeg demuxers of sound and video that never open a second file, unlike playlists, scripts and image sequences."""
@@ -173,6 +176,9 @@ COLOURED_FROM = 48
 
 LARGEST_SHARE_OF_EDGES = 0.1
 """Largest share of pixels that are neither black nor white (the edges) in a black and white drawing."""
+
+TOO_MANY_PIXELS = re.compile(rb"exceeds specified max pixel count|Picture size [1-9]\d*x[1-9]\d* is invalid")
+"""ffmpeg's complaints about sizes beyond `max_pixels`, and beyond those that it can count."""
 
 MAX_LOG_BYTES = 2**22
 MAX_LOG_LINE_BYTES = 2**16
@@ -321,12 +327,15 @@ def probe(path: Path) -> MediaInfo:
 
 
 def probe_and_read(path: Path) -> tuple[MediaInfo, Picture | None]:
-    """`probe`, and the pixels of an image, which ffmpeg decodes once for both; None if it is not an image."""
+    """`probe`, and the pixels of an image, which are decoded once for both; None if it is not an image."""
     contents = _contents_of(path)
-    if not contents.is_picture or contents.reader == "pillow":
-        info = probe(path)
-        return info, Picture.open(path) if info.kind == "image" else None
-    rgba = _read_by_ffmpeg(path, contents, PROBE_TIMEOUT_S)
+    if not contents.is_picture:
+        return probe(path), None
+    if contents.reader == "pillow":
+        _check_complete(path, contents)
+        rgba = _read_by_pillow(path)
+    else:
+        rgba = _read_by_ffmpeg(path, contents, PROBE_TIMEOUT_S)
     info = MediaInfo("image", rgba.shape[0], rgba.shape[1], 0.0, contents.audio is not None, contents.notes)
     return info, Picture(_over(rgba, 255))
 
@@ -371,10 +380,13 @@ def _read_rgba(path: Path) -> np.ndarray:
     contents = _contents_of(path)
     if contents.video is None or not (contents.is_picture or contents.animated):
         raise MediaError("The file is not an image: send a PNG, JPEG, WebP, HEIC, AVIF, BMP, TIFF or GIF image")
-    if contents.reader == "pillow":
-        facts, pixels = _ask_pillow(path, "read")
-        return np.frombuffer(pixels, np.uint8).reshape(facts["height"], facts["width"], 4)
-    return _read_by_ffmpeg(path, contents, DECODE_TIMEOUT_S)
+    return _read_by_pillow(path) if contents.reader == "pillow" else _read_by_ffmpeg(path, contents, DECODE_TIMEOUT_S)
+
+
+def _read_by_pillow(path: Path) -> np.ndarray:
+    """An image, upright and in sRGB: uint8 (height, width, 4)."""
+    facts, pixels = _ask_pillow(path, "read")
+    return np.frombuffer(pixels, np.uint8).reshape(facts["height"], facts["width"], 4)
 
 
 def _read_by_ffmpeg(path: Path, contents: "_Contents", timeout_s: float) -> np.ndarray:
@@ -774,6 +786,11 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         raise MediaError(ANIMATED)
     if demuxer not in LOOKED_AT:
         return _read_packets(path, demuxer)
+    metadata = LOOKED_AT[demuxer]
+    found = _found_in(path, (*metadata, PNG_END)) if metadata else set()
+    if demuxer == "png_pipe" and PNG_END not in found:
+        # ffmpeg's decoder alone would read zeros in place of the missing end as pixels.
+        raise MediaError(UNREADABLE)
     still = _Contents(
         input_options=_input_options(demuxer),
         is_picture=True,
@@ -782,8 +799,7 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         video=_Stream(0, "picture", 0, 0, Fraction(1), 1, 0.0),
         audio=None,
     )
-    data = path.read_bytes()
-    if not any(name in data for name in LOOKED_AT[demuxer]):
+    if metadata and found.isdisjoint(metadata):
         return still
     looked, _ = _ask_pillow(path, "look")
     if looked["reader"] == "pillow" and demuxer in ("tiff_pipe", "heif"):
@@ -791,6 +807,18 @@ def _read_contents(path: Path, version: tuple[int, int, int]) -> _Contents:
         still = replace(still, input_options={})
     notes = tuple(looked["notes"])
     return replace(still, orientation=looked["orientation"], reader=looked["reader"], notes=notes)
+
+
+def _found_in(path: Path, sequences: Collection[bytes]) -> set[bytes]:
+    """Those of some sequences of bytes that a file contains."""
+    found: set[bytes] = set()
+    overlap = max(map(len, sequences)) - 1
+    data = b""
+    with path.open("rb") as file:
+        while block := file.read(SEARCHED_BLOCK_BYTES):
+            data = data[-overlap:] + block
+            found.update(sequence for sequence in sequences if sequence in data)
+    return found
 
 
 def _input_options(demuxer: str | None) -> dict[str, Any]:
@@ -1051,18 +1079,14 @@ def _split_png(stream: IO[bytes]) -> Iterator[bytes]:
 def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
     """Decodes the first frame with the filters that a job uses; a video's has square pixels (the height is kept)."""
     contents = _read_contents(path, version)
-    if contents.is_picture and contents.input_options:
-        measured = _upright(contents).output("pipe:", format="framecrc", **PICTURE_PIXELS)
-        with _child(path, measured, PROBE_TIMEOUT_S) as child:
-            picture = _parse_packets(child.stdout).get(("video", 0))
-        if picture is None:
-            raise MediaError(NO_FRAME)
-        if contents.reader == "ffmpeg":
-            return _FirstFrame(picture.height, picture.width)
-    if contents.reader == "pillow":
-        # ffmpeg, if it reads this format at all, has checked above that the file is complete.
-        facts, _ = _ask_pillow(path, "read")
-        return _FirstFrame(facts["height"], facts["width"])
+    if contents.is_picture:
+        size = _check_complete(path, contents)
+        if contents.reader == "pillow":
+            # Another decoder may see another size.
+            facts, _ = _ask_pillow(path, "read")
+            return _FirstFrame(facts["height"], facts["width"])
+        assert size is not None
+        return size
     first_frame = _look_at_frames(path, contents)
     try:
         with _child(path, _frames(contents, first_frame, 1, 1, 0), PROBE_TIMEOUT_S) as child:
@@ -1074,6 +1098,19 @@ def _read_first_frame(path: Path, version: tuple[int, int, int]) -> _FirstFrame:
     if num_frames == 0:
         raise MediaError(NO_FRAME)
     return first_frame
+
+
+def _check_complete(path: Path, contents: _Contents) -> _FirstFrame | None:
+    """Decodes an image with ffmpeg, which refuses one that is not complete; returns its size. None if ffmpeg does not
+    read the format."""
+    if not contents.input_options:
+        return None
+    measured = _upright(contents).output("pipe:", format="framecrc", **PICTURE_PIXELS)
+    with _child(path, measured, PROBE_TIMEOUT_S) as child:
+        picture = _parse_packets(child.stdout).get(("video", 0))
+    if picture is None:
+        raise MediaError(NO_FRAME)
+    return _FirstFrame(picture.height, picture.width)
 
 
 def _look_at_frames(path: Path, contents: _Contents) -> _FirstFrame:
@@ -1169,6 +1206,9 @@ def _scan_shapes(path: Path, contents: _Contents) -> tuple[str, ...]:
 
 def _over(rgba: np.ndarray, ground: int) -> Tensor:
     """RGBA uint8 (height, width, 4), alpha not premultiplied → RGB over a grey, uint8 (3, height, width)."""
+    if rgba[..., 3].min() == 255:
+        # Nothing shows through: blending takes a second for a large photograph.
+        return torch.from_numpy(rgba[..., :3].transpose(2, 0, 1).copy())
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
     blended = (colour * alpha + ground * (255 - alpha) + 127) // 255
     return torch.from_numpy(blended.astype(np.uint8)).permute(2, 0, 1).contiguous()
@@ -1326,7 +1366,7 @@ def _check_end(log: bytes, returncode: int, exceeded: list[float]) -> None:
         raise MediaError("The file is cut short: upload it again")
     if any(complaint in complaints for complaint in CHANGE_COMPLAINTS):
         raise MediaError("The sound changes its channels or rate within the Ogg file: export it again as WAV or MP3")
-    if b"exceeds specified max pixel count" in complaints:
+    if TOO_MANY_PIXELS.search(complaints):
         raise MediaError(TOO_LARGE)
     if NO_SPACE_COMPLAINT in complaints:
         raise DecoderError("The worker's disk is full: send the job again, or a smaller file")

@@ -109,14 +109,28 @@ class ObjectResults(Store):
                 if self.objects.is_remote:
                     sent.add(len(data))
             places, served = self._addresses(name)
-            for _ in range(TRIES):
-                if served is None or served == there:
-                    break
-                # In a store that checks a name and then writes, another worker's video can replace a new one.
-                there = served
-                self.objects.put(f"{name}.json", _with_size(artifacts.metadata, there, made), METADATA_TYPE)
-                places, served = self._addresses(name)
+            if served != there:
+                stands = self._settle(name, artifacts, there, made)
+                # An address may lag behind the store.
+                there = stands if served is None or stands != there else served
         return places | ({} if there == made else {"bytes": there})
+
+    def _settle(self, name: str, artifacts: Artifacts, there: int, made: int) -> int:
+        """Makes the metadata fit the video that stands, and returns its size. In a store that looks for a name and then
+        writes, another worker's video can replace a new one.
+
+        Raises:
+            WorkerError: the video that stands answers another request.
+        """
+        for _ in range(TRIES):
+            found = self._look(name)
+            if found is None or found.num_bytes == there:
+                break
+            if found.mark not in (None, artifacts.request):
+                raise not_stored("another worker has stored a video of another request under the job's id")
+            there = found.num_bytes
+            self.objects.put(f"{name}.json", _with_size(artifacts.metadata, there, made), METADATA_TYPE)
+        return there
 
     def _commit(self, name: str, request: str, made: int, commit: Callable[[bool], bool]) -> tuple[int, bool]:
         """Stores the video; returns the size of the stored video, and whether it is this worker's."""

@@ -112,8 +112,7 @@ class VolumeObjects(ObjectStore):
                         yield ListedObject(file.relative_to(self._folder).as_posix(), age_s)
 
     def url(self, name: str) -> Address:
-        found = self.head(name)
-        return Address(f"{self.prefix}/{name}", None if found is None else found.num_bytes)
+        return Address(f"{self.prefix}/{name}")
 
     def remove_unfinished(self, max_age_s: float) -> None:
         unfinished = self.at(self._work_folder.relative_to(self.root).as_posix())
