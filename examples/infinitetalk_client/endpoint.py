@@ -143,8 +143,7 @@ class InfiniteTalkClient:
             envelope: the fields next to input: policy, webhook, s3Config.
 
         Raises:
-            MediaError: the request is larger than Runpod takes, or a number in it is one that JSON does not have; nothing
-                was sent.
+            MediaError: the request is larger than Runpod takes, or has a number that JSON has not; nothing was sent.
             EndpointError: the endpoint refuses the job or does not answer.
         """
         try:

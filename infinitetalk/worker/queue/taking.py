@@ -11,9 +11,10 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,9 @@ PAUSE_S = 1.0
 """Seconds to wait after a request that failed or returned at once without a job."""
 
 TOO_MANY_REQUESTS_PAUSE_S = 5.0
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WAKE_BYTES = 4096
 
 DEEPEST = 100
 """Levels of nesting that are read: more than any valid job has, and few enough for Python."""
@@ -68,10 +72,11 @@ class JobLoop(rp_scale.JobScaler):
 
     async def run(self) -> None:
         """Implements `start`."""
-        loop = asyncio.get_running_loop()
-        # The event loop calls these handlers. A plain signal handler could interrupt any code, such as a log call.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.kill_worker)
+        with told_to_end(self.kill_worker):
+            await self._serve_all()
+
+    async def _serve_all(self) -> None:
+        """Serves one job after another."""
         async with AsyncClientSession() as session:
             stops = asyncio.create_task(self.monitor_stop_signals(session))
             try:
@@ -129,6 +134,37 @@ class JobLoop(rp_scale.JobScaler):
         finally:
             del self.jobs_tasks[job_id]
             self.job_progress.remove(job_id)
+
+
+@contextmanager
+def told_to_end(callback: Callable[[], None]) -> Iterator[None]:
+    """Lets the running event loop call `callback` at each SIGTERM and SIGINT. Afterwards, they are ignored: the loop's
+    own handlers would be removed with it, and another signal would kill the process in the middle of its end.
+
+    A plain signal handler could interrupt any code, such as a log call.
+    """
+    loop = asyncio.get_running_loop()
+    reader, writer = socket.socketpair()
+
+    def answer() -> None:
+        # One byte for each signal, with its number.
+        if set(END_SIGNALS).intersection(reader.recv(WAKE_BYTES)):
+            callback()
+
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        loop.add_reader(reader, answer)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in END_SIGNALS:
+            signal.signal(number, lambda *_: None)
+        try:
+            yield
+        finally:
+            for number in END_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.set_wakeup_fd(-1)
+            loop.remove_reader(reader)
 
 
 class NoJobError(Exception):
