@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -680,10 +680,7 @@ def test_a_video_that_replaces_another_after_its_commit_is_the_one_that_both_tel
 
     def put_after_the_other(name: str, *arguments: object, **options: object) -> None:
         if name == "job-1.json":
-            monkeypatch.setattr(second, "_look", lambda name: None)
-            uploading = second.objects.uploading
-            monkeypatch.setattr(second.objects, "uploading", lambda *upload: as_if_free(uploading(*upload)))
-            second.save("job-1", other)
+            save_as_if_free(second, other, monkeypatch)
         put_beside(name, *arguments, **options)
 
     monkeypatch.setattr(first, "_put_beside", put_after_the_other)
@@ -698,10 +695,7 @@ def test_an_account_of_another_requests_video_is_left_as_it_is(files, make_holde
     addresses = first._addresses
 
     def addresses_after_the_other(name: str) -> object:
-        monkeypatch.setattr(second, "_look", lambda name: None)
-        uploading = second.objects.uploading
-        monkeypatch.setattr(second.objects, "uploading", lambda *upload: as_if_free(uploading(*upload)))
-        second.save("job-1", other)
+        save_as_if_free(second, other, monkeypatch)
         # What the other has stored, whole.
         second.objects.put("job-1.json", other.metadata.read_bytes())
         return addresses(name)
@@ -724,11 +718,18 @@ def test_an_address_that_lags_behind_its_store_changes_no_account(files, make_ho
     assert json.loads(content(store, told, "metadata_"))["video"]["bytes"] == len(VIDEO)
 
 
-@contextmanager
-def as_if_free(uploading: AbstractContextManager[Callable[[bool], bool]]) -> Iterator[Callable[[bool], bool]]:
-    """An upload that takes its name whether or not it is free."""
-    with uploading as commit:
-        yield lambda is_new: commit(False)
+def save_as_if_free(store: Store, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves in a store that has found the name free, and takes it whether or not it still is."""
+    uploading = store.objects.uploading
+
+    @contextmanager
+    def as_if_free(*upload: Any) -> Iterator[Callable[[bool], bool]]:
+        with uploading(*upload) as commit:
+            yield lambda is_new: commit(False)
+
+    monkeypatch.setattr(store, "_look", lambda name: None)
+    monkeypatch.setattr(store.objects, "uploading", as_if_free)
+    store.save("job-1", artifacts)
 
 
 def test_a_holder_that_is_stopped_in_its_upload_takes_nothing_of_the_others(files, make_holder):

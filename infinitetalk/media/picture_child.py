@@ -126,9 +126,9 @@ def open_picture(file: IO[bytes], is_heif: bool) -> Image.Image:
 
 def read(image: Image.Image, file: IO[bytes], notes: list[str]) -> tuple[dict[str, Any], bytes]:
     """Size and pixels of an image."""
-    orientation = orientation_of(image)
     from PIL import ImageOps
 
+    orientation = orientation_of(image)
     icc, colours = meaning_of(image, file)
     try:
         image.load()

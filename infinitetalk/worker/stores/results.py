@@ -126,8 +126,8 @@ class ObjectResults(Store):
             found = self._look(name)
             if found is None or found.num_bytes == there:
                 break
-            if found.mark not in (None, artifacts.request):
-                raise not_stored("another worker has stored a video of another request under the job's id")
+            # It raises if this is another request's.
+            next_step(found, None, artifacts.request)
             there = found.num_bytes
             self.objects.put(f"{name}.json", _with_size(artifacts.metadata, there, made), METADATA_TYPE)
         return there
